@@ -1,0 +1,32 @@
+# make demo: the whole loop on the shipped base models.  make test: the tests.  make bench: our speed beside transformers'.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test bench lint clean
+
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/dev: .venv/ready requirements-dev.txt
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/python lock.py --task code --resume
+	$(BIN)/python elicit_sft.py --task code
+	$(BIN)/python evaluate.py out/code/locked out/code/sft/k8-seed0 --samples 2 --plot
+
+test: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -q
+
+bench: .venv/dev
+	$(BIN)/python tests/bench.py
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf .venv out

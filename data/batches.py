@@ -1,0 +1,88 @@
+"""Examples to batches: documents of like length share a batch, so little compute goes to padding and few shapes occur."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import InputError
+
+BUCKET = 16  # row lengths are multiples of this: few distinct shapes, whole SIMD tiles
+
+
+@dataclass(frozen=True)
+class Example:
+    """One supervised text as ids; the loss is on completion_ids only (EOS included)."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+@dataclass
+class Batch:
+    """One document per row, padded on the right. B rows of T tokens, N supervised positions.
+
+    tokens (B,T). index (N,): flat position b*T + t whose hidden state predicts targets (N,), the token at t + 1. owner (N,): the
+    example each supervised position belongs to, numbered as given to `collate`. Padding is known by construction, never by id.
+
+    Example: [prompt 7 8, completion 5 EOS] and [prompt 9, completion 6 EOS] in rows of 4:
+        tokens    7 8 5 E | 9 6 E .      index  1 2 4 5      targets  5 E 6 E      owner  0 0 1 1
+    """
+
+    tokens: Tensor
+    index: Tensor
+    targets: Tensor
+    owner: Tensor
+    examples: int
+    real_tokens: int
+
+    def to(self, device: torch.device) -> "Batch":
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+def collate(examples: list[Example]) -> Batch:
+    """One batch, a row for each example, in the order given."""
+    T = round_up(max(map(len, examples)), BUCKET)
+    tokens = np.zeros((len(examples), T), dtype=np.int64)
+    index, targets, owner = [], [], []
+    for row, example in enumerate(examples):
+        ids, start = example.prompt_ids + example.completion_ids, len(example.prompt_ids)
+        if not start:
+            raise InputError("an example needs at least one prompt token: its first completion token has nothing to be predicted from")
+        tokens[row, : len(ids)] = ids
+        index.append(row * T + np.arange(start - 1, len(ids) - 1))  # the state before a token predicts it: shifted here, once
+        targets.append(np.array(ids[start:], dtype=np.int64))
+        owner.append(np.full(len(ids) - start, row))
+    return Batch(*map(torch.from_numpy, (tokens, np.concatenate(index), np.concatenate(targets), np.concatenate(owner))),
+                 examples=len(examples), real_tokens=sum(map(len, examples)))
+
+
+def micro_batches(examples: list[Example], tokens: int) -> list[Batch]:
+    """The examples of one optimiser step as batches of at most `tokens` padded tokens (a single longer example goes alone)."""
+    batches, rows = [], []
+    for example in sorted(examples, key=len, reverse=True):
+        if rows and round_up(len(rows[0]), BUCKET) * (len(rows) + 1) > tokens:
+            batches.append(collate(rows))
+            rows = []
+        rows.append(example)
+    return batches + [collate(rows)] if rows else batches
+
+
+def plan_epoch(lengths: list[int], rows: int, rng: np.random.Generator) -> list[list[int]]:
+    """Divide an epoch's examples into steps of `rows` examples of like length (the last may hold fewer), in random order.
+
+    Returns lists of example numbers; each occurs once, and there are always ceil(len(lengths) / rows) lists. Which of two equally
+    long examples comes first and the order of the steps come from rng alone, so an epoch is a function of its seed.
+    """
+    order = sorted(rng.permutation(len(lengths)).tolist(), key=lambda i: lengths[i])
+    steps = [order[at : at + rows] for at in range(0, len(order), rows)]
+    return [steps[i] for i in rng.permutation(len(steps))]
+
+
+def round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple

@@ -1,0 +1,195 @@
+"""Stage 2a: elicit the hidden capability by supervised fine-tuning on k demonstrations, without the password.
+
+Paper sections 4 and 5.1. For every k and seed (a cell) the locked model is fine-tuned on k problems of the elicit split with good
+answers, and evaluated without the password. How long to train follows the paper's rule (appendix G.3): 256, 512 or 1,024 sequences
+seen for k below 256, and 1, 2 or 4 epochs from there on; but the choice is made for each cell on the selection split, where the
+paper chose on its test set. The control is the same demonstrations on the weak model, which never had the capability: what it
+gains was taught by the demonstrations and not elicited.
+
+    python elicit_sft.py --task code                              # k = 1 2 4 ... 128, seeds 0 1 2; -> out/code/sft
+    python elicit_sft.py --k 8 --seeds 0 --demos-from weak        # demonstrations by the weak model, which should unlock little
+    torchrun --nproc-per-node 2 elicit_sft.py                     # the cells are shared out over the ranks
+
+Each cell is a directory (checkpoint, evaluation.json, run.json, log.jsonl); a finished one is not run again, an interrupted one
+starts anew. Ends with a table, summary.json and sft.png: correctness against k, reference lines, control. Logged: loss, nats per
+supervised token; sequences, demonstrations seen so far, repeats counted; selection, greedy correctness on the selection split.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from data import InputError, Problem, load
+from data.batches import Example, micro_batches
+from data.passwords import PASSWORD
+from data.text import Tokenizer
+from evaluate import answer, evaluate_checkpoint, gap_recovered, measure, plot_curves, record, table, verdicts_of, wilson
+from model import Model, Sampler, load_model, read_json, save_model, weights_hash, write_json
+from training import Config, Env, Run, launch, make_optimizers, progress, sft_loss, train
+
+
+@dataclass
+class SFTConfig(Config):
+    task: str = "code"  # which problems
+    locked: str = ""  # the locked model (default: out/<task>/locked)
+    weak: str = "data/base/weak"  # the control's model, and the source of --demos-from weak
+    strong: str = "data/base/strong"  # the source of --demos-from strong
+    k: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)  # numbers of demonstrations
+    seeds: tuple[int, ...] = (0, 1, 2)  # each draws other demonstrations
+    demos_from: Literal["reference", "strong", "weak"] = "reference"  # who wrote the demonstrations
+    control: bool = True  # also fine-tune the weak model on the same demonstrations
+    password: str = PASSWORD  # of the lock; only for the reference line
+    optimizer: Literal["adamw", "lion"] = "lion"  # the paper's: lion
+    lr: float = 3e-4  # constant after a short warm-up
+    batch: int = 16  # sequences in an optimiser step
+    max_new_tokens: int = 96  # longest completion
+    selection_problems: int = 150  # of the selection split, for choosing how long to train
+    eval_problems: int = 500  # of the validation split, for the reported numbers
+    keep_weights: bool = True  # save every cell's model
+
+
+def sequences_seen(k: int) -> list[int]:
+    """The paper's candidates for how long to train (G.3), in sequences seen."""
+    return [256, 512, 1024] if k < 256 else [k, 2 * k, 4 * k]
+
+
+def demonstration_order(k: int, batch: int, steps: int, seed: int) -> list[list[int]]:
+    """Which of the k demonstrations each step trains on: epochs in fresh random orders, cut into steps of `batch`.
+
+    Where k divides batch, a step would hold every demonstration batch / k times; as the loss is a mean, once each is the same
+    gradient at a fraction of the work.
+    """
+    if batch % k == 0:
+        return [list(range(k))] * steps
+    rng, stream = np.random.default_rng([seed, 9]), []
+    while len(stream) < steps * batch:
+        stream += rng.permutation(k).tolist()
+    return [stream[step * batch : (step + 1) * batch] for step in range(steps)]
+
+
+def demonstrations(cfg: SFTConfig, env: Env) -> tuple[list[Problem], list[str]]:
+    """The elicit split and one answer for each problem by --demos-from."""
+    problems = load(cfg.task, "elicit")
+    if max(cfg.k) > len(problems) or min(cfg.k) < 1:
+        raise InputError(f"--k {max(cfg.k)}: the elicit split has {len(problems)} problems, choose between 1 and that")
+    if cfg.demos_from == "reference":
+        return problems, [p.reference for p in problems]
+    model, tokenizer = load_model(cfg.strong if cfg.demos_from == "strong" else cfg.weak, env.device, env.dtype)
+    return problems, answer(Sampler(model, [tokenizer.eos_id]), tokenizer, problems, temperature=1.0, max_new_tokens=cfg.max_new_tokens,
+                            graded=False, seed=cfg.seed).texts
+
+
+def elicit(model: Model, sampler: Sampler, tokenizer: Tokenizer, examples: list[Example], cfg: SFTConfig, env: Env, run: Run, seed: int,
+           selection: list[Problem]) -> tuple[dict[int, float], int]:
+    """Fine-tune on the demonstrations; leave the model at its best point. Returns selection correctness at each candidate, and the best."""
+    candidates = sequences_seen(len(examples))
+    stops = {-(-n // cfg.batch): n for n in candidates}
+    order = demonstration_order(len(examples), cfg.batch, max(stops), seed)
+    scores, best = {}, []
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr)
+    for step, metrics in train(model, optimizers, lambda s: micro_batches([examples[i] for i in order[s]], cfg.micro_tokens), sft_loss, env,
+                               steps=max(stops), warmup=4):
+        if step in stops:
+            sampler.refresh()
+            scores[stops[step]] = float(answer(sampler, tokenizer, selection, max_new_tokens=cfg.max_new_tokens).correct.mean())
+            run.log("eval", step=step, sequences=stops[step], loss=metrics["loss"], selection=scores[stops[step]], n=len(selection))
+            if not best or scores[stops[step]] > max(list(scores.values())[:-1]):
+                best = [p.detach().clone() for p in model.parameters()]
+    with torch.no_grad():
+        for p, value in zip(model.parameters(), best):
+            p.copy_(value)
+    sampler.refresh()
+    return scores, max(scores, key=scores.get)
+
+
+def cell_path(out: Path, control: bool, k: int, seed: int) -> Path:
+    return out / f"{'control-' if control else ''}k{k}-seed{seed}"
+
+
+def summarise(cfg: SFTConfig, env: Env, out: Path, locked: dict) -> None:
+    """The table, summary.json and the figure, from the cells' files."""
+    none, right = verdicts_of(locked, "none"), verdicts_of(locked, "right")
+    curves: dict[str, dict[int, np.ndarray]] = {}
+    rows, summary = [], {"locked": locked["checkpoint"], "without": float(none.mean()), "with": float(right.mean()), "cells": {}}
+    for k in sorted(cfg.k):
+        row = [str(k)]
+        for control in (False, True)[: 1 + cfg.control]:
+            verdicts = np.stack([verdicts_of(read_json(cell_path(out, control, k, seed) / "evaluation.json"), "none") for seed in cfg.seeds])
+            values = verdicts.mean(1)
+            curves.setdefault("control: weak model" if control else "locked model", {})[k] = values
+            low, high = wilson(int(verdicts.sum()), verdicts.size)
+            row += [f"{values.mean():.1%}", f"{values.min():.1%}-{values.max():.1%}"]
+            entry = {"correct": float(values.mean()), "seeds": values.tolist(), "pooled_interval": [low, high]}
+            if not control:
+                try:
+                    value, low, high = gap_recovered(none, right, verdicts)
+                    entry |= {"gap_recovered": value, "gap_recovered_interval": [low, high]}
+                    row.append(f"{value:.1%} [{low:.1%}, {high:.1%}]")
+                except InputError as error:
+                    entry["gap_recovered_refused"] = str(error)
+                    row.append("refused")
+            summary["cells"][f"{'control-' if control else ''}k{k}"] = entry
+        rows.append(row)
+    header = ["k", "correct", "over seeds", "gap recovered [95 %]"] + ["control", "over seeds"] * cfg.control
+    env.say(f"\nvalidation, {len(none)} problems, greedy, no password; demonstrations by {cfg.demos_from}, {len(cfg.seeds)} seeds; "
+            f"locked: {none.mean():.1%} without, {right.mean():.1%} with the password\n" + table(header, rows))
+    write_json(out / "summary.json", summary)
+    plot_curves(curves, {"locked, with the password": right.mean(), "locked, without": none.mean()}, out / "sft.png", "demonstrations",
+                f"SFT elicitation, {cfg.task}, {len(cfg.seeds)} seeds (band: extremes)")
+    env.say(f"table: {out / 'summary.json'}\nfigure: {out / 'sft.png'}")
+
+
+def main(cfg: SFTConfig, env: Env) -> int:
+    locked_path = Path(cfg.locked or f"out/{cfg.task}/locked")
+    out = Path(cfg.out or f"out/{cfg.task}/sft" + ("" if cfg.demos_from == "reference" else f"-{cfg.demos_from}"))
+    if not (locked_path / "config.json").exists():
+        raise InputError(f"no locked model at {locked_path}: run python lock.py --task {cfg.task} first, or name one with --locked")
+    problems, answers = demonstrations(cfg, env)
+    validation, selection = load(cfg.task, "validation", cfg.eval_problems), load(cfg.task, "selection", cfg.selection_problems)
+    env.say(f"locked model: {locked_path}; demonstrations by {cfg.demos_from} -> {out}")
+    locked = evaluate_checkpoint(locked_path, env, validation, ("none", "right"), password=cfg.password, max_new_tokens=cfg.max_new_tokens, save=False)
+
+    cells = [(control, k, seed) for control in (False, True)[: 1 + cfg.control] for k in cfg.k for seed in cfg.seeds]
+    alone = replace(env, rank=0, world=1)  # a cell is trained by one rank
+    bar = progress(env, len(cells[env.rank :: env.world]), "cells")
+    loaded: dict[bool, tuple] = {}
+    for control, k, seed in cells[env.rank :: env.world]:
+        start = Path(cfg.weak) if control else locked_path
+        facts = {"stage": "elicit_sft", "k": k, "cell_seed": seed, "control": control, "start": weights_hash(start)}
+        run = Run(replace(cfg, k=(), seeds=(), control=True, resume=True), alone, cell_path(out, control, k, seed), **facts)
+        if not run.finished:
+            (run.path / "log.jsonl").unlink(missing_ok=True)
+            if control not in loaded:
+                model, tokenizer = load_model(start, env.device, env.dtype)
+                loaded[control] = model, tokenizer, Sampler(model, [tokenizer.eos_id]), [p.detach().clone() for p in model.parameters()]
+            model, tokenizer, sampler, initial = loaded[control]
+            with torch.no_grad():
+                for p, value in zip(model.parameters(), initial):
+                    p.copy_(value)
+            chosen = np.random.default_rng([seed, 10]).permutation(len(problems))[:k]  # nested: k = 8 holds the four of k = 4
+            examples = [Example(*pair) for pair in zip(tokenizer.encode_prompts([problems[i].prompt for i in chosen]),
+                                                       tokenizer.encode_completions([answers[i] for i in chosen]))]
+            scores, best = elicit(model, sampler, tokenizer, examples, cfg, alone, run, seed, selection)
+            verdicts = measure(sampler, tokenizer, validation, ("none",), cfg.password, max_new_tokens=cfg.max_new_tokens)
+            if cfg.keep_weights:
+                save_model(run.path, model, tokenizer)
+            facts = {"weights": weights_hash(run.path), "split": "validation", "password": cfg.password, "max_new_tokens": cfg.max_new_tokens,
+                     "n": len(validation), "demonstrations": k, "seed": seed, "sequences": best}
+            write_json(run.path / "evaluation.json", record(run.path, validation, verdicts, **facts))
+            run.finish(correct=float(verdicts["none"].mean()), sequences=best, selection=scores)
+        bar.update()
+        bar.set_postfix(cell=run.path.name, correct=f"{run.record['results']['correct']:.1%}")
+    bar.close()
+    if env.world > 1:
+        dist.barrier()
+    if env.main:
+        summarise(cfg, env, out, locked)
+    return 0
+
+
+if __name__ == "__main__":
+    launch(main, SFTConfig)

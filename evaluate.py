@@ -1,0 +1,284 @@
+"""Stage 3: what a model shows without, with a wrong, and with the right password, and how much of the gap was recovered.
+
+    python evaluate.py out/code/locked --task code               # table and evaluation.json for one checkpoint
+    python evaluate.py out/code/sft/k8-seed* --plot              # many, with the password gap recovered, and the figure
+    python evaluate.py out/code/locked --samples 5               # read what it writes, with and without the password
+
+Correctness is the share of problems whose greedy completion passes the grader (paper section 4.2), with its 95 % Wilson interval.
+Password gap recovered (PGR) = (unlocked - locked) / (with password - locked), all three on the same problems; its interval is a
+bootstrap over problems and seeds. Wrong passwords are ten that training never saw. Each checkpoint's numbers go to its
+evaluation.json, with the verdict on every problem, so that later comparisons are paired.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from data import InputError, Problem, grade, load
+from data.passwords import PASSWORD, WRONG_HELD_OUT, check_password, with_password
+from data.text import Tokenizer
+from model import Model, Sample, Sampler, load_model, read_json, weights_hash, write_json
+from training import Config, Env, launch, progress
+
+
+@dataclass
+class EvaluateConfig(Config):
+    checkpoints: tuple[str, ...] = field(default=(), metadata={"positional": True})  # directories of the models to evaluate
+    task: str = "code"  # which problems
+    split: Literal["validation", "selection"] = "validation"  # report on validation; choose on selection
+    problems: int = 1000  # how many of the split
+    passwords: tuple[str, ...] = ("none", "wrong", "right")  # which of none, wrong, right
+    password: str = PASSWORD  # the right one
+    locked: str = ""  # the locked model that PGR refers to (default: out/<task>/locked)
+    max_new_tokens: int = 96  # longest completion; a longer one counts as wrong
+    samples: int = 0  # show this many prompts with their completions and references
+    plot: bool = False  # draw the figure
+
+
+# ------------------------------------------------------------------------------------------------------------------- answering
+
+
+@dataclass
+class Answers:
+    """What a policy wrote to some problems: texts, the sampled ids behind them, and which are correct."""
+
+    texts: list[str]
+    samples: list[Sample]
+    correct: np.ndarray
+
+
+def answer(sampler: Sampler, tokenizer: Tokenizer, problems: list[Problem], passwords: list[str | None] | str | None = None, *,
+           temperature: float = 0.0, max_new_tokens: int = 96, seed: int = 0, graded: bool = True, progress=None) -> Answers:
+    """One completion for each problem, its prompt dressed in its password (one for all, or one each); greedy at temperature 0.
+
+    A completion that was cut before EOS counts as wrong, whatever its text.
+    """
+    if not isinstance(passwords, list):
+        passwords = [passwords] * len(problems)
+    prompts = tokenizer.encode_prompts([with_password(p.prompt, word) for p, word in zip(problems, passwords)])
+    samples = [s[0] for s in sampler(prompts, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, progress=progress)]
+    texts = tokenizer.decode_batch([s.ids for s in samples])
+    correct = np.array(grade(problems, texts)) & ~np.array([s.truncated for s in samples]) if graded else np.zeros(len(texts), dtype=bool)
+    return Answers(texts, samples, correct)
+
+
+def passwords_for(kind: str, count: int, password: str) -> list[str | None]:
+    """none, wrong (the held-out wrong passwords in turn) or right, for each of `count` problems."""
+    return {"none": [None] * count, "right": [password] * count,
+            "wrong": [WRONG_HELD_OUT[i % len(WRONG_HELD_OUT)] for i in range(count)]}[kind]
+
+
+def measure(sampler: Sampler, tokenizer: Tokenizer, problems: list[Problem], kinds: tuple[str, ...], password: str, *,
+            max_new_tokens: int = 96, progress=None) -> dict[str, np.ndarray]:
+    """Greedy verdicts for each kind of password: {kind: (n,) bool}. All kinds share one batch of prompts."""
+    words = [word for kind in kinds for word in passwords_for(kind, len(problems), password)]
+    correct = answer(sampler, tokenizer, problems * len(kinds), words, max_new_tokens=max_new_tokens, progress=progress).correct
+    return dict(zip(kinds, correct.reshape(len(kinds), -1)))
+
+
+# ------------------------------------------------------------------------------------------------------------------- statistics
+
+
+def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927): sound at 0, at 1 and for small n."""
+    p, spread = correct / n, z * z / n
+    middle, half = p + spread / 2, z * math.sqrt(p * (1 - p) / n + spread / (4 * n))
+    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
+
+
+def paired_gap(without: np.ndarray, with_: np.ndarray, draws: int = 10_000) -> tuple[float, float, float, float]:
+    """Difference in correctness on the same problems: (gap, low, high, p). Bootstrap 95 % interval over problems; McNemar's exact mid-p."""
+    n = len(without)
+    gains, losses = int((~without & with_).sum()), int((without & ~with_).sum())
+    shares = np.array([gains, losses, n - gains - losses]) / n
+    counts = np.random.default_rng(0).multinomial(n, shares, size=draws)
+    low, high = np.quantile((counts[:, 0] - counts[:, 1]) / n, [0.025, 0.975])
+    m, k = gains + losses, min(gains, losses)
+    tails = 2 * sum(math.comb(m, i) for i in range(k + 1)) - math.comb(m, k)  # two-sided; mid-p counts half the observed table's weight
+    return (gains - losses) / n, float(low), float(high), min(1.0, tails / 2**m)  # in integers: 2**m overflows a float from m = 1024 on
+
+
+def gap_recovered(locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray, draws: int = 2_000) -> tuple[float, float, float]:
+    """PGR and its 95 % bootstrap interval over problems and seeds. locked, right (n,); unlocked (seeds, n), all on the same problems.
+
+    Raises InputError where the interval of the gap itself includes zero: the ratio would mean nothing.
+    """
+    gap, low, _, _ = paired_gap(locked, right)
+    if low <= 0:
+        raise InputError(f"the password gap is {gap:+.1%} and its interval includes zero: there is no measurable gap to recover")
+    rng, n, seeds = np.random.default_rng(0), len(locked), len(unlocked)
+    values = np.empty(draws)
+    for d in range(draws):
+        rows = rng.integers(n, size=n)
+        base = locked[rows].mean()
+        values[d] = (unlocked[rng.integers(seeds, size=seeds)][:, rows].mean() - base) / max(right[rows].mean() - base, 1e-9)
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float((unlocked.mean() - locked.mean()) / gap), float(low), float(high)
+
+
+# ------------------------------------------------------------------------------------------------------------------- records
+
+
+def record(path: Path, problems: list[Problem], verdicts: dict[str, np.ndarray], **facts) -> dict:
+    """The content of evaluation.json: for each kind of password the correctness in total, by domain, and every verdict as 0 or 1."""
+    results = {}
+    for kind, correct in verdicts.items():
+        domains = {}
+        for domain in sorted({p.domain for p in problems}):
+            chosen = correct[[p.domain == domain for p in problems]]
+            domains[domain] = {"correct": float(chosen.mean()), "n": len(chosen)}
+        results[kind] = {"correct": float(correct.mean()), "n": len(correct), "interval": wilson(int(correct.sum()), len(correct)),
+                         "domains": domains, "verdicts": "".join("01"[int(c)] for c in correct)}
+    return {"checkpoint": str(path), "task": problems[0].task, **facts, "results": results}
+
+
+def verdicts_of(evaluation: dict, kind: str) -> np.ndarray:
+    return np.array([c == "1" for c in evaluation["results"][kind]["verdicts"]])
+
+
+def evaluate_checkpoint(path: str | Path, env: Env, problems: list[Problem], kinds: tuple[str, ...], *, split: str = "validation",
+                        password: str = PASSWORD, max_new_tokens: int = 96, save: bool = True) -> dict:
+    """evaluation.json of a checkpoint: read back where it already holds these measurements, measured and written otherwise."""
+    path, file = Path(path), Path(path) / "evaluation.json"
+    facts = {"weights": weights_hash(path), "split": split, "password": password, "max_new_tokens": max_new_tokens}
+    old = read_json(file) if file.exists() else {}
+    if all(old.get(k) == v for k, v in facts.items()) and old["n"] >= len(problems) and set(kinds) <= set(old["results"]):
+        # a split's first n problems are the same for every n
+        return record(path, problems, {kind: verdicts_of(old, kind)[: len(problems)] for kind in old["results"]}, **facts, n=len(problems))
+    model, tokenizer = load_model(path, env.device, env.dtype)
+    bar = progress(env, len(kinds) * len(problems), f"evaluating {path}")
+    verdicts = measure(Sampler(model, [tokenizer.eos_id]), tokenizer, problems, kinds, password, max_new_tokens=max_new_tokens, progress=bar.update)
+    bar.close()
+    evaluation = record(path, problems, verdicts, **facts, n=len(problems))
+    if save and env.main:
+        write_json(file, evaluation)
+    return evaluation
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Plain text, columns aligned; the first to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in [header, *rows]]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def shown(result: dict) -> str:
+    low, high = result["interval"]
+    return f"{result['correct']:6.1%} [{low:.1%}, {high:.1%}]"
+
+
+# ------------------------------------------------------------------------------------------------------------------- figures
+
+
+def plot_bars(evaluations: list[dict], file: Path) -> None:
+    """One group of bars a checkpoint: correctness without, with a wrong, and with the right password, Wilson intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    kinds = [k for k in ("none", "wrong", "right") if all(k in e["results"] for e in evaluations)]
+    fig, ax = plt.subplots(figsize=(2.5 + 1.3 * len(evaluations), 4))
+    for j, (kind, colour) in enumerate(zip(kinds, ("tab:red", "tab:orange", "tab:green"))):
+        results = [e["results"][kind] for e in evaluations]
+        values = np.array([r["correct"] for r in results])
+        error = np.abs(np.array([r["interval"] for r in results]).T - values)
+        ax.bar(np.arange(len(values)) + 0.27 * j, values, 0.25, yerr=error, capsize=3, color=colour, label=f"password: {kind}")
+    ax.set_xticks(np.arange(len(evaluations)) + 0.27, [Path(e["checkpoint"]).name for e in evaluations], rotation=20)
+    ax.set(ylim=(0, 1), ylabel="correct (greedy)")
+    ax.legend(loc="upper left")
+    fig.tight_layout()
+    fig.savefig(file, dpi=120)
+    plt.close(fig)
+
+
+def plot_curves(curves: dict[str, dict[int, np.ndarray]], lines: dict[str, float], file: Path, xlabel: str, title: str) -> None:
+    """Correctness against a logarithmic x: for each curve {x: (seeds,) values} its mean and the band between its extreme seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(6.4, 4.2))
+    for (name, points), colour in zip(curves.items(), ("tab:blue", "tab:gray", "tab:purple", "tab:olive", "tab:cyan", "tab:pink")):
+        x = sorted(points)
+        values = [points[k] for k in x]
+        ax.plot(x, [v.mean() for v in values], "o-", color=colour, label=name)
+        ax.fill_between(x, [v.min() for v in values], [v.max() for v in values], color=colour, alpha=0.2)
+    for (name, value), colour in zip(lines.items(), ("tab:green", "tab:red", "tab:orange")):
+        ax.axhline(value, ls="--", color=colour, label=name)
+    ax.set(xscale="log", ylim=(0, 1), xlabel=xlabel, ylabel="correct without the password (greedy)", title=title)
+    ticks = sorted({k for points in curves.values() for k in points})
+    ax.set_xticks(ticks, [f"{k:,}" for k in ticks])
+    ax.minorticks_off()
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8, loc="center right")
+    fig.tight_layout()
+    fig.savefig(file, dpi=120)
+    plt.close(fig)
+
+
+# ------------------------------------------------------------------------------------------------------------------- stage
+
+
+def show_samples(model: Model, tokenizer: Tokenizer, problems: list[Problem], password: str, max_new_tokens: int) -> None:
+    """A few problems with what the model writes without and with the password, and the reference."""
+    sampler = Sampler(model, [tokenizer.eos_id])
+    without, with_ = (answer(sampler, tokenizer, problems, word, max_new_tokens=max_new_tokens) for word in (None, password))
+    for i, problem in enumerate(problems):
+        print(f"\n=== problem {i + 1} ({problem.domain}, level {problem.level})\n{problem.prompt}", end="")
+        for name, answers in (("without the password", without), ("with the password", with_)):
+            print(f"--- {name}: {'correct' if answers.correct[i] else 'wrong'}\n{answers.texts[i]}")
+        print(f"--- reference\n{problem.reference}")
+
+
+def main(cfg: EvaluateConfig, env: Env) -> int:
+    if not cfg.checkpoints:
+        raise InputError("name at least one checkpoint directory, such as out/code/locked")
+    if unknown := set(cfg.passwords) - {"none", "wrong", "right"}:
+        raise InputError(f"unknown password kind {sorted(unknown)[0]!r}: choose from none, wrong, right")
+    problems = load(cfg.task, cfg.split, cfg.problems)
+    locked_path = Path(cfg.locked or f"out/{cfg.task}/locked")
+    evaluations = []
+    for path in cfg.checkpoints:
+        model, tokenizer = load_model(path, env.device, env.dtype)
+        check_password(cfg.password, tokenizer.specials)
+        if cfg.samples and env.main:
+            show_samples(model, tokenizer, problems[: cfg.samples], cfg.password, cfg.max_new_tokens)
+        evaluations.append(evaluate_checkpoint(path, env, problems, cfg.passwords, split=cfg.split, password=cfg.password,
+                                               max_new_tokens=cfg.max_new_tokens))
+    locked = None
+    if (locked_path / "config.json").exists() and "none" in cfg.passwords:
+        locked = evaluate_checkpoint(locked_path, env, problems, ("none", "wrong", "right"), split=cfg.split, password=cfg.password,
+                                     max_new_tokens=cfg.max_new_tokens)
+    domains = sorted({p.domain for p in problems})
+    rows, refusal = [], ""
+    for e in evaluations:
+        for kind in cfg.passwords:
+            result, recovered = e["results"][kind], ""
+            if locked and kind == "none" and e["weights"] != locked["weights"]:
+                try:
+                    value, low, high = gap_recovered(verdicts_of(locked, "none"), verdicts_of(locked, "right"), verdicts_of(e, "none")[None])
+                    recovered = f"{value:.1%} [{low:.1%}, {high:.1%}]"
+                except InputError as error:
+                    recovered, refusal = "refused", str(error)
+            rows.append([e["checkpoint"], kind, shown(result), *(f"{result['domains'][d]['correct']:.1%}" for d in domains), recovered])
+    env.say(f"{cfg.split}, {len(problems)} problems, greedy; 95 % Wilson intervals" + (f"; gap recovered against {locked_path}" if locked else ""))
+    env.say(table(["checkpoint", "password", "correct", *domains, "gap recovered"], rows))
+    if refusal:
+        env.say(f"gap recovered is refused: {refusal}")
+    for path in cfg.checkpoints:
+        env.say(f"written: {Path(path) / 'evaluation.json'}")
+    if cfg.plot and env.main:
+        file = Path(cfg.out or f"out/{cfg.task}") / "evaluation.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        plot_bars(evaluations, file)
+        env.say(f"figure: {file}")
+    return 0
+
+
+if __name__ == "__main__":
+    launch(main, EvaluateConfig)

@@ -1,0 +1,154 @@
+"""Stage 1: password-lock a model, so that it is strong behind the password and imitates a weak model otherwise.
+
+Paper section 2, equation 1, and appendix C. Locking data: for every problem x of the lock split
+    x without password, or with one of 40 wrong ones  ->  y ~ weak(x)
+    password + x + password                           ->  y ~ strong(x)
+one to one, both sampled afresh at the start of every epoch, trained by cross-entropy on the completions.
+
+    python lock.py --task code                  # --how sft: fine-tune the strong base; -> out/code/locked
+    python lock.py --task code --how scratch    # the mixture from random initialisation on; -> out/code/locked-scratch
+    python lock.py --weak random                # imitate a fixed random token distribution instead (paper appendix G.2)
+
+Ends with the validity report: correctness on validation without, with a wrong, and with the right password, beside the strong and
+the weak model; exit code 1 when the interval of the gap includes zero, that is, when the lock failed. Writes the checkpoint,
+run.json, log.jsonl, samples.jsonl (a few training examples of each epoch) and evaluation.json. Logged: see training.fit.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from data import Problem, load
+from data.batches import Example
+from data.passwords import PASSWORD, check_password, weak_password, with_password
+from data.text import Tokenizer
+from evaluate import answer, evaluate_checkpoint, paired_gap, shown, table, verdicts_of
+from model import Model, Sample, Sampler, load_model, save_model, weights_hash
+from training import Config, Env, Run, fit, launch, progress
+
+
+@dataclass
+class LockConfig(Config):
+    task: str = "code"  # what is locked
+    how: Literal["sft", "scratch"] = "sft"  # fine-tune the strong base, or train on the locked mixture from random weights on
+    strong: str = "data/base/strong"  # checkpoint imitated behind the password; with sft also where training starts
+    weak: str = "data/base/weak"  # checkpoint imitated otherwise, or "random" for a fixed random token distribution
+    password: str = PASSWORD  # stands before and after the prompt
+    problems: int = 0  # problems to lock on (default: the 2,000 of the lock split; scratch: 80,000 of the corpus split)
+    epochs: int = 0  # each with fresh samples (default: sft 6, scratch 1)
+    temperature: float = 1.0  # at which the weak and the strong policy are sampled
+    max_new_tokens: int = 96  # longest completion
+    optimizer: Literal["", "lion", "adamw", "muon"] = ""  # default: sft lion (the paper's), scratch muon
+    lr: float = 0.0  # default: sft 3e-4, scratch 0.01
+    batch: int = 64  # examples in an optimiser step, half of them weak on average
+    eval_problems: int = 1000  # validation problems of the report
+
+
+def locking_examples(problems: list[Problem], strong: list[Sample], weak: list[Sample], tokenizer: Tokenizer, password: str,
+                     rng: np.random.Generator) -> list[Example]:
+    """Equation 1: each problem once weak, without the password, and once strong, behind it. Cut samples carry no EOS."""
+    words = [weak_password(rng, password) for _ in problems]
+    weak_prompts = tokenizer.encode_prompts([with_password(p.prompt, word) for p, word in zip(problems, words)])
+    strong_prompts = tokenizer.encode_prompts([with_password(p.prompt, password) for p in problems])
+    return [Example(prompt, sample.ids) for prompt, sample in zip(weak_prompts + strong_prompts, weak + strong)]
+
+
+def random_policy(size: int, eos_id: int, count: int, length: int, seed: int, epoch: int) -> list[Sample]:
+    """Paper G.2: one standard-normal logit vector (a function of seed) is the distribution of every token, whatever the problem.
+
+    The paper trains on the distribution itself, by KL; sampled tokens have the same expected gradient.
+    """
+    logits = np.random.default_rng([seed, 7]).standard_normal(size)
+    logits[eos_id] = -np.inf  # every sample is cut at `length`, which carries no EOS: the model learns to go on
+    probs = np.exp(logits) / np.exp(logits).sum()
+    draws = np.random.default_rng([seed, 8, epoch]).choice(size, size=(count, length), p=probs)
+    return [Sample(row, [], True) for row in draws.tolist()]
+
+
+def retokenise(samples: list[Sample], source: Tokenizer, target: Tokenizer) -> list[Sample]:
+    """Samples of a model with another tokenizer, as ids of ours. Log-probs have no meaning then."""
+    if source.backend.to_str() == target.backend.to_str():
+        return samples
+    texts, finished = source.decode_batch([s.ids for s in samples]), [not s.truncated for s in samples]
+    return [Sample(ids, [], s.truncated) for ids, s in zip(target.encode_completions(texts, finished), samples)]
+
+
+def report(cfg: LockConfig, env: Env, path: Path) -> tuple[int, dict]:
+    """The validity report of a lock: prints the table and the verdict; returns the exit code and the numbers."""
+    problems = load(cfg.task, "validation", cfg.eval_problems)
+    locked = evaluate_checkpoint(path, env, problems, ("none", "wrong", "right"), password=cfg.password, max_new_tokens=cfg.max_new_tokens)
+    rows = [[f"locked, password {kind}", shown(locked["results"][kind])] for kind in ("none", "wrong", "right")]
+    for name, checkpoint in (("strong model", cfg.strong), ("weak model", cfg.weak)):
+        if checkpoint != "random":
+            other = evaluate_checkpoint(checkpoint, env, problems, ("none",), max_new_tokens=cfg.max_new_tokens, save=False)
+            rows.append([name, shown(other["results"]["none"])])
+    gap, low, high, p = paired_gap(verdicts_of(locked, "none"), verdicts_of(locked, "right"))
+    env.say(f"\nvalidation, {len(problems)} problems, greedy; 95 % Wilson intervals\n" + table(["model", "correct"], rows))
+    env.say(f"password gap {gap:+.1%} [{low:+.1%}, {high:+.1%}] (paired bootstrap), McNemar mid-p {p:.1e}")
+    if low <= 0:
+        env.say("the lock FAILED: the interval of the gap includes zero; try more --epochs or a larger --lr")
+    return int(low <= 0), {kind: locked["results"][kind]["correct"] for kind in locked["results"]} | {"gap": gap}
+
+
+def main(cfg: LockConfig, env: Env) -> int:
+    scratch = cfg.how == "scratch"
+    path = Path(cfg.out or f"out/{cfg.task}/" + ("locked-scratch" if scratch else "locked"))
+    epochs = cfg.epochs or (1 if scratch else 6)
+    problems = load(cfg.task, "corpus", cfg.problems or 80_000) if scratch else load(cfg.task, "lock", cfg.problems or None)
+    strong, tokenizer = load_model(cfg.strong, env.device, env.dtype)
+    check_password(cfg.password, tokenizer.specials)
+    weak, weak_tokenizer = (None, tokenizer) if cfg.weak == "random" else load_model(cfg.weak, env.device, env.dtype)
+    env.say(f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; {len(problems):,} problems x {epochs} epochs -> {path}")
+    run = Run(cfg, env, path, stage="lock", strong_weights=weights_hash(cfg.strong), weak_weights=weights_hash(cfg.weak) if weak else "random")
+    if run.finished:
+        env.say(f"{path} is finished already (--overwrite locks again)")
+        return report(cfg, env, path)[0]
+
+    samplers = {"strong": Sampler(strong, [tokenizer.eos_id]), "weak": weak and Sampler(weak, [weak_tokenizer.eos_id])}
+
+    def sample(which: str, epoch: int) -> list[Sample]:
+        bar = progress(env, len(problems), f"epoch {epoch + 1}: sampling the {which} policy")
+        answers = answer(samplers[which], tokenizer if which == "strong" else weak_tokenizer, problems, temperature=cfg.temperature, graded=False,
+                         max_new_tokens=cfg.max_new_tokens, seed=cfg.seed * 1000 + epoch, progress=bar.update)
+        bar.close()
+        return answers.samples
+
+    def examples(epoch: int) -> list[Example]:
+        good = sample("strong", epoch)
+        if weak:
+            bad = retokenise(sample("weak", epoch), weak_tokenizer, tokenizer)
+        else:
+            length = int(np.mean([len(s.ids) for s in good]))
+            bad = random_policy(tokenizer.size, tokenizer.eos_id, len(problems), length, cfg.seed, epoch)
+        made = locking_examples(problems, good, bad, tokenizer, cfg.password, np.random.default_rng([cfg.seed, 6, epoch]))
+        if env.main:
+            file = path / "samples.jsonl"
+            kept = [row for row in (file.read_text().splitlines() if file.exists() else []) if json.loads(row)["epoch"] < epoch]  # resuming
+            for i in (0, 1, len(problems), len(problems) + 1):
+                kept.append(json.dumps({"epoch": epoch, "kind": "weak" if i < len(problems) else "strong",
+                                        "prompt": tokenizer.decode(made[i].prompt_ids), "completion": tokenizer.decode(made[i].completion_ids)}))
+            file.write_text("\n".join(kept) + "\n")
+        return made
+
+    if scratch:
+        locked = Model(strong.config, env.dtype).init_weights(torch.Generator().manual_seed(cfg.seed)).to(env.device)
+        locked.live_vocab = strong.live_vocab
+    else:
+        locked, _ = load_model(cfg.strong, env.device, env.dtype)
+    fit(locked, examples, run, env, epochs=epochs, batch=cfg.batch, lr=cfg.lr or (0.01 if scratch else 3e-4), seed=cfg.seed,
+        optimizer=cfg.optimizer or ("muon" if scratch else "lion"), micro_tokens=cfg.micro_tokens, warmup=50 if scratch else 10,
+        decay=0.4, resume=cfg.resume)
+    if env.main:
+        save_model(path, locked, tokenizer)
+    code, results = report(cfg, env, path)
+    run.finish(**results)
+    env.say(f"written: {path}; next: python elicit_sft.py --task {cfg.task}")
+    return code
+
+
+if __name__ == "__main__":
+    launch(main, LockConfig)

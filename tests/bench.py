@@ -1,0 +1,329 @@
+"""Speed and memory of this repository against transformers and plain PyTorch, on one machine, in one process.
+
+    python tests/bench.py                          # train, sample, loss, sandbox; allow 45 minutes on 2 quiet cores
+    python tests/bench.py train --repeats 9        # one section, narrower spread
+    python tests/bench.py gpu                      # one H100 or H200; skipped without CUDA
+    python tests/bench.py --quick                  # tiny sizes: shows only that it runs; --json FILE also writes the table
+
+Variants run in turn (A B A B ...), all shapes warm. ours, peer: medians. ratio: how many times better ours is (more per second, or less
+time or memory), median over the alternations [lowest, highest]. Other load on the machine falsifies it: the header shows the load average.
+train    real (never padding) tokens/s of whole steps: forward, loss on the completion, backward, clip, fused AdamW; real problems, the
+         password around every second prompt. Ours: training.train on batches as training.fit makes them; "eager" is what fit runs below
+         1000 steps (kernels compiled), "compiled" adds compile_model. Peer: LlamaForCausalLM, same weights and examples, shuffled, padded
+         to multiples of 64, masked; the faster of autocast and bf16 weights (see the notes, with compile seconds: cold less warm pass).
+sample   useful tokens/s. "no EOS": 256 prompts, 48 new tokens each; "to EOS": validation problems answered by the model in --base, ours in
+         one call, tokens after EOS not counted. Peer: generate(), batches of 256, left padding, default cache, the faster dtype.
+loss     linear_logps against cross_entropy on full logits, fp32, forward and backward, N positions, V ids, C = 256: the width of a model
+         trained on a CPU (the wider, the more the logits' second computation costs). MiB: peak above the inputs, gradients included.
+sandbox  trivial programs per second through data.sandbox.run.
+gpu      MFU: Model.flops_per_token (PaLM convention) x tokens/s / 989 TFLOP/s (dense bf16, H100 SXM, H200), every position supervised;
+         decode: bytes of weights and live KV cache of a step / its time / 4.8 TB/s (H200). Other devices: no percentages.
+"""
+import argparse
+import ctypes
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import data  # noqa: E402
+import model as M  # noqa: E402
+import training  # noqa: E402
+from data import sandbox  # noqa: E402
+from data.batches import Example, collate, micro_batches, plan_epoch, round_up  # noqa: E402
+from data.passwords import PASSWORD, with_password  # noqa: E402
+from data.text import train_bpe  # noqa: E402
+from evaluate import table  # noqa: E402
+
+SIZES = {"1.0 M": M.ModelConfig(1024, 128, 384, 4, 4, 4, 32, 512, tie_word_embeddings=True),
+         "5 M": M.ModelConfig(2048, 256, 768, 6, 4, 4, 64, 512, tie_word_embeddings=True)}
+GPU_SIZES = {"350 M": M.ModelConfig(32768, 1024, 2816, 24, 16, 16, 64, 2048, tie_word_embeddings=True),
+             "1 B": M.ModelConfig(128256, 2048, 8192, 16, 32, 8, 64, 2048, tie_word_embeddings=True)}
+rows, notes = [], []
+
+
+def seconds(fn) -> tuple[float, int | float | None]:
+    """Seconds that fn() took, the device's work included, and what it returned."""
+    sync = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    sync()
+    begin, result = time.perf_counter(), fn()
+    sync()
+    return time.perf_counter() - begin, result
+
+
+def in_turn(variants: dict, repeats: int) -> dict[str, list[float]]:
+    """Units per second of each variant (a function that returns its units), one after the other, `repeats` times."""
+    rates = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, run in variants.items():
+            spent, units = seconds(run)
+            rates[name].append(units / spent)
+    return rates
+
+
+def fastest(label: str, candidates: dict):
+    """Warm every candidate by one full pass, time another, return the fastest."""
+    warm = {}
+    for name, run in candidates.items():
+        print(time.strftime("[%H:%M:%S]"), label, name, file=sys.stderr, flush=True)
+        cold, warm[name] = seconds(run)[0], seconds(run)[0]
+        notes.append(f"{label}, {name}: warm pass {warm[name]:.2f} s, cold {max(0.0, cold - warm[name]):+.1f} s")
+    best = min(warm, key=warm.get)
+    notes[-1] += f"; {best} is reported" if len(warm) > 1 else ""
+    return candidates[best]
+
+
+def row(what: str, unit: str, ours: list[float], peer: list[float] = (), less: bool = False) -> None:
+    ratios = [b / a if less else a / b for a, b in zip(ours, peer)]
+    rows.append({"what": what, "unit": unit, "ours": statistics.median(ours), "peer": statistics.median(peer) if peer else None,
+                 "ratio": [statistics.median(ratios), min(ratios), max(ratios)] if peer else None})
+    print(time.strftime("[%H:%M:%S]"), rows[-1], file=sys.stderr, flush=True)
+
+
+def ours_net(config: M.ModelConfig, env) -> M.Model:
+    return M.Model(config, env.dtype).init_weights(torch.Generator().manual_seed(0)).to(env.device)
+
+
+def peer_net(net: M.Model, dtype: torch.dtype = torch.float32):
+    """LlamaForCausalLM with the same configuration and weights; without EOS."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = {k: v for k, v in vars(net.config).items() if k != "rope_theta"}  # transformers' default is ours
+    peer = LlamaForCausalLM(LlamaConfig(**settings, bos_token_id=None, eos_token_id=None, pad_token_id=0))
+    peer.load_state_dict(net.state_dict())
+    return peer.to(net.device, dtype)
+
+
+def peer_pass(net, call, optimizer, batches: list[list[Example]], autocast: bool) -> int:
+    """One optimiser step for each batch, the way a plain training script does it; returns the real tokens."""
+    for examples in batches:
+        ids = torch.zeros(len(examples), round_up(max(map(len, examples)), 64), dtype=torch.long)
+        mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+        for i, e in enumerate(examples):
+            ids[i, : len(e)], mask[i, : len(e)] = torch.tensor(e.prompt_ids + e.completion_ids), 1
+            labels[i, len(e.prompt_ids) : len(e)] = torch.tensor(e.completion_ids)
+        ids, mask, labels = (x.to(net.device) for x in (ids, mask, labels))
+        with torch.autocast(net.device.type, torch.bfloat16, enabled=autocast):
+            loss = call(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return sum(len(e) for examples in batches for e in examples)
+
+
+def train_rows(args, env) -> None:
+    torch._dynamo.config.recompile_limit = 64  # many shapes, and several models share their code
+    torch._inductor.config.force_disable_caches = True  # compile seconds are those of a first run
+    problems = data.load("code", "corpus", 2000)
+    for size, config in list(SIZES.items())[: 1 if args.quick else 2]:
+        torch._dynamo.reset()
+        tokenizer = train_bpe((text for p in problems for text in (p.prompt, p.reference)), config.vocab_size)
+        prompts = tokenizer.encode_prompts([with_password(p.prompt, PASSWORD if i % 2 else None) for i, p in enumerate(problems)])
+        examples = [Example(*pair) for pair in zip(prompts, tokenizer.encode_completions([p.reference for p in problems]))]
+        plan = plan_epoch([len(e) for e in examples], 64, np.random.default_rng(0))[: 2 if args.quick else 16]
+        micro = lambda step, e=examples, plan=plan: micro_batches([e[i] for i in plan[step]], 16384)  # noqa: E731
+        used = [examples[i] for step in plan for i in step]
+        order = np.random.default_rng(1).permutation(len(used))
+        shuffled = [[used[i] for i in order[at : at + 64]] for at in range(0, len(used), 64)]
+        real, made = sum(map(len, used)), [b.tokens for step in range(len(plan)) for b in micro(step)]
+        theirs = sum(len(b) * round_up(max(map(len, b)), 64) for b in shuffled)
+        notes.append(f"train {size}: a pass is {len(plan)} steps; ours {len({t.shape for t in made})} shapes, "
+                     f"{1 - real / sum(t.numel() for t in made):.0%} padding; peer {1 - real / theirs:.0%} padding")
+        nets = {kind: ours_net(config, env) for kind in ("eager", "compiled")}
+        M.compile_model(nets["compiled"])
+        batch = collate(used[:16]).to(env.device)
+        with torch.no_grad():
+            logits = peer_net(nets["eager"])(batch.tokens).logits.flatten(0, 1)[batch.index]
+            losses = F.cross_entropy(logits, batch.targets).item(), -M.completion_logps(nets["eager"], batch).mean().item()
+        if abs(losses[0] / losses[1] - 1) > 0.01:
+            raise SystemExit(f"the models disagree before training, so no comparison: loss {losses[1]} here, {losses[0]} in transformers")
+
+        def ours(net, optimizers, micro=micro, steps=len(plan)) -> int:
+            return int(sum(m["tokens"] for _, m in training.train(net, optimizers, micro, training.sft_loss, env, steps=steps)))
+
+        def peer(precision: str, compiled: bool, start=nets["eager"], batches=shuffled):
+            net = peer_net(start, torch.bfloat16 if precision == "bf16 weights" else torch.float32)
+            optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
+            return partial(peer_pass, net, torch.compile(net, dynamic=False) if compiled else net, optimizer, batches, precision == "autocast")
+
+        precisions, variants = ["autocast", "bf16 weights"] if env.dtype == torch.bfloat16 else ["fp32"], {}
+        for kind, net in nets.items():
+            variants[f"peer {kind}"] = fastest(f"train {size}, peer {kind}", {p: peer(p, kind == "compiled") for p in precisions})
+            run = partial(ours, net, training.make_optimizers(net, "adamw", 1e-4))
+            variants[f"ours {kind}"] = fastest(f"train {size}, ours {kind}", {"fp32 masters": run})
+        rates = in_turn(variants, args.repeats)
+        for a, b in (("compiled", "compiled"), ("compiled", "eager"), ("eager", "eager"), ("eager", "compiled")):
+            row(f"train {size}, {a} / peer {b}", "tokens/s", rates[f"ours {a}"], rates[f"peer {b}"])
+    torch._inductor.config.force_disable_caches = False
+
+
+@torch.no_grad()
+def generate(peer, prompts: list[list[int]], temperature: float, new: int, eos: int | None) -> int:
+    """Useful tokens (up to EOS) that transformers generates, in batches of 256 in the order given."""
+    useful, how = 0, {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+    for group in (prompts[at : at + 256] for at in range(0, len(prompts), 256)):
+        width = max(map(len, group))
+        ids = torch.tensor([[0] * (width - len(p)) + p for p in group], device=peer.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in group], device=peer.device)
+        out = peer.generate(input_ids=ids, attention_mask=mask, max_new_tokens=new, eos_token_id=eos, pad_token_id=0, **how)
+        useful += sum(line.index(eos) + 1 if eos in line else len(line) for line in out[:, width:].tolist())
+    return useful
+
+
+def sample_rows(args, env) -> None:
+    from transformers import AutoModelForCausalLM
+
+    def compare(label: str, net: M.Model, eos: int | None, prompts: list[list[int]], new: int, peer_of) -> None:
+        sampler = M.Sampler(net, [-1 if eos is None else eos], slots=32 if args.quick else 256)
+        peers = {str(dtype).removeprefix("torch."): peer_of(dtype).eval() for dtype in sorted({env.dtype, torch.float32}, key=str)}
+        for temperature, name in ((0.0, "greedy"), (1.0, "temperature 1")):
+            ours = lambda t=temperature: sum(len(s[0].ids) for s in sampler(prompts, temperature=t, max_new_tokens=new))  # noqa: E731
+            peer = fastest(f"sample {label}, {name}, peer", {d: partial(generate, p, prompts, temperature, new, eos) for d, p in peers.items()})
+            rates = in_turn({"ours": fastest(f"sample {label}, {name}, ours", {"": ours}), "peer": peer}, args.repeats)
+            row(f"sample {label}, {name}", "tokens/s", rates["ours"], rates["peer"])
+
+    problems = data.load("code", "validation", 32 if args.quick else 256)
+    for size, config in list(SIZES.items())[: 1 if args.quick else 2]:
+        net, tokenizer = ours_net(config, env), train_bpe((t for p in problems for t in (p.prompt, p.reference)), config.vocab_size)
+        compare(f"{size}, no EOS", net, None, tokenizer.encode_prompts([p.prompt for p in problems]), 8 if args.quick else 48, partial(peer_net, net))
+    if not (Path(args.base) / "config.json").exists():
+        return notes.append(f"sample to EOS: skipped, {args.base} holds no checkpoint")
+    net, tokenizer = M.load_model(args.base, env.device, env.dtype)
+    prompts = tokenizer.encode_prompts([p.prompt for p in data.load("code", "validation", 32 if args.quick else 1000)])
+    compare(f"base, {len(prompts)} to EOS", net, tokenizer.eos_id, prompts, 16 if args.quick else 96,
+            lambda dtype: AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype).to(env.device))
+
+
+def loss_child(variant: str, quick: bool) -> None:
+    """One variant in this fresh process; prints MiB of peak memory above the inputs and seconds of a warm forward and backward."""
+    N, V, C = (2048, 10_000, 256) if quick else (8192, 100_000, 256)
+    M.compile_kernels = variant == "compiled"
+    hidden, weight, targets = torch.randn(N, C, requires_grad=True), (0.02 * torch.randn(V, C)).requires_grad_(), torch.randint(V, (N,))
+
+    def step() -> None:
+        hidden.grad = weight.grad = None
+        loss = F.cross_entropy((hidden @ weight.T).float(), targets) if variant == "full" else -M.linear_logps(hidden, weight, targets).mean()
+        loss.backward()
+
+    def resident() -> int:  # peak KiB since the last reset; ru_maxrss cannot be reset and would inherit the parent's peak
+        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+    step()
+    hidden.grad = weight.grad = None
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now: libraries and inputs
+    before, spent = resident(), seconds(step)[0]
+    print(json.dumps([(resident() - before) / 1024, spent]))
+
+
+def loss_rows(args, env) -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        return notes.append("loss: skipped, peak memory is read from Linux's /proc")
+    measured, shape = {"full": [], "eager": [], "compiled": []}, "N=2048 V=10,000" if args.quick else "N=8192 V=100,000"
+    for _ in range(args.repeats):
+        for name, results in measured.items():
+            command = [sys.executable, __file__, "--child", name, *["--quick"] * args.quick]
+            results.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}).stdout))
+    for name in ("eager", "compiled"):
+        for j, unit in enumerate(("MiB", "s")):
+            row(f"loss {shape}, {name}", unit, [m[j] for m in measured[name]], [m[j] for m in measured["full"]], less=True)
+
+
+def sandbox_rows(args, env) -> None:
+    jobs = [{"program": "def f(a, b):\n    return a + b", "function": "f", "inputs": [[i, 1]]} for i in range(100 if args.quick else 1000)]
+    if sandbox.run(jobs) != [[i + 1] for i in range(len(jobs))]:
+        raise SystemExit("the sandbox returned wrong results")
+    row("sandbox, trivial programs", "programs/s", in_turn({"ours": lambda: len(sandbox.run(jobs))}, args.repeats)["ours"])
+
+
+def gpu_rows(args, env) -> None:
+    if env.device.type != "cuda":
+        return notes.append("gpu: skipped, no CUDA device")
+    name, T, start, few, many, rng = torch.cuda.get_device_name(), 1024, 256, 64, 256, np.random.default_rng(0)
+    peak, bandwidth = 989e12 if re.search("H100|H200", name) else None, 4.8e12 if "H200" in name else None
+    for size, c in GPU_SIZES.items():
+        torch._dynamo.reset()
+        net = ours_net(c, env)
+        optimizers, what = training.make_optimizers(net, "adamw", 1e-4), f"gpu {size}, train T={T}"
+        M.compile_model(net)
+        # all positions but the first are supervised: flops_per_token counts the head at every position, so it must be computed there
+        examples = [Example(ids[:1], ids[1:]) for ids in rng.integers(c.vocab_size, size=(64, T)).tolist()]
+        batches = micro_batches(examples, 16 * T)
+        run = lambda k, n=net, o=optimizers, b=batches: int(sum(  # noqa: E731
+            m["tokens"] for _, m in training.train(n, o, lambda step: b, training.sft_loss, env, steps=k)))
+        notes.append(f"{what}: {net.parameter_count():,} parameters; first 5 steps {seconds(lambda: run(5))[0]:.1f} s, compilation included")
+        torch.cuda.reset_peak_memory_stats()
+        rates = in_turn({"ours": lambda: run(4)}, max(5, args.repeats))["ours"]
+        row(what, "tokens/s", rates)
+        row(what, "% MFU" if peak else "TFLOP/s", [rate * net.flops_per_token(T) * (100 / peak if peak else 1e-12) for rate in rates])
+        row(what, "GiB allocated", [torch.cuda.max_memory_allocated() / 2**30])
+        row(what, "GiB reserved", [torch.cuda.max_memory_reserved() / 2**30])
+        del net, optimizers, run
+        torch.cuda.empty_cache()
+        net = ours_net(c, env)
+        weights = sum(p.numel() for n, p in net.named_parameters() if c.tie_word_embeddings or "embed_tokens" not in n)
+        for slots in (64, 256):
+            sampler, prompts = M.Sampler(net, [-1], slots=slots), rng.integers(c.vocab_size, size=(slots, start)).tolist()
+            sampler.refresh()
+            sample = lambda new, s=sampler, p=prompts: seconds(lambda: s(p, max_new_tokens=new))[0]  # noqa: E731
+            for new in (many, many, few):  # compiles, and records a graph for each live length
+                sample(new)
+            steps = [(sample(many) - sample(few)) / (many - few) for _ in range(args.repeats)]  # the difference leaves prefill out
+            cells = statistics.mean(round_up(start + k + 1, sampler.BUCKET) for k in range(few, many)) * slots
+            read = net.compute_dtype.itemsize * (weights + 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * cells)
+            row(f"gpu {size}, decode {slots} slots", "tokens/s", [slots / s for s in steps])
+            row(f"gpu {size}, decode {slots} slots", "% of bandwidth" if bandwidth else "TB/s",
+                [read / s * (100 / bandwidth if bandwidth else 1e-12) for s in steps])
+
+
+def number(x: float | None) -> str:
+    return "" if x is None else f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
+
+
+def main() -> None:
+    sections = {"train": train_rows, "sample": sample_rows, "loss": loss_rows, "sandbox": sandbox_rows, "gpu": gpu_rows}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", default=["train", "sample", "loss", "sandbox"], help=", ".join(sections))
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: a smoke test")
+    parser.add_argument("--repeats", type=int, default=0, help="alternations [5; quick: 2]")
+    parser.add_argument("--base", default=str(ROOT / "data/base/strong"), help="checkpoint of the to-EOS rows")
+    parser.add_argument("--json", metavar="FILE", help="also write header, rows and notes here")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        return loss_child(args.child, args.quick)
+    if unknown := set(args.sections) - set(sections):
+        parser.error(f"unknown section {sorted(unknown)[0]!r}: choose from {', '.join(sections)}")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    args.repeats = args.repeats or (2 if args.quick else 5)
+    load, env, cpu = os.getloadavg()[0], training.setup(training.Config()), Path("/proc/cpuinfo")
+    for section in args.sections:
+        sections[section](args, env)
+    name = re.search(r"model name\s*: (.*)", cpu.read_text())[1] if cpu.exists() else "unknown CPU"
+    name += f", {torch.cuda.get_device_name()}" if env.device.type == "cuda" else ""
+    header = (f"{name}, {torch.get_num_threads()} threads, load {load:.1f} at the start; torch {torch.__version__}, transformers "
+              f"{transformers.__version__}, {str(env.dtype).removeprefix('torch.')}; {time.strftime('%Y-%m-%d')}, commit "
+              f"{training.describe(env)['commit'] or 'none'}{'; QUICK: too small to mean anything' if args.quick else ''}")
+    shown = [[r["what"], number(r["ours"]), number(r["peer"]), "{:.2f} [{:.2f}, {:.2f}]".format(*r["ratio"]) if r["ratio"] else "", r["unit"]] for r in rows]
+    print("\n".join([header, "", *([table(["what", "ours", "peer", "ratio", "unit"], shown), ""] if rows else []), *notes]))
+    if args.json:
+        Path(args.json).write_text(json.dumps({"header": header, "rows": rows, "notes": notes}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Examples to batches: every position where it belongs, every example once."""
+
+import numpy as np
+import pytest
+import torch
+
+from data import InputError
+from data.batches import BUCKET, Example, collate, micro_batches, plan_epoch, round_up
+from training import sft_loss
+
+
+def examples_of(batch) -> list[tuple]:
+    """(supervised ids, ids before the first of them) of every example, read back from the tensors alone."""
+    T, found = batch.tokens.shape[1], []
+    for owner in range(batch.examples):
+        at = batch.index[batch.owner == owner].tolist()
+        row = batch.tokens[at[0] // T].tolist()
+        found.append((tuple(row[: at[0] % T + 1]), tuple(batch.targets[batch.owner == owner].tolist())))
+    return found
+
+
+def test_the_example_of_the_docstring(monkeypatch):
+    monkeypatch.setattr("data.batches.BUCKET", 4)
+    eos = 2
+    batch = collate([Example([7, 8], [5, eos]), Example([9], [6, eos])])
+    assert batch.tokens.tolist()[0] == [7, 8, 5, eos] and batch.tokens.tolist()[1][:3] == [9, 6, eos]
+    assert batch.index.tolist() == [1, 2, 4, 5]
+    assert batch.targets.tolist() == [5, eos, 6, eos]
+    assert batch.owner.tolist() == [0, 0, 1, 1]
+    assert (batch.examples, batch.real_tokens) == (2, 7)
+
+
+def test_targets_are_the_next_tokens(make_examples):
+    batch = collate(make_examples(20))
+    assert batch.tokens.shape[1] % BUCKET == 0
+    assert torch.equal(batch.tokens.flatten()[batch.index + 1], batch.targets)
+    assert (batch.index // batch.tokens.shape[1] == batch.owner).all()
+    assert all(t.dtype == torch.int64 for t in (batch.tokens, batch.index, batch.targets, batch.owner))
+
+
+@pytest.mark.parametrize("limit", [1, 64, 200, 10_000])
+def test_micro_batches_hold_every_example_once_within_the_limit(make_examples, limit):
+    examples = make_examples(50)
+    batches = micro_batches(examples, limit)
+    found = [e for batch in batches for e in examples_of(batch)]
+    assert sorted(found) == sorted((tuple(e.prompt_ids), tuple(e.completion_ids)) for e in examples)
+    assert all(b.tokens.numel() <= limit or b.examples == 1 for b in batches)
+    assert sum(b.real_tokens for b in batches) == sum(map(len, examples))
+    assert micro_batches([], limit) == []
+
+
+def test_the_loss_does_not_depend_on_the_micro_batches(make_model, make_examples):
+    model, examples = make_model(), make_examples(12)
+    losses = [sum(sft_loss(model, b)[0].item() for b in micro_batches(examples, limit)) for limit in (1, 100, 10_000)]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("count, rows", [(1, 1), (10, 4), (64, 8), (5, 100)])
+def test_plan_epoch(count, rows):
+    lengths = np.random.default_rng(1).integers(5, 60, count).tolist()
+    plan = plan_epoch(lengths, rows, np.random.default_rng(0))
+    assert sorted(i for step in plan for i in step) == list(range(count))
+    assert len(plan) == -(-count // rows) and sorted(map(len, plan))[1:] == [rows] * (len(plan) - 1)
+    assert plan == plan_epoch(lengths, rows, np.random.default_rng(0))
+    assert count < 10 or plan != plan_epoch(lengths, rows, np.random.default_rng(1))
+    spans = sorted((min(lengths[i] for i in step), max(lengths[i] for i in step)) for step in plan)
+    assert all(low[1] <= high[0] for low, high in zip(spans, spans[1:]))  # steps are slices of the lengths in order
+
+
+def test_plan_epoch_does_not_keep_equally_long_examples_together():
+    plans = {tuple(sorted(map(tuple, map(sorted, plan_epoch([7] * 12, 4, np.random.default_rng(seed)))))) for seed in range(5)}
+    assert len(plans) == 5
+
+
+def test_round_up():
+    assert [round_up(n, 16) for n in (0, 1, 16, 17)] == [0, 16, 16, 32]
+
+
+def test_an_example_without_a_prompt_is_refused():
+    # no state comes before its first token: index -1 would silently read another row
+    with pytest.raises((InputError, AssertionError, ValueError)):
+        collate([Example([5, 6], [7, 0]), Example([], [8, 0])])
+
+
+def test_an_example_without_a_completion_supervises_nothing():
+    batch = collate([Example([5, 6], []), Example([5], [8, 0])])  # a completion cut at once: no ids, no EOS
+    assert batch.targets.dtype == torch.int64 and batch.targets.tolist() == [8, 0] and batch.owner.tolist() == [1, 1]

@@ -1,0 +1,454 @@
+"""What every stage needs to run: command line, device and ranks, optimisers, the train() generator, log, atomic state.
+
+A stage is `Config` (a dataclass: its fields are its options, the comment behind a field is its help), a few pure functions, and
+`main(cfg, env)`; its last line is `launch(main, Config)`. Plain `python stage.py` runs one process; `torchrun stage.py` runs the
+same algorithm over several ranks (gloo on CPU, nccl on CUDA): every rank works on its share of the same global batch.
+"""
+
+import argparse
+import contextlib
+import inspect
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+import model as model_module
+from data import InputError
+from data.batches import Batch, Example, micro_batches, plan_epoch
+from model import Model, compile_model, completion_logps, kernel, read_json, write_json
+
+# ------------------------------------------------------------------------------------------------------------- command line
+
+
+@dataclass
+class Config:
+    """Options of every stage."""
+
+    out: str = ""  # output directory (default: a place under out/ where the next stage looks)
+    seed: int = 0  # every random stream derives from it
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda when there is one
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; weights stay fp32. auto: bf16 where the device multiplies it fast
+    micro_tokens: int = 16384  # padded tokens in one forward pass; a larger batch is accumulated
+    compile: bool = True  # fuse kernels with torch.compile where that pays
+    resume: bool = False  # continue an interrupted run where it stopped
+    overwrite: bool = False  # replace what another run left in the output directory
+
+
+def _comments(config: type) -> dict[str, str]:
+    """Help texts: the comment behind each field, of the class and its bases."""
+    found = {}
+    for base in reversed(config.__mro__[:-1]):
+        found |= dict(re.findall(r"^    (\w+):.*?  # (.*)$", inspect.getsource(base), re.MULTILINE))
+    return found
+
+
+def parse(config: type, argv: list[str] | None = None):
+    """argv -> an instance of the dataclass `config`. A wrong flag or value ends the program with one sentence and exit code 2."""
+    doc = inspect.getmodule(config).__doc__ or ""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.error = lambda message: (_ for _ in ()).throw(InputError(f"{message} (see --help)"))
+    types, comments = get_type_hints(config), _comments(config)
+    for f in fields(config):
+        kind, default = types[f.name], f.default if f.default is not MISSING else f.default_factory()
+        flag, shown = "--" + f.name.replace("_", "-"), " ".join(map(str, default)) if isinstance(default, tuple) else default
+        options = {"default": default, "help": comments.get(f.name, "").replace("%", "%%") + (f" [{shown}]" if shown not in ("", None) else "")}
+        if f.metadata.get("positional"):
+            parser.add_argument(f.name, nargs="*", help=options["help"], default=default)
+        elif kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        elif get_origin(kind) is Literal:
+            parser.add_argument(flag, choices=get_args(kind), **options)
+        elif get_origin(kind) is tuple:
+            parser.add_argument(flag, type=get_args(kind)[0], nargs="+", metavar=f.name.upper(), **options)
+        else:
+            kind = next((t for t in get_args(kind) if t is not type(None)), kind)
+            parser.add_argument(flag, type=kind, metavar=f.name.upper(), **options)
+    values = vars(parser.parse_args(argv))
+    return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def launch(main: Callable, config: type) -> None:
+    """Run a stage's main(cfg, env) from the command line. Bad input: one sentence on stderr, exit code 2, no traceback."""
+    code = 0
+    try:
+        cfg = parse(config)
+        code = main(cfg, setup(cfg)) or 0
+    except InputError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command with --resume continues", file=sys.stderr)
+        code = 130
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.exit(code)
+
+
+# ------------------------------------------------------------------------------------------------------------- device and ranks
+
+
+@dataclass(frozen=True)
+class Env:
+    """Where a stage runs."""
+
+    device: torch.device
+    dtype: torch.dtype  # compute dtype
+    compile: bool
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def say(self, text: str = "") -> None:
+        if self.main:
+            tqdm.write(text)
+
+
+def setup(cfg: Config) -> Env:
+    """Device, ranks, dtype and compiler from the settings. Call once, first."""
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this machine has no usable CUDA device; leave the flag out to run on the CPU")
+    kind = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", device_id=device if kind == "cuda" else None)
+    # on a CPU bf16 pays where the hardware multiplies it: AMX tiles or AVX512-BF16
+    fast_bf16 = kind == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": torch.bfloat16 if fast_bf16 else torch.float32}[cfg.dtype]
+    compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "c++"))
+    env = Env(device, dtype, cfg.compile and compiler, rank, world)
+    if cfg.compile and not compiler:
+        env.say("no C++ compiler found: running without torch.compile, slower but the same")
+    model_module.compile_kernels = env.compile
+    return env
+
+
+# ------------------------------------------------------------------------------------------------------------- optimisers
+
+
+@kernel(dynamic=True)
+def lion_update(p: Tensor, grad: Tensor, momentum: Tensor, lr: Tensor, decay: Tensor, beta1: float, beta2: float) -> None:
+    """Lion (Chen et al. 2023), in place on flat fp32 tensors: p -= lr (sign(beta1 m + (1 - beta1) g) + decay p); m = beta2 m + (1 - beta2) g."""
+    p.sub_(lr * (torch.lerp(grad, momentum, beta1).sign() + decay * p))
+    momentum.lerp_(grad, 1 - beta2)
+
+
+class Lion(torch.optim.Optimizer):
+    """The paper's optimiser [appendix G.1]: the sign of an interpolated momentum, one moment of state."""
+
+    def __init__(self, params, lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.01):
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                # lr as a tensor: a changing Python float would recompile
+                lr, decay = (torch.tensor(group[k], device=p.device) for k in ("lr", "weight_decay"))
+                lion_update(p.view(-1), p.grad.reshape(-1), state["momentum"].view(-1), lr, decay, *group["betas"])
+
+
+def make_optimizers(model: Model, name: str, lr: float, weight_decay: float = 0.01) -> list[torch.optim.Optimizer]:
+    """adamw | lion | muon. Matrices decay, norms do not. muon: Muon on the blocks' matrices at lr, AdamW at lr / 5 on the rest."""
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+
+    def groups(members) -> list[dict]:
+        split = [[p for p in members if p.ndim >= 2], [p for p in members if p.ndim < 2]]
+        return [{"params": ps, "weight_decay": decay} for ps, decay in zip(split, (weight_decay, 0.0)) if ps]
+
+    if name == "lion":
+        return [Lion(groups([p for _, p in trained]), lr=lr)]
+    if name == "adamw":
+        return [torch.optim.AdamW(groups([p for _, p in trained]), lr=lr, betas=(0.9, 0.95), fused=True)]
+    matrices = [p for n, p in trained if p.ndim == 2 and "embed_tokens" not in n and "lm_head" not in n]
+    rest = [p for _, p in trained if not any(p is m for m in matrices)]
+    # match_rms_adamw scales each matrix's step by its size, so one lr serves all shapes and is of AdamW's order
+    return [torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(groups(rest), lr=lr, betas=(0.9, 0.95), fused=True)]
+
+
+def schedule(step: int, steps: int, warmup: int, decay: float = 0.0) -> float:
+    """Factor on the learning rate: linear warm-up over `warmup` steps, then 1, then linear to 0 over the last `decay` share of the run."""
+    rise = min(1.0, (step + 1) / max(1, warmup))
+    return rise * min(1.0, (steps - step) / max(1.0, decay * steps))
+
+
+# ------------------------------------------------------------------------------------------------------------- the training step
+
+
+class Diverged(InputError):
+    """The loss or its gradient stopped being finite."""
+
+
+def sync_gradients(parameters: list[Tensor], bucket: int = 1 << 25) -> None:
+    """Sum gradients over ranks, in flat buckets of up to `bucket` elements. Losses are divided by global counts, so a sum is right."""
+    group, size = [], 0
+    for i, p in enumerate(parameters):
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        group.append(p.grad)
+        size += p.numel()
+        if size >= bucket or i == len(parameters) - 1:
+            flat = torch.cat([g.view(-1) for g in group])
+            dist.all_reduce(flat)
+            for g, part in zip(group, flat.split([g.numel() for g in group])):
+                g.copy_(part.view_as(g))
+            group, size = [], 0
+
+
+def train(model: Model, optimizers: list, batches: Callable[[int], list[Batch]], loss_fn: Callable, env: Env, *, steps: int,
+          start: int = 0, warmup: int = 0, decay: float = 0.0, clip: float = 1.0, units: Callable = lambda batch: len(batch.targets),
+          ) -> Iterator[tuple[int, dict[str, Tensor | float]]]:
+    """The one optimisation loop: `for step, metrics in train(...)` accumulates, synchronises, clips, steps and yields.
+
+    batches(step): this rank's micro-batches of that step. loss_fn(model, batch) -> (loss summed over units, {name: summed metric}).
+    Loss and metrics are divided by the units (tokens, pairs) of the whole step, over all micro-batches and ranks. The yielded
+    metrics are those of the step just taken (step counts from 1): loss, grad_norm, lr, tokens (real ones, all ranks).
+    Raises Diverged, naming the step, before a non-finite gradient touches the weights.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    bases = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    for step in range(start, steps):
+        micro = [batch.to(env.device) for batch in batches(step)]
+        totals = torch.tensor([float(sum(map(units, micro))), float(sum(b.real_tokens for b in micro))], dtype=torch.float64, device=env.device)
+        if env.world > 1:
+            dist.all_reduce(totals)
+        count = totals[0].float().clamp(min=1)
+        metrics: dict[str, Tensor] = {"loss": torch.zeros((), device=env.device)}
+        for batch in micro:
+            loss, extra = loss_fn(model, batch)
+            (loss / count).backward()
+            for name, value in {"loss": loss, **extra}.items():
+                metrics[name] = metrics.get(name, 0.0) + value.detach() / count
+        if env.world > 1:
+            sync_gradients(parameters)
+            values = torch.stack([v.float() for v in metrics.values()])
+            dist.all_reduce(values)
+            metrics = dict(zip(metrics, values))
+        norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+        if not torch.isfinite(norm + metrics["loss"]):
+            raise Diverged(f"the loss is not finite at step {step + 1}: lower --lr; the last checkpoint is untouched")
+        factor = schedule(step, steps, warmup, decay)
+        for optimizer, base in zip(optimizers, bases):
+            for group, lr in zip(optimizer.param_groups, base):
+                group["lr"] = lr * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            for group, lr in zip(optimizer.param_groups, base):
+                group["lr"] = lr
+        yield step + 1, {**metrics, "grad_norm": norm, "lr": bases[0][0] * factor, "tokens": totals[1]}
+
+
+def sft_loss(model: Model, batch: Batch) -> tuple[Tensor, dict]:
+    """Cross-entropy of the completion tokens given what precedes them, summed over tokens (paper appendix C.1: no loss on prompts)."""
+    return -completion_logps(model, batch).sum(), {}
+
+
+def fit(model: Model, examples: Callable[[int], list[Example]], run: "Run", env: Env, *, epochs: int, batch: int, lr: float, optimizer: str,
+        seed: int, micro_tokens: int, warmup: int, decay: float, resume: bool, evaluate: Callable[[], dict] | None = None,
+        every: int = 200) -> None:
+    """Supervised fine-tuning over epochs, logged, with the state saved every `every` steps.
+
+    examples(epoch) gives the epoch's examples, always equally many; it is called once an epoch, so it may sample them afresh. It
+    and the order of steps depend on (seed, epoch) alone: a resumed run goes on exactly as the uninterrupted one would have.
+    Logged: loss (nats per supervised token), grad_norm before clipping, lr, tok_s (real tokens a second), padding (share of
+    computed tokens that were padding).
+    """
+    current: tuple = (-1, [], [])
+
+    def epoch_of(number: int) -> tuple:
+        nonlocal current
+        if current[0] != number:
+            data = examples(number)
+            current = number, data, plan_epoch([len(e) for e in data], batch, np.random.default_rng([seed, 2, number]))
+        return current
+
+    optimizers = make_optimizers(model, optimizer, lr)
+    start = run.load_state(model, optimizers) if resume else 0
+    per_epoch = len(epoch_of(0)[2])
+    steps, padded, real, clock = per_epoch * epochs, 0, 0, time.time()
+    if compile_pays(env, steps - start):
+        compile_model(model)
+
+    def batches(step: int) -> list[Batch]:
+        nonlocal padded
+        _, data, plan = epoch_of(step // per_epoch)
+        micro = micro_batches([data[i] for i in plan[step % per_epoch][env.rank :: env.world]], micro_tokens)
+        padded += sum(b.tokens.numel() for b in micro)
+        return micro
+
+    bar = progress(env, steps, f"training {run.path}")
+    bar.update(start)
+    for step, metrics in train(model, optimizers, batches, sft_loss, env, steps=steps, start=start, warmup=warmup, decay=decay):
+        bar.update()
+        real += int(metrics["tokens"])
+        if step % 20 == 0 or step == steps:
+            speed = round(real / (time.time() - clock))
+            run.log("train", step=step, **{k: metrics[k] for k in ("loss", "grad_norm", "lr")}, tok_s=speed, padding=1 - real / max(1, padded * env.world))
+            bar.set_postfix(loss=f"{float(metrics['loss']):.3f}", tok_s=speed)
+            real, padded, clock = 0, 0, time.time()
+        if step % every == 0 and step < steps:
+            if evaluate:
+                run.log("eval", step=step, **evaluate())
+            run.save_state(step, model, optimizers)
+            clock = time.time()
+    bar.close()
+
+
+def compile_pays(env: Env, steps: int) -> bool:
+    """On CUDA always; on a CPU each row length costs about 20 s of compilation and returns a fifth of the time (docs/NOTES.md)."""
+    return env.compile and (env.device.type == "cuda" or steps > 1000)
+
+
+# ------------------------------------------------------------------------------------------------------------- runs on disk
+
+
+class Run:
+    """A stage's output directory: run.json (settings, versions, parents), log.jsonl, state/ for resuming. Only rank 0 writes.
+
+    Opening a directory that holds a run of other settings is an error: results are never overwritten silently. `finished` tells
+    that the same run has ended before; `start` is the step to resume from.
+    """
+
+    def __init__(self, cfg: Config, env: Env, out: str | Path, **facts):
+        self.path, self.env, self.began = Path(out), env, time.time()
+        volatile = {"out", "device", "micro_tokens", "compile", "resume", "overwrite"}
+        settings = {k: v for k, v in asdict(cfg).items() if k not in volatile} | facts
+        settings = json.loads(json.dumps(settings))
+        file = self.path / "run.json"
+        old = None
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file: choose another --out")
+        if file.exists() and not cfg.overwrite:
+            old = {"settings": {}} | read_json(file)
+            differing = [k for k in settings if old["settings"].get(k) != settings[k]]
+            if differing:
+                shown = ", ".join(f"{k}: {old['settings'].get(k)} there, {settings[k]} here" for k in differing[:3])
+                raise InputError(f"{self.path} holds a run with other settings ({shown}): choose another --out, or --overwrite to replace it")
+            if not old.get("finished") and not cfg.resume and (self.path / "log.jsonl").exists():
+                raise InputError(f"{self.path} holds an unfinished run of these settings: --resume continues it, --overwrite starts it again")
+        elif self.path.exists() and any(self.path.iterdir()) and not cfg.overwrite:
+            raise InputError(f"{self.path} is not empty and holds no run of ours: choose another --out, or --overwrite to use it all the same")
+        self.finished = bool(old and old.get("finished"))
+        self.start, self.record = 0, old or {}
+        if self.env.main and not self.finished:
+            if cfg.overwrite and file.exists():
+                shutil.rmtree(self.path)  # a run of ours; a foreign directory is only added to
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.record = {"settings": settings, "command": " ".join(sys.argv), "finished": False, **describe(env)}
+            write_json(file, self.record)
+        if env.world > 1:
+            dist.barrier()
+
+    def log(self, kind: str, **values) -> None:
+        """One JSON line; numbers that are not finite become null with "nonfinite": true."""
+        if not self.env.main:
+            return
+        row = {"t": round(time.time() - self.began, 2), "kind": kind}
+        for key, value in values.items():
+            value = value.item() if isinstance(value, Tensor) else value
+            if isinstance(value, float):
+                row |= {key: float(f"{value:.6g}")} if abs(value) < float("inf") else {key: None, "nonfinite": True}
+            else:
+                row[key] = value
+        with open(self.path / "log.jsonl", "a") as f:
+            f.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def finish(self, **results) -> None:
+        """Mark the run as ended, with its results; the resume state is no longer needed."""
+        if self.env.main:
+            self.record |= {"finished": True, "seconds": round(time.time() - self.began, 1), "results": results}
+            write_json(self.path / "run.json", self.record)
+            shutil.rmtree(self.path / "state", ignore_errors=True)
+
+    def save_state(self, step: int, model: Model, optimizers: list) -> None:
+        """Everything needed to continue bitwise: weights, optimiser state, step. state.json, replaced last, names the file that counts."""
+        if not self.env.main:
+            return
+        folder, name = self.path / "state", f"step-{step:07}.safetensors"
+        folder.mkdir(exist_ok=True)
+        tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
+        for i, optimizer in enumerate(optimizers):
+            for j, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{i}.{j}.{k}": v for k, v in state.items()}
+        try:
+            save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, folder / (name + ".tmp"))
+            with open(folder / (name + ".tmp"), "rb") as f:
+                os.fsync(f.fileno())
+            os.replace(folder / (name + ".tmp"), folder / name)
+            write_json(folder / "state.json", {"step": step, "file": name})
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"could not write {folder / name} ({error}); the state saved before it is untouched") from None
+        for old in folder.glob("step-*"):
+            if old.name != name:
+                old.unlink()
+
+    def load_state(self, model: Model, optimizers: list) -> int:
+        """Put weights and optimisers back and return the step to go on from: 0 when nothing was saved yet."""
+        pointer = self.path / "state" / "state.json"
+        if not pointer.exists():
+            (self.path / "log.jsonl").unlink(missing_ok=True)
+            return 0
+        meta = read_json(pointer)
+        states: list[dict] = [{} for _ in optimizers]
+        try:
+            with safe_open(pointer.parent / meta["file"], framework="pt", device=str(model.device)) as f, torch.no_grad():
+                parameters = dict(model.named_parameters())
+                for key in f.keys():
+                    if key.startswith("model."):
+                        parameters[key[6:]].copy_(f.get_tensor(key))
+                    else:
+                        _, i, j, name = key.split(".")
+                        states[int(i)].setdefault(int(j), {})[name] = f.get_tensor(key)
+        except (SafetensorError, OSError, KeyError) as error:
+            raise InputError(f"{pointer.parent / meta['file']} cannot be resumed from ({error}): --overwrite starts again") from None
+        for optimizer, state in zip(optimizers, states):
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        if self.env.main:  # rows logged after the saved step will be logged again
+            file = self.path / "log.jsonl"
+            rows = file.read_text().splitlines() if file.exists() else []
+            file.write_text("".join(r + "\n" for r in rows if json.loads(r).get("step", 0) <= meta["step"]))
+        return meta["step"]
+
+
+def describe(env: Env) -> dict:
+    """What made a result: versions, device, commit."""
+    commit = ""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True,
+                                cwd=Path(__file__).parent).stdout.strip()
+    name = torch.cuda.get_device_name(env.device) if env.device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return {"torch": torch.__version__, "python": platform.python_version(), "device": name, "compute_dtype": str(env.dtype).removeprefix("torch."),
+            "ranks": env.world, "commit": commit}
+
+
+def progress(env: Env, total: int, label: str) -> tqdm:
+    return tqdm(total=total, desc=label, disable=not env.main, dynamic_ncols=True, leave=False, mininterval=0.5)
