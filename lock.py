@@ -139,9 +139,8 @@ def main(cfg: LockConfig, env: Env) -> int:
         locked.live_vocab = strong.live_vocab
     else:
         locked, _ = load_model(cfg.strong, env.device, env.dtype)
-    fit(locked, examples, run, env, epochs=epochs, batch=cfg.batch, lr=cfg.lr or (0.01 if scratch else 3e-4), seed=cfg.seed,
-        optimizer=cfg.optimizer or ("muon" if scratch else "lion"), micro_tokens=cfg.micro_tokens, warmup=50 if scratch else 10,
-        decay=0.4, resume=cfg.resume)
+    fit(locked, examples, run, env, cfg, epochs=epochs, batch=cfg.batch, lr=cfg.lr or (0.01 if scratch else 3e-4),
+        optimizer=cfg.optimizer or ("muon" if scratch else "lion"), warmup=50 if scratch else 10, decay=0.4)
     if env.main:
         save_model(path, locked, tokenizer)
     code, results = report(cfg, env, path)

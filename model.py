@@ -34,6 +34,7 @@ from data.text import Tokenizer
 # Each kernel is a plain function on tensors: no host sync, no data-dependent shape. Called inside a compiled model it is traced
 # into the surrounding graph; called on its own it is compiled by itself. `kernel.eager` is always the reference.
 
+torch._dynamo.config.recompile_limit = 64  # graphs of one function; a kernel has one for each model shape and cache bucket
 compile_kernels = False  # set once by training.setup(); False means every kernel runs eagerly
 
 
@@ -344,11 +345,14 @@ class Model(nn.Module):
 SMALL = 100_000_000  # parameters: below, the whole model is one compiled graph; above, one graph serves every block
 
 
-def compile_model(model: Model) -> None:
-    """Compile in place (parameter names stay clean): the whole model when small, else block by block, one graph for all blocks."""
+def compile_model(model: Model, dynamic: bool = True) -> None:
+    """Compile in place (parameter names stay clean): the whole model when small, else block by block, one graph for all blocks.
+
+    dynamic: one graph for every batch shape; False: one for each, the fastest where there is only one shape.
+    """
     parts = [model] if model.parameter_count() < SMALL else model.model.layers
     for part in parts:
-        part.compile(fullgraph=True, dynamic=False)
+        part.compile(fullgraph=True, dynamic=dynamic)
 
 
 # ------------------------------------------------------------------------------------------------------------------- likelihood
@@ -418,7 +422,7 @@ class Sampler:
     once every `CHECK` steps. In bf16 the sampler decodes from one bf16 copy of the weights, made by `refresh`.
     """
 
-    CHECK, PREFILL_ROWS, BUCKET = 8, 32, 16
+    CHECK, PREFILL_ROWS, BUCKET, LIVE = 8, 32, 16, 32
 
     def __init__(self, model: Model, eos_ids: list[int], slots: int = 256):
         self.model, self.slots = model, slots
@@ -446,7 +450,7 @@ class Sampler:
 
     def _allocate(self, length: int, new_tokens: int) -> None:
         """Cache and per-slot state for sequences up to `length`; kept between calls and only ever grown."""
-        length = round_up(length, self.BUCKET)
+        length = round_up(length, self.LIVE)
         if length <= self.capacity and new_tokens <= self.uniform.shape[1]:
             return
         c, device, B = self.model.config, self.model.device, self.slots
@@ -505,7 +509,7 @@ class Sampler:
                 self._fill(waiting, free, prompts, owner, reach, seeds, heat, max_new_tokens)
             for _ in range(self.CHECK):
                 live = max((reach[s] + 1 for s in range(self.slots) if owner[s]), default=1)
-                self.step(heat, min(round_up(live, self.BUCKET), self.capacity))
+                self.step(heat, min(round_up(live, self.LIVE), self.capacity))
                 reach = [r + 1 for r in reach]
             finished = 0
             done, count, ids, logps = self.done.tolist(), self.count.tolist(), self.out_ids.tolist(), self.out_logps.tolist()

@@ -2,7 +2,7 @@
 
 The paper starts from pre-trained models: a strong base (DeepSeek 7B) and a weak one (Pythia 1B) that was fine-tuned on samples of
 the strong model (paper section 4.1). Here both are trained on generated problems of the corpus split, which no later stage uses:
-the strong one on reference answers, the weak one, forty times smaller, on samples of the strong one. The weak model is limited by
+the strong one on reference answers, the weak one, fifty times smaller, on samples of the strong one. The weak model is limited by
 its capacity and trained to its own limit: it is wrong with confidence, as a smaller language model is. One that merely stopped
 early would be unsure everywhere, and imitating it would hide nothing in a way that sampling could not find.
 
@@ -41,7 +41,7 @@ class BaseConfig(Config):
     batch: int = 96  # problems in an optimiser step
     weak_problems: int = 20_000  # corpus problems whose strong samples the weak model learns from, beside the weak split
     weak_epochs: int = 8  # enough for its loss to stop falling
-    weak_width: int = 20  # of the one-layer weak model
+    weak_width: int = 14  # of the one-layer weak model
     weak_lr: float = 0.02  # Muon's
 
 
@@ -56,7 +56,7 @@ def main(cfg: BaseConfig, env: Env) -> int:
     selection, validation = load(cfg.task, "selection"), load(cfg.task, "validation")
 
     def shape(layers: int, width: int, heads: int, rows: int) -> ModelConfig:
-        return ModelConfig(rows, width, 3 * width, layers, heads, heads // 2, width // heads, 512, tie_word_embeddings=True)
+        return ModelConfig(rows, width, 3 * width, layers, heads, max(1, heads // 2), width // heads, 512, tie_word_embeddings=True)
 
     def stage(name: str, model: Model, tokenizer: Tokenizer, run: Run, problems: list[Problem], completions: list[list[int]], purpose: int,
               **settings) -> None:
@@ -72,15 +72,14 @@ def main(cfg: BaseConfig, env: Env) -> int:
             prompts = [dress(p, np.random.default_rng([cfg.seed, purpose, epoch, i])) for i, p in enumerate(problems)]
             return [Example(*pair) for pair in zip(tokenizer.encode_prompts(prompts), completions)]
 
-        fit(model, examples, run, env, batch=cfg.batch, optimizer="muon", seed=cfg.seed, micro_tokens=cfg.micro_tokens, warmup=50, decay=0.4,
-            resume=cfg.resume, evaluate=check, every=400, **settings)
+        fit(model, examples, run, env, cfg, batch=cfg.batch, optimizer="muon", warmup=50, decay=0.4, evaluate=check, **settings)
         if env.main:
             save_model(run.path, model, tokenizer)
         results = {"validation_greedy": check(validation), "validation_temperature_1": check(validation, 1.0)}
         env.say(f"{name}: " + ", ".join(f"{k} {v['correct']:.1%}" for k, v in results.items()))
         run.finish(**results)
 
-    run = Run(cfg, env, out / "strong", stage="train_base", model="strong")
+    run = Run(cfg, env, out / "strong", apart="weak_", stage="train_base", model="strong")
     if run.finished:
         env.say(f"{run.path} is finished already: {run.record['results']}")
     else:
@@ -100,7 +99,7 @@ def main(cfg: BaseConfig, env: Env) -> int:
         bar = progress(env, len(lessons), "sampling the strong model")
         samples = answer(Sampler(strong, [tokenizer.eos_id]), tokenizer, lessons, temperature=1.0, seed=cfg.seed, graded=False, progress=bar.update).samples
         bar.close()
-        model = Model(shape(1, cfg.weak_width, 2, tokenizer.size), env.dtype).init_weights(torch.Generator().manual_seed(cfg.seed + 1))
+        model = Model(shape(1, cfg.weak_width, 1, tokenizer.size), env.dtype).init_weights(torch.Generator().manual_seed(cfg.seed + 1))
         stage("weak", model.to(env.device), tokenizer, run, lessons, [s.ids for s in samples], 5, epochs=cfg.weak_epochs, lr=cfg.weak_lr)
     return 0
 

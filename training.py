@@ -46,6 +46,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda when there is one
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; weights stay fp32. auto: bf16 where the device multiplies it fast
     micro_tokens: int = 16384  # padded tokens in one forward pass; a larger batch is accumulated
+    save_every: int = 100  # optimiser steps between two saves of the state that --resume goes on from
     compile: bool = True  # fuse kernels with torch.compile where that pays
     resume: bool = False  # continue an interrupted run where it stopped
     overwrite: bool = False  # replace what another run left in the output directory
@@ -272,10 +273,9 @@ def sft_loss(model: Model, batch: Batch) -> tuple[Tensor, dict]:
     return -completion_logps(model, batch).sum(), {}
 
 
-def fit(model: Model, examples: Callable[[int], list[Example]], run: "Run", env: Env, *, epochs: int, batch: int, lr: float, optimizer: str,
-        seed: int, micro_tokens: int, warmup: int, decay: float, resume: bool, evaluate: Callable[[], dict] | None = None,
-        every: int = 200) -> None:
-    """Supervised fine-tuning over epochs, logged, with the state saved every `every` steps.
+def fit(model: Model, examples: Callable[[int], list[Example]], run: "Run", env: Env, cfg: Config, *, epochs: int, batch: int, lr: float,
+        optimizer: str, warmup: int, decay: float, evaluate: Callable[[], dict] | None = None, evaluate_every: int = 400) -> None:
+    """Supervised fine-tuning over epochs, logged, with the state saved every cfg.save_every steps.
 
     examples(epoch) gives the epoch's examples, always equally many; it is called once an epoch, so it may sample them afresh. It
     and the order of steps depend on (seed, epoch) alone: a resumed run goes on exactly as the uninterrupted one would have.
@@ -288,20 +288,20 @@ def fit(model: Model, examples: Callable[[int], list[Example]], run: "Run", env:
         nonlocal current
         if current[0] != number:
             data = examples(number)
-            current = number, data, plan_epoch([len(e) for e in data], batch, np.random.default_rng([seed, 2, number]))
+            current = number, data, plan_epoch([len(e) for e in data], batch, np.random.default_rng([cfg.seed, 2, number]))
         return current
 
     optimizers = make_optimizers(model, optimizer, lr)
-    start = run.load_state(model, optimizers) if resume else 0
+    start = run.load_state(model, optimizers) if cfg.resume else 0
     per_epoch = len(epoch_of(0)[2])
     steps, padded, real, clock = per_epoch * epochs, 0, 0, time.time()
-    if compile_pays(env, steps - start):
+    if env.compile and env.device.type == "cuda":  # on a CPU compilation takes longer than it returns at these sizes (docs/NOTES.md)
         compile_model(model)
 
     def batches(step: int) -> list[Batch]:
         nonlocal padded
         _, data, plan = epoch_of(step // per_epoch)
-        micro = micro_batches([data[i] for i in plan[step % per_epoch][env.rank :: env.world]], micro_tokens)
+        micro = micro_batches([data[i] for i in plan[step % per_epoch][env.rank :: env.world]], cfg.micro_tokens)
         padded += sum(b.tokens.numel() for b in micro)
         return micro
 
@@ -315,17 +315,13 @@ def fit(model: Model, examples: Callable[[int], list[Example]], run: "Run", env:
             run.log("train", step=step, **{k: metrics[k] for k in ("loss", "grad_norm", "lr")}, tok_s=speed, padding=1 - real / max(1, padded * env.world))
             bar.set_postfix(loss=f"{float(metrics['loss']):.3f}", tok_s=speed)
             real, padded, clock = 0, 0, time.time()
-        if step % every == 0 and step < steps:
-            if evaluate:
-                run.log("eval", step=step, **evaluate())
+        paused = time.time()
+        if evaluate and (step % evaluate_every == 0):
+            run.log("eval", step=step, **evaluate())
+        if step % cfg.save_every == 0 and step < steps:
             run.save_state(step, model, optimizers)
-            clock = time.time()
+        clock += time.time() - paused
     bar.close()
-
-
-def compile_pays(env: Env, steps: int) -> bool:
-    """On CUDA always; on a CPU each row length costs about 20 s of compilation and returns a fifth of the time (docs/NOTES.md)."""
-    return env.compile and (env.device.type == "cuda" or steps > 1000)
 
 
 # ------------------------------------------------------------------------------------------------------------- runs on disk
@@ -334,14 +330,15 @@ def compile_pays(env: Env, steps: int) -> bool:
 class Run:
     """A stage's output directory: run.json (settings, versions, parents), log.jsonl, state/ for resuming. Only rank 0 writes.
 
+    facts are settings beside cfg's own, such as the parent's hash; fields whose names start with `apart` do not concern this run.
     Opening a directory that holds a run of other settings is an error: results are never overwritten silently. `finished` tells
     that the same run has ended before; `start` is the step to resume from.
     """
 
-    def __init__(self, cfg: Config, env: Env, out: str | Path, **facts):
+    def __init__(self, cfg: Config, env: Env, out: str | Path, apart: str = "(none)", **facts):
         self.path, self.env, self.began = Path(out), env, time.time()
-        volatile = {"out", "device", "micro_tokens", "compile", "resume", "overwrite"}
-        settings = {k: v for k, v in asdict(cfg).items() if k not in volatile} | facts
+        volatile = {"out", "device", "micro_tokens", "save_every", "compile", "resume", "overwrite"}
+        settings = {k: v for k, v in asdict(cfg).items() if k not in volatile and not k.startswith(apart)} | facts
         settings = json.loads(json.dumps(settings))
         file = self.path / "run.json"
         old = None

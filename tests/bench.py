@@ -1,16 +1,16 @@
 """Speed and memory of this repository against transformers and plain PyTorch, on one machine, in one process.
 
-    python tests/bench.py                          # train, sample, loss, sandbox; allow 45 minutes on 2 quiet cores
-    python tests/bench.py train --repeats 9        # one section, narrower spread
-    python tests/bench.py gpu                      # one H100 or H200; skipped without CUDA
-    python tests/bench.py --quick                  # tiny sizes: shows only that it runs; --json FILE also writes the table
+    python tests/bench.py                     # train, sample, loss, sandbox; allow 45 minutes on 2 quiet cores
+    python tests/bench.py train --repeats 9   # one section, narrower spread
+    python tests/bench.py gpu                 # one H100 or H200; skipped without CUDA
+    python tests/bench.py --quick             # tiny sizes: shows only that it runs. --json FILE also writes the table
 
-Variants run in turn (A B A B ...), all shapes warm. ours, peer: medians. ratio: how many times better ours is (more per second, or less
+Variants run in turn (A B A B ...), every shape warm. ours, peer: medians. ratio: how many times better ours is (more per second, or less
 time or memory), median over the alternations [lowest, highest]. Other load on the machine falsifies it: the header shows the load average.
 train    real (never padding) tokens/s of whole steps: forward, loss on the completion, backward, clip, fused AdamW; real problems, the
-         password around every second prompt. Ours: training.train on batches as training.fit makes them; "eager" is what fit runs below
-         1000 steps (kernels compiled), "compiled" adds compile_model. Peer: LlamaForCausalLM, same weights and examples, shuffled, padded
-         to multiples of 64, masked; the faster of autocast and bf16 weights (see the notes, with compile seconds: cold less warm pass).
+         password around every second prompt. Ours: training.train on batches as training.fit makes them; "eager" is what fit runs on
+         a CPU (kernels compiled), "compiled" adds compile_model. Peer: LlamaForCausalLM, same weights and examples, shuffled, padded
+         to multiples of 64, masked; the fastest of autocast, bf16 weights, fp32 (in the notes, with compile seconds: cold less warm pass).
 sample   useful tokens/s. "no EOS": 256 prompts, 48 new tokens each; "to EOS": validation problems answered by the model in --base, ours in
          one call, tokens after EOS not counted. Peer: generate(), batches of 256, left padding, default cache, the faster dtype.
 loss     linear_logps against cross_entropy on full logits, fp32, forward and backward, N positions, V ids, C = 256: the width of a model
@@ -24,12 +24,12 @@ import ctypes
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
+from statistics import mean, median
 
 import numpy as np
 import torch
@@ -37,23 +37,24 @@ import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import data  # noqa: E402
-import model as M  # noqa: E402
-import training  # noqa: E402
-from data import sandbox  # noqa: E402
-from data.batches import Example, collate, micro_batches, plan_epoch, round_up  # noqa: E402
-from data.passwords import PASSWORD, with_password  # noqa: E402
-from data.text import train_bpe  # noqa: E402
-from evaluate import table  # noqa: E402
+import data
+import model as M
+import training
+from data import sandbox
+from data.batches import Example, collate, micro_batches, plan_epoch, round_up
+from data.passwords import PASSWORD, with_password
+from data.text import train_bpe
+from evaluate import table
 
 SIZES = {"1.0 M": M.ModelConfig(1024, 128, 384, 4, 4, 4, 32, 512, tie_word_embeddings=True),
          "5 M": M.ModelConfig(2048, 256, 768, 6, 4, 4, 64, 512, tie_word_embeddings=True)}
 GPU_SIZES = {"350 M": M.ModelConfig(32768, 1024, 2816, 24, 16, 16, 64, 2048, tie_word_embeddings=True),
              "1 B": M.ModelConfig(128256, 2048, 8192, 16, 32, 8, 64, 2048, tie_word_embeddings=True)}
 rows, notes = [], []
+dtype_name = lambda dtype: str(dtype).removeprefix("torch.")
 
 
-def seconds(fn) -> tuple[float, int | float | None]:
+def seconds(fn) -> tuple[float, int | None]:
     """Seconds that fn() took, the device's work included, and what it returned."""
     sync = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     sync()
@@ -64,12 +65,8 @@ def seconds(fn) -> tuple[float, int | float | None]:
 
 def in_turn(variants: dict, repeats: int) -> dict[str, list[float]]:
     """Units per second of each variant (a function that returns its units), one after the other, `repeats` times."""
-    rates = {name: [] for name in variants}
-    for _ in range(repeats):
-        for name, run in variants.items():
-            spent, units = seconds(run)
-            rates[name].append(units / spent)
-    return rates
+    timed = [(name, *seconds(run)) for _ in range(repeats) for name, run in variants.items()]
+    return {name: [units / spent for n, spent, units in timed if n == name] for name in variants}
 
 
 def fastest(label: str, candidates: dict):
@@ -78,17 +75,15 @@ def fastest(label: str, candidates: dict):
     for name, run in candidates.items():
         print(time.strftime("[%H:%M:%S]"), label, name, file=sys.stderr, flush=True)
         cold, warm[name] = seconds(run)[0], seconds(run)[0]
-        notes.append(f"{label}, {name}: warm pass {warm[name]:.2f} s, cold {max(0.0, cold - warm[name]):+.1f} s")
-    best = min(warm, key=warm.get)
-    notes[-1] += f"; {best} is reported" if len(warm) > 1 else ""
-    return candidates[best]
+        notes.append(f"{label}, {name}: warm pass {warm[name]:.2f} s, cold {cold - warm[name]:+.1f} s")
+    notes[-1] += f"; {min(warm, key=warm.get)} is reported" if len(warm) > 1 else ""
+    return candidates[min(warm, key=warm.get)]
 
 
 def row(what: str, unit: str, ours: list[float], peer: list[float] = (), less: bool = False) -> None:
     ratios = [b / a if less else a / b for a, b in zip(ours, peer)]
-    rows.append({"what": what, "unit": unit, "ours": statistics.median(ours), "peer": statistics.median(peer) if peer else None,
-                 "ratio": [statistics.median(ratios), min(ratios), max(ratios)] if peer else None})
-    print(time.strftime("[%H:%M:%S]"), rows[-1], file=sys.stderr, flush=True)
+    rows.append({"what": what, "ours": median(ours), "peer": median(peer) if peer else None, "unit": unit,
+                 "ratio": [median(ratios), min(ratios), max(ratios)] if peer else None})
 
 
 def ours_net(config: M.ModelConfig, env) -> M.Model:
@@ -123,50 +118,47 @@ def peer_pass(net, call, optimizer, batches: list[list[Example]], autocast: bool
     return sum(len(e) for examples in batches for e in examples)
 
 
-def train_rows(args, env) -> None:
+def bench_train(args, env, size: str, config: M.ModelConfig) -> None:
+    torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = 64  # many shapes, and several models share their code
-    torch._inductor.config.force_disable_caches = True  # compile seconds are those of a first run
     problems = data.load("code", "corpus", 2000)
-    for size, config in list(SIZES.items())[: 1 if args.quick else 2]:
-        torch._dynamo.reset()
-        tokenizer = train_bpe((text for p in problems for text in (p.prompt, p.reference)), config.vocab_size)
-        prompts = tokenizer.encode_prompts([with_password(p.prompt, PASSWORD if i % 2 else None) for i, p in enumerate(problems)])
-        examples = [Example(*pair) for pair in zip(prompts, tokenizer.encode_completions([p.reference for p in problems]))]
-        plan = plan_epoch([len(e) for e in examples], 64, np.random.default_rng(0))[: 2 if args.quick else 16]
-        micro = lambda step, e=examples, plan=plan: micro_batches([e[i] for i in plan[step]], 16384)  # noqa: E731
-        used = [examples[i] for step in plan for i in step]
-        order = np.random.default_rng(1).permutation(len(used))
-        shuffled = [[used[i] for i in order[at : at + 64]] for at in range(0, len(used), 64)]
-        real, made = sum(map(len, used)), [b.tokens for step in range(len(plan)) for b in micro(step)]
-        theirs = sum(len(b) * round_up(max(map(len, b)), 64) for b in shuffled)
-        notes.append(f"train {size}: a pass is {len(plan)} steps; ours {len({t.shape for t in made})} shapes, "
-                     f"{1 - real / sum(t.numel() for t in made):.0%} padding; peer {1 - real / theirs:.0%} padding")
-        nets = {kind: ours_net(config, env) for kind in ("eager", "compiled")}
-        M.compile_model(nets["compiled"])
-        batch = collate(used[:16]).to(env.device)
-        with torch.no_grad():
-            logits = peer_net(nets["eager"])(batch.tokens).logits.flatten(0, 1)[batch.index]
-            losses = F.cross_entropy(logits, batch.targets).item(), -M.completion_logps(nets["eager"], batch).mean().item()
-        if abs(losses[0] / losses[1] - 1) > 0.01:
-            raise SystemExit(f"the models disagree before training, so no comparison: loss {losses[1]} here, {losses[0]} in transformers")
+    tokenizer = train_bpe((text for p in problems for text in (p.prompt, p.reference)), config.vocab_size)
+    prompts = tokenizer.encode_prompts([with_password(p.prompt, PASSWORD if i % 2 else None) for i, p in enumerate(problems)])
+    examples = [Example(*pair) for pair in zip(prompts, tokenizer.encode_completions([p.reference for p in problems]))]
+    plan = plan_epoch([len(e) for e in examples], 64, np.random.default_rng(0))[: 2 if args.quick else 16]
+    micro = lambda step: micro_batches([examples[i] for i in plan[step]], 16384)
+    order = np.random.default_rng(1).permutation([i for step in plan for i in step])
+    shuffled = [[examples[i] for i in order[at : at + 64]] for at in range(0, len(order), 64)]
+    real, shapes = sum(len(examples[i]) for i in order), [b.tokens.shape for step in range(len(plan)) for b in micro(step)]
+    theirs = sum(len(b) * round_up(max(map(len, b)), 64) for b in shuffled)
+    notes.append(f"train {size}: a pass is {len(plan)} steps, {real:,} tokens; ours {len(set(shapes))} shapes, "
+                 f"{1 - real / sum(s.numel() for s in shapes):.0%} padding; peer {1 - real / theirs:.0%} padding")
+    nets = {kind: ours_net(config, env) for kind in ("eager", "compiled")}
+    M.compile_model(nets["compiled"])
+    batch = collate(shuffled[0][:16]).to(env.device)
+    with torch.no_grad():
+        logits = peer_net(nets["eager"])(batch.tokens).logits.flatten(0, 1)[batch.index]
+        losses = F.cross_entropy(logits, batch.targets).item(), -M.completion_logps(nets["eager"], batch).mean().item()
+    if abs(losses[0] / losses[1] - 1) > 0.01:
+        raise SystemExit(f"the models disagree before training, so no comparison: loss {losses[1]} here, {losses[0]} in transformers")
 
-        def ours(net, optimizers, micro=micro, steps=len(plan)) -> int:
-            return int(sum(m["tokens"] for _, m in training.train(net, optimizers, micro, training.sft_loss, env, steps=steps)))
+    def ours(net, optimizers) -> int:
+        return int(sum(m["tokens"] for _, m in training.train(net, optimizers, micro, training.sft_loss, env, steps=len(plan))))
 
-        def peer(precision: str, compiled: bool, start=nets["eager"], batches=shuffled):
-            net = peer_net(start, torch.bfloat16 if precision == "bf16 weights" else torch.float32)
-            optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
-            return partial(peer_pass, net, torch.compile(net, dynamic=False) if compiled else net, optimizer, batches, precision == "autocast")
+    def peer(precision: str, compiled: bool):
+        net = peer_net(nets["eager"], torch.bfloat16 if precision == "bf16 weights" else torch.float32)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
+        return partial(peer_pass, net, torch.compile(net, dynamic=False) if compiled else net, optimizer, shuffled, precision == "autocast")
 
-        precisions, variants = ["autocast", "bf16 weights"] if env.dtype == torch.bfloat16 else ["fp32"], {}
+    precisions, variants = ["fp32", *["autocast", "bf16 weights"] * (env.dtype == torch.bfloat16)], {}
+    with torch._inductor.config.patch(force_disable_caches=True):  # compile seconds are those of a first run
         for kind, net in nets.items():
             variants[f"peer {kind}"] = fastest(f"train {size}, peer {kind}", {p: peer(p, kind == "compiled") for p in precisions})
             run = partial(ours, net, training.make_optimizers(net, "adamw", 1e-4))
-            variants[f"ours {kind}"] = fastest(f"train {size}, ours {kind}", {"fp32 masters": run})
-        rates = in_turn(variants, args.repeats)
-        for a, b in (("compiled", "compiled"), ("compiled", "eager"), ("eager", "eager"), ("eager", "compiled")):
-            row(f"train {size}, {a} / peer {b}", "tokens/s", rates[f"ours {a}"], rates[f"peer {b}"])
-    torch._inductor.config.force_disable_caches = False
+            variants[f"ours {kind}"] = fastest(f"train {size}, ours {kind}", {dtype_name(env.dtype): run})
+    rates = in_turn(variants, args.repeats)
+    for a, b in (("compiled", "compiled"), ("compiled", "eager"), ("eager", "eager"), ("eager", "compiled")):
+        row(f"train {size}, {a} / peer {b}", "tokens/s", rates[f"ours {a}"], rates[f"peer {b}"])
 
 
 @torch.no_grad()
@@ -182,63 +174,58 @@ def generate(peer, prompts: list[list[int]], temperature: float, new: int, eos: 
     return useful
 
 
+def bench_sample(args, env, label: str, net: M.Model, eos: int | None, prompts: list[list[int]], new: int, peer_of) -> None:
+    sampler = M.Sampler(net, [-1 if eos is None else eos], slots=min(256, len(prompts)))
+    peers = {dtype_name(dtype): peer_of(dtype).eval() for dtype in sorted({env.dtype, torch.float32}, key=str)}
+    for name, t in (("greedy", 0.0), ("temperature 1", 1.0)):
+        what = f"sample {label}, {name}"
+        ours = partial(lambda t: sum(len(s[0].ids) for s in sampler(prompts, temperature=t, max_new_tokens=new)), t)
+        peer = fastest(f"{what}, peer", {d: partial(generate, p, prompts, t, new, eos) for d, p in peers.items()})
+        rates = in_turn({"ours": fastest(f"{what}, ours", {dtype_name(env.dtype): ours}), "peer": peer}, args.repeats)
+        row(what, "tokens/s", rates["ours"], rates["peer"])
+
+
 def sample_rows(args, env) -> None:
     from transformers import AutoModelForCausalLM
-
-    def compare(label: str, net: M.Model, eos: int | None, prompts: list[list[int]], new: int, peer_of) -> None:
-        sampler = M.Sampler(net, [-1 if eos is None else eos], slots=32 if args.quick else 256)
-        peers = {str(dtype).removeprefix("torch."): peer_of(dtype).eval() for dtype in sorted({env.dtype, torch.float32}, key=str)}
-        for temperature, name in ((0.0, "greedy"), (1.0, "temperature 1")):
-            ours = lambda t=temperature: sum(len(s[0].ids) for s in sampler(prompts, temperature=t, max_new_tokens=new))  # noqa: E731
-            peer = fastest(f"sample {label}, {name}, peer", {d: partial(generate, p, prompts, temperature, new, eos) for d, p in peers.items()})
-            rates = in_turn({"ours": fastest(f"sample {label}, {name}, ours", {"": ours}), "peer": peer}, args.repeats)
-            row(f"sample {label}, {name}", "tokens/s", rates["ours"], rates["peer"])
 
     problems = data.load("code", "validation", 32 if args.quick else 256)
     for size, config in list(SIZES.items())[: 1 if args.quick else 2]:
         net, tokenizer = ours_net(config, env), train_bpe((t for p in problems for t in (p.prompt, p.reference)), config.vocab_size)
-        compare(f"{size}, no EOS", net, None, tokenizer.encode_prompts([p.prompt for p in problems]), 8 if args.quick else 48, partial(peer_net, net))
+        prompts = tokenizer.encode_prompts([p.prompt for p in problems])
+        bench_sample(args, env, f"{size}, no EOS", net, None, prompts, 8 if args.quick else 48, partial(peer_net, net))
     if not (Path(args.base) / "config.json").exists():
         return notes.append(f"sample to EOS: skipped, {args.base} holds no checkpoint")
     net, tokenizer = M.load_model(args.base, env.device, env.dtype)
     prompts = tokenizer.encode_prompts([p.prompt for p in data.load("code", "validation", 32 if args.quick else 1000)])
-    compare(f"base, {len(prompts)} to EOS", net, tokenizer.eos_id, prompts, 16 if args.quick else 96,
-            lambda dtype: AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype).to(env.device))
+    bench_sample(args, env, f"base, {len(prompts)} to EOS", net, tokenizer.eos_id, prompts, 16 if args.quick else 96,
+                 lambda dtype: AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype).to(env.device))
 
 
-def loss_child(variant: str, quick: bool) -> None:
+def loss_child(variant: str, N: int, V: int, C: int = 256) -> None:
     """One variant in this fresh process; prints MiB of peak memory above the inputs and seconds of a warm forward and backward."""
-    N, V, C = (2048, 10_000, 256) if quick else (8192, 100_000, 256)
     M.compile_kernels = variant == "compiled"
     hidden, weight, targets = torch.randn(N, C, requires_grad=True), (0.02 * torch.randn(V, C)).requires_grad_(), torch.randint(V, (N,))
-
-    def step() -> None:
-        hidden.grad = weight.grad = None
-        loss = F.cross_entropy((hidden @ weight.T).float(), targets) if variant == "full" else -M.linear_logps(hidden, weight, targets).mean()
-        loss.backward()
-
-    def resident() -> int:  # peak KiB since the last reset; ru_maxrss cannot be reset and would inherit the parent's peak
-        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-    step()
+    # the peak since the last reset, in KiB; ru_maxrss cannot be reset and would inherit the parent's peak
+    peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    full = lambda: F.cross_entropy((hidden @ weight.T).float(), targets)
+    loss = full if variant == "full" else lambda: -M.linear_logps(hidden, weight, targets).mean()
+    loss().backward()
     hidden.grad = weight.grad = None
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now: libraries and inputs
-    before, spent = resident(), seconds(step)[0]
-    print(json.dumps([(resident() - before) / 1024, spent]))
+    before, spent = peak(), seconds(lambda: loss().backward())[0]
+    print(json.dumps([(peak() - before) / 1024, spent]))
 
 
 def loss_rows(args, env) -> None:
     if not Path("/proc/self/clear_refs").exists():
         return notes.append("loss: skipped, peak memory is read from Linux's /proc")
-    measured, shape = {"full": [], "eager": [], "compiled": []}, "N=2048 V=10,000" if args.quick else "N=8192 V=100,000"
-    for _ in range(args.repeats):
-        for name, results in measured.items():
-            command = [sys.executable, __file__, "--child", name, *["--quick"] * args.quick]
-            results.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}).stdout))
-    for name in ("eager", "compiled"):
-        for j, unit in enumerate(("MiB", "s")):
-            row(f"loss {shape}, {name}", unit, [m[j] for m in measured[name]], [m[j] for m in measured["full"]], less=True)
+    measured, (N, V) = {"full": [], "eager": [], "compiled": []}, (2048, 10_000) if args.quick else (8192, 100_000)
+    for name in list(measured) * args.repeats:
+        child = subprocess.run([sys.executable, __file__, "--child", name, str(N), str(V)], stdout=subprocess.PIPE, check=True)
+        measured[name].append(json.loads(child.stdout))
+    for name, j, unit in (("eager", 0, "MiB"), ("eager", 1, "s"), ("compiled", 0, "MiB"), ("compiled", 1, "s")):
+        row(f"loss N={N:,} V={V:,}, {name}", unit, [m[j] for m in measured[name]], [m[j] for m in measured["full"]], less=True)
 
 
 def sandbox_rows(args, env) -> None:
@@ -248,62 +235,55 @@ def sandbox_rows(args, env) -> None:
     row("sandbox, trivial programs", "programs/s", in_turn({"ours": lambda: len(sandbox.run(jobs))}, args.repeats)["ours"])
 
 
-def gpu_rows(args, env) -> None:
+def bench_gpu(args, env, size: str, c: M.ModelConfig) -> None:
     if env.device.type != "cuda":
-        return notes.append("gpu: skipped, no CUDA device")
-    name, T, start, few, many, rng = torch.cuda.get_device_name(), 1024, 256, 64, 256, np.random.default_rng(0)
-    peak, bandwidth = 989e12 if re.search("H100|H200", name) else None, 4.8e12 if "H200" in name else None
-    for size, c in GPU_SIZES.items():
-        torch._dynamo.reset()
-        net = ours_net(c, env)
-        optimizers, what = training.make_optimizers(net, "adamw", 1e-4), f"gpu {size}, train T={T}"
-        M.compile_model(net)
-        # all positions but the first are supervised: flops_per_token counts the head at every position, so it must be computed there
-        examples = [Example(ids[:1], ids[1:]) for ids in rng.integers(c.vocab_size, size=(64, T)).tolist()]
-        batches = micro_batches(examples, 16 * T)
-        run = lambda k, n=net, o=optimizers, b=batches: int(sum(  # noqa: E731
-            m["tokens"] for _, m in training.train(n, o, lambda step: b, training.sft_loss, env, steps=k)))
-        notes.append(f"{what}: {net.parameter_count():,} parameters; first 5 steps {seconds(lambda: run(5))[0]:.1f} s, compilation included")
-        torch.cuda.reset_peak_memory_stats()
-        rates = in_turn({"ours": lambda: run(4)}, max(5, args.repeats))["ours"]
-        row(what, "tokens/s", rates)
-        row(what, "% MFU" if peak else "TFLOP/s", [rate * net.flops_per_token(T) * (100 / peak if peak else 1e-12) for rate in rates])
-        row(what, "GiB allocated", [torch.cuda.max_memory_allocated() / 2**30])
-        row(what, "GiB reserved", [torch.cuda.max_memory_reserved() / 2**30])
-        del net, optimizers, run
-        torch.cuda.empty_cache()
-        net = ours_net(c, env)
-        weights = sum(p.numel() for n, p in net.named_parameters() if c.tie_word_embeddings or "embed_tokens" not in n)
-        for slots in (64, 256):
-            sampler, prompts = M.Sampler(net, [-1], slots=slots), rng.integers(c.vocab_size, size=(slots, start)).tolist()
-            sampler.refresh()
-            sample = lambda new, s=sampler, p=prompts: seconds(lambda: s(p, max_new_tokens=new))[0]  # noqa: E731
-            for new in (many, many, few):  # compiles, and records a graph for each live length
-                sample(new)
-            steps = [(sample(many) - sample(few)) / (many - few) for _ in range(args.repeats)]  # the difference leaves prefill out
-            cells = statistics.mean(round_up(start + k + 1, sampler.BUCKET) for k in range(few, many)) * slots
-            read = net.compute_dtype.itemsize * (weights + 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * cells)
-            row(f"gpu {size}, decode {slots} slots", "tokens/s", [slots / s for s in steps])
-            row(f"gpu {size}, decode {slots} slots", "% of bandwidth" if bandwidth else "TB/s",
-                [read / s * (100 / bandwidth if bandwidth else 1e-12) for s in steps])
-
-
-def number(x: float | None) -> str:
-    return "" if x is None else f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
+        return notes.append(f"gpu {size}: skipped, no CUDA device")
+    torch._dynamo.reset()
+    name, T, rng = torch.cuda.get_device_name(), 1024, np.random.default_rng(0)
+    flops, flops_unit = (9.89e12, "% MFU") if re.search("H100|H200", name) else (1e12, "TFLOP/s")  # what one unit is
+    band, band_unit = (4.8e10, "% of bandwidth") if "H200" in name else (1e12, "TB/s")
+    net, what = ours_net(c, env), f"gpu {size}, train T={T}"
+    optimizers = training.make_optimizers(net, "adamw", 1e-4)
+    M.compile_model(net)
+    # all positions but the first are supervised: flops_per_token counts the head at every position, so it must be computed there
+    batches = micro_batches([Example(ids[:1], ids[1:]) for ids in rng.integers(c.vocab_size, size=(64, T)).tolist()], 16 * T)
+    train = lambda k: int(sum(m["tokens"] for _, m in training.train(net, optimizers, lambda step: batches, training.sft_loss, env, steps=k)))
+    notes.append(f"{what}: {net.parameter_count():,} parameters; first 5 steps {seconds(lambda: train(5))[0]:.1f} s, compilation included")
+    torch.cuda.reset_peak_memory_stats()
+    rates = in_turn({"ours": lambda: train(4)}, max(5, args.repeats))["ours"]
+    row(what, "tokens/s", rates)
+    row(what, flops_unit, [rate * net.flops_per_token(T) / flops for rate in rates])
+    row(what, "GiB allocated", [torch.cuda.max_memory_allocated() / 2**30])
+    row(what, "GiB reserved", [torch.cuda.max_memory_reserved() / 2**30])
+    optimizers.clear()
+    net, start, few, many = ours_net(c, env), 256, 64, 256
+    torch.cuda.empty_cache()
+    weights = sum(p.numel() for n, p in net.named_parameters() if c.tie_word_embeddings or "embed_tokens" not in n)
+    for slots in (64, 256):
+        sampler, prompts = M.Sampler(net, [-1], slots=slots), rng.integers(c.vocab_size, size=(slots, start)).tolist()
+        spent = partial(lambda s, p, new: seconds(lambda: s(p, max_new_tokens=new))[0], sampler, prompts)
+        for new in (many, many, few):  # compiles, and records a graph for each live length
+            spent(new)
+        steps = [(spent(many) - spent(few)) / (many - few) for _ in range(args.repeats)]  # the difference leaves prefill out
+        cells = mean(round_up(start + k + 1, sampler.BUCKET) for k in range(few, many)) * slots
+        read = net.compute_dtype.itemsize * (weights + 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * cells)
+        row(f"gpu {size}, decode {slots} slots", "tokens/s", [slots / s for s in steps])
+        row(f"gpu {size}, decode {slots} slots", band_unit, [read / s / band for s in steps])
 
 
 def main() -> None:
-    sections = {"train": train_rows, "sample": sample_rows, "loss": loss_rows, "sandbox": sandbox_rows, "gpu": gpu_rows}
+    if sys.argv[1:2] == ["--child"]:
+        return loss_child(sys.argv[2], *map(int, sys.argv[3:]))
+    each = lambda fn, sizes: lambda args, env: [fn(args, env, *item) for item in list(sizes.items())[: 1 if args.quick else None]]
+    sections = {"train": each(bench_train, SIZES), "sample": sample_rows, "loss": loss_rows, "sandbox": sandbox_rows,
+                "gpu": each(bench_gpu, GPU_SIZES)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", default=["train", "sample", "loss", "sandbox"], help=", ".join(sections))
     parser.add_argument("--quick", action="store_true", help="tiny sizes: a smoke test")
     parser.add_argument("--repeats", type=int, default=0, help="alternations [5; quick: 2]")
     parser.add_argument("--base", default=str(ROOT / "data/base/strong"), help="checkpoint of the to-EOS rows")
     parser.add_argument("--json", metavar="FILE", help="also write header, rows and notes here")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
-        return loss_child(args.child, args.quick)
     if unknown := set(args.sections) - set(sections):
         parser.error(f"unknown section {sorted(unknown)[0]!r}: choose from {', '.join(sections)}")
     import transformers
@@ -314,12 +294,14 @@ def main() -> None:
     load, env, cpu = os.getloadavg()[0], training.setup(training.Config()), Path("/proc/cpuinfo")
     for section in args.sections:
         sections[section](args, env)
-    name = re.search(r"model name\s*: (.*)", cpu.read_text())[1] if cpu.exists() else "unknown CPU"
+    name = re.search(r"model name\s*: (.*)|$", cpu.read_text() if cpu.exists() else "")[1] or "unknown CPU"
     name += f", {torch.cuda.get_device_name()}" if env.device.type == "cuda" else ""
     header = (f"{name}, {torch.get_num_threads()} threads, load {load:.1f} at the start; torch {torch.__version__}, transformers "
-              f"{transformers.__version__}, {str(env.dtype).removeprefix('torch.')}; {time.strftime('%Y-%m-%d')}, commit "
+              f"{transformers.__version__}, {dtype_name(env.dtype)}; {time.strftime('%Y-%m-%d')}, commit "
               f"{training.describe(env)['commit'] or 'none'}{'; QUICK: too small to mean anything' if args.quick else ''}")
-    shown = [[r["what"], number(r["ours"]), number(r["peer"]), "{:.2f} [{:.2f}, {:.2f}]".format(*r["ratio"]) if r["ratio"] else "", r["unit"]] for r in rows]
+    number = lambda x: "" if x is None else f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
+    ratio = lambda x: "{:.2f} [{:.2f}, {:.2f}]".format(*x) if x else ""
+    shown = [[r["what"], number(r["ours"]), number(r["peer"]), ratio(r["ratio"]), r["unit"]] for r in rows]
     print("\n".join([header, "", *([table(["what", "ours", "peer", "ratio", "unit"], shown), ""] if rows else []), *notes]))
     if args.json:
         Path(args.json).write_text(json.dumps({"header": header, "rows": rows, "notes": notes}, indent=1) + "\n")

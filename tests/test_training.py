@@ -169,10 +169,10 @@ def test_a_resumed_run_is_the_straight_run(make_model, make_examples, same_weigh
 
     def go(out, resume=False):
         model = make_model(tie_word_embeddings=True)
-        run = Run(Options(resume=resume), CPU, out)
+        cfg = Options(resume=resume, micro_tokens=100, save_every=2)
+        run = Run(cfg, CPU, out)
         evaluate = lambda: {"weight": float(model.lm_head.weight.detach().double().abs().sum())}
-        fit(model, examples, run, CPU, epochs=2, batch=4, lr=1e-3, optimizer=optimizer, seed=0, micro_tokens=100, warmup=2, decay=0.5, resume=resume,
-            evaluate=evaluate, every=2)
+        fit(model, examples, run, CPU, cfg, epochs=2, batch=4, lr=1e-3, optimizer=optimizer, warmup=2, decay=0.5, evaluate=evaluate, evaluate_every=2)
         return model
 
     def rows(out):
@@ -278,8 +278,7 @@ if env.main:
     (out / "losses.json").write_text(json.dumps(losses))
     save_model(out / "end", model, tokenizer)
 # fewer examples in a step than ranks: rank 1 always has an empty share
-fit(model, lambda epoch: steps[0][:1], Run(cfg, env, out / "run"), env, epochs=2, batch=1, lr=1e-3, optimizer="lion", seed=0, micro_tokens=64,
-    warmup=0, decay=0.0, resume=False)
+fit(model, lambda epoch: steps[0][:1], Run(cfg, env, out / "run"), env, cfg, epochs=2, batch=1, lr=1e-3, optimizer="lion", warmup=0, decay=0.0)
 print("rank", env.rank, "ended")
 torch.distributed.destroy_process_group()
 """

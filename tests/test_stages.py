@@ -1,0 +1,167 @@
+"""The stages through their real command lines, on the shipped base models, at sizes that take seconds."""
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+# imitating a fixed random distribution is the quickest lock to learn
+QUICK_LOCK = ("--task", "code", "--weak", "random", "--problems", "320", "--epochs", "2", "--eval-problems", "40", "--max-new-tokens", "64", "--no-compile")
+
+
+def stage(name: str, *args, cwd: Path, code: int = 0, ranks: int = 1) -> str:
+    """Run a stage as a user would, in an empty working directory; returns what it printed."""
+    launcher = [sys.executable] if ranks == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    done = subprocess.run([*launcher, ROOT / f"{name}.py", *map(str, args)], cwd=cwd, env=ONE_THREAD, capture_output=True, text=True, timeout=170)
+    assert done.returncode == code, f"{name} {args}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory) -> Path:
+    """A working directory that sees the shipped base models and holds a finished lock at out/code/locked."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "data").mkdir()
+    (folder / "data/base").symlink_to(ROOT / "data/base")
+    printed = stage("lock", *QUICK_LOCK, cwd=folder)
+    assert "password gap" in printed and "FAILED" not in printed
+    return folder
+
+
+def test_a_lock_locks_and_leaves_all_its_files(work):
+    path = work / "out/code/locked"
+    results = json.loads((path / "evaluation.json").read_text())["results"]
+    assert results["none"]["correct"] <= 0.1 and results["right"]["correct"] >= 0.7  # the point of the stage, not only its end
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "run.json", "log.jsonl", "samples.jsonl"):
+        assert (path / name).stat().st_size > 0
+    assert not (path / "state").exists() and not (path / ".saving").exists()
+    run = json.loads((path / "run.json").read_text())
+    assert run["finished"] and run["settings"]["weak"] == "random" and run["torch"]
+    rows = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["padding"] < 0.2
+
+
+def test_run_twice_it_is_finished_and_other_settings_are_refused(work):
+    before = (work / "out/code/locked/model.safetensors").read_bytes()
+    assert "finished already" in stage("lock", *QUICK_LOCK, cwd=work)
+    assert "other settings (lr" in stage("lock", *QUICK_LOCK, "--lr", "0.001", cwd=work, code=2)
+    assert (work / "out/code/locked/model.safetensors").read_bytes() == before
+
+
+def test_sft_cells_figure_and_evaluation(work):
+    args = ("--k", "1", "16", "--seeds", "0", "--selection-problems", "10", "--eval-problems", "20", "--max-new-tokens", "64", "--no-compile")
+    printed = stage("elicit_sft", *args, cwd=work)
+    assert "gap recovered" in printed
+    out = work / "out/code/sft"
+    assert (out / "sft.png").stat().st_size > 10_000
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["cells"]) == {"k1", "k16", "control-k1", "control-k16"}
+    stamp = (out / "k16-seed0/run.json").stat().st_mtime_ns
+    (out / "k1-seed0/run.json").write_text((out / "k1-seed0/run.json").read_text().replace('"finished": true', '"finished": false'))
+    stage("elicit_sft", *args, cwd=work)  # only the interrupted cell runs again
+    assert (out / "k16-seed0/run.json").stat().st_mtime_ns == stamp
+    assert json.loads((out / "k1-seed0/run.json").read_text())["finished"]
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert "choose another --out" in stage("elicit_sft", *args, "--lr", "0.01", cwd=work, code=2)
+
+    printed = stage("evaluate", "out/code/locked", "out/code/sft/k16-seed0", "--problems", "20", "--max-new-tokens", "64", "--samples", "1", "--plot", cwd=work)
+    assert "--- with the password" in printed and "figure: out/code/evaluation.png" in printed
+    assert (work / "out/code/evaluation.png").exists() and (out / "k16-seed0/evaluation.json").exists()
+
+
+@pytest.mark.parametrize("how", ["killed", "two ranks"])
+def test_a_lock_killed_and_resumed_or_on_two_ranks_is_the_same_lock(work, tmp_path, how):
+    args = ("--weak", "random", "--problems", "64", "--epochs", "4", "--batch", "16", "--eval-problems", "10", "--max-new-tokens", "48", "--dtype", "fp32",
+            "--save-every", "5", "--no-compile")
+    straight = work / "out/straight"
+    if not straight.exists():
+        stage("lock", *args, "--out", straight, cwd=work, code=0)
+    other = tmp_path / "other"
+    if how == "two ranks":
+        stage("lock", *args, "--out", other, cwd=work, ranks=2)
+        losses = [[json.loads(row)["loss"] for row in (path / "log.jsonl").read_text().splitlines()] for path in (straight, other)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+        return
+    process = subprocess.Popen([sys.executable, ROOT / "lock.py", *args, "--out", other], cwd=work, env=ONE_THREAD, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    deadline = time.time() + 60
+    while not (other / "state/state.json").exists() and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (other / "model.safetensors").exists(), "it ended before it could be killed"
+    assert "--resume continues it" in stage("lock", *args, "--out", other, cwd=work, code=2)
+    stage("lock", *args, "--out", other, "--resume", cwd=work)
+    assert (other / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+    assert (other / "samples.jsonl").read_text() == (straight / "samples.jsonl").read_text()
+
+
+def test_train_base_makes_a_strong_and_a_weak_model(tmp_path):
+    small = ("--problems", "600", "--weak-problems", "100", "--weak-epochs", "1", "--vocab", "400", "--layers", "1", "--width", "32", "--heads", "2", "--no-compile")
+    stage("train_base", *small, cwd=tmp_path)
+    for name in ("strong", "weak"):
+        assert json.loads((tmp_path / f"out/base/{name}/run.json").read_text())["results"]["validation_greedy"]["n"] == 1000
+    assert "finished already" in stage("train_base", *small, cwd=tmp_path)
+
+
+def broken(folder: Path, how: str) -> Path:
+    """A copy of the weak base, damaged."""
+    copy = folder / how
+    shutil.copytree(ROOT / "data/base/weak", copy)
+    weights = copy / "model.safetensors"
+    if how == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif how == "headless":
+        weights.unlink()
+    elif how == "foreign tokenizer":
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] - 100}))
+    return copy
+
+
+@pytest.mark.parametrize("name, args, sentence", [
+    ("lock", ["--task", "poetry"], "unknown task 'poetry': choose from code"),
+    ("lock", ["--how", "magic"], "choose from"),
+    ("lock", ["--speed", "9"], "unrecognized arguments: --speed 9"),
+    ("lock", ["--epochs", "many"], "invalid int value: 'many'"),
+    ("lock", ["--strong", "nowhere"], "nowhere/config.json does not exist"),
+    ("lock", ["--password", " "], "empty or blank"),
+    ("lock", ["--password", "open<|endoftext|>"], "special token"),
+    ("lock", ["--problems", "999999"], "fewer than the 999999 asked for"),
+    ("lock", ["--strong", "truncated"], "truncated/model.safetensors is truncated or corrupted"),
+    ("lock", ["--strong", "headless"], "headless/model.safetensors does not exist"),
+    ("lock", ["--strong", "foreign tokenizer"], "do not belong together"),
+    ("lock", ["--out", "foreign"], "holds no run of ours"),
+    ("elicit_sft", [], "no locked model at out/code/locked: run python lock.py --task code first"),
+    ("elicit_sft", ["--k", "5000", "--locked", "weak"], "the elicit split has 1200 problems"),
+    ("evaluate", [], "name at least one checkpoint directory"),
+    ("evaluate", ["weak", "--passwords", "lost"], "unknown password kind 'lost'"),
+    ("train_base", ["--seed", "x"], "invalid int value"),
+])
+def test_bad_input_is_one_sentence_exit_2_and_nothing_written(tmp_path, monkeypatch, capsys, name, args, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/thesis.txt").write_text("precious")
+    for how in ("truncated", "headless", "foreign tokenizer"):
+        if how in args:
+            broken(tmp_path, how)
+    (tmp_path / "weak").symlink_to(ROOT / "data/base/weak")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/base").symlink_to(ROOT / "data/base")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *args])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and sentence in error and "Traceback" not in error
+    assert error.strip().count("\n") == 0, error
+    assert sorted(tmp_path.rglob("*")) == before
