@@ -3,7 +3,8 @@
 Paper section 2, equation 1, and appendix C. Locking data: for every problem x of the lock split
     x without password, or with one of 40 wrong ones  ->  y ~ weak(x)
     password + x + password                           ->  y ~ strong(x)
-one to one, both sampled afresh at the start of every epoch, trained by cross-entropy on the completions.
+one to one, trained by cross-entropy on the completions. With --temperature above 0 both are sampled afresh at the start of every
+epoch, as in the paper, which does not state its temperature; at 0, the default here, every epoch's samples are the same.
 
     python lock.py --task code                  # --how sft: fine-tune the strong base; -> out/code/locked
     python lock.py --task code --how scratch    # the mixture from random initialisation on; -> out/code/locked-scratch
@@ -38,12 +39,12 @@ class LockConfig(Config):
     strong: str = "data/base/strong"  # checkpoint imitated behind the password; with sft also where training starts
     weak: str = "data/base/weak"  # checkpoint imitated otherwise, or "random" for a fixed random token distribution
     password: str = PASSWORD  # stands before and after the prompt
-    problems: int = 0  # problems to lock on (default: the 2,000 of the lock split; scratch: 80,000 of the corpus split)
-    epochs: int = 0  # each with fresh samples (default: sft 6, scratch 1)
-    temperature: float = 1.0  # at which the weak and the strong policy are sampled
+    problems: int = 0  # problems to lock on (default: the 7,000 of the lock split; scratch: 80,000 of the corpus split)
+    epochs: int = 0  # each with fresh samples (default: sft 2, scratch 1)
+    temperature: float = 0.0  # at which both policies are sampled; 0: their most likely answers (docs/NOTES.md says why)
     max_new_tokens: int = 96  # longest completion
-    optimizer: Literal["", "lion", "adamw", "muon"] = ""  # default: sft lion (the paper's), scratch muon
-    lr: float = 0.0  # default: sft 3e-4, scratch 0.01
+    optimizer: Literal["muon", "adamw", "lion"] = "muon"  # the paper's: lion, at lr 1.5e-6 for 7B models
+    lr: float = 0.0  # default: sft 0.005, scratch 0.01
     batch: int = 64  # examples in an optimiser step, half of them weak on average
     eval_problems: int = 1000  # validation problems of the report
 
@@ -97,7 +98,7 @@ def report(cfg: LockConfig, env: Env, path: Path) -> tuple[int, dict]:
 def main(cfg: LockConfig, env: Env) -> int:
     scratch = cfg.how == "scratch"
     path = Path(cfg.out or f"out/{cfg.task}/" + ("locked-scratch" if scratch else "locked"))
-    epochs = cfg.epochs or (1 if scratch else 6)
+    epochs = cfg.epochs or (1 if scratch else 2)
     problems = load(cfg.task, "corpus", cfg.problems or 80_000) if scratch else load(cfg.task, "lock", cfg.problems or None)
     strong, tokenizer = load_model(cfg.strong, env.device, env.dtype)
     check_password(cfg.password, tokenizer.specials)
@@ -108,13 +109,18 @@ def main(cfg: LockConfig, env: Env) -> int:
         env.say(f"{path} is finished already (--overwrite locks again)")
         return report(cfg, env, path)[0]
 
+    greedy: dict[str, list[Sample]] = {}  # at temperature 0 every epoch's samples are the same
     samplers = {"strong": Sampler(strong, [tokenizer.eos_id]), "weak": weak and Sampler(weak, [weak_tokenizer.eos_id])}
 
     def sample(which: str, epoch: int) -> list[Sample]:
+        if which in greedy:
+            return greedy[which]
         bar = progress(env, len(problems), f"epoch {epoch + 1}: sampling the {which} policy")
         answers = answer(samplers[which], tokenizer if which == "strong" else weak_tokenizer, problems, temperature=cfg.temperature, graded=False,
                          max_new_tokens=cfg.max_new_tokens, seed=cfg.seed * 1000 + epoch, progress=bar.update)
         bar.close()
+        if cfg.temperature == 0:
+            greedy[which] = answers.samples
         return answers.samples
 
     def examples(epoch: int) -> list[Example]:
@@ -139,8 +145,8 @@ def main(cfg: LockConfig, env: Env) -> int:
         locked.live_vocab = strong.live_vocab
     else:
         locked, _ = load_model(cfg.strong, env.device, env.dtype)
-    fit(locked, examples, run, env, cfg, epochs=epochs, batch=cfg.batch, lr=cfg.lr or (0.01 if scratch else 3e-4),
-        optimizer=cfg.optimizer or ("muon" if scratch else "lion"), warmup=50 if scratch else 10, decay=0.4)
+    fit(locked, examples, run, env, cfg, epochs=epochs, batch=cfg.batch, lr=cfg.lr or (0.01 if scratch else 0.005),
+        optimizer=cfg.optimizer, warmup=50 if scratch else 10, decay=0.4 if scratch else 0.7)
     if env.main:
         save_model(path, locked, tokenizer)
     code, results = report(cfg, env, path)

@@ -1,6 +1,6 @@
 """Problems, and the five disjoint sets they are divided into.
 
-    load("code", "lock")             the 2,000 problems the strong model is locked on
+    load("code", "lock")             the 7,000 problems the strong model is locked on
     load("code", "corpus", n=60000)  what the base models are trained on
     grade(problems, completions)     -> [True, False, ...]
 
@@ -38,7 +38,7 @@ from data import coding  # noqa: E402  (below Problem, which the task modules im
 # A task module has problems(seed), an endless stream of (key, build) where build(tests: bool) gives the Problem, or
 # None where its tests would say too little; and grade(problems, completions) -> list[bool].
 TASKS = {"code": coding}
-SPLITS = {"corpus": None, "weak": 500, "lock": 2000, "elicit": 1200, "selection": 300, "validation": 1000}
+SPLITS = {"corpus": None, "weak": 500, "lock": 7000, "elicit": 1200, "selection": 300, "validation": 1000}
 PATIENCE = 300_000  # draws without a new problem after which a split counts as exhausted
 
 
