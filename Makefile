@@ -15,7 +15,7 @@ BIN := .venv/bin
 
 demo: .venv/ready
 	$(BIN)/python lock.py --task code --resume
-	$(BIN)/python elicit_sft.py --task code
+	$(BIN)/python elicit_sft.py --task code --k 1 4 8 32 128
 	$(BIN)/python evaluate.py out/code/locked out/code/sft/k8-seed0 --samples 2 --plot
 
 test: .venv/dev

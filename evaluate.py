@@ -215,7 +215,7 @@ def plot_curves(curves: dict[str, dict[int, np.ndarray]], lines: dict[str, float
     ax.set_xticks(ticks, [f"{k:,}" for k in ticks])
     ax.minorticks_off()
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=8, loc="center right")
+    ax.legend(fontsize=8, loc="best", framealpha=0.6)
     fig.tight_layout()
     fig.savefig(file, dpi=120)
     plt.close(fig)

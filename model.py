@@ -529,7 +529,7 @@ class Sampler:
         while waiting and len(waiting[0][1]) <= len(free):
             i, samples = waiting.pop(0)
             admitted.append((i, [(free.pop(), j) for j in samples]))
-        c, device = self.model.config, self.model.device
+        device = self.model.device
         first = torch.zeros(self.slots, len(self.net.head_weight), device=device)
         new = torch.zeros(self.slots, dtype=torch.bool, device=device)
         while admitted:

@@ -92,7 +92,7 @@ def isolation() -> list[str]:
         _server.layers = json.loads(hello)
         if "files" not in _server.layers:
             warnings.warn("No user namespaces here: model-written programs can read and delete this user's files. "
-                          "Run in a container, a virtual machine or as a user with nothing to lose.")
+                          "Run in a container, a virtual machine or as a user with nothing to lose.", stacklevel=2)
     return _server.layers
 
 

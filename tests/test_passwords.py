@@ -3,8 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from data.passwords import (PASSWORD, WRONG, WRONG_HELD_OUT, WRONG_SHARE, check_password, weak_password,
-                            with_password)
+from data.passwords import PASSWORD, WRONG, WRONG_HELD_OUT, WRONG_SHARE, check_password, weak_password, with_password
 
 
 def test_the_lists_are_40_and_10_distinct_strings():
