@@ -99,10 +99,10 @@ def main(cfg: LockConfig, env: Env) -> int:
     scratch = cfg.how == "scratch"
     path = Path(cfg.out or f"out/{cfg.task}/" + ("locked-scratch" if scratch else "locked"))
     epochs = cfg.epochs or (1 if scratch else 2)
-    problems = load(cfg.task, "corpus", cfg.problems or 80_000) if scratch else load(cfg.task, "lock", cfg.problems or None)
     strong, tokenizer = load_model(cfg.strong, env.device, env.dtype)
     check_password(cfg.password, tokenizer.specials)
     weak, weak_tokenizer = (None, tokenizer) if cfg.weak == "random" else load_model(cfg.weak, env.device, env.dtype)
+    problems = load(cfg.task, "corpus", cfg.problems or 80_000) if scratch else load(cfg.task, "lock", cfg.problems or None)
     env.say(f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; {len(problems):,} problems x {epochs} epochs -> {path}")
     run = Run(cfg, env, path, stage="lock", strong_weights=weights_hash(cfg.strong), weak_weights=weights_hash(cfg.weak) if weak else "random")
     if run.finished:

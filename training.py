@@ -350,7 +350,7 @@ class Run:
             if differing:
                 shown = ", ".join(f"{k}: {old['settings'].get(k)} there, {settings[k]} here" for k in differing[:3])
                 raise InputError(f"{self.path} holds a run with other settings ({shown}): choose another --out, or --overwrite to replace it")
-            if not old.get("finished") and not cfg.resume and (self.path / "log.jsonl").exists():
+            if not old.get("finished") and not cfg.resume and any((self.path / name).exists() for name in ("log.jsonl", "state")):
                 raise InputError(f"{self.path} holds an unfinished run of these settings: --resume continues it, --overwrite starts it again")
         elif self.path.exists() and any(self.path.iterdir()) and not cfg.overwrite:
             raise InputError(f"{self.path} is not empty and holds no run of ours: choose another --out, or --overwrite to use it all the same")

@@ -191,7 +191,7 @@ def test_a_resumed_run_is_the_straight_run(make_model, make_examples, same_weigh
             go(tmp_path / "killed")
     assert [row["step"] for row in rows(tmp_path / "killed")] == [2, 4]  # the row of step 4 will be logged again
     same_weights(go(tmp_path / "killed", resume=True), straight)
-    assert rows(tmp_path / "killed") == rows(tmp_path / "straight") and [row["step"] for row in rows(tmp_path / "straight")] == [2, 4, 6]
+    assert rows(tmp_path / "killed") == rows(tmp_path / "straight") and [row["step"] for row in rows(tmp_path / "straight")] == [2, 4, 6, 6]
 
 
 def test_a_broken_state_is_refused_and_a_failed_one_keeps_the_last(make_model, tmp_path, monkeypatch, same_weights):
