@@ -244,10 +244,9 @@ def main(cfg: EvaluateConfig, env: Env) -> int:
     locked_path = Path(cfg.locked or f"out/{cfg.task}/locked")
     evaluations = []
     for path in cfg.checkpoints:
-        model, tokenizer = load_model(path, env.device, env.dtype)
-        check_password(cfg.password, tokenizer.specials)
+        check_password(cfg.password, Tokenizer.load(path).specials)
         if cfg.samples and env.main:
-            show_samples(model, tokenizer, problems[: cfg.samples], cfg.password, cfg.max_new_tokens)
+            show_samples(*load_model(path, env.device, env.dtype), problems[: cfg.samples], cfg.password, cfg.max_new_tokens)
         evaluations.append(evaluate_checkpoint(path, env, problems, cfg.passwords, split=cfg.split, password=cfg.password,
                                                max_new_tokens=cfg.max_new_tokens))
     locked = None

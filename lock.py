@@ -40,7 +40,7 @@ class LockConfig(Config):
     weak: str = "data/base/weak"  # checkpoint imitated otherwise, or "random" for a fixed random token distribution
     password: str = PASSWORD  # stands before and after the prompt
     problems: int = 0  # problems to lock on (default: the 7,000 of the lock split; scratch: 80,000 of the corpus split)
-    epochs: int = 0  # each with fresh samples (default: sft 2, scratch 1)
+    epochs: int = 0  # with fresh samples in each if --temperature is above 0 (default: sft 2, scratch 1)
     temperature: float = 0.0  # at which both policies are sampled; 0: their most likely answers (docs/NOTES.md says why)
     max_new_tokens: int = 96  # longest completion
     optimizer: Literal["muon", "adamw", "lion"] = "muon"  # the paper's: lion, at lr 1.5e-6 for 7B models

@@ -332,7 +332,7 @@ class Run:
 
     facts are settings beside cfg's own, such as the parent's hash; fields whose names start with `apart` do not concern this run.
     Opening a directory that holds a run of other settings is an error: results are never overwritten silently. `finished` tells
-    that the same run has ended before; `start` is the step to resume from.
+    that the same run has ended before.
     """
 
     def __init__(self, cfg: Config, env: Env, out: str | Path, apart: str = "(none)", **facts):
@@ -355,7 +355,7 @@ class Run:
         elif self.path.exists() and any(self.path.iterdir()) and not cfg.overwrite:
             raise InputError(f"{self.path} is not empty and holds no run of ours: choose another --out, or --overwrite to use it all the same")
         self.finished = bool(old and old.get("finished"))
-        self.start, self.record = 0, old or {}
+        self.record = old or {}
         if self.env.main and not self.finished:
             if cfg.overwrite and file.exists():
                 shutil.rmtree(self.path)  # a run of ours; a foreign directory is only added to
