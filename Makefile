@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -24,9 +24,6 @@ test: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python tests/bench.py
-
-lint: .venv/dev
-	$(BIN)/ruff check .
 
 clean:
 	rm -rf .venv out

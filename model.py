@@ -345,14 +345,14 @@ class Model(nn.Module):
 SMALL = 100_000_000  # parameters: below, the whole model is one compiled graph; above, one graph serves every block
 
 
-def compile_model(model: Model, dynamic: bool = True) -> None:
+def compile_model(model: Model) -> None:
     """Compile in place (parameter names stay clean): the whole model when small, else block by block, one graph for all blocks.
 
-    dynamic: one graph for every batch shape; False: one for each, the fastest where there is only one shape.
+    Dynamic shapes: one graph for every batch shape.
     """
     parts = [model] if model.parameter_count() < SMALL else model.model.layers
     for part in parts:
-        part.compile(fullgraph=True, dynamic=dynamic)
+        part.compile(fullgraph=True, dynamic=True)
 
 
 # ------------------------------------------------------------------------------------------------------------------- likelihood
