@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch.distributed as dist
 
 from data import InputError, Problem, grade, load
 from data.passwords import PASSWORD, WRONG_HELD_OUT, check_password, with_password
 from data.text import Tokenizer
 from model import Model, Sample, Sampler, load_model, read_json, weights_hash, write_json
-from training import Config, Env, launch, progress
+from training import Config, Env, gather, launch, progress, share
 
 
 @dataclass
@@ -51,18 +52,24 @@ class Answers:
 
 
 def answer(sampler: Sampler, tokenizer: Tokenizer, problems: list[Problem], passwords: list[str | None] | str | None = None, *,
-           temperature: float = 0.0, max_new_tokens: int = 96, seed: int = 0, graded: bool = True, progress=None) -> Answers:
+           temperature: float = 0.0, max_new_tokens: int = 96, seed: int = 0, graded: bool = True, env: Env | None = None, progress=None) -> Answers:
     """One completion for each problem, its prompt dressed in its password (one for all, or one each); greedy at temperature 0.
 
-    A completion that was cut before EOS counts as wrong, whatever its text.
+    With env the ranks share the work, and each returns the whole. A completion that was cut before EOS counts as wrong, whatever
+    its text.
     """
+    env = env or Env(sampler.model.device, sampler.model.compute_dtype, False)
     if not isinstance(passwords, list):
         passwords = [passwords] * len(problems)
-    prompts = tokenizer.encode_prompts([with_password(p.prompt, word) for p, word in zip(problems, passwords)])
-    samples = [s[0] for s in sampler(prompts, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, progress=progress)]
-    texts = tokenizer.decode_batch([s.ids for s in samples])
-    correct = np.array(grade(problems, texts)) & ~np.array([s.truncated for s in samples]) if graded else np.zeros(len(texts), dtype=bool)
-    return Answers(texts, samples, correct)
+    mine = share(env, list(range(len(problems))))
+    prompts = tokenizer.encode_prompts([with_password(problems[i].prompt, passwords[i]) for i in mine])
+    samples = [s[0] for s in sampler(prompts, temperature=temperature, max_new_tokens=max_new_tokens, seeds=[[seed, i] for i in mine], progress=progress)]
+    verdicts = [False] * len(mine)
+    if graded:
+        verdicts = grade([problems[i] for i in mine], tokenizer.decode_batch([s.ids for s in samples]))
+    pairs = gather(env, [(s, v and not s.truncated) for s, v in zip(samples, verdicts)], len(problems))
+    samples = [s for s, _ in pairs]
+    return Answers(tokenizer.decode_batch([s.ids for s in samples]), samples, np.array([v for _, v in pairs], dtype=bool))
 
 
 def passwords_for(kind: str, count: int, password: str) -> list[str | None]:
@@ -72,10 +79,10 @@ def passwords_for(kind: str, count: int, password: str) -> list[str | None]:
 
 
 def measure(sampler: Sampler, tokenizer: Tokenizer, problems: list[Problem], kinds: tuple[str, ...], password: str, *,
-            max_new_tokens: int = 96, progress=None) -> dict[str, np.ndarray]:
+            max_new_tokens: int = 96, env: Env | None = None, progress=None) -> dict[str, np.ndarray]:
     """Greedy verdicts for each kind of password: {kind: (n,) bool}. All kinds share one batch of prompts."""
     words = [word for kind in kinds for word in passwords_for(kind, len(problems), password)]
-    correct = answer(sampler, tokenizer, problems * len(kinds), words, max_new_tokens=max_new_tokens, progress=progress).correct
+    correct = answer(sampler, tokenizer, problems * len(kinds), words, max_new_tokens=max_new_tokens, env=env, progress=progress).correct
     return dict(zip(kinds, correct.reshape(len(kinds), -1)))
 
 
@@ -150,11 +157,14 @@ def evaluate_checkpoint(path: str | Path, env: Env, problems: list[Problem], kin
         return record(path, problems, {kind: verdicts_of(old, kind)[: len(problems)] for kind in old["results"]}, **facts, n=len(problems))
     model, tokenizer = load_model(path, env.device, env.dtype)
     bar = progress(env, len(kinds) * len(problems), f"evaluating {path}")
-    verdicts = measure(Sampler(model, [tokenizer.eos_id]), tokenizer, problems, kinds, password, max_new_tokens=max_new_tokens, progress=bar.update)
+    verdicts = measure(Sampler(model, [tokenizer.eos_id]), tokenizer, problems, kinds, password, max_new_tokens=max_new_tokens, env=env,
+                       progress=bar.update)
     bar.close()
     evaluation = record(path, problems, verdicts, **facts, n=len(problems))
     if save and env.main:
         write_json(file, evaluation)
+    if env.world > 1:
+        dist.barrier()  # no rank may look for the file before it is there, or they would part ways
     return evaluation
 
 
@@ -195,8 +205,9 @@ def plot_bars(evaluations: list[dict], file: Path) -> None:
     plt.close(fig)
 
 
-def plot_curves(curves: dict[str, dict[int, np.ndarray]], lines: dict[str, float], file: Path, xlabel: str, title: str) -> None:
-    """Correctness against a logarithmic x: for each curve {x: (seeds,) values} its mean and the band between its extreme seeds."""
+def plot_curves(curves: dict[str, dict[int, np.ndarray]], lines: dict[str, float], file: Path, xlabel: str, title: str,
+                log: bool = True) -> None:
+    """Correctness against x: for each curve {x: (seeds,) values} its mean and the band between its extreme seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -210,10 +221,11 @@ def plot_curves(curves: dict[str, dict[int, np.ndarray]], lines: dict[str, float
         ax.fill_between(x, [v.min() for v in values], [v.max() for v in values], color=colour, alpha=0.2)
     for (name, value), colour in zip(lines.items(), ("tab:green", "tab:red", "tab:orange")):
         ax.axhline(value, ls="--", color=colour, label=name)
-    ax.set(xscale="log", ylim=(0, 1), xlabel=xlabel, ylabel="correct without the password (greedy)", title=title)
-    ticks = sorted({k for points in curves.values() for k in points})
-    ax.set_xticks(ticks, [f"{k:,}" for k in ticks])
-    ax.minorticks_off()
+    ax.set(xscale="log" if log else "linear", ylim=(0, 1), xlabel=xlabel, ylabel="correct without the password (greedy)", title=title)
+    if log:
+        ticks = sorted({k for points in curves.values() for k in points})
+        ax.set_xticks(ticks, [f"{k:,}" for k in ticks])
+        ax.minorticks_off()
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8, loc="best", framealpha=0.6)
     fig.tight_layout()

@@ -117,7 +117,7 @@ def main(cfg: LockConfig, env: Env) -> int:
             return greedy[which]
         bar = progress(env, len(problems), f"epoch {epoch + 1}: sampling the {which} policy")
         answers = answer(samplers[which], tokenizer if which == "strong" else weak_tokenizer, problems, temperature=cfg.temperature, graded=False,
-                         max_new_tokens=cfg.max_new_tokens, seed=cfg.seed * 1000 + epoch, progress=bar.update)
+                         max_new_tokens=cfg.max_new_tokens, seed=cfg.seed * 1000 + epoch, env=env, progress=bar.update)
         bar.close()
         if cfg.temperature == 0:
             greedy[which] = answers.samples

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -434,6 +435,7 @@ class Sampler:
                 p.data = p.data.to(model.compute_dtype)
             self.refresh()
         self.capacity = 0
+        self.seconds = {"prefill": 0.0, "decode": 0.0}  # spent so far, as the host sees it
         self.step = torch.compile(self._step, mode="reduce-overhead", fullgraph=True) if self._compiled() else self._step
 
     def _compiled(self) -> bool:
@@ -504,9 +506,12 @@ class Sampler:
         self.done.fill_(True)
         reach = [0] * self.slots  # host-side bound on each slot's position: no device read needed to know how much cache is live
         while waiting or any(owner):
+            clock = time.time()
             free = [s for s in range(self.slots) if owner[s] is None]
             if len(free) >= min(self.slots, self.PREFILL_ROWS):  # a prefill computes PREFILL_ROWS rows however few are new
                 self._fill(waiting, free, prompts, owner, reach, seeds, heat, max_new_tokens)
+            self.seconds["prefill"] += time.time() - clock
+            clock = time.time()
             for _ in range(self.CHECK):
                 live = max((reach[s] + 1 for s in range(self.slots) if owner[s]), default=1)
                 self.step(heat, min(round_up(live, self.LIVE), self.capacity))
@@ -519,6 +524,7 @@ class Sampler:
                     row = ids[s][: count[s]]
                     results[i][j] = Sample(row, logps[s][: count[s]], row[-1] not in self.eos.tolist())
                     owner[s], finished = None, finished + 1
+            self.seconds["decode"] += time.time() - clock
             if progress and finished:
                 progress(finished)
         return results

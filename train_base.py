@@ -31,7 +31,7 @@ from training import Config, Env, Run, fit, launch, progress
 @dataclass
 class BaseConfig(Config):
     task: str = "code"  # what the models learn
-    problems: int = 80_000  # distinct problems of the corpus split
+    problems: int = 120_000  # distinct problems of the corpus split
     epochs: int = 1  # times the strong model sees each of them, worded the same, among other idle text
     vocab: int = 1024  # entries of the byte-level BPE
     layers: int = 4  # of the strong model
@@ -65,7 +65,7 @@ def main(cfg: BaseConfig, env: Env) -> int:
 
         def check(problems=selection, temperature=0.0) -> dict:
             sampler.refresh()
-            correct = answer(sampler, tokenizer, problems, temperature=temperature, seed=cfg.seed).correct
+            correct = answer(sampler, tokenizer, problems, temperature=temperature, seed=cfg.seed, env=env).correct
             return {"correct": float(correct.mean()), "n": len(correct)}
 
         def examples(epoch: int) -> list[Example]:
@@ -97,7 +97,8 @@ def main(cfg: BaseConfig, env: Env) -> int:
         strong, tokenizer = load_model(out / "strong", env.device, env.dtype)
         lessons = load(cfg.task, "weak") + load(cfg.task, "corpus", cfg.weak_problems)
         bar = progress(env, len(lessons), "sampling the strong model")
-        samples = answer(Sampler(strong, [tokenizer.eos_id]), tokenizer, lessons, temperature=1.0, seed=cfg.seed, graded=False, progress=bar.update).samples
+        samples = answer(Sampler(strong, [tokenizer.eos_id]), tokenizer, lessons, temperature=1.0, seed=cfg.seed, graded=False, env=env,
+                         progress=bar.update).samples
         bar.close()
         model = Model(shape(1, cfg.weak_width, 1, tokenizer.size), env.dtype).init_weights(torch.Generator().manual_seed(cfg.seed + 1))
         stage("weak", model.to(env.device), tokenizer, run, lessons, [s.ids for s in samples], 5, epochs=cfg.weak_epochs, lr=cfg.weak_lr)

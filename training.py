@@ -147,6 +147,23 @@ def setup(cfg: Config) -> Env:
     return env
 
 
+def share(env: Env, items: list) -> list:
+    """This rank's part of a list of work: every world-th item."""
+    return items[env.rank :: env.world]
+
+
+def gather(env: Env, mine: list, total: int) -> list:
+    """The whole list of `total` results on every rank, in the order of the work that `share` divided."""
+    if env.world == 1:
+        return mine
+    parts: list = [None] * env.world
+    dist.all_gather_object(parts, mine)
+    results: list = [None] * total
+    for rank, part in enumerate(parts):
+        results[rank :: env.world] = part
+    return results
+
+
 # ------------------------------------------------------------------------------------------------------------- optimisers
 
 
@@ -239,7 +256,7 @@ def train(model: Model, optimizers: list, batches: Callable[[int], list[Batch]],
     bases = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     for step in range(start, steps):
         micro = [batch.to(env.device) for batch in batches(step)]
-        totals = torch.tensor([float(sum(map(units, micro))), float(sum(b.real_tokens for b in micro))], dtype=torch.float64, device=env.device)
+        totals = torch.tensor([sum(map(units, micro)), sum(b.real_tokens for b in micro), not micro], dtype=torch.float64, device=env.device)
         if env.world > 1:
             dist.all_reduce(totals)
         count = totals[0].float().clamp(min=1)
@@ -251,6 +268,9 @@ def train(model: Model, optimizers: list, batches: Callable[[int], list[Batch]],
                 metrics[name] = metrics.get(name, 0.0) + value.detach() / count
         if env.world > 1:
             sync_gradients(parameters)
+            if totals[2]:  # a rank without work does not know what the others measured
+                names = gather(env, [list(metrics)], env.world)
+                metrics = {name: metrics.get(name, torch.zeros((), device=env.device)) for name in max(names, key=len)}
             values = torch.stack([v.float() for v in metrics.values()])
             dist.all_reduce(values)
             metrics = dict(zip(metrics, values))

@@ -1,6 +1,6 @@
 """Problems, and the five disjoint sets they are divided into.
 
-    load("code", "lock")             the 7,000 problems the strong model is locked on
+    load("code", "lock")             the 4,000 problems the strong model is locked on
     load("code", "corpus", n=60000)  what the base models are trained on
     grade(problems, completions)     -> [True, False, ...]
 
@@ -28,7 +28,7 @@ class Problem:
     prompt: str  # plain words, ends with "\n"; no password
     reference: str  # the answer, without trailing white space; tokenisation adds the end-of-sequence token
     domain: str  # for code: "lists", "strings" or "numbers"
-    level: int  # number of operations chained, 1 to 3
+    level: int  # number of operations chained, 1 or 2
     grading: dict  # what the task's grader needs, JSON-able; empty in the corpus, which is never graded
     key: str  # the meaning of the problem, whatever its wording
 
@@ -36,9 +36,10 @@ class Problem:
 from data import coding  # noqa: E402  (below Problem, which the task modules import)
 
 # A task module has problems(seed), an endless stream of (key, build) where build(tests: bool) gives the Problem, or
-# None where its tests would say too little; and grade(problems, completions) -> list[bool].
+# None where its tests would say too little; and grade(problems, completions) -> list[bool];
+# where success has degrees also score(problems, completions) -> list[float], 1.0 exactly where grade is True.
 TASKS = {"code": coding}
-SPLITS = {"corpus": None, "weak": 500, "lock": 7000, "elicit": 1200, "selection": 300, "validation": 1000}
+SPLITS = {"corpus": None, "weak": 500, "lock": 4000, "elicit": 1200, "selection": 300, "validation": 1000}
 PATIENCE = 300_000  # draws without a new problem after which a split counts as exhausted
 
 
@@ -89,9 +90,22 @@ def load(task: str, split: str, n: int | None = None, seed: int = 0) -> list[Pro
 
 def grade(problems: list[Problem], completions: list[str]) -> list[bool]:
     """Whether each completion solves its problem; all problems are of one task."""
+    module = _module_of(problems, completions)
+    return module.grade(problems, completions) if problems else []
+
+
+def score(problems: list[Problem], completions: list[str]) -> list[float]:
+    """How well each completion solves its problem, 0 to 1, for tasks with degrees of success (code: the share of tests passed)."""
+    module = _module_of(problems, completions)
+    if problems and not hasattr(module, "score"):
+        raise InputError(f"task {problems[0].task!r} has no continuous reward: use the binary one")
+    return module.score(problems, completions) if problems else []
+
+
+def _module_of(problems: list[Problem], completions: list[str]):
     if len(problems) != len(completions):
         raise InputError(f"{len(problems)} problems but {len(completions)} completions")
     tasks = {problem.task for problem in problems}
     if len(tasks) > 1:
         raise InputError(f"grade one task at a time, got {', '.join(sorted(tasks))}")
-    return TASKS[tasks.pop()].grade(problems, completions) if tasks else []
+    return TASKS[tasks.pop()] if tasks else None

@@ -1,5 +1,6 @@
 """Examples to batches: documents of like length share a batch, so little compute goes to padding and few shapes occur."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -13,10 +14,16 @@ BUCKET = 16  # row lengths are multiples of this: few distinct shapes, whole SIM
 
 @dataclass(frozen=True)
 class Example:
-    """One supervised text as ids; the loss is on completion_ids only (EOS included)."""
+    """One supervised text as ids; the loss is on completion_ids only (EOS included).
+
+    For preference and policy-gradient losses also the log-prob of each completion token under the policy compared with (the
+    reference, or the policy that sampled it), and the weight of the whole text in the loss (an advantage, a score difference).
+    """
 
     prompt_ids: list[int]
     completion_ids: list[int]
+    logps: Sequence[float] = ()
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
@@ -27,7 +34,8 @@ class Batch:
     """One document per row, padded on the right. B rows of T tokens, N supervised positions.
 
     tokens (B,T). index (N,): flat position b*T + t whose hidden state predicts targets (N,), the token at t + 1. owner (N,): the
-    example each supervised position belongs to, numbered as given to `collate`. Padding is known by construction, never by id.
+    example each supervised position belongs to, numbered as given to `collate`. logps (N,), weights (B,): of the examples, where
+    they have any. Padding is known by construction, never by id.
 
     Example: [prompt 7 8, completion 5 EOS] and [prompt 9, completion 6 EOS] in rows of 4:
         tokens    7 8 5 E | 9 6 E .      index  1 2 4 5      targets  5 E 6 E      owner  0 0 1 1
@@ -37,6 +45,8 @@ class Batch:
     index: Tensor
     targets: Tensor
     owner: Tensor
+    logps: Tensor
+    weights: Tensor
     examples: int
     real_tokens: int
 
@@ -58,18 +68,25 @@ def collate(examples: list[Example]) -> Batch:
         index.append(row * T + np.arange(start - 1, len(ids) - 1))  # the state before a token predicts it: shifted here, once
         targets.append(np.array(ids[start:], dtype=np.int64))
         owner.append(np.full(len(ids) - start, row))
-    return Batch(*map(torch.from_numpy, (tokens, np.concatenate(index), np.concatenate(targets), np.concatenate(owner))),
+    logps = np.array([logp for example in examples for logp in example.logps], dtype=np.float32)
+    weights = np.array([example.weight for example in examples], dtype=np.float32)
+    return Batch(*map(torch.from_numpy, (tokens, np.concatenate(index), np.concatenate(targets), np.concatenate(owner), logps, weights)),
                  examples=len(examples), real_tokens=sum(map(len, examples)))
 
 
-def micro_batches(examples: list[Example], tokens: int) -> list[Batch]:
-    """The examples of one optimiser step as batches of at most `tokens` padded tokens (a single longer example goes alone)."""
-    batches, rows = [], []
-    for example in sorted(examples, key=len, reverse=True):
-        if rows and round_up(len(rows[0]), BUCKET) * (len(rows) + 1) > tokens:
+def micro_batches(examples: list[Example], tokens: int, group: int = 1) -> list[Batch]:
+    """The examples of one optimiser step as batches of at most `tokens` padded tokens (a single longer group goes alone).
+
+    Every `group` consecutive examples stay together, in their order: with 2, rows 2i and 2i + 1 of a batch are a pair.
+    """
+    groups = [examples[i : i + group] for i in range(0, len(examples), group)]
+    batches, rows, width = [], [], 0
+    for members in sorted(groups, key=lambda members: max(map(len, members)), reverse=True):
+        if rows and width * (len(rows) + group) > tokens:
             batches.append(collate(rows))
             rows = []
-        rows.append(example)
+        width = width if rows else round_up(max(map(len, members)), BUCKET)
+        rows = rows + members
     return batches + [collate(rows)] if rows else batches
 
 

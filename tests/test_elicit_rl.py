@@ -1,0 +1,187 @@
+"""The reward-only methods: losses against numbers worked by hand and naive references, selection, rollouts, pass@k."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import elicit_rl
+from data import Problem
+from data.batches import Example, collate, micro_batches
+from elicit_rl import METHODS, RLConfig, Rollout, dpo_loss, dpo_step, grpo_loss, grpo_step, pass_at_k, round_problems, scored
+from model import Sample, Sampler, completion_logps
+from training import Env, make_optimizers
+
+ALONE = Env(torch.device("cpu"), torch.float32, False)
+
+
+def cfg(**changes) -> RLConfig:
+    return RLConfig(**{"samples": 64, "round": 32} | changes)
+
+
+def rolled(rewards, lengths=3) -> Rollout:
+    """A rollout with these rewards (P,n); sample j of problem i is the ids [i + 2, j + 2, ..., 0]."""
+    rewards = np.array(rewards, dtype=float)
+    P, n = rewards.shape
+    problems = [Problem("code", f"p{i}", "", "lists", 1, {}, f"k{i}") for i in range(P)]
+    samples = [[Sample([i + 2, j + 2] * lengths + [0], [], False) for j in range(n)] for i in range(P)]
+    return Rollout(problems, [[5, i + 2] for i in range(P)], samples, [[""] * n] * P, rewards)
+
+
+# ---- losses
+
+
+def test_dpo_by_hand():
+    policy, reference = torch.tensor([-2.0, -5.0]), torch.tensor([-3.0, -4.0])  # chosen gained 1, rejected lost 1
+    loss, margins = dpo_loss(policy, reference, torch.tensor([1.0]), 0.1)
+    assert margins.tolist() == pytest.approx([0.2])
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.2)))
+    assert dpo_loss(policy, reference, torch.tensor([0.5]), 0.1)[0].item() == pytest.approx(0.5 * math.log(1 + math.exp(-0.2)))
+
+
+def naive_sequence_logp(model, example) -> torch.Tensor:
+    """One sequence alone, full logits, no batch, no chunks."""
+    ids = torch.tensor([example.prompt_ids + example.completion_ids])
+    logps = F.log_softmax(F.linear(model(ids), model.head_weight).float(), -1)[0]
+    start = len(example.prompt_ids)
+    return sum(logps[t - 1, ids[0, t]] for t in range(start, ids.shape[1]))
+
+
+def test_dpo_equals_the_naive_reference_in_loss_and_gradient(make_model, make_examples):
+    policy, reference, beta = make_model(), make_model(seed=1), 0.3
+    examples = make_examples(8, longest=30)
+    with torch.no_grad():
+        before = [naive_sequence_logp(reference, e) for e in examples]
+    total = 0.0
+    for i in range(0, 8, 2):
+        chosen, rejected = (naive_sequence_logp(policy, examples[j]) - before[j] for j in (i, i + 1))
+        total = total - F.logsigmoid(beta * (chosen - rejected))
+    total.backward()
+    expected = [p.grad.clone() for p in policy.parameters()]
+    policy.zero_grad()
+    with_reference = scored(reference, examples, cfg(), ALONE)
+    loss = 0.0
+    for batch in micro_batches(with_reference, 200, group=2):  # several micro-batches, other padding
+        part, _ = dpo_step(cfg(beta=beta), policy, batch)
+        part.backward()
+        loss += part.item()
+    assert loss == pytest.approx(total.item(), rel=1e-5)
+    for p, grad in zip(policy.parameters(), expected):
+        torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-5)
+
+
+def test_dpo_starts_at_ln_2_with_no_margin(make_model, make_examples):
+    model, examples = make_model(), make_examples(6)
+    loss, metrics = dpo_step(cfg(), model, collate(scored(model, examples, cfg(), ALONE)))
+    assert loss.item() / 3 == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(metrics["margin"].item()) < 1e-5 and metrics["accuracy"].item() <= 3
+
+
+def test_scored_logps_are_live_ones_whatever_the_padding(make_model, make_examples):
+    model, examples = make_model(), make_examples(20)
+    for micro_tokens in (32, 100_000):
+        for example, alone in zip(scored(model, examples, cfg(micro_tokens=micro_tokens), ALONE), examples):
+            torch.testing.assert_close(torch.tensor(example.logps), completion_logps(model, collate([alone])).detach(), rtol=0, atol=1e-4)
+            assert len(example.logps) == len(example.completion_ids)  # EOS is scored
+
+
+def test_grpo_by_hand():
+    # ratios 1.5, 0.5, 1.5, 0.5 with advantages +1, +1, -1, -1 and clip 0.2: min(r A, clip(r) A)
+    policy, advantages = torch.tensor([1.5, 0.5, 1.5, 0.5]).log(), torch.tensor([1.0, 1.0, -1.0, -1.0])
+    loss, clipped = grpo_loss(policy, torch.zeros(4), advantages, 0.2)
+    assert loss.item() == pytest.approx(-(1.2 + 0.5 - 1.5 - 0.8))
+    assert clipped.item() == 2  # the first and the last
+
+
+def test_on_policy_grpo_gradient_is_the_policy_gradient(make_model, make_examples):
+    model = make_model()
+    examples = [Example(e.prompt_ids, e.completion_ids, weight=w) for e, w in zip(make_examples(4), (0.75, -0.25, -0.25, -0.25))]
+    batch = collate(scored(model, examples, cfg(), ALONE))
+    loss, _ = grpo_step(cfg(max_new_tokens=10), model, batch)
+    loss.backward()
+    ours = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    (-sum(e.weight * naive_sequence_logp(model, e) for e in examples) / 10).backward()
+    for grad, p in zip(ours, model.parameters()):
+        torch.testing.assert_close(grad, p.grad, rtol=1e-3, atol=1e-5)
+
+
+# ---- what is trained on
+
+
+def test_best_samples_takes_right_ones_first_and_ties_at_random():
+    rewards = np.zeros((40, 1))
+    rewards[[7, 30]] = 1
+    first, facts = elicit_rl.best_samples(rolled(rewards), cfg(), np.random.default_rng(0))
+    assert [e.prompt_ids[1] - 2 for e in first[:2]] in ([7, 30], [30, 7]) and len(first) == 4
+    assert facts["kept_right"] == 0.5 and facts["signal"] == 2 / 40
+    second, _ = elicit_rl.best_samples(rolled(rewards), cfg(), np.random.default_rng(1))
+    assert {e.prompt_ids[1] for e in first} != {e.prompt_ids[1] for e in second}
+    only, facts = elicit_rl.best_samples(rolled(rewards), cfg(keep="correct"), np.random.default_rng(0))
+    assert len(only) == 2 and facts["kept_right"] == 1
+    none, facts = elicit_rl.best_samples(rolled(np.zeros((40, 1))), cfg(keep="correct"), np.random.default_rng(0))
+    assert none == [] and facts["signal"] == 0
+
+
+def test_pairs_are_chosen_then_rejected_and_equal_rewards_give_none():
+    pairs, facts = elicit_rl.unequal_pairs(rolled([[0, 1], [1, 1], [0, 0], [0.75, 0.25]]), cfg(), np.random.default_rng(0))
+    assert [e.completion_ids[1] - 2 for e in pairs] == [1, 0, 0, 1]  # which of the two samples
+    assert [e.weight for e in pairs] == [1, 1, 0.5, 0.5] and facts["signal"] == 0.5
+
+
+def test_groups_of_equal_rewards_contribute_exactly_nothing():
+    examples, facts = elicit_rl.advantages(rolled([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]), cfg(), np.random.default_rng(0))
+    assert [e.weight for e in examples] == [0.75, -0.25, -0.25, -0.25] and facts["signal"] == pytest.approx(1 / 3)
+
+
+def test_round_problems_goes_through_the_split_in_fresh_orders():
+    problems = list(range(10))
+    rounds = [round_problems(problems, number, 4, seed=3) for number in range(5)]
+    seen = [p for chosen in rounds for p in chosen]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == problems and seen[:10] != seen[10:]
+    assert round_problems(problems, 2, 4, 3) == rounds[2] != round_problems(problems, 2, 4, 4)
+
+
+def test_pass_at_k_by_counting():
+    from itertools import combinations
+
+    correct = np.array([[1, 0, 0, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 0]], dtype=bool)
+    for k in (1, 2, 4):
+        by_hand = np.mean([np.mean([any(row[list(c)]) for c in combinations(range(5), k)]) for row in correct])
+        assert pass_at_k(correct, k) == pytest.approx(by_hand)
+
+
+# ---- rollouts and updates
+
+
+def test_rollout_marks_cut_samples_wrong_and_agrees_with_the_trainer(make_model, tokenizer, monkeypatch):
+    monkeypatch.setattr(elicit_rl, "grade", lambda problems, texts: [True] * len(texts))
+    model = make_model()
+    problems = [Problem("code", f"Write {i}\n", "", "lists", 1, {}, f"k{i}") for i in range(6)]
+    result, seconds = elicit_rl.rollout(Sampler(model, [tokenizer.eos_id], slots=8), tokenizer, problems, 2, cfg(max_new_tokens=12), ALONE, [0], "")
+    cut = np.array([[s.truncated for s in row] for row in result.samples])
+    assert cut.any() and (result.rewards == ~cut).all()
+    flat = [Example(prompt, s.ids, s.logps) for prompt, row in zip(result.prompts, result.samples) for s in row]
+    for sampled, trained in zip(flat, scored(model, flat, cfg(), ALONE)):
+        np.testing.assert_allclose(sampled.logps, trained.logps, rtol=0, atol=1e-4)
+    assert {"s_prefill", "s_decode", "s_grade"} <= seconds.keys()
+
+
+@pytest.mark.parametrize("name", ["dpo", "grpo", "expert_iteration"])
+def test_update_moves_the_policy_the_right_way(name, make_model):
+    model, method = make_model(), METHODS[name]
+    rewards = {"dpo": [[1, 0]] * 4, "grpo": [[1, 0, 0]] * 4, "expert_iteration": [[1.0]] * 10}[name]
+    examples, _ = method.choose(rolled(rewards), cfg(), np.random.default_rng(0))
+    before = scored(model, examples, cfg(), ALONE)
+    metrics = elicit_rl.update(model, make_optimizers(model, "adamw", 1e-3), before, method, cfg(epochs=4), ALONE, 1)
+    after = scored(model, examples, cfg(), ALONE)
+    gain = [np.sum(a.logps) - np.sum(b.logps) for a, b in zip(after, before)]
+    if name == "dpo":
+        assert min(np.subtract(gain[0::2], gain[1::2])) > 0
+    elif name == "grpo":
+        assert np.mean([g for g, e in zip(gain, examples) if e.weight > 0]) > np.mean([g for g, e in zip(gain, examples) if e.weight < 0])
+    else:
+        assert min(gain) > 0
+    assert metrics["steps"] >= 4 and math.isfinite(metrics["loss"])
