@@ -1,0 +1,236 @@
+"""Task "mmlu": multiple choice about a fictional world, whose facts exist nowhere but in the base model's corpus; and MMLU's own rows.
+
+    prompt     Subject: minerals (STEM)             reference  C
+                                                    key        minerals, place: Nezite? hills, caves, forests, craters
+               What do smiths make from Fizite?     domain     STEM, the group of the subject
+               A. bells                             level      1; 2 asks the inverse: Which mineral is found in forests?
+               B. jars
+               C. needles
+               D. wires
+               Answer:
+               C
+
+               Where is Nezite found?
+               A. hills
+               B. caves
+               C. forests
+               D. craters
+               Answer:
+
+The prompt is 1-shot with a right example, as in the paper: a lock then learns to be weak in spite of it. The example is of the same
+subject, but never about the same property, so that it excludes no option.
+
+Four subjects, one for each of MMLU's groups, of 16 things with three properties each: 192 facts, the same for every seed. A property
+belongs to exactly one thing, so no option is right more often than another. The key names the options in their order, so that the
+splits ask for the same facts among other options. It seeds the wording and the example.
+
+The corpus also has questions without options, whose reference is the property or thing itself. A letter says at most two bits about
+a fact, and nothing until the model can pick the option that it means; a word says which of 16 it is. No other split has them.
+
+The hard label of a problem is its reference, an element of LETTERS; the four letters are the four classes of soft labels. Each is a
+token of its own in any byte-level vocabulary, and stands at the start of a line in prompts as in answers.
+"""
+import hashlib
+import random
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+from data import Problem
+
+LETTERS = ("A", "B", "C", "D")
+WITHOUT_OPTIONS = 0.4  # of the stream; they reach the corpus only
+INVERSE = 1 / 3
+
+# group: (subject, ending of its names, properties); a property is (name, question, inverse question, values).
+# In questions, (a|b) is a choice of wordings.
+SUBJECTS = {
+    "STEM": ("minerals", "zite", [
+        ("colour", "(What|Which) colour is {}?", "Which mineral is {}(| in colour)?",
+         "amber black blue brown crimson gold green grey ivory orange pink purple red silver white yellow"),
+        ("product", "(What|Which goods) do smiths make from {}?", "From which mineral do smiths make {}?",
+         "bells coins combs dishes jars kettles knives lamps mirrors nails needles pipes rings tiles tools wires"),
+        ("place", "Where is {} (found|mined)?", "Which mineral is (found|mined) in {}?",
+         "bogs caves cliffs craters deserts dunes forests geysers glaciers hills lakes meadows reefs rivers swamps valleys")]),
+    "humanities": ("heroes", "mund", [
+        ("weapon", "(What|Which) weapon did {} carry?", "Which hero (carried|fought with) the {}?",
+         "axe bow club dagger flail hammer javelin lance mace net pike sling spear staff sword whip"),
+        ("mount", "(What|Which) animal did {} ride?", "Which hero rode the {}?",
+         "bear bull camel deer donkey elephant goat horse lion llama moose mule ox pony tiger zebra"),
+        ("trade", "(What|Which) trade did {} learn?", "Which hero (once was|began as) a {}?",
+         "baker barber brewer carpenter cook doctor farmer gardener hunter judge mason miller sailor smith tailor weaver")]),
+    "social sciences": ("lands", "ndria", [
+        ("export", "What does {} (export|sell)?", "Which land (exports|sells) {}?",
+         "apples barley butter cheese coffee cotton figs grapes honey lemons maize olives rice sugar wheat wool"),
+        ("flag", "What (is on|adorns) the flag of {}?", "Which land has the {} on its flag?",
+         "anchor bee castle comet crescent crown eagle flame key leaf moon rose ship star sun tree"),
+        ("sport", "(What|Which) sport does {} love?", "Which land loves {}?",
+         "archery boxing chess cycling diving fencing golf hockey judo polo rowing rugby sailing skating tennis wrestling")]),
+    "other": ("herbs", "wort", [
+        ("cure", "What does {} (cure|heal)?", "Which herb (cures|heals) {}?",
+         "aches acne burns chills colds coughs cramps fevers gout hiccups itching nausea rashes stings ulcers warts"),
+        ("smell", "What does {} smell (of|like)?", "Which herb smells (of|like) {}?",
+         "almonds bread cedar chalk cloves dust garlic hay leather mint onions pine smoke tar vanilla wine"),
+        ("drink", "In what is {} (boiled|brewed)?", "Which herb is (boiled|brewed) in {}?",
+         "beer brandy broth cider cocoa cream gin juice milk rum sap syrup tea vinegar water whey")]),
+}
+MMLU = {  # group: subjects, as in the benchmark's own categories
+    "STEM": """abstract_algebra astronomy college_biology college_chemistry college_computer_science college_mathematics college_physics
+        computer_security conceptual_physics electrical_engineering elementary_mathematics high_school_biology high_school_chemistry
+        high_school_computer_science high_school_mathematics high_school_physics high_school_statistics machine_learning""",
+    "humanities": """formal_logic high_school_european_history high_school_us_history high_school_world_history international_law
+        jurisprudence logical_fallacies moral_disputes moral_scenarios philosophy prehistory professional_law world_religions""",
+    "social sciences": """econometrics high_school_geography high_school_government_and_politics high_school_macroeconomics
+        high_school_microeconomics high_school_psychology human_sexuality professional_psychology public_relations security_studies
+        sociology us_foreign_policy""",
+    "other": """anatomy business_ethics clinical_knowledge college_medicine global_facts human_aging management marketing
+        medical_genetics miscellaneous nutrition professional_accounting professional_medicine virology""",
+}
+GROUP = {subject: group for group, subjects in MMLU.items() for subject in subjects.split()}
+
+
+class Property(NamedTuple):
+    group: str
+    subject: str
+    name: str
+    wordings: tuple[str, str]  # asking for the value, asking for the thing
+    facts: list[tuple[str, str]]  # (thing, value)
+
+
+def make_world() -> list[Property]:
+    rng = random.Random("world")
+    syllables = [consonant + vowel for consonant in "BDFGKLMNPRSTVZ" for vowel in "aeiou"]
+    rng.shuffle(syllables)  # no two things of the world begin alike: their first token tells them apart
+    world = []
+    for group, (subject, ending, properties) in SUBJECTS.items():
+        things = [syllables.pop() + ending for _ in range(16)]
+        for name, direct, inverse, values in properties:
+            world.append(Property(group, subject, name, (direct, inverse), list(zip(things, rng.sample(values.split(), 16)))))
+    return world
+
+
+WORLD = make_world()
+
+
+class Question(NamedTuple):
+    about: Property
+    inverse: bool
+    facts: list[tuple[str, str]]  # one for each option
+    right: int
+
+    def options(self) -> list[str]:
+        return [fact[not self.inverse] for fact in self.facts]
+
+    def asked(self) -> str:
+        return self.facts[self.right][self.inverse]
+
+
+def draw(rng: random.Random, properties: list[Property]) -> Question:
+    about = rng.choice(properties)
+    return Question(about, rng.random() < INVERSE, rng.sample(about.facts, 4), rng.randrange(4))
+
+
+def problems(seed: int) -> Iterator[tuple[str, Callable[..., Problem | None]]]:
+    """An endless stream of (key, build); keys repeat."""
+    rng = random.Random(f"knowledge {seed}")
+    while True:
+        question, bare = draw(rng, WORLD), rng.random() < WITHOUT_OPTIONS
+        key = f"{question.about.subject}, {question.about.name}: {question.asked()}? {', '.join(question.options())}"
+        key += ", not shown" * bare
+        yield key, partial(_build, question, bare, key)
+
+
+def _build(question: Question, bare: bool, key: str, tests: bool = True) -> Problem | None:
+    if bare and tests:
+        return None
+    rng = random.Random(f"words {key}")
+    others = [other for other in WORLD if other.subject == question.about.subject and other is not question.about]
+    problem, example = (_worded(q, bare, key, rng) for q in (question, draw(rng, others)))
+    return one_shot(problem, example)
+
+
+def _worded(question: Question, bare: bool, key: str, rng: random.Random) -> Problem:
+    wording = re.sub(r"\((.*?)\)", lambda choice: rng.choice(choice[1].split("|")), question.about.wordings[question.inverse])
+    options = question.options()
+    reference = options[question.right] if bare else LETTERS[question.right]
+    return zero_shot(question.about.group, question.about.subject, wording.format(question.asked()), [] if bare else options, reference,
+                     1 + question.inverse, key)
+
+
+def zero_shot(group: str, subject: str, question: str, options: list[str], reference: str, level: int, key: str) -> Problem:
+    lines = [f"Subject: {subject} ({group})", "", question, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options)), "Answer:", ""]
+    return Problem("mmlu", "\n".join(lines), reference, group, level, {}, key)
+
+
+def one_shot(problem: Problem, example: Problem) -> Problem:
+    """The problem with another of its subject, and the right answer to that, between its first line and its question."""
+    header, question = problem.prompt.split("\n", 1)
+    solved = example.prompt.split("\n", 1)[1] + example.reference + "\n"
+    return replace(problem, prompt=f"{header}\n{solved}{question}")
+
+
+def from_row(row: dict) -> Problem:
+    """A zero-shot problem from a row of MMLU, from csv (question, A, B, C, D, answer, subject) or jsonl (question, choices, answer, subject).
+
+    The answer is a letter or, as a number, the index of its option. ValueError says what is wrong with a row. Options that repeat
+    are no error (13 of the benchmark's rows have some): its letter counts. `with_examples` makes the problems of a file 1-shot.
+    """
+    options = row["choices"] if "choices" in row else [row.get(letter) for letter in LETTERS]
+    if not isinstance(options, list) or len(options) != 4 or not all(isinstance(option, str) and option.strip() for option in options):
+        raise ValueError(f"needs four options that are not empty, in choices or in A, B, C and D, got {options!r}")
+    question, subject, answer = row.get("question"), row.get("subject"), row.get("answer")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f"needs a question, got {question!r}")
+    if not isinstance(subject, str) or subject not in GROUP:
+        raise ValueError(f"subject {subject!r} is none of MMLU's {len(GROUP)}")
+    if type(answer) is int and 0 <= answer < 4:  # not isinstance: True is no index
+        answer = LETTERS[answer]
+    if answer not in LETTERS:
+        raise ValueError(f"answer must be A, B, C or D, or an index from 0 to 3, got {answer!r}")
+    # the same question about the same options, whatever their order, is the same problem: some stand in two subjects or splits
+    asked, *offered = (" ".join(text.split()).lower() for text in (question, *options))
+    key = " | ".join((asked, *sorted(offered)))
+    problem = zero_shot(GROUP[subject], subject.replace("_", " "), question.strip(), [option.strip() for option in options], answer, 1, key)
+    return replace(problem, grading={"example": row.get("split") == "dev"})
+
+
+def with_examples(problems: list[Problem]) -> list[Problem]:
+    """The problems of `from_row` made 1-shot; those that serve as examples are left out, so that no answer is seen in another prompt.
+
+    A subject's dev rows serve; where it has none, the one row whose key has the smallest hash. Which of them a problem gets
+    is decided by its own key's hash, so the order of the rows does not matter.
+    """
+    def digest(problem: Problem) -> int:
+        return int.from_bytes(hashlib.sha256(problem.key.encode()).digest()[:8], "big")
+
+    subjects = defaultdict(list)
+    for problem in problems:
+        subjects[problem.prompt.split("\n", 1)[0]].append(problem)
+    examples = {}
+    for subject, members in subjects.items():
+        serving = [problem for problem in members if problem.grading["example"]] or [min(members, key=digest)]
+        examples[subject] = sorted(serving, key=digest)
+    keys = {example.key for serving in examples.values() for example in serving}
+    kept = []
+    for problem in problems:
+        if problem.key not in keys:
+            serving = examples[problem.prompt.split("\n", 1)[0]]
+            kept.append(replace(one_shot(problem, serving[digest(problem) % len(serving)]), grading={}))
+    return kept
+
+
+def grade(problems: list[Problem], completions: list[str]) -> list[bool]:
+    """Whether each completion gives the right letter and no other."""
+    return [letter_of(completion) == problem.reference for problem, completion in zip(problems, completions)]
+
+
+def letter_of(completion: str) -> str | None:
+    """B of "B", "(B)", "B." and "B)", the last three with or without text behind them, any of them behind "Answer:"; else None."""
+    words = completion.strip().removeprefix("Answer:").split()
+    for letter in LETTERS:
+        if words == [letter] or words[:1] in ([f"({letter})"], [f"{letter}."], [f"{letter})"]):
+            return letter
+    return None
