@@ -51,8 +51,8 @@ from data.text import Tokenizer
 from elicit_sft import demonstration_order
 from evaluate import answer, evaluate_checkpoint, gap_recovered, measure, paired_gap, plot_curves, record, table, verdicts_of, wilson
 from lock import random_policy
-from model import Model, Sample, Sampler, completion_logps, load_model, read_json, save_model, weights_hash, write_json
-from training import Config, Env, Run, gather, launch, make_optimizers, progress, sft_loss, share, train
+from model import SMALL, Model, Sample, Sampler, completion_logps, load_model, read_json, save_model, weights_hash, write_json
+from training import IDLE, Config, Env, Run, gather, launch, make_optimizers, most, prepare, progress, sft_loss, share, train
 
 
 @dataclass
@@ -148,13 +148,16 @@ def scored(model: Model, examples: list[Example], cfg: RLConfig, env: Env) -> li
 
     By the trainer's own likelihood function, so that before an update policy and reference agree.
     """
-    mine, found = share(env, list(range(len(examples)))), {}
+    mine, plan, found = share(env, list(range(len(examples)))), [], {}
     by_length = sorted(mine, key=lambda i: len(examples[i]))
     while by_length:
-        rows = by_length[-max(1, cfg.micro_tokens // round_up(len(examples[by_length[-1]]), BUCKET)) :]
-        by_length = by_length[: -len(rows)]
-        logps = completion_logps(model, collate([examples[i] for i in rows]).to(env.device))
-        parts = logps.cpu().split([len(examples[i].completion_ids) for i in rows])
+        rows = max(1, cfg.micro_tokens // round_up(len(examples[by_length[-1]]), BUCKET))
+        plan.append(by_length[-rows:])
+        by_length = by_length[:-rows]
+    for at in range(most(env, len(plan))):  # equally many on all ranks, which sharded weights need
+        rows = plan[at] if at < len(plan) else []
+        logps = completion_logps(model, (collate([examples[i] for i in rows]) if rows else IDLE).to(env.device))
+        parts = logps.cpu().split([len(examples[i].completion_ids) for i in rows] or [len(logps)])
         found |= {i: part.tolist() for i, part in zip(rows, parts)}
     return [replace(e, logps=row) for e, row in zip(examples, gather(env, [found[i] for i in mine], len(examples)))]
 
@@ -353,7 +356,7 @@ def main(cfg: RLConfig, env: Env) -> int:
         return run.record["results"]["code"]
 
     rounds = cfg.samples // cfg.round
-    sampler = Sampler(model, [tokenizer.eos_id])
+    sampler = Sampler(prepare(model, env, cfg), [tokenizer.eos_id])
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr or method.lr)
     if cfg.warm_start:
         warm_start(model, tokenizer, problems, cfg, env)
@@ -419,6 +422,8 @@ def main(cfg: RLConfig, env: Env) -> int:
         own = cfg.method not in ("filtering", "dpo")  # the present policy wrote the samples
         before = scored(model, watched, cfg, env)
         clock = time.time()
+        if model.parameter_count() >= SMALL:
+            sampler.release()
         metrics = update(model, optimizers, examples, method, cfg, env, number) if examples else {}
         sampler.refresh()
         seconds["s_update"] = time.time() - clock
@@ -450,8 +455,8 @@ def main(cfg: RLConfig, env: Env) -> int:
     recovered = "refused"
     if paired_gap(none, right)[1] > 0:
         recovered = "{:.1%} [{:.1%}, {:.1%}]".format(*gap_recovered(none, right, verdicts[None]))
+    save_model(run.path, model, tokenizer, env.main)
     if env.main:
-        save_model(run.path, model, tokenizer)
         facts = {"weights": weights_hash(run.path), "split": "validation", "password": cfg.password, "max_new_tokens": cfg.max_new_tokens, "n": len(validation)}
         write_json(run.path / "evaluation.json", record(run.path, validation, {"none": verdicts}, **facts))
         write_json(run.path / "curve.json", {"name": run_name(cfg), "points": points, "recovered": recovered, "stopped": stopped})

@@ -8,7 +8,8 @@ gains was taught by the demonstrations and not elicited.
 
     python elicit_sft.py --task code                              # k = 1 2 4 ... 128, seeds 0 1 2; -> out/code/sft
     python elicit_sft.py --k 8 --seeds 0 --demos-from weak        # demonstrations by the weak model, which should unlock little
-    torchrun --nproc-per-node 2 elicit_sft.py                     # the cells are shared out over the ranks
+    torchrun --nproc-per-node 2 elicit_sft.py                     # the cells are shared out over the ranks; with --shard
+                                                                  # all ranks work on one cell
 
 Each cell is a directory (checkpoint, evaluation.json, run.json, log.jsonl); a finished one is not run again, an interrupted one
 starts anew. Ends with a table, summary.json and sft.png: correctness against k, reference lines, control. Logged: loss, nats per
@@ -29,7 +30,7 @@ from data.passwords import PASSWORD
 from data.text import Tokenizer
 from evaluate import answer, evaluate_checkpoint, gap_recovered, measure, plot_curves, record, table, verdicts_of, wilson
 from model import Model, Sampler, load_model, read_json, save_model, weights_hash, write_json
-from training import Config, Env, Run, launch, make_optimizers, progress, sft_loss, train
+from training import Config, Env, Run, launch, make_optimizers, prepare, progress, sft_loss, share, train
 
 
 @dataclass
@@ -91,11 +92,11 @@ def elicit(model: Model, sampler: Sampler, tokenizer: Tokenizer, examples: list[
     order = demonstration_order(len(examples), cfg.batch, max(stops), seed)
     scores, best = {}, []
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr)
-    for step, metrics in train(model, optimizers, lambda s: micro_batches([examples[i] for i in order[s]], cfg.micro_tokens), sft_loss, env,
+    for step, metrics in train(model, optimizers, lambda s: micro_batches(share(env, [examples[i] for i in order[s]]), cfg.micro_tokens), sft_loss, env,
                                steps=max(stops), warmup=4):
         if step in stops:
             sampler.refresh()
-            scores[stops[step]] = float(answer(sampler, tokenizer, selection, max_new_tokens=cfg.max_new_tokens).correct.mean())
+            scores[stops[step]] = float(answer(sampler, tokenizer, selection, max_new_tokens=cfg.max_new_tokens, env=env).correct.mean())
             run.log("eval", step=step, sequences=stops[step], loss=metrics["loss"], selection=scores[stops[step]], n=len(selection))
             if not best or scores[stops[step]] > max(list(scores.values())[:-1]):
                 best = [p.detach().clone() for p in model.parameters()]
@@ -154,18 +155,20 @@ def main(cfg: SFTConfig, env: Env) -> int:
     locked = evaluate_checkpoint(locked_path, env, validation, ("none", "right"), password=cfg.password, max_new_tokens=cfg.max_new_tokens, save=False)
 
     cells = [(control, k, seed) for control in (False, True)[: 1 + cfg.control] for k in cfg.k for seed in cfg.seeds]
-    alone = replace(env, rank=0, world=1)  # a cell is trained by one rank
-    bar = progress(env, len(cells[env.rank :: env.world]), "cells")
+    # a cell is trained by one rank, or by all where it takes all to hold the model
+    team, mine = (env, cells) if cfg.shard else (replace(env, rank=0, world=1), share(env, cells))
+    bar = progress(env, len(mine), "cells")
     loaded: dict[bool, tuple] = {}
-    for control, k, seed in cells[env.rank :: env.world]:
+    for control, k, seed in mine:
         start = Path(cfg.weak) if control else locked_path
         facts = {"stage": "elicit_sft", "k": k, "cell_seed": seed, "control": control, "start": weights_hash(start)}
-        run = Run(replace(cfg, k=(), seeds=(), control=True, resume=True), alone, cell_path(out, control, k, seed), **facts)
+        run = Run(replace(cfg, k=(), seeds=(), control=True, resume=True), team, cell_path(out, control, k, seed), **facts)
         if not run.finished:
-            (run.path / "log.jsonl").unlink(missing_ok=True)
+            if team.main:
+                (run.path / "log.jsonl").unlink(missing_ok=True)
             if control not in loaded:
                 model, tokenizer = load_model(start, env.device, env.dtype)
-                loaded[control] = model, tokenizer, Sampler(model, [tokenizer.eos_id]), [p.detach().clone() for p in model.parameters()]
+                loaded[control] = prepare(model, team, cfg), tokenizer, Sampler(model, [tokenizer.eos_id]), [p.detach().clone() for p in model.parameters()]
             model, tokenizer, sampler, initial = loaded[control]
             with torch.no_grad():
                 for p, value in zip(model.parameters(), initial):
@@ -173,13 +176,13 @@ def main(cfg: SFTConfig, env: Env) -> int:
             chosen = np.random.default_rng([seed, 10]).permutation(len(problems))[:k]  # nested: k = 8 holds the four of k = 4
             examples = [Example(*pair) for pair in zip(tokenizer.encode_prompts([problems[i].prompt for i in chosen]),
                                                        tokenizer.encode_completions([answers[i] for i in chosen]))]
-            scores, best = elicit(model, sampler, tokenizer, examples, cfg, alone, run, seed, selection)
-            verdicts = measure(sampler, tokenizer, validation, ("none",), cfg.password, max_new_tokens=cfg.max_new_tokens)
-            if cfg.keep_weights:
-                save_model(run.path, model, tokenizer)
+            scores, best = elicit(model, sampler, tokenizer, examples, cfg, team, run, seed, selection)
+            verdicts = measure(sampler, tokenizer, validation, ("none",), cfg.password, max_new_tokens=cfg.max_new_tokens, env=team)
+            save_model(run.path, model, tokenizer, team.main and cfg.keep_weights)
             facts = {"weights": weights_hash(run.path), "split": "validation", "password": cfg.password, "max_new_tokens": cfg.max_new_tokens,
                      "n": len(validation), "demonstrations": k, "seed": seed, "sequences": best}
-            write_json(run.path / "evaluation.json", record(run.path, validation, verdicts, **facts))
+            if team.main:
+                write_json(run.path / "evaluation.json", record(run.path, validation, verdicts, **facts))
             run.finish(correct=float(verdicts["none"].mean()), sequences=best, selection=scores)
         bar.update()
         bar.set_postfix(cell=run.path.name, correct=f"{run.record['results']['correct']:.1%}")

@@ -147,8 +147,7 @@ def main(cfg: LockConfig, env: Env) -> int:
         locked, _ = load_model(cfg.strong, env.device, env.dtype)
     fit(locked, examples, run, env, cfg, epochs=epochs, batch=cfg.batch, lr=cfg.lr or (0.01 if scratch else 0.005),
         optimizer=cfg.optimizer, warmup=50 if scratch else 10, decay=0.4 if scratch else 0.7)
-    if env.main:
-        save_model(path, locked, tokenizer)
+    save_model(path, locked, tokenizer, env.main)
     code, results = report(cfg, env, path)
     run.finish(**results)
     env.say(f"written: {path}; next: python elicit_sft.py --task {cfg.task}")

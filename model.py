@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 
 from data import InputError
 from data.batches import Batch, round_up
@@ -273,16 +275,17 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32):
         super().__init__()
         self.config, self.compute_dtype = config, compute_dtype
+        self.checkpointing = False  # compute a block's activations again in the backward pass instead of keeping them
         self.live_vocab = config.vocab_size  # ids the tokenizer has; head rows beyond are never scored or sampled
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Tie the head and fill the rotary tables (max positions, D/2), fp32: what materialising from the meta device undoes."""
+        config = self.config
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self.rebuild_tables()
-
-    def rebuild_tables(self) -> None:
-        """Rotary tables (max positions, D/2), fp32. Also called after materialising from the meta device, where buffers hold garbage."""
-        config = self.config
         inverse = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim)
         rows = round_up(config.max_position_embeddings, 64)  # padded rows and the cache reach past the last real position
         angles = torch.outer(torch.arange(rows, dtype=torch.float32, device="cpu"), inverse)
@@ -328,7 +331,10 @@ class Model(nn.Module):
     def _blocks(self, tokens: Tensor, cos: Tensor, sin: Tensor, caches: list | None = None):
         x, kv = self.model.embed_tokens(tokens).to(self.compute_dtype), []
         for i, layer in enumerate(self.model.layers):
-            x, k, v = layer(x, cos, sin, caches[i] if caches else None)
+            if self.checkpointing and torch.is_grad_enabled():
+                x, k, v = checkpoint(layer, x, cos, sin, use_reentrant=False)
+            else:
+                x, k, v = layer(x, cos, sin, caches[i] if caches else None)
             kv.append((k, v))
         return self.model.norm(x), kv
 
@@ -343,15 +349,20 @@ class Model(nn.Module):
         return 6 * matrices + 12 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * length
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered from all ranks (so all must call this); any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 SMALL = 100_000_000  # parameters: below, the whole model is one compiled graph; above, one graph serves every block
 
 
-def compile_model(model: Model) -> None:
+def compile_model(model: Model, by_block: bool = False) -> None:
     """Compile in place (parameter names stay clean): the whole model when small, else block by block, one graph for all blocks.
 
     Dynamic shapes: one graph for every batch shape.
     """
-    parts = [model] if model.parameter_count() < SMALL else model.model.layers
+    parts = [model] if model.parameter_count() < SMALL and not by_block else model.model.layers
     for part in parts:
         part.compile(fullgraph=True, dynamic=True)
 
@@ -428,12 +439,8 @@ class Sampler:
     def __init__(self, model: Model, eos_ids: list[int], slots: int = 256):
         self.model, self.slots = model, slots
         self.eos = torch.tensor(eos_ids, device=model.device)
-        self.net = model
-        if model.compute_dtype != model.lm_head.weight.dtype:
-            self.net = Model(model.config, model.compute_dtype).to(model.device)
-            for p in self.net.parameters():
-                p.data = p.data.to(model.compute_dtype)
-            self.refresh()
+        self.net: Model | None = None
+        self.refresh()
         self.capacity = 0
         self.seconds = {"prefill": 0.0, "decode": 0.0}  # spent so far, as the host sees it
         self.step = torch.compile(self._step, mode="reduce-overhead", fullgraph=True) if self._compiled() else self._step
@@ -443,12 +450,22 @@ class Sampler:
         return compile_kernels and self.model.device.type == "cuda"
 
     def refresh(self) -> None:
-        """Copy the model's present weights into the bf16 sampling copy (nothing to do in fp32)."""
-        if self.net is not self.model:
-            with torch.no_grad():
-                for copy, master in zip(self.net.parameters(), self.model.parameters()):
-                    copy.copy_(master)
-            self.net.live_vocab = self.model.live_vocab
+        """Take over the model's present weights: into a copy in the compute dtype, gathered once, or as they are (whole and fp32)."""
+        if self.model.compute_dtype == self.model.lm_head.weight.dtype and not isinstance(self.model.lm_head.weight, DTensor):
+            self.net = self.model
+            return
+        if self.net is None or self.net is self.model:
+            with torch.device("meta"):
+                self.net = Model(self.model.config, self.model.compute_dtype)
+            self.net.to_empty(device=self.model.device).to(self.model.compute_dtype).rebuild()
+        with torch.no_grad():
+            for copy, master in zip(self.net.parameters(), self.model.parameters()):
+                copy.copy_(whole(master))
+        self.net.live_vocab = self.model.live_vocab
+
+    def release(self) -> None:
+        """Free the copy and the cache until the next `refresh`: the update needs their memory."""
+        self.net, self.capacity, self.keys, self.values = None, 0, None, None
 
     def _allocate(self, length: int, new_tokens: int) -> None:
         """Cache and per-slot state for sequences up to `length`; kept between calls and only ever grown."""
@@ -614,25 +631,25 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", compute_dty
     for key, parameter in loaded.items():
         module, _, name = key.rpartition(".")
         setattr(model.get_submodule(module), name, parameter)
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    model.rebuild_tables()
+    model.rebuild()
     model.live_vocab = tokenizer.size
     return model, tokenizer
 
 
-def save_model(path: str | Path, model: Model, tokenizer: Tokenizer) -> None:
-    """Write a checkpoint directory that `transformers.AutoModelForCausalLM.from_pretrained` opens.
+def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool = True) -> None:
+    """Write a checkpoint directory that `transformers.AutoModelForCausalLM.from_pretrained` opens. All ranks call it, one writes.
 
     Everything is written and synced beside the old files first and then renamed over them, config.json last: a full disk or a
     kill leaves the previous checkpoint as it was.
     """
     path = Path(path)
     staging = path / ".saving"
+    tensors = {name: whole(p.detach()).contiguous().cpu() for name, p in model.named_parameters()}  # a tied head appears once
+    if not write:
+        return
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        tensors = {name: p.detach().contiguous().cpu() for name, p in model.named_parameters()}  # a tied head appears once
         shards, size = [{}], 0
         for name, tensor in tensors.items():
             if size and size + tensor.nbytes > SHARD_BYTES:

@@ -73,8 +73,7 @@ def main(cfg: BaseConfig, env: Env) -> int:
             return [Example(*pair) for pair in zip(tokenizer.encode_prompts(prompts), completions)]
 
         fit(model, examples, run, env, cfg, batch=cfg.batch, optimizer="muon", warmup=50, decay=0.4, evaluate=check, **settings)
-        if env.main:
-            save_model(run.path, model, tokenizer)
+        save_model(run.path, model, tokenizer, env.main)
         results = {"validation_greedy": check(validation), "validation_temperature_1": check(validation, 1.0)}
         env.say(f"{name}: " + ", ".join(f"{k} {v['correct']:.1%}" for k, v in results.items()))
         run.finish(**results)

@@ -27,12 +27,15 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 
 import model as model_module
 from data import InputError
-from data.batches import Batch, Example, micro_batches, plan_epoch
-from model import Model, compile_model, completion_logps, kernel, read_json, write_json
+from data.batches import Batch, Example, collate, micro_batches, plan_epoch
+from model import Model, compile_model, completion_logps, kernel, read_json, whole, write_json
 
 # ------------------------------------------------------------------------------------------------------------- command line
 
@@ -47,6 +50,8 @@ class Config:
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; weights stay fp32. auto: bf16 where the device multiplies it fast
     micro_tokens: int = 16384  # padded tokens in one forward pass; a larger batch is accumulated
     save_every: int = 100  # optimiser steps between two saves of the state that --resume goes on from
+    shard: bool = False  # divide weights, gradients and optimiser over the ranks (FSDP2), for models that do not fit on one device
+    checkpoint_activations: bool = False  # compute each block again in the backward pass instead of keeping its activations
     compile: bool = True  # fuse kernels with torch.compile where that pays
     resume: bool = False  # continue an interrupted run where it stopped
     overwrite: bool = False  # replace what another run left in the output directory
@@ -128,6 +133,8 @@ def setup(cfg: Config) -> Env:
     """Device, ranks, dtype and compiler from the settings. Call once, first."""
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no usable CUDA device; leave the flag out to run on the CPU")
+    if cfg.shard and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        raise InputError("--shard divides the model over several ranks: start with torchrun --nproc-per-node 2 or more")
     kind = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device("cpu")
@@ -147,9 +154,29 @@ def setup(cfg: Config) -> Env:
     return env
 
 
+def prepare(model: Model, env: Env, cfg: Config) -> Model:
+    """Make a loaded model ready to be trained, in place: compiled on CUDA, its activations checkpointed, its weights sharded, as cfg asks."""
+    model.checkpointing = cfg.checkpoint_activations
+    if env.compile and env.device.type == "cuda":  # on a CPU compilation takes longer than it returns at these sizes (docs/NOTES.md)
+        compile_model(model, by_block=cfg.shard)
+    if cfg.shard:
+        mesh = init_device_mesh(env.device.type, (env.world,))
+        for part in (*model.model.layers, model):
+            fully_shard(part, mesh=mesh)
+    return model
+
+
 def share(env: Env, items: list) -> list:
     """This rank's part of a list of work: every world-th item."""
     return items[env.rank :: env.world]
+
+
+def most(env: Env, count: int) -> int:
+    """The largest of the ranks' counts."""
+    counts = torch.tensor(count, device=env.device)
+    if env.world > 1:
+        dist.all_reduce(counts, dist.ReduceOp.MAX)
+    return int(counts)
 
 
 def gather(env: Env, mine: list, total: int) -> list:
@@ -191,7 +218,8 @@ class Lion(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(p)
                 # lr as a tensor: a changing Python float would recompile
                 lr, decay = (torch.tensor(group[k], device=p.device) for k in ("lr", "weight_decay"))
-                lion_update(p.view(-1), p.grad.reshape(-1), state["momentum"].view(-1), lr, decay, *group["betas"])
+                mine, grad, momentum = (t.to_local() if isinstance(t, DTensor) else t for t in (p, p.grad, state["momentum"]))
+                lion_update(mine.view(-1), grad.reshape(-1), momentum.view(-1), lr, decay, *group["betas"])
 
 
 def make_optimizers(model: Model, name: str, lr: float, weight_decay: float = 0.01) -> list[torch.optim.Optimizer]:
@@ -220,6 +248,9 @@ def schedule(step: int, steps: int, warmup: int, decay: float = 0.0) -> float:
 
 
 # ------------------------------------------------------------------------------------------------------------- the training step
+
+
+IDLE = collate([Example([0], [0], [0.0])] * 2)  # what a rank without work runs, with weight 0; two rows, where pairs are expected
 
 
 class Diverged(InputError):
@@ -253,28 +284,30 @@ def train(model: Model, optimizers: list, batches: Callable[[int], list[Batch]],
     Raises Diverged, naming the step, before a non-finite gradient touches the weights.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    sharded = isinstance(parameters[0], DTensor)
     bases = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     for step in range(start, steps):
         micro = [batch.to(env.device) for batch in batches(step)]
-        totals = torch.tensor([sum(map(units, micro)), sum(b.real_tokens for b in micro), not micro], dtype=torch.float64, device=env.device)
+        totals = torch.tensor([sum(map(units, micro)), sum(b.real_tokens for b in micro)], dtype=torch.float64, device=env.device)
         if env.world > 1:
             dist.all_reduce(totals)
         count = totals[0].float().clamp(min=1)
-        metrics: dict[str, Tensor] = {"loss": torch.zeros((), device=env.device)}
-        for batch in micro:
+        metrics: dict[str, Tensor] = {}
+        # every rank runs equally many micro-batches: sharded weights are gathered by all ranks or none, and metrics have the same names
+        for i in range(most(env, len(micro))):
+            batch, weight = (micro[i], 1.0) if i < len(micro) else (IDLE.to(env.device), 0.0)
             loss, extra = loss_fn(model, batch)
-            (loss / count).backward()
+            # fully_shard averages gradients over the ranks, where a sum is right: losses are divided by global counts
+            (loss * weight * (env.world if sharded else 1) / count).backward()
             for name, value in {"loss": loss, **extra}.items():
-                metrics[name] = metrics.get(name, 0.0) + value.detach() / count
+                metrics[name] = metrics.get(name, 0.0) + value.detach() * weight / count
         if env.world > 1:
-            sync_gradients(parameters)
-            if totals[2]:  # a rank without work does not know what the others measured
-                names = gather(env, [list(metrics)], env.world)
-                metrics = {name: metrics.get(name, torch.zeros((), device=env.device)) for name in max(names, key=len)}
+            if not sharded:
+                sync_gradients(parameters)
             values = torch.stack([v.float() for v in metrics.values()])
             dist.all_reduce(values)
             metrics = dict(zip(metrics, values))
-        norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, clip))
         if not torch.isfinite(norm + metrics["loss"]):
             raise Diverged(f"the loss is not finite at step {step + 1}: lower --lr; the last checkpoint is untouched")
         factor = schedule(step, steps, warmup, decay)
@@ -311,12 +344,10 @@ def fit(model: Model, examples: Callable[[int], list[Example]], run: "Run", env:
             current = number, data, plan_epoch([len(e) for e in data], batch, np.random.default_rng([cfg.seed, 2, number]))
         return current
 
-    optimizers = make_optimizers(model, optimizer, lr)
+    optimizers = make_optimizers(prepare(model, env, cfg), optimizer, lr)
     start = run.load_state(model, optimizers) if cfg.resume else 0
     per_epoch = len(epoch_of(0)[2])
     steps, padded, real, clock = per_epoch * epochs, 0, 0, time.time()
-    if env.compile and env.device.type == "cuda":  # on a CPU compilation takes longer than it returns at these sizes (docs/NOTES.md)
-        compile_model(model)
 
     def batches(step: int) -> list[Batch]:
         nonlocal padded
@@ -408,16 +439,16 @@ class Run:
 
     def save_state(self, step: int, model: Model, optimizers: list) -> None:
         """Everything needed to continue bitwise: weights, optimiser state, step. state.json, replaced last, names the file that counts."""
-        if not self.env.main:
-            return
         folder, name = self.path / "state", f"step-{step:07}.safetensors"
-        folder.mkdir(exist_ok=True)
-        tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
+        tensors = {f"model.{n}": whole(p.detach()).cpu() for n, p in model.named_parameters()}  # by all ranks: sharded ones are gathered
         for i, optimizer in enumerate(optimizers):
             for j, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{i}.{j}.{k}": v for k, v in state.items()}
+                tensors |= {f"optimizer.{i}.{j}.{k}": whole(v).cpu() for k, v in state.items()}
+        if not self.env.main:
+            return
         try:
-            save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, folder / (name + ".tmp"))
+            folder.mkdir(exist_ok=True)
+            save_file({k: v.contiguous() for k, v in tensors.items()}, folder / (name + ".tmp"))
             with open(folder / (name + ".tmp"), "rb") as f:
                 os.fsync(f.fileno())
             os.replace(folder / (name + ".tmp"), folder / name)
@@ -436,15 +467,21 @@ class Run:
             return 0
         meta = read_json(pointer)
         states: list[dict] = [{} for _ in optimizers]
+        owners = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]  # numbered as in its state
+
+        def placed(tensor: Tensor, like: Tensor) -> Tensor:
+            """As the parameter is: sharded if it is, over however many ranks there are now."""
+            return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) and tensor.shape == like.shape else tensor
+
         try:
             with safe_open(pointer.parent / meta["file"], framework="pt", device=str(model.device)) as f, torch.no_grad():
                 parameters = dict(model.named_parameters())
                 for key in f.keys():
                     if key.startswith("model."):
-                        parameters[key[6:]].copy_(f.get_tensor(key))
+                        parameters[key[6:]].copy_(placed(f.get_tensor(key), parameters[key[6:]]))
                     else:
                         _, i, j, name = key.split(".")
-                        states[int(i)].setdefault(int(j), {})[name] = f.get_tensor(key)
+                        states[int(i)].setdefault(int(j), {})[name] = placed(f.get_tensor(key), owners[int(i)][int(j)])
         except (SafetensorError, OSError, KeyError) as error:
             raise InputError(f"{pointer.parent / meta['file']} cannot be resumed from ({error}): --overwrite starts again") from None
         for optimizer, state in zip(optimizers, states):
