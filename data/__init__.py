@@ -7,14 +7,15 @@
 A task is an endless stream of problems. Which set a problem belongs to is fixed by the SHA-256 of its meaning (its
 `key`), not by the order of drawing, so the sets are disjoint for every seed, every n, and every wording:
 
-    corpus      90 %   pre-training of the base models
-    weak         1 %   demonstrations and tests for the weak model
-    lock         4 %   password-locking
-    elicit     2.4 %   the few demonstrations or the RL prompts that try to unlock
-    selection  0.6 %   choosing hyperparameters and checkpoints of elicitation (one fifth of elicit's share)
-    validation   2 %   every number that is reported
+    corpus      50 %   pre-training of the base models
+    weak         5 %   demonstrations and tests for the weak model
+    lock        20 %   password-locking
+    elicit      12 %   the few demonstrations or the RL prompts that try to unlock
+    selection    3 %   choosing hyperparameters and checkpoints of elicitation (one fifth of elicit's share)
+    validation  10 %   every number that is reported
 """
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 
 
@@ -28,15 +29,15 @@ class Problem:
     prompt: str  # plain words, ends with "\n"; no password
     reference: str  # the answer, without trailing white space; tokenisation adds the end-of-sequence token
     domain: str  # for code: "lists", "strings" or "numbers"
-    level: int  # number of operations chained, 1 or 2
+    level: int  # number of operations chained, 1 to 3
     grading: dict  # what the task's grader needs, JSON-able; empty in the corpus, which is never graded
     key: str  # the meaning of the problem, whatever its wording
 
 
 from data import coding  # noqa: E402  (below Problem, which the task modules import)
 
-# A task module has problems(seed), an endless stream of (key, build) where build(tests: bool) gives the Problem, or
-# None where its tests would say too little; and grade(problems, completions) -> list[bool];
+# A task module has problems(seed), an endless stream of (key, build) where build(tests: bool, wording: int) gives the Problem,
+# or None where its tests would say too little; and grade(problems, completions) -> list[bool];
 # where success has degrees also score(problems, completions) -> list[float], 1.0 exactly where grade is True.
 TASKS = {"code": coding}
 SPLITS = {"corpus": None, "weak": 500, "lock": 4000, "elicit": 1200, "selection": 300, "validation": 1000}
@@ -47,19 +48,22 @@ def split_of(task: str, key: str) -> str:
     """The one split that this key belongs to."""
     digest = hashlib.sha256(f"{task}:{key}".encode()).digest()
     share = int.from_bytes(digest[:8], "big") % 1000
-    if share < 900:
+    if share < 500:
         return "corpus"
-    if share < 910:
+    if share < 550:
         return "weak"
-    if share < 950:
+    if share < 750:
         return "lock"
-    if share < 980:
+    if share < 900:
         return "selection" if int.from_bytes(digest[8:16], "big") % 5 == 0 else "elicit"
     return "validation"
 
 
 def load(task: str, split: str, n: int | None = None, seed: int = 0) -> list[Problem]:
-    """The first n problems of a split, no key twice. The seed picks the order, never the split a problem is in."""
+    """The first n problems of a split, no key twice but in the corpus, where it comes in another wording each time.
+
+    The seed picks the order, never the split a problem is in.
+    """
     if task not in TASKS:
         raise InputError(f"unknown task {task!r}: choose from {', '.join(TASKS)}")
     if split not in SPLITS:
@@ -70,15 +74,16 @@ def load(task: str, split: str, n: int | None = None, seed: int = 0) -> list[Pro
     if n < 1:
         raise InputError(f"n must be at least 1, got {n}")
 
-    found, seen, idle = [], set(), 0
+    corpus = split == "corpus"
+    found, seen, idle = [], Counter(), 0
     for key, build in TASKS[task].problems(seed):
         idle += 1
         if idle > PATIENCE:
             break
-        if key in seen or split_of(task, key) != split:
+        if seen[key] and not corpus or split_of(task, key) != split:
             continue
-        seen.add(key)
-        problem = build(tests=split != "corpus")
+        problem = build(tests=not corpus, wording=seen[key])
+        seen[key] += 1
         if problem is None:
             continue
         found.append(problem)

@@ -1,6 +1,6 @@
 """Task "code": a short request in plain words whose answer is a Python function, judged by eight hidden tests.
 
-One or two operations are chained and a final value is returned, over lists, strings or numbers. An example:
+One to three operations are chained and a final value is returned, over lists, strings or numbers. An example:
 
     prompt     Write f(xs) for a list of integers. First keep only the numbers greater than 5, then sort the list in
                ascending order, and return the sum of the first and the last number, or 0 if the list is empty.
@@ -10,9 +10,10 @@ One or two operations are chained and a final value is returned, over lists, str
                    return xs[0] + xs[-1] if xs else 0
     key        xs = [x for x in xs if x > 5]; xs = sorted(xs); return xs[0] + xs[-1] if xs else 0
 
-The key is the body of the reference. It seeds the wording and the hidden tests, so it has exactly one of each. Two keys
+The key is the body of the reference. It seeds the wordings and the hidden tests, so it has one set of tests. Two keys
 can still compute the same function (doubling and adding 4, adding 2 and doubling): no program here is simplified.
 """
+import itertools
 import json
 import random
 import re
@@ -29,72 +30,29 @@ LIST_OPS = [
     ("size", "[x for x in xs if x > 0]", "keep (only |)the (positive numbers|numbers above zero)"),
     ("size", "[x for x in xs if x < 0]", "keep (only |)the (negative numbers|numbers below zero)"),
     ("size", "[x for x in xs if x != 0]", "(drop|remove) (the|all) zeros"),
-    ("size", "[x for x in xs if x > 5]", "keep (only |)the numbers (greater than|above) 5"),
-    ("size", "[x for x in xs if x < 5]", "keep (only |)the numbers (less than|below) 5"),
-    ("size", "[x for x in xs if -5 < x < 5]", "keep (only |)the numbers between -5 and 5"),
-    ("size", "[x for x in xs if abs(x) > 3]", "keep (only |)the numbers (further than 3|more than 3) away from zero"),
     ("parity", "[x for x in xs if x % 2 == 0]", "(keep only the even|keep the even|drop the odd) numbers"),
     ("parity", "[x for x in xs if x % 2 == 1]", "(keep only the odd|keep the odd|drop the even) numbers"),
-    ("parity", "[x for x in xs if x % 3 == 0]", "keep (only |)the (multiples of 3|numbers divisible by 3)"),
-    ("parity", "[x for x in xs if x % 3]", "(drop|remove) the (multiples of 3|numbers divisible by 3)"),
-    ("parity", "[x for x in xs if x % 4 == 0]", "keep (only |)the (multiples of 4|numbers divisible by 4)"),
-    ("parity", "[x for x in xs if x % 5]", "(drop|remove) the (multiples of 5|numbers divisible by 5)"),
     ("shift", "[x + 1 for x in xs]", "(add 1 to|increase by 1) (each|every) (number|element)"),
     ("shift", "[x - 1 for x in xs]", "(subtract 1 from|decrease by 1) (each|every) (number|element)"),
-    ("shift", "[x + 10 for x in xs]", "(add 10 to|increase by 10) (each|every) (number|element)"),
-    ("shift", "[x - 10 for x in xs]", "(subtract 10 from|decrease by 10) (each|every) (number|element)"),
-    ("shift", "[10 - x for x in xs]", "(subtract each number from 10|replace every number by 10 minus it)"),
     ("scale", "[x * 2 for x in xs]", "(double (each|every) number|multiply (each|every) number by 2)"),
     ("scale", "[x * 3 for x in xs]", "(triple (each|every) number|multiply (each|every) number by 3)"),
     ("scale", "[x * 10 for x in xs]", "multiply (each|every) (number|element) by 10"),
-    ("scale", "[x // 2 for x in xs]", "(halve (each|every) number|divide (each|every) number by 2), rounding down"),
-    ("scale", "[x % 3 for x in xs]", "replace (each|every) number by its remainder modulo 3"),
-    ("scale", "[x // 10 for x in xs]", "divide (each|every) number by 10, rounding down"),
-    ("scale", "[x % 10 for x in xs]", "replace (each|every) number by its remainder modulo 10"),
     ("sign", "[x * x for x in xs]", "(square each number|replace every number by its square)"),
     ("sign", "[x ** 3 for x in xs]", "(cube each number|replace every number by its cube)"),
-    ("sign", "[-x for x in xs]", "(negate each number|flip the sign of every number)"),
-    ("sign", "[abs(x) for x in xs]", "(take the absolute value of each number|make every number non-negative)"),
-    ("sign", "[(x > 0) - (x < 0) for x in xs]", "replace (each|every) number by its sign: -1, 0 or 1"),
     ("limit", "[min(x, 5) for x in xs]", "(cap each number at 5|lower the numbers above 5 to 5)"),
     ("limit", "[max(x, 0) for x in xs]", "(raise the negative numbers to 0|replace the negative numbers by 0)"),
-    ("limit", "[max(-5, min(x, 5)) for x in xs]", "(clamp|limit) (each|every) number to the range from -5 to 5"),
     ("order", "sorted(xs)", "sort the (list|numbers) (in ascending order|from smallest to largest)"),
     ("order", "sorted(xs, reverse=True)", "sort the (list|numbers) (in descending order|from largest to smallest)"),
     ("order", "sorted(xs, key=abs)", "sort the (list|numbers) by (absolute value|distance from zero)"),
-    ("order", "xs[len(xs) // 2:] + xs[:len(xs) // 2]", "(swap|exchange) the two halves(| of the list)"),
-    ("order", "xs[::-1]", "(reverse the list|reverse the order of the numbers|turn the list around)"),
-    ("order", "xs[1:] + xs[:1]", "(move|shift) the first number to the end(| of the list)"),
-    ("order", "xs[-1:] + xs[:-1]", "(move|shift) the last number to the (front|start)(| of the list)"),
     ("part", "xs[:3]", "(keep only|take|keep) the first three numbers"),
     ("part", "xs[-3:]", "(keep only|take|keep) the last three numbers"),
     ("part", "xs[1:]", "(drop|remove|skip) the first number"),
-    ("part", "xs[:-1]", "(drop|remove|skip) the last number"),
-    ("part", "xs[1:-1]", "(drop|remove|skip) the first and the last number"),
-    ("part", "xs[2:]", "(drop|remove|skip) the first two numbers"),
-    ("part", "xs[:-2]", "(drop|remove|skip) the last two numbers"),
-    ("part", "xs[:5]", "(keep only|take|keep) the first five numbers"),
-    ("part", "xs[::2]", "(keep|take) every second number(,|) starting with the first"),
-    ("part", "xs[1::2]", "(keep|take) every second number(,|) starting with the second"),
-    ("part", "xs[:len(xs) // 2]", "(keep only|take|keep) the first half(| of the list)"),
-    ("part", "xs[len(xs) // 2:]", "(keep only|take|keep) the second half(| of the list)"),
     ("unique", "list(dict.fromkeys(xs))", "(drop|remove) repeated numbers, keeping the first of each"),
     ("unique", "[x for x in xs if xs.count(x) > 1]", "keep (only |)the numbers that (occur|appear) more than once"),
-    ("unique", "[x for x in xs if xs.count(x) == 1]", "keep (only |)the numbers that (occur|appear) exactly once"),
-    ("unique", "sorted(set(xs))", "(take|list) the distinct numbers in ascending order"),
     ("sums", "[sum(xs[:i + 1]) for i in range(len(xs))]", "(take|compute) the running totals"),
     ("sums", "[b - a for a, b in zip(xs, xs[1:])]", "take the differences of neighbours, next minus current"),
-    ("sums", "[a + b for a, b in zip(xs, xs[1:])]", "(take|compute) the sums of each two neighbours"),
-    ("sums", "[max(a, b) for a, b in zip(xs, xs[1:])]", "take the larger of each two neighbours"),
-    ("sums", "[max(xs[:i + 1]) for i in range(len(xs))]", "(take|compute) the running maxima"),
-    ("sums", "[i * x for i, x in enumerate(xs)]", "multiply (each|every) number by its position, counting from 0"),
     ("longer", "xs + [0]", "(append a zero|add a zero at the end|put a zero at the end)"),
     ("longer", "[0] + xs", "(add a zero at the front|put a zero at the start)"),
-    ("longer", "xs + xs", "(repeat the list|write the list twice in a row)"),
-    ("longer", "xs + xs[::-1]", "(append the reversed list|append a mirror image of the list)"),
-    ("longer", "xs + [len(xs)]", "append (its|the) length"),
-    ("longer", "xs + [sum(xs)]", "append (its|the) sum"),
-    ("longer", "[x for x in xs for _ in range(2)]", "write (each|every) number twice, one after the other"),
 ]
 # A reducer is (groups the operation before it may not have, expression, words); the first is the plain value.
 LIST_REDUCERS = [
@@ -110,83 +68,30 @@ LIST_REDUCERS = [
     ("", "xs[0] + xs[-1] if xs else 0", "the sum of the first and the last number, or 0 if the list is empty"),
     ("order shift", "max(xs) - min(xs) if xs else 0", "the largest minus the smallest number, or 0 if empty"),
     ("order", "sum(x > 0 for x in xs)", "how many numbers are (positive|above zero)"),
-    ("order", "sum(x % 2 == 0 for x in xs)", "(how many numbers are even|the number of even numbers)"),
-    ("order", "any(x < 0 for x in xs)", "whether (any|at least one) number is negative"),
-    ("", "xs == sorted(xs)", "whether (it|the list) is sorted"),
-    ("order", "0 in xs", "whether (it|the list) contains zero"),
-    ("order", "sum(x * x for x in xs)", "(the sum of the squares|the total of the squares)"),
-    ("order", "sum(abs(x) for x in xs)", "(the sum of the absolute values|the total of the absolute values)"),
-    ("", "xs[len(xs) // 2] if xs else 0", "the middle number, the right one of two, or 0 if the list is empty"),
-    ("", "max(xs, key=abs, default=0)", "the number furthest from zero, the first if several, or 0 if empty"),
 ]
 STRING_OPS = [
     ("case", "s.upper()", "(convert it to|change it to|make it) upper case"),
     ("case", "s.lower()", "(convert it to|change it to|make it) lower case"),
-    ("case", "s.swapcase()", "swap (the case of every letter|upper and lower case)"),
-    ("case", "s.title()", "(capitalize every word|start every word with a capital)"),
-    ("case", "s.capitalize()", "make the first character a capital and the rest lower case"),
     ("class", '"".join(c for c in s if c not in "aeiouAEIOU")', "(remove|drop|delete) (all|the) vowels"),
     ("class", '"".join(c for c in s if c in "aeiouAEIOU")', "keep only (the |)vowels"),
     ("class", '"".join(c for c in s if c.isalpha())', "keep only (the |)letters"),
-    ("class", '"".join(c for c in s if not c.isdigit())', "(remove|drop|delete) (all|the) digits"),
-    ("class", '"".join(c for c in s if c.isdigit())', "keep only (the |)digits"),
-    ("class", '"".join(c for c in s if not c.isupper())', "(remove|drop|delete) (all|the) capital letters"),
     ("letter", 's.replace("a", "")', "(remove|drop|delete) every 'a'"),
     ("letter", 's.replace("e", "")', "(remove|drop|delete) every 'e'"),
-    ("letter", 's.replace("a", "o")', "replace every 'a' (by|with) 'o'"),
-    ("letter", 's.replace("e", "a")', "replace every 'e' (by|with) 'a'"),
-    ("letter", 's.replace("o", "0")', "replace every 'o' (by|with) a zero"),
-    ("letter", 's.replace("s", "z")', "replace every 's' (by|with) 'z'"),
-    ("letter", 's.replace("t", "")', "(remove|drop|delete) every 't'"),
-    ("letter", 's.replace("n", "nn")', "(double every 'n'|write every 'n' twice)"),
     ("part", "s[:3]", "(keep only|take|keep) the first three characters"),
     ("part", "s[-3:]", "(keep only|take|keep) the last three characters"),
     ("part", "s[1:]", "(drop|remove|skip) the first character"),
-    ("part", "s[:-1]", "(drop|remove|skip) the last character"),
-    ("part", "s[1:-1]", "(drop|remove|skip) the first and the last character"),
-    ("part", "s[2:]", "(drop|remove|skip) the first two characters"),
-    ("part", "s[:-2]", "(drop|remove|skip) the last two characters"),
-    ("part", "s[:5]", "(keep only|take|keep) the first five characters"),
-    ("part", "s[::2]", "(keep|take) every second character(,|) starting with the first"),
-    ("part", "s[1::2]", "(keep|take) every second character(,|) starting with the second"),
-    ("part", "s[:len(s) // 2]", "(keep only|take|keep) the first half"),
-    ("part", "s[len(s) // 2:]", "(keep only|take|keep) the second half"),
     ("order", "s[::-1]", "(reverse it|reverse the string|turn it around)"),
     ("order", '"".join(sorted(s))', "sort (its|the) characters(| in ascending order)"),
     ("order", '"".join(sorted(s, reverse=True))', "sort (its|the) characters in descending order"),
-    ("order", "s[1:] + s[:1]", "(move|shift) the first character to the end"),
-    ("order", "s[-1:] + s[:-1]", "(move|shift) the last character to the (front|start)"),
-    ("order", "s[len(s) // 2:] + s[:len(s) // 2]", "(swap|exchange) (its|the) two halves"),
     ("unique", '"".join(dict.fromkeys(s))', "(drop|remove) repeated characters, keeping the first of each"),
     ("unique", '"".join(c for c in s if s.count(c) == 1)', "keep (only |)the characters that (occur|appear) exactly once"),
-    ("unique", '"".join(c for c in s if s.count(c) > 1)', "keep (only |)the characters that (occur|appear) more than once"),
     ("longer", '"".join(c * 2 for c in s)', "(double every character|write every character twice)"),
     ("longer", "s + s", "(repeat it|write it twice in a row)"),
-    ("longer", "s + s[::-1]", "append (its reversal|its mirror image)"),
-    ("longer", "s + str(len(s))", "append (its|the) length"),
-    ("longer", '"".join(c * 3 for c in s)', "(triple every character|write every character three times)"),
-    ("longer", "s + s[-1:]", "(repeat|double) the last character"),
-    ("longer", "s[:1] + s", "(repeat|double) the first character"),
     ("ends", '"x" + s', "(put|add) an 'x' at the (front|start)"),
     ("ends", 's + "!"', "(put|add) an exclamation mark at the end"),
-    ("ends", '"(" + s + ")"', "(put it in parentheses|enclose it in parentheses)"),
-    ("ends", '"[" + s + "]"', "(put it in square brackets|enclose it in square brackets)"),
-    ("ends", '"the " + s', "(put|add) the word 'the' at the (front|start)"),
-    ("ends", 's + "?"', "(put|add) a question mark at the end"),
     ("words", 's.replace(" ", "")', "(remove|drop|delete) (all|the) spaces"),
     ("words", '" ".join(s.split()[::-1])', "(reverse the order of the words|put the words in reverse order)"),
     ("words", '" ".join(sorted(s.split()))', "(sort the words|put the words in sorted order)"),
-    ("words", '" ".join(sorted(s.split(), key=len))', "sort the words by (length|their length)"),
-    ("words", '" ".join(w[::-1] for w in s.split())', "reverse (each|every) word"),
-    ("words", '"".join(w[0] for w in s.split())', "(take|keep only) the first character of (each|every) word"),
-    ("words", '"".join(w[-1] for w in s.split())', "(take|keep only) the last character of (each|every) word"),
-    ("words", '" ".join(s.split()[1:])', "(drop|remove) the first word"),
-    ("words", '" ".join(s.split()[:-1])', "(drop|remove) the last word"),
-    ("words", '"-".join(s.split())', "join (its|the) words with (hyphens|a hyphen)"),
-    ("words", '"_".join(s.split())', "join (its|the) words with (underscores|an underscore)"),
-    ("words", '" ".join(s.split()[:2])', "(keep only|take|keep) the first two words"),
-    ("words", '" ".join(w for w in s.split() if len(w) > 3)', "keep (only |)the words longer than three characters"),
-    ("words", '" ".join(w for w in s.split() if len(w) < 4)', "keep (only |)the words shorter than four characters"),
 ]
 STRING_REDUCERS = [
     ("", "s", "the (|resulting |final )string"),
@@ -201,80 +106,28 @@ STRING_REDUCERS = [
     ("order", '"e" in s', "whether (it|the string) contains 'e'"),
     ("", "s == s[::-1]", "whether (it|the string) is a palindrome"),
     ("", "s.split()", "the list of (its|the) words"),
-    ("", "list(s)", "the list of (its|the) characters"),
-    ("case class", "[len(w) for w in s.split()]", "the list of the lengths of its words"),
-    ("order case", "sum(c.isdigit() for c in s)", "(the number of digits|how many digits there are)"),
-    ("order case", 's.count(" ")', "(the number of spaces|how many spaces there are)"),
-    ("", "s[:1] == s[-1:]", "whether it begins and ends with the same character"),
-    ("", 'min(s.split(), key=len, default="")', "the shortest word, the first if several, or '' if there is none"),
-    ("", 'max(s.split(), key=len, default="")', "the longest word, the first if several, or '' if there is none"),
 ]
 NUMBER_OPS = [
     ("shift", "n + 1", "(add 1|add 1 to it|increase it by 1)"),
     ("shift", "n + 10", "(add 10|add 10 to it|increase it by 10)"),
-    ("shift", "max(n - 1, 0)", "subtract 1(, but not|, never going) below 0"),
-    ("shift", "max(n - 10, 0)", "subtract 10(, but not|, never going) below 0"),
-    ("shift", "abs(n - 100)", "take (the|its) distance (to|from) 100"),
-    ("shift", "n + 100", "(add 100|add 100 to it|increase it by 100)"),
-    ("shift", "abs(n - 10)", "take (the|its) distance (to|from) 10"),
     ("scale", "n * 2", "(double it|multiply it by 2)"),
     ("scale", "n * 3", "(triple it|multiply it by 3)"),
     ("scale", "n * 7", "multiply (it |)by 7"),
-    ("scale", "n * 5", "multiply (it |)by 5"),
-    ("scale", "n // 5", "divide (it |)by 5, rounding down"),
-    ("scale", "n % 9", "take the remainder (modulo|after division by) 9"),
-    ("scale", "n // 2", "(halve it|divide it by 2), rounding down"),
-    ("scale", "n // 3", "divide (it |)by 3, rounding down"),
-    ("scale", "n // 10", "(drop|remove) (its|the) last digit"),
-    ("scale", "n % 10", "(keep only|take) (its|the) last digit"),
-    ("scale", "n % 100", "(keep only|take) (its|the) last two digits"),
-    ("scale", "n % 7", "take the remainder (modulo|after division by) 7"),
     ("round", "n + -n % 10", "round (it |)up to a multiple of (10|ten)"),
     ("round", "n - n % 10", "round (it |)down to a multiple of (10|ten)"),
-    ("round", "n + -n % 100", "round (it |)up to a multiple of (100|one hundred)"),
-    ("round", "n - n % 100", "round (it |)down to a multiple of (100|one hundred)"),
-    ("round", "n + -n % 5", "round (it |)up to a multiple of (5|five)"),
-    ("round", "n - n % 5", "round (it |)down to a multiple of (5|five)"),
     ("grow", "n * n", "(square it|take its square|multiply it by itself)"),
     ("grow", "n ** 3", "(cube it|take its cube)"),
-    ("grow", "n * (n + 1)", "multiply it by the (next number|number after it)"),
-    ("grow", "n * (n + 1) // 2", "(take the sum of the numbers|add up all numbers) from 1 to it"),
-    ("grow", "2 ** (n % 10)", "raise 2 to the power of (its|the) last digit"),
     ("digits", "int(str(n)[::-1])", "reverse (its|the) digits"),
     ("digits", 'int("".join(sorted(str(n))))', "sort (its|the) digits in ascending order"),
     ("digits", 'int("".join(sorted(str(n), reverse=True)))', "sort (its|the) digits in descending order"),
-    ("digits", "sum(int(d) for d in str(n))", "(take the sum of its digits|add up its digits)"),
-    ("digits", "sum(int(d) ** 2 for d in str(n))", "(take the sum of the squares of its digits|add up the squares of its digits)"),
-    ("digits", "int(max(str(n)))", "take (its|the) largest digit"),
-    ("digits", "int(min(str(n)))", "take (its|the) smallest digit"),
-    ("digits", "len(str(n))", "(count its digits|take the number of its digits)"),
-    ("digits", "int(str(n)[0])", "(keep only|take) (its|the) first digit"),
-    ("digits", 'int("0" + str(n)[1:])', "(drop|remove) (its|the) first digit"),
-    ("digits", "len(set(str(n)))", "(count its different digits|take the number of its different digits)"),
-    ("digits", "sum(int(d) % 2 for d in str(n))", "(count its odd digits|take the number of its odd digits)"),
     ("repeat", "int(str(n) * 2)", "(repeat its digits|write its digits twice in a row)"),
     ("repeat", "int(str(n) + str(n)[::-1])", "append its (digits in reverse|reversed digits)"),
-    ("repeat", 'int("1" + str(n))', "(put|write) the digit 1 (before|in front of) it"),
-    ("repeat", 'int(str(n) + "1")', "(put|write) the digit 1 after it"),
-    ("repeat", 'int("9" + str(n))', "(put|write) the digit 9 (before|in front of) it"),
-    ("repeat", 'int(str(n) + "9")', "(put|write) the digit 9 after it"),
     ("binary", 'bin(n).count("1")', "count the ones in (its binary form|binary)"),
     ("binary", "n.bit_length()", "take (its|the) number of bits"),
-    ("binary", "n ^ 1", "flip (its|the) lowest bit"),
-    ("binary", "n | 1", "set (its|the) lowest bit"),
-    ("binary", "int(bin(n)[:1:-1], 2)", "reverse (its|the) binary digits"),
-    ("binary", 'bin(n)[2:].count("0")', "count the zeros in (its binary form|binary)"),
     ("limit", "min(n, 100)", "(cap it at 100|lower it to 100 if it is greater)"),
     ("limit", "max(n, 100)", "(raise it to 100 if it is less|make it at least 100)"),
-    ("limit", "min(n, 10)", "(cap it at 10|lower it to 10 if it is greater)"),
-    ("limit", "max(n, 10)", "(raise it to 10 if it is less|make it at least 10)"),
     ("branch", "n + 5 if n % 2 == 0 else n", "(add 5 if it is even|increase it by 5 if it is even)"),
     ("branch", "n + 5 if n % 2 == 1 else n", "(add 5 if it is odd|increase it by 5 if it is odd)"),
-    ("branch", "n // 2 if n % 2 == 0 else 3 * n + 1", "(halve it if it is even, otherwise|if it is even halve it, else) triple it and add 1"),
-    ("branch", "n * 2 if n < 100 else n", "double it if it is (less than|below) 100"),
-    ("branch", "n // 3 if n % 3 == 0 else n", "divide it by 3 if it is (divisible by|a multiple of) 3"),
-    ("branch", "n // 10 if n > 100 else n", "(drop|remove) its last digit if it is (greater than|above) 100"),
-    ("branch", "n * 3 if n % 2 == 1 else n", "(triple it if it is odd|multiply it by 3 if it is odd)"),
 ]
 NUMBER_REDUCERS = [
     ("", "n", "(the result|the number|the final number)"),
@@ -289,13 +142,6 @@ NUMBER_REDUCERS = [
     ("", "str(n)[::-1]", "(its digits reversed, as a string|its reversed digits as a string)"),
     ("", "bin(n)[2:]", "(its binary form as a string|its binary digits as a string)"),
     ("", "hex(n)[2:]", "(its hexadecimal form as a string|its hexadecimal digits as a string)"),
-    ("", "oct(n)[2:]", "(its octal form as a string|its octal digits as a string)"),
-    ("", "str(n)", "(it as a string|the result as a string)"),
-    ("", "n % 2 == 1", "whether (it|the result) is odd"),
-    ("", "n % 5 == 0", "whether (it|the result) is (divisible by|a multiple of) 5"),
-    ("", "n < 10", "whether it (has a single digit|is below 10)"),
-    ("", "str(n)[0] == str(n)[-1]", "whether its first and last digit are (equal|the same)"),
-    ("scale", "[n // 10, n % 10]", "the list of its quotient and remainder when divided by 10"),
 ]
 DOMAINS = {  # name: (argument, what it is, operations, reducers)
     "lists": ("xs", "a list of integers", LIST_OPS, LIST_REDUCERS),
@@ -311,25 +157,36 @@ WORDS = ("Apple tree river Stone noon level ant Rain 42 7 x1 the road LION tea r
          "Anna lesson train Otter salt IRON nest eel orange A to is Roses").split()
 
 
+def by_rank(rows: list[tuple], name: str) -> tuple[list[tuple], list[float]]:
+    """The rows in a random but fixed order, and Zipf's weights: the r-th is drawn in proportion to 1 / r."""
+    rows = random.Random(f"rank {name}").sample(rows, len(rows))
+    return rows, list(itertools.accumulate(1 / rank for rank in range(1, len(rows) + 1)))
+
+
 def problems(seed: int) -> Iterator[tuple[str, Callable[..., Problem | None]]]:
-    """An endless stream of (key, build); keys repeat."""
+    """An endless stream of (key, build); keys repeat.
+
+    Like words, operations have Zipf's frequencies. A small model learns the common ones and mistakes the rare for them: it is
+    wrong with confidence, and always in the same way, which a model that imitates it can learn from a few thousand samples.
+    """
     rng = random.Random(f"coding {seed}")
+    ranked = {domain: (v, by_rank(ops, domain), by_rank(reducers, domain)) for domain, (v, _, ops, reducers) in DOMAINS.items()}
     while True:
         domain = rng.choice(tuple(DOMAINS))
-        v, _, ops, reducers = DOMAINS[domain]
-        level = rng.choices((1, 2), weights=(10, 90))[0]
+        v, (ops, weights), (reducers, reducer_weights) = ranked[domain]
+        level = rng.choices((1, 2, 3), weights=(10, 45, 45))[0]
         while True:
-            chain = rng.choices(ops, k=level)
-            reducer = reducers[0] if rng.random() < 0.25 else rng.choice(reducers)
+            chain = rng.choices(ops, cum_weights=weights, k=level)
+            [reducer] = rng.choices(reducers, cum_weights=reducer_weights)
             if len({op[0] for op in chain}) == level and chain[-1][0] not in reducer[0].split():
                 break
         key = "; ".join([f"{v} = {code}" for _, code, _ in chain] + [f"return {reducer[1]}"])
         yield key, partial(_build, domain, [words for _, _, words in (*chain, reducer)], key)
 
 
-def _build(domain: str, patterns: list[str], key: str, tests: bool = True) -> Problem | None:
-    """The problem with its wording and tests, or None where its tests would say too little."""
-    rng = random.Random(f"words {key}")
+def _build(domain: str, patterns: list[str], key: str, tests: bool = True, wording: int = 0) -> Problem | None:
+    """The problem with one of its wordings and its tests, or None where its tests would say too little."""
+    rng = random.Random(f"words {wording} {key}")
     v, kind, *_ = DOMAINS[domain]
     words = [worded(pattern, rng) for pattern in patterns]
     opening = rng.choice(OPENINGS).format(v=v, kind=kind)

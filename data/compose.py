@@ -55,7 +55,7 @@ def problems(seed: int) -> Iterator[tuple[str, Callable[..., Problem | None]]]:
         yield key, partial(_build, (first < LOCKED) + (second < LOCKED), key)
 
 
-def _build(locked: int, key: str, tests: bool = True) -> Problem | None:
+def _build(locked: int, key: str, tests: bool = True, wording: int = 0) -> Problem | None:
     if tests and not locked:
         return None
     return Problem("compose", f"{slot(0)}{key} |\n", answer(key), "locked" if locked else "open", locked, {}, key)

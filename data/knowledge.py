@@ -143,10 +143,10 @@ def problems(seed: int) -> Iterator[tuple[str, Callable[..., Problem | None]]]:
         yield key, partial(_build, question, bare, key)
 
 
-def _build(question: Question, bare: bool, key: str, tests: bool = True) -> Problem | None:
+def _build(question: Question, bare: bool, key: str, tests: bool = True, wording: int = 0) -> Problem | None:
     if bare and tests:
         return None
-    rng = random.Random(f"words {key}")
+    rng = random.Random(f"words {wording} {key}")
     others = [other for other in WORLD if other.subject == question.about.subject and other is not question.about]
     problem, example = (_worded(q, bare, key, rng) for q in (question, draw(rng, others)))
     return one_shot(problem, example)

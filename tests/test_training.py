@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import torch
 import training
 from data import InputError
 from data.batches import micro_batches
-from model import load_model, save_model
+from model import Sampler, load_model, save_model
 from training import Config, Diverged, Env, Lion, Run, fit, launch, make_optimizers, parse, schedule, sft_loss, train
 
 CPU = Env(torch.device("cpu"), torch.float32, False)
@@ -264,37 +265,59 @@ SCRIPT = """
 import json, sys, torch
 from pathlib import Path
 from data.batches import Example, micro_batches
-from model import load_model, save_model
-from training import Config, Run, fit, sft_loss, setup, train
+from model import Sampler, load_model, save_model
+from training import Config, Run, fit, make_optimizers, prepare, setup, sft_loss, train
 
 torch.set_num_threads(1)
-cfg, out = Config(device="cpu", dtype="fp32", compile=False), Path(sys.argv[1])
+out, optimizer, shard = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "shard"
+cfg = Config(device="cpu", dtype="fp32", compile=False, shard=shard, checkpoint_activations=shard)
 env = setup(cfg)
 model, tokenizer = load_model(out / "start")
 steps = [[Example(*pair) for pair in step] for step in json.loads((out / "steps.json").read_text())]
 batches = lambda step: micro_batches(steps[step][env.rank :: env.world], 64)
-losses = [float(m["loss"]) for _, m in train(model, [torch.optim.SGD(model.parameters(), lr=0.1)], batches, sft_loss, env, steps=len(steps))]
+optimizers = make_optimizers(prepare(model, env, cfg), optimizer, 1e-3)
+losses = [float(m["loss"]) for _, m in train(model, optimizers, batches, sft_loss, env, steps=len(steps))]
+run = Run(cfg, env, out / "run")
+run.save_state(3, model, optimizers)
+save_model(out / "end", model, tokenizer, env.main)
+samples = [row[0].ids for row in Sampler(model, [0], slots=4)([[5, 6, 7], [8, 9]], max_new_tokens=8)]
 if env.main:
-    (out / "losses.json").write_text(json.dumps(losses))
-    save_model(out / "end", model, tokenizer)
+    (out / "losses.json").write_text(json.dumps([losses, samples]))
 # fewer examples in a step than ranks: rank 1 always has an empty share
-fit(model, lambda epoch: steps[0][:1], Run(cfg, env, out / "run"), env, cfg, epochs=2, batch=1, lr=1e-3, optimizer="lion", warmup=0, decay=0.0)
-print("rank", env.rank, "ended")
+model, _ = load_model(out / "start")
+fit(model, lambda epoch: steps[0][:1], Run(cfg, env, out / "fit"), env, cfg, epochs=2, batch=1, lr=1e-3, optimizer="lion", warmup=0, decay=0.0)
 torch.distributed.destroy_process_group()
 """
 
 
-def test_two_ranks_are_one_process(make_model, make_examples, tokenizer, same_weights, tmp_path):
+@pytest.mark.parametrize("optimizer, shard", [("adamw", False), ("lion", True), ("muon", True)])
+def test_two_ranks_are_one_process(optimizer, shard, make_model, make_examples, tokenizer, same_weights, tmp_path):
     examples = make_examples(9)
     steps = [examples[:5], examples[5:8], examples[8:]]  # unequal shares; in the last step rank 1 has none
     model = make_model()
     save_model(tmp_path / "start", model, tokenizer)
     (tmp_path / "steps.json").write_text(json.dumps([[(e.prompt_ids, e.completion_ids) for e in step] for step in steps]))
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "script.py"), str(tmp_path)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "script.py"), str(tmp_path), optimizer,
+               "shard" if shard else "whole"]
     environment = {**os.environ, "PYTHONPATH": str(Path(training.__file__).parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    losses = [float(m["loss"]) for _, m in train(model, sgd(model), lambda step: micro_batches(steps[step], 999), sft_loss, CPU, steps=3)]
-    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(losses, rel=1e-5)
-    same_weights(load_model(tmp_path / "end")[0], model, rtol=1e-5, atol=1e-5)
-    assert done.returncode == 0 and "rank 1 ended" in done.stdout, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
+    optimizers = make_optimizers(model, optimizer, 1e-3)
+    losses = [float(m["loss"]) for _, m in train(model, optimizers, lambda step: micro_batches(steps[step], 999), sft_loss, CPU, steps=3)]
+    theirs, samples = json.loads((tmp_path / "losses.json").read_text())
+    assert theirs == pytest.approx(losses, rel=1e-4)
+    end, _ = load_model(tmp_path / "end")
+    # signs and orthogonalised gradients magnify rounding where a gradient is near zero: a few weights may differ by a step (1e-3)
+    for p, q in zip(end.parameters(), model.parameters()):
+        assert ((p - q).abs() < 1e-4).float().mean() > 0.99
+    assert samples == [row[0].ids for row in Sampler(end, [0], slots=4)([[5, 6, 7], [8, 9]], max_new_tokens=8)]
+    # the state of two ranks resumes on one
+    resumed = make_model(seed=1)
+    fresh = make_optimizers(resumed, optimizer, 1e-3)
+    alone = Run(Options(), CPU, tmp_path / "alone")
+    shutil.copytree(tmp_path / "run/state", alone.path / "state")
+    assert alone.load_state(resumed, fresh) == 3
+    same_weights(resumed, end)
+    assert all(ours["state"].keys() == theirs["state"].keys() for ours, theirs in zip((o.state_dict() for o in fresh), (o.state_dict() for o in optimizers)))
+
