@@ -7,16 +7,18 @@ an empty environment, which imports the common standard modules once and forks a
 
 Stopped everywhere: over `cpu` seconds of processor time, `wall` seconds of waiting or 1 MiB of results; writing into
 files; inheriting the trainer's memory, environment or open files. Hash seed and `random` are fixed: results repeat.
-Stopped on Linux: over `memory_mb`, and (but for a root that cannot become `nobody`) new processes and threads.
-Stopped where Linux allows user namespaces: network; reading, creating or deleting any file (by chroot to an empty
-deleted directory, so only PRELOAD and what it imports can be imported); seeing or signalling other processes;
-capabilities. Root becomes `nobody`; root without user namespaces (many containers) still gets that chroot.
+Stopped on Linux: over `memory_mb`; on x86_64 and aarch64 also every system call that opens a path or a socket, starts a
+process or thread, signals, traces, mounts or is unknown here (data/seccomp.py). That filter needs no rights.
+Stopped where Linux allows user namespaces, a second time and by other means: network; files (by chroot to an empty
+deleted directory); seeing or signalling other processes; capabilities. Root becomes `nobody` in any case; root without
+user namespaces (many containers) still gets that chroot.
+Where there is neither the filter nor namespaces (macOS, other processors), `run` refuses unless `allow_unsandboxed`.
 
-NOT stopped: attacks on the kernel through system calls (no seccomp filter yet; with ctypes or a forged code object a
-program runs any machine code); timing side channels; slowing the machine down within the limits.
-NOT stopped without user namespaces and not as root (macOS, some clusters; `run` warns): reading what the user can read;
-creating, truncating and deleting the user's files; the network; killing the user's processes, this server included;
-on macOS also memory over `memory_mb`, and outliving the program in a process of its own.
+NOT stopped: a bug of the kernel in one of the few calls that are left, or of the processor (Spectre and its like);
+timing side channels; slowing the machine down within the limits; reading what this process could read before it gave
+that up: the standard modules, the kernel's version, the clock, its process number.
+NOT stopped with `allow_unsandboxed`: reading what the user can read; creating, truncating and deleting the user's files;
+the network; killing the user's processes, this server included; outliving the program in a process of its own.
 """
 import atexit
 import contextlib
@@ -33,21 +35,26 @@ import tempfile
 import threading
 import time
 import types
-import warnings
 
 MAX_BYTES = 1 << 20  # of JSON that one program may return
 MAX_BITS = 10_000  # of one integer: under CPython's limit of 4300 digits, so what is let out can be read back
 MAX_DEPTH = 64  # of nesting: far from the recursion limit, however deep the caller's stack
 MAX_FILES = 1024  # open in the server; a child gets 16
+PROGRESS = 0.02  # of its processor time in `wall` seconds: a program that used less is not starved, it waits
 PRELOAD = """__future__ abc array ast base64 bisect calendar cmath collections.abc copy csv dataclasses datetime decimal
 _strptime difflib encodings.ascii encodings.latin_1 enum fractions functools hashlib heapq inspect io itertools numbers
-operator pprint queue random re statistics string struct textwrap traceback typing unicodedata uuid zlib""".split()
+operator pprint queue random re statistics string struct textwrap traceback typing unicodedata uuid zlib harness""".split()
 CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
+LAYERS = {"user": "as nobody", "files": "in an empty file system", "network": "without network",
+          "processes": "alone in a process namespace", "system calls": "with only harmless system calls"}
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
+REFERENCE_LOOP = 0.009  # processor seconds of the loop in `slowness` on the machine whose seconds `cpu` counts (AMD EPYC, Python 3.11)
+
+allow_unsandboxed = False  # run generated programs even where nothing but limits holds them
 _lock = threading.Lock()
 _server = None  # this process's Popen
-libc = own_pid_namespace = None  # set in the server, by isolate()
+libc = own_pid_namespace = bpf = None  # set in the server, by isolate()
 
 
 # ---- the trainer's side
@@ -57,7 +64,9 @@ def run(jobs: list[dict], *, cpu: int = 2, wall: float = 10.0, memory_mb: int = 
     A job is {"program": "def f(a, b): return a + b", "function": "f", "inputs": [[1, 2], [3, "x"]]} and its result
     [3, {"error": "TypeError"}]: one output per input, plain JSON of exact built-in types (True stays True, 1.0 stays
     1.0, tuples become lists), or an "error" where that call raised or returned anything else.
-    Processor time (whole seconds) is the tight bound, the wait the generous one: a busy machine changes no result.
+    Processor time is the tight bound: `cpu` seconds of the machine of REFERENCE_LOOP, more on a slower one and never
+    less, rounded up. A program that used hardly any of it in `wall` seconds waits for something and is ended; one that
+    is only starved by others goes on. So neither a slow machine nor a busy one changes a result.
     """
     with _lock:
         results = _ask(jobs, cpu, wall, memory_mb)
@@ -77,7 +86,7 @@ def close() -> None:
 
 
 def isolation() -> list[str]:
-    """Start the server unless it runs; what holds beyond the limits, of "user", "files", "network", "processes"."""
+    """Start the server unless it runs; what holds beyond the limits, of LAYERS."""
     global _server
     if _server is None:
         with tempfile.TemporaryDirectory() as empty:  # gone once the server is in it: a deleted directory stays empty
@@ -90,17 +99,27 @@ def isolation() -> list[str]:
             close()
             raise RuntimeError("The sandbox server did not start; its own error is printed above.")
         _server.layers = json.loads(hello)
-        if "files" not in _server.layers:
-            warnings.warn("No user namespaces here: model-written programs can read and delete this user's files. "
-                          "Run in a container, a virtual machine or as a user with nothing to lose.", stacklevel=2)
     return _server.layers
+
+
+def contained() -> bool:
+    return "system calls" in isolation() or {"files", "network", "processes"} <= set(isolation())
+
+
+def describe() -> str:
+    """One line: the isolation in force for generated programs."""
+    held = "; ".join(LAYERS[layer] for layer in isolation())
+    return f"generated programs run with limits of time, memory and output; {held or 'NO isolation beyond that'}"
 
 
 def _ask(jobs: list[dict], cpu: int, wall: float, memory_mb: int) -> list | None:
     """The server's answer, or None if it died or hung."""
-    request = json.dumps([jobs, math.ceil(cpu), wall, memory_mb], allow_nan=False).encode() + b"\n"
-    isolation()
-    watchdog = threading.Timer(60 + (wall + 1) * len(jobs), _server.kill)
+    request = json.dumps([jobs, cpu, wall, memory_mb], allow_nan=False).encode() + b"\n"
+    if not contained() and not allow_unsandboxed:
+        from data import InputError  # here, as this file is also a script
+        raise InputError("This machine cannot isolate generated programs (no seccomp, no user namespaces), so they could read and delete "
+                         "your files: use Linux, or, in a virtual machine with nothing to lose, --allow-unsandboxed-code.")
+    watchdog = threading.Timer(60 + wall / PROGRESS * len(jobs), _server.kill)
     watchdog.start()
     results = None
     try:
@@ -134,8 +153,8 @@ def step_down(chroot: bool) -> list[str]:
 
 
 def isolate() -> list[str]:
-    """Give up for all children what this kernel lets us give up; seccomp, Landlock and mounts would go here."""
-    global libc, own_pid_namespace
+    """Give up for all children what this kernel lets us give up, or prepare it for each child to give up."""
+    global libc, own_pid_namespace, bpf
     if sys.platform != "linux":
         return []
     libc = ctypes.CDLL(None)
@@ -155,7 +174,26 @@ def isolate() -> list[str]:
         layers += ["files", "network", "processes"]
     libc.prctl(PR_SET_DUMPABLE, 0)  # no child can trace the server
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if seccomp.numbers() is not None:
+        if (probe := os.fork()) == 0:
+            os._exit(not seccomp.install(libc, seccomp.program()))
+        if os.waitpid(probe, 0)[1] == 0:
+            bpf = seccomp.program()
+            layers.append("system calls")
     return layers
+
+
+def slowness() -> float:
+    """How many times the processor seconds of the reference machine this one needs, measured once; at least 1."""
+    times = []
+    for _ in range(5):
+        start = time.process_time()
+        total, seen = 0, {}
+        for i in range(100_000):
+            total += i * i % 7
+            seen[i % 100] = total
+        times.append(time.process_time() - start)
+    return max(1.0, min(times) / REFERENCE_LOOP)
 
 
 def is_plain(value, depth: int = 0) -> bool:
@@ -179,14 +217,18 @@ def run_child(job: dict, pipe: int, null: int, cpu: int, wall: float, memory_mb:
         for fd, source in enumerate((null, null, null, pipe)):
             os.dup2(source, fd)
         os.closerange(4, MAX_FILES)
-        signal.setitimer(signal.ITIMER_REAL, wall + 1)  # in case the server dies first
+        if libc is None:
+            signal.setitimer(signal.ITIMER_REAL, wall + 1)  # in case the server dies first
         limits = ("CPU", cpu), ("AS", memory_mb << 20), ("FSIZE", 0), ("NPROC", 0), ("NOFILE", 16), ("CORE", 0)
         for name, value in limits:
             with contextlib.suppress(AttributeError, ValueError, OSError):  # macOS has no working AS
                 resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
         if libc is not None:  # no capabilities: header (version 3, this process) and three empty sets
             libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         sys.modules["random"].seed(0)
+        if bpf is not None and not seccomp.install(libc, bpf):
+            return
         module = sys.modules["candidate"] = types.ModuleType("candidate")  # dataclasses look up their module
         exec(compile(job["program"], "candidate", "exec", dont_inherit=True), module.__dict__)
         function, outputs = module.__dict__[job["function"]], []
@@ -206,8 +248,13 @@ def run_child(job: dict, pipe: int, null: int, cpu: int, wall: float, memory_mb:
         os._exit(1)
 
 
+def processor_time(pid: int) -> float:
+    """Seconds that a child has used so far; 0 where the system does not say."""
+    return time.clock_gettime(~pid << 3 | 2) if sys.platform == "linux" else 0.0  # as clock_getcpuclockid(3) does
+
+
 def run_batch(jobs: list[dict], slots: int, null: int, cpu: int, wall: float, memory_mb: int) -> list[list | None]:
-    results, waiting, running = [None] * len(jobs), enumerate(jobs), {}  # running: pipe -> index, pid, deadline, data
+    results, waiting, running = [None] * len(jobs), enumerate(jobs), {}  # running: pipe -> [index, pid, data, deadline, used]
     with selectors.DefaultSelector() as selector:
         while True:
             while len(running) < slots and (item := next(waiting, None)):
@@ -219,17 +266,20 @@ def run_batch(jobs: list[dict], slots: int, null: int, cpu: int, wall: float, me
                 if own_pid_namespace is not None:
                     libc.setns(own_pid_namespace, CLONE_NEWPID)
                 os.close(child_pipe)
-                running[pipe] = item[0], pid, time.monotonic() + wall, bytearray()
+                running[pipe] = [item[0], pid, bytearray(), time.monotonic() + wall, 0.0]
                 selector.register(pipe, selectors.EVENT_READ)
             if not running:
                 return results
-            next_deadline = min(deadline for _, _, deadline, _ in running.values())
+            next_deadline = min(deadline for *_, deadline, _ in running.values())
             ready = {key.fd for key, _ in selector.select(max(0.0, next_deadline - time.monotonic()))}
-            for pipe, (index, pid, deadline, data) in list(running.items()):
+            for pipe, (index, pid, data, deadline, used) in list(running.items()):
                 data += (chunk := os.read(pipe, 65536) if pipe in ready else b"")
                 # A message ends with its newline; the pipe's end may never come, as a grandchild can hold it open.
                 ended = data.endswith(b"\n") or len(data) > MAX_BYTES or (pipe in ready and not chunk)
-                if ended or time.monotonic() > deadline:
+                late = time.monotonic() > deadline
+                if late and not ended and (now := processor_time(pid)) > used + PROGRESS * cpu:
+                    running[pipe][3:] = time.monotonic() + wall, now
+                elif ended or late:
                     selector.unregister(pipe)
                     os.close(pipe)
                     os.kill(pid, signal.SIGKILL)
@@ -249,16 +299,20 @@ def read_outputs(data: bytes, count: int) -> list | None:
 
 
 def serve() -> None:
-    sys.path.remove(os.path.dirname(os.path.abspath(__file__)))  # programs import nothing of this repository
+    global seccomp
+    import seccomp  # of this folder, as this is the script
     for name in PRELOAD:
         __import__(name)
+    del sys.modules["seccomp"]
+    sys.path.remove(os.path.dirname(os.path.abspath(__file__)))  # programs import nothing else of this repository
     slots = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     null = os.open(os.devnull, os.O_RDWR)
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
     print(json.dumps(isolate()), flush=True)
+    factor = slowness()
     for request in sys.stdin:
-        jobs, *limits = json.loads(request)
-        print(json.dumps(run_batch(jobs, slots, null, *limits)), flush=True)
+        jobs, cpu, wall, memory_mb = json.loads(request)
+        print(json.dumps(run_batch(jobs, slots, null, math.ceil(cpu * factor), wall, memory_mb)), flush=True)
 
 
 if __name__ == "__main__":
