@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from data import InputError, sandbox, seccomp
+from data import InputError, confine, sandbox
 from data.sandbox import isolation, run
 
 GOOD = {"program": "def f(a, b):\n    return a + b\n", "function": "f", "inputs": [[1, 2], ["x", "y"]]}
@@ -231,7 +231,7 @@ def test_every_system_call_that_is_not_allowed_is_denied():
     # 335 and 336 on x86_64: the kernel itself answers uretprobe and uprobe, past any filter, and refuses them
     numbers = {*range(512), 1 << 30, (1 << 30) + 41, (1 << 31) - 1} - {335, 336}
     return [number for number in numbers if number not in allowed and not denied(number)]"""
-    assert values(program, (seccomp.numbers(),)) == [[]]
+    assert values(program, (confine.allowed_calls(),)) == [[]]
 
 
 @filtered
@@ -242,7 +242,7 @@ def test_the_filter_alone_contains_programs():
         try:
             libc = ctypes.CDLL(None)
             libc.prctl(38, 1, 0, 0, 0)
-            assert seccomp.install(libc, seccomp.program())
+            assert confine.install_filter(libc, confine.filter_program())
             for attack in (lambda: open("/etc/passwd"), socket.socket, os.fork, lambda: os.kill(os.getppid(), 0), lambda: os.listdir("/")):
                 with pytest.raises(PermissionError):
                     attack()
@@ -274,17 +274,17 @@ def test_the_isolation_is_described_in_one_line(monkeypatch):
 
 
 def test_a_slow_machine_gets_more_processor_time(monkeypatch):
-    assert 1 <= sandbox.slowness() < 20
+    assert 1 <= sandbox.slowness() < 10
     monkeypatch.setattr(sandbox, "REFERENCE_LOOP", sandbox.REFERENCE_LOOP / 100)
-    assert sandbox.slowness() > 20
+    assert sandbox.slowness() > 10
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what another process has used")
 def test_a_starved_program_goes_on_and_a_waiting_one_is_ended():
-    works = "import time\ndef f():\n    while time.process_time() < 0.7: pass\n    return 1"
-    waits = "import time\ndef f():\n    time.sleep(0.7)\n    return 1"
-    assert values(works, cpu=2, wall=0.1) == [1]
-    assert values(waits, cpu=2, wall=0.1) is None
+    works = "import time\ndef f():\n    while time.process_time() < 1.2: pass\n    return 1"
+    waits = "import time\ndef f():\n    time.sleep(1.2)\n    return 1"
+    assert values(works, cpu=2, wall=0.5) == [1]
+    assert values(waits, cpu=2, wall=0.5) is None
 
 
 def descendants(pid: int) -> list[int]:
