@@ -15,9 +15,8 @@ user namespaces (many containers) still gets that chroot.
 Where there is neither the filter nor namespaces (macOS, other processors), `run` refuses unless `allow_unsandboxed`.
 
 NOT stopped: a bug of the kernel in one of the few calls that are left, or of the processor (Spectre and its like);
-timing side channels; slowing the machine down within the limits (one that works a little and waits by turns can last
-1 / PROGRESS times `wall`); reading what this process could read before it gave
-that up: the standard modules, the kernel's version, the clock, its process number.
+timing side channels; slowing the machine down within the limits (a program that works a little and waits by turns can
+last `wall` / PROGRESS seconds); reading what this process read before: the standard modules, the kernel's version.
 NOT stopped with `allow_unsandboxed`: reading what the user can read; creating, truncating and deleting the user's files;
 the network; killing the user's processes, this server included; outliving the program in a process of its own.
 """
