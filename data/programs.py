@@ -43,8 +43,10 @@ def _checked(convert, row: dict) -> Problem:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the compiler thinks of the style of a data set's programs
-            return convert(row)
-    except (KeyError, TypeError, AttributeError, IndexError, SyntaxError) as error:
+            problem = convert(row)
+        json.dumps(problem.grading, allow_nan=False)  # as the sandbox will ask
+        return problem
+    except (KeyError, TypeError, AttributeError, IndexError, SyntaxError, RecursionError) as error:
         raise ValueError(f"a field is missing or malformed ({type(error).__name__}: {error})") from None
 
 
@@ -135,8 +137,8 @@ def _readings(starter: str, inputs: list[str]) -> tuple[str, list[list[list]]]:
 def _kinds(column: list[str]) -> list[Callable]:
     try:
         values = list(map(ast.literal_eval, column))
-        json.dumps(values)
-    except (ValueError, SyntaxError, TypeError):
+        json.dumps(values, allow_nan=False)
+    except (ValueError, SyntaxError, TypeError, RecursionError):
         return [str]
     return [ast.literal_eval, str] if all(type(value) in (int, float) for value in values) else [ast.literal_eval]
 

@@ -207,6 +207,7 @@ def test_the_program_in_a_completion(completion, program):
 @pytest.mark.parametrize("row", [
     {}, {"text": 1, "code": "x", "test_list": []}, ROW | {"code": "def double(n:"}, ROW | {"test_list": []}, ROW | {"test_list": ["assert other(1)"]},
     ROW | {"test_list": "assert"}, HUMAN | {"prompt": "def f("}, HUMAN | {"test": None}, {"question": "x", "input_output": ""},
+    {"question": "x", "input_output": '{"fn_name": "f", "inputs": [[NaN]], "outputs": [1]}', "difficulty": "interview"},
     {"question": "x", "input_output": "{"}, {"question": "x", "input_output": '{"inputs": [1], "outputs": [1]}', "difficulty": "odd"},
     {"description": "x", "test_list": [{"input": "1\n2"}], "difficulty": "interview", "starter_code": "def f(x):"},
     {"description": "x", "test_list": [{"input": "1\n2", "output": [3]}], "difficulty": "interview", "starter_code": "def f(x):"}])
