@@ -7,20 +7,21 @@ an empty environment, which imports the common standard modules once and forks a
 
 Stopped everywhere: over `cpu` seconds of processor time, `wall` seconds of waiting or 1 MiB of results; writing into
 files; inheriting the trainer's memory, environment or open files. Hash seed and `random` are fixed: results repeat.
-Stopped on Linux: over `memory_mb`, and (but for a root that cannot become `nobody`) new processes and threads.
-Stopped where Linux allows user namespaces: network; reading, creating or deleting any file (by chroot to an empty
-deleted directory, so only PRELOAD and what it imports can be imported); seeing or signalling other processes;
-capabilities. Root becomes `nobody`; root without user namespaces (many containers) still gets that chroot.
+Stopped on Linux: over `memory_mb`; on x86_64 and aarch64 also every system call that opens a path or a socket, starts a
+process or thread, signals, traces, mounts or is unknown here (data/confine.py). That filter needs no rights.
+Stopped where Linux allows user namespaces, a second time and by other means: network; files (by chroot to an empty
+deleted directory); seeing or signalling other processes; capabilities. Root becomes `nobody` in any case; root without
+user namespaces (many containers) still gets that chroot.
+Where there is neither the filter nor namespaces (macOS, other processors), `run` refuses unless `allow_unsandboxed`.
 
-NOT stopped: attacks on the kernel through system calls (no seccomp filter yet; with ctypes or a forged code object a
-program runs any machine code); timing side channels; slowing the machine down within the limits.
-NOT stopped without user namespaces and not as root (macOS, some clusters; `run` warns): reading what the user can read;
-creating, truncating and deleting the user's files; the network; killing the user's processes, this server included;
-on macOS also memory over `memory_mb`, and outliving the program in a process of its own.
+NOT stopped: a bug of the kernel in one of the few calls that are left, or of the processor (Spectre and its like);
+timing side channels; slowing the machine down within the limits (a program that works a little and waits by turns can
+last `wall` / PROGRESS seconds); reading what this process read before: the standard modules, the kernel's version.
+NOT stopped with `allow_unsandboxed`: reading what the user can read; creating, truncating and deleting the user's files;
+the network; killing the user's processes, this server included; outliving the program in a process of its own.
 """
 import atexit
 import contextlib
-import ctypes
 import json
 import math
 import os
@@ -33,21 +34,22 @@ import tempfile
 import threading
 import time
 import types
-import warnings
 
 MAX_BYTES = 1 << 20  # of JSON that one program may return
 MAX_BITS = 10_000  # of one integer: under CPython's limit of 4300 digits, so what is let out can be read back
 MAX_DEPTH = 64  # of nesting: far from the recursion limit, however deep the caller's stack
 MAX_FILES = 1024  # open in the server; a child gets 16
+PROGRESS = 0.05  # of its processor time in `wall` seconds: a program that used less is not starved, it waits
 PRELOAD = """__future__ abc array ast base64 bisect calendar cmath collections.abc copy csv dataclasses datetime decimal
 _strptime difflib encodings.ascii encodings.latin_1 enum fractions functools hashlib heapq inspect io itertools numbers
 operator pprint queue random re statistics string struct textwrap traceback typing unicodedata uuid zlib""".split()
-CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+LAYERS = {"user": "as nobody", "files": "in an empty file system", "network": "without network",
+          "processes": "alone in a process namespace", "system calls": "with only harmless system calls"}
+REFERENCE_LOOP = 0.012  # processor seconds of the loop in `slowness` on the slowest machine that gets no more than `cpu`; an AMD EPYC needs 0.009
 
+allow_unsandboxed = False  # run generated programs even where nothing but limits holds them
 _lock = threading.Lock()
 _server = None  # this process's Popen
-libc = own_pid_namespace = None  # set in the server, by isolate()
 
 
 # ---- the trainer's side
@@ -57,7 +59,9 @@ def run(jobs: list[dict], *, cpu: int = 2, wall: float = 10.0, memory_mb: int = 
     A job is {"program": "def f(a, b): return a + b", "function": "f", "inputs": [[1, 2], [3, "x"]]} and its result
     [3, {"error": "TypeError"}]: one output per input, plain JSON of exact built-in types (True stays True, 1.0 stays
     1.0, tuples become lists), or an "error" where that call raised or returned anything else.
-    Processor time (whole seconds) is the tight bound, the wait the generous one: a busy machine changes no result.
+    Processor time is the tight bound: `cpu` seconds, and more, rounded up, on a machine slower than REFERENCE_LOOP says.
+    A program that used hardly any of it in `wall` seconds waits for something and is ended; one that is only starved by
+    others goes on. So neither a slow machine nor a busy one changes a result.
     """
     with _lock:
         results = _ask(jobs, cpu, wall, memory_mb)
@@ -77,7 +81,7 @@ def close() -> None:
 
 
 def isolation() -> list[str]:
-    """Start the server unless it runs; what holds beyond the limits, of "user", "files", "network", "processes"."""
+    """Start the server unless it runs; what holds beyond the limits, of LAYERS."""
     global _server
     if _server is None:
         with tempfile.TemporaryDirectory() as empty:  # gone once the server is in it: a deleted directory stays empty
@@ -90,17 +94,27 @@ def isolation() -> list[str]:
             close()
             raise RuntimeError("The sandbox server did not start; its own error is printed above.")
         _server.layers = json.loads(hello)
-        if "files" not in _server.layers:
-            warnings.warn("No user namespaces here: model-written programs can read and delete this user's files. "
-                          "Run in a container, a virtual machine or as a user with nothing to lose.", stacklevel=2)
     return _server.layers
+
+
+def contained() -> bool:
+    return "system calls" in isolation() or {"files", "network", "processes"} <= set(isolation())
+
+
+def describe() -> str:
+    """One line: the isolation in force for generated programs."""
+    held = "; ".join(LAYERS[layer] for layer in isolation())
+    return f"generated programs run with limits of time, memory and output; {held or 'NO isolation beyond that'}"
 
 
 def _ask(jobs: list[dict], cpu: int, wall: float, memory_mb: int) -> list | None:
     """The server's answer, or None if it died or hung."""
-    request = json.dumps([jobs, math.ceil(cpu), wall, memory_mb], allow_nan=False).encode() + b"\n"
-    isolation()
-    watchdog = threading.Timer(60 + (wall + 1) * len(jobs), _server.kill)
+    request = json.dumps([jobs, cpu, wall, memory_mb], allow_nan=False).encode() + b"\n"
+    if not contained() and not allow_unsandboxed:
+        from data import InputError  # here, as this file is also a script
+        raise InputError("This machine cannot isolate generated programs (no seccomp, no user namespaces), so they could read and delete "
+                         "your files: use Linux, or, in a virtual machine with nothing to lose, --allow-unsandboxed-code.")
+    watchdog = threading.Timer(60 + wall / PROGRESS * len(jobs), _server.kill)
     watchdog.start()
     results = None
     try:
@@ -121,41 +135,17 @@ os.register_at_fork(after_in_child=lambda: globals().update(_server=None, _lock=
 
 
 # ---- the server's side
-def step_down(chroot: bool) -> list[str]:
-    """Root becomes `nobody`, after a chroot where asked; other users, and root of a rootless container, stay."""
-    with contextlib.suppress(OSError):
-        if chroot:
-            os.chroot(".")
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
-        return ["user", "files"] if chroot else ["user"]
-    return []
-
-
-def isolate() -> list[str]:
-    """Give up for all children what this kernel lets us give up; seccomp, Landlock and mounts would go here."""
-    global libc, own_pid_namespace
-    if sys.platform != "linux":
-        return []
-    libc = ctypes.CDLL(None)
-    namespaces = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC
-    if (probe := os.fork()) == 0:  # a throw-away process tries, as each of the two ways in closes the other
-        step_down(chroot=False)
-        os._exit(libc.unshare(namespaces) != 0)
-    allowed = os.waitpid(probe, 0)[1] == 0
-    layers = step_down(chroot=not allowed)
-    if allowed and libc.unshare(namespaces) == 0:
-        if (inner := os.fork()) != 0:  # the server is process 1 of its namespace: the kernel ends the others with it
-            os.waitpid(inner, 0)
-            os._exit(0)
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
-        os.chroot(".")
-        layers += ["files", "network", "processes"]
-    libc.prctl(PR_SET_DUMPABLE, 0)  # no child can trace the server
-    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    return layers
+def slowness() -> float:
+    """By what `cpu` is multiplied here; at least 1. Busy neighbours cost waiting, not processor time: they change little."""
+    times = []
+    for _ in range(5):
+        start = time.process_time()
+        total, seen = 0, {}
+        for i in range(100_000):
+            total += i * i % 7
+            seen[i % 100] = total
+        times.append(time.process_time() - start)
+    return max(1.0, min(times) / REFERENCE_LOOP)
 
 
 def is_plain(value, depth: int = 0) -> bool:
@@ -179,14 +169,14 @@ def run_child(job: dict, pipe: int, null: int, cpu: int, wall: float, memory_mb:
         for fd, source in enumerate((null, null, null, pipe)):
             os.dup2(source, fd)
         os.closerange(4, MAX_FILES)
-        signal.setitimer(signal.ITIMER_REAL, wall + 1)  # in case the server dies first
+        if sys.platform != "linux":
+            signal.setitimer(signal.ITIMER_REAL, wall + 1)  # in case the server dies first
         limits = ("CPU", cpu), ("AS", memory_mb << 20), ("FSIZE", 0), ("NPROC", 0), ("NOFILE", 16), ("CORE", 0)
         for name, value in limits:
             with contextlib.suppress(AttributeError, ValueError, OSError):  # macOS has no working AS
                 resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
-        if libc is not None:  # no capabilities: header (version 3, this process) and three empty sets
-            libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
         sys.modules["random"].seed(0)
+        confine.confine_child()
         module = sys.modules["candidate"] = types.ModuleType("candidate")  # dataclasses look up their module
         exec(compile(job["program"], "candidate", "exec", dont_inherit=True), module.__dict__)
         function, outputs = module.__dict__[job["function"]], []
@@ -206,30 +196,36 @@ def run_child(job: dict, pipe: int, null: int, cpu: int, wall: float, memory_mb:
         os._exit(1)
 
 
+def processor_time(pid: int) -> float:
+    """Seconds that a child has used so far; 0 where the system does not say."""
+    return time.clock_gettime(~pid << 3 | 2) if sys.platform == "linux" else 0.0  # as clock_getcpuclockid(3) does
+
+
 def run_batch(jobs: list[dict], slots: int, null: int, cpu: int, wall: float, memory_mb: int) -> list[list | None]:
-    results, waiting, running = [None] * len(jobs), enumerate(jobs), {}  # running: pipe -> index, pid, deadline, data
+    results, waiting, running = [None] * len(jobs), enumerate(jobs), {}  # running: pipe -> [index, pid, data, deadline, used]
     with selectors.DefaultSelector() as selector:
         while True:
             while len(running) < slots and (item := next(waiting, None)):
                 pipe, child_pipe = os.pipe()
-                if own_pid_namespace is not None:
-                    libc.unshare(CLONE_NEWPID)  # for the next fork: a child is alone, and its processes end with it
+                confine.next_fork_is_alone(True)
                 if (pid := os.fork()) == 0:
                     run_child(item[1], child_pipe, null, cpu, wall, memory_mb)
-                if own_pid_namespace is not None:
-                    libc.setns(own_pid_namespace, CLONE_NEWPID)
+                confine.next_fork_is_alone(False)
                 os.close(child_pipe)
-                running[pipe] = item[0], pid, time.monotonic() + wall, bytearray()
+                running[pipe] = [item[0], pid, bytearray(), time.monotonic() + wall, 0.0]
                 selector.register(pipe, selectors.EVENT_READ)
             if not running:
                 return results
-            next_deadline = min(deadline for _, _, deadline, _ in running.values())
+            next_deadline = min(deadline for *_, deadline, _ in running.values())
             ready = {key.fd for key, _ in selector.select(max(0.0, next_deadline - time.monotonic()))}
-            for pipe, (index, pid, deadline, data) in list(running.items()):
+            for pipe, (index, pid, data, deadline, used) in list(running.items()):
                 data += (chunk := os.read(pipe, 65536) if pipe in ready else b"")
                 # A message ends with its newline; the pipe's end may never come, as a grandchild can hold it open.
                 ended = data.endswith(b"\n") or len(data) > MAX_BYTES or (pipe in ready and not chunk)
-                if ended or time.monotonic() > deadline:
+                late = time.monotonic() > deadline
+                if late and not ended and (now := processor_time(pid)) > used + PROGRESS * cpu:
+                    running[pipe][3:] = time.monotonic() + wall, now
+                elif ended or late:
                     selector.unregister(pipe)
                     os.close(pipe)
                     os.kill(pid, signal.SIGKILL)
@@ -249,16 +245,21 @@ def read_outputs(data: bytes, count: int) -> list | None:
 
 
 def serve() -> None:
-    sys.path.remove(os.path.dirname(os.path.abspath(__file__)))  # programs import nothing of this repository
+    global confine
+    import confine  # as this file is the script, its folder is the first place to import from
+    import harness  # noqa: F401  (for programs.py, by its name in sys.modules)
+    del sys.modules["confine"]
+    sys.path.remove(os.path.dirname(os.path.abspath(__file__)))  # programs import nothing else of this repository
     for name in PRELOAD:
         __import__(name)
     slots = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     null = os.open(os.devnull, os.O_RDWR)
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
-    print(json.dumps(isolate()), flush=True)
+    print(json.dumps(confine.confine_server()), flush=True)
+    factor = slowness()
     for request in sys.stdin:
-        jobs, *limits = json.loads(request)
-        print(json.dumps(run_batch(jobs, slots, null, *limits)), flush=True)
+        jobs, cpu, wall, memory_mb = json.loads(request)
+        print(json.dumps(run_batch(jobs, slots, null, math.ceil(cpu * factor), wall, memory_mb)), flush=True)
 
 
 if __name__ == "__main__":
