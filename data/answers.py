@@ -4,7 +4,7 @@ r"""Mathematical answers: find the final one in a text, and say whether two are 
     equal(r"\frac12", "0.5")                         -> True
 
 `final_answer` takes the first of these that the text has:
-    1. the last \boxed{...} (or \fbox{...}) whose braces close
+    1. the last \boxed{...} or \fbox{...} whose braces close, or \boxed 5
     2. the rest of the line after the last ####
     3. the rest of the line after the last "Answer:" or "Respuesta:"
     4. the last number
@@ -68,12 +68,14 @@ def final_answer(text: str) -> str:
 def last_box(text: str) -> str | None:
     r"""What stands in the last \boxed{} that closes; one pass, so a megabyte of open braces costs no more than a megabyte."""
     box, opened = None, []
-    for brace in re.finditer(r"(\\boxed|\\fbox)\s*\{|\\.|[{}]", text):
-        if brace[0] == "}":
+    for brace in re.finditer(r"(?P<box>\\boxed|\\fbox)\s*\{|\\boxed (?P<bare>[^\s{}$\\]+)|\\.|[{}]", text):
+        if brace["bare"]:
+            box = brace["bare"]
+        elif brace[0] == "}":
             start, boxed = opened.pop() if opened else (0, False)
             box = text[start:brace.start()] if boxed else box
-        elif brace[0][-1] == "{" and brace[0] != r"\{":
-            opened.append((brace.end(), bool(brace[1])))
+        elif brace[0] == "{" or brace["box"]:
+            opened.append((brace.end(), bool(brace["box"])))
     return box
 
 
