@@ -39,8 +39,8 @@ SIGNS = {"cdot": "*", "times": "*", "cup": "∪", "in": "=", "pm": "±", "infty"
 CLEANED = [(re.compile(pattern), new) for pattern, new in (
     (r"\\begin\{[bp]?matrix\}", "(("), (r"(\\\\\s*)?\\end\{[bp]?matrix\}", "))"), (r"\\\\", "),("), ("&", ","),  # rows as tuples
     (r"(,\\!|\{,\})\s*(?=\d{3})", ""),  # thousands
-    (r"\\(left|right|[bB]igg?[lr]?|displaystyle)(?![a-zA-Z])|\\[()\[\]]", ""),
-    (r"\^\{?\\circ\}?|\\degree\b|\\?[%$]", ""),
+    (r"\\(left|right|[bB]igg?[lr]?|displaystyle)(?![a-zA-Z])", ""),
+    (r"\^\{?\\circ\}?|\\degree\b|\\?%", ""),
     (r"\s*/\s*", "/"), (r"\\[,;:! ]|\\q?quad\b|~", " "),
     (r"\\\{", "⟦"), (r"\\\}", "⟧"),  # the braces of a set, unlike those of LaTeX
     (r"\\([dtc]?frac)", r"\\frac"), (r"(?<![\\a-zA-Z])sqrt\b", r"\\sqrt "),
@@ -98,6 +98,7 @@ def clean(text: str) -> str:
     """The answer without what carries no meaning, on one line."""
     for character, plain in UNICODE.items():
         text = text.replace(character, plain)
+    text = re.sub(r"\\?\$|(?<!\\)\\[()\[\]]", "", text)
     text = re.sub(r"\s+", " ", text.strip().rstrip(".")).strip()
     text = TEXT.sub(lambda m: ", " if m[1].strip() in ("and", "or") else m[0], text)
     text = TEXT.sub(" ", text) if TEXT.sub("", text).strip() else TEXT.sub(r"\1", text)  # a unit, or all there is

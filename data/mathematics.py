@@ -6,16 +6,21 @@ One to four steps (the level) in three domains, which differ in how the wording 
     geometry    lengths defined by each other, perimeters and areas; the definitions may be shuffled, and compare in either direction
     numbers     a nested phrase that is read inside out, or outside in where the innermost number is asked for
 
-Each is also told with a number that has no use, and in four settings: English or Spanish, LaTeX or ASCII. An example:
+Three in ten are told with a number that has no use, and all in four settings: English or Spanish, LaTeX or ASCII. An example:
 
-    prompt      Segment A is $12$ cm long. Segment B is $9$ cm long. Segment A is $5$ cm shorter than segment C. How many cm long is segment C?
-    reference   $C = 12 + 5 = 17$
-                Answer: \boxed{17}
-    key         geometry forward 12; v + c: 5
-    in ASCII    El segmento A mide 12 cm. ... C = 12 + 5 = 17 / Respuesta: 17
+    prompt      Rod A is $33$ cm long. Gluing $12$ cm to rod A gives rod B. Rod B is $19$ cm shorter than rod C. How many cm long is rod C?
+    reference   $B = 33 + 12 = 45$
+                $C = 45 + 19 = 64$
+                Answer: \boxed{64}
+    in Spanish  El palo A mide 33 cm. Al pegar 12 cm al palo A se obtiene el palo B. El palo B mide 19 cm menos que el palo C.
+    and ASCII   ¿Cuántos cm mide el palo C?
+                B = 33 + 12 = 45
+                C = 45 + 19 = 64
+                Respuesta: 64
+    key         geometry forward 33; v + c: 12; v + c: 19
 
-The key is the arithmetic and what is asked for. It seeds names, wording and order, so that a problem is the same story in every setting.
-`from_row` makes problems of MATH, MATH-500 and GSM8K rows.
+The key is the arithmetic and what is asked for. It seeds names, wording and order, so that a problem is the same story in every setting. Two keys
+may still share their arithmetic (twice the sum of two sides, the perimeter of a rectangle). `from_row` makes problems of MATH, MATH-500 and GSM8K rows.
 """
 import itertools
 import random

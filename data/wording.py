@@ -56,13 +56,15 @@ GEOMETRY = [  # y is computed from x
     ("v * c, w / 2", "What is the area, in square cm, of a right triangle with legs {c} cm and {x}?",
      "¿Cuál es el área, en cm cuadrados, de un triángulo rectángulo de catetos {c} cm y {x}?"),
 ]
-NUMBERS = [  # x is the phrase for the value so far. It comes last, and no phrase begins with a number: "twice 5 more than 3" could be read in two ways
+# x is the phrase for the value so far. It comes last, and no phrase begins with a number: "twice 5 more than 3" could be read in two ways. Nor
+# is there a "difference between 9 and a number", which would have two solutions.
+NUMBERS = [
     ("v + c", "(the sum of {c} and|the result of adding {c} to|the number {c} above) {x}",
      "(la suma de {c} y|el resultado de sumar {c} a|el número {c} unidades mayor que) {x}"),
     ("v - c", "(the result of taking {c} from|what is left after removing {c} from|the number {c} below) {x}",
      "(el resultado de quitar {c} a|lo que queda al restar {c} a|el número {c} unidades menor que) {x}"),
-    ("c - v", "(the difference between {c} and|what {c} becomes after losing) {x}",
-     "(la diferencia entre {c} y|lo que queda de {c} al quitarle) {x}"),
+    ("c - v", "(what is left of {c} after removing|what {c} becomes after losing) {x}",
+     "(lo que resta de {c} al descontar|lo que queda de {c} al quitarle) {x}"),
     ("v * c", "({times}|the product of {c} and) {x}", "({times}|el producto de {c} y) {x}"),
     ("v / c", "({part} of|the number of times {c} goes into) {x}", "({part} de|el número de veces que {c} cabe en) {x}"),
     ("v * v", "(the square of|the area of a square of side) {x}", "(el cuadrado de|el área de un cuadrado de lado) {x}"),
