@@ -25,7 +25,7 @@ factored, so 3 + 4 is not 7 and \sqrt{8} is not 2\sqrt{2}; a question's own expr
     lists, sets  in any order, with repetitions counted: 1,-2 = -2, 1 = \{1,-2\} = "1 and -2" = "x=1 or x=-2". Without brackets
                  or a space after the comma, 1,200 is a number
     tuples, intervals, matrices   in order, brackets compared; a column vector equals a tuple; unions in any order
-An answer of more than 400 characters, or with brackets nested 12 deep, equals nothing: no work is spent on hostile text.
+An answer of more than 400 characters, or with brackets nested more than 12 deep, equals nothing: no work is spent on hostile text.
 """
 import itertools
 import re
