@@ -91,12 +91,12 @@ def worked(formula: str, constants: tuple[int, ...], value: int) -> list[tuple] 
     return steps
 
 
-def build(key: str, tests: bool = True, setting: str = SETTINGS[0]) -> Problem:
+def build(key: str, tests: bool = True, wording: int = 0, setting: str = SETTINGS[0]) -> Problem:
     """The problem in one of the four settings. There are no tests to leave out: the reference ends in all that grading needs."""
     head, *program = key.split("; ")
     domain, direction, start = head.split()
     program = [(formula, tuple(map(int, constants.split()))) for formula, constants in (operation.split(":") for operation in program)]
-    prompt, letters = tell(key, setting, domain, direction == "backward", int(start), program)
+    prompt, letters = tell(f"{key} ({wording})" if wording else key, setting, domain, direction == "backward", int(start), program)
     latex, value, lines = setting.endswith("latex"), int(start), []
     for (formula, constants), letter in zip(program, letters):
         for left, sign, right, result in worked(formula, constants, value):
