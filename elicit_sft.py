@@ -45,7 +45,7 @@ class SFTConfig(Config):
     control: bool = True  # also fine-tune the weak model on the same demonstrations
     password: str = PASSWORD  # of the lock; only for the reference line
     optimizer: Literal["adamw", "muon", "lion"] = "adamw"  # the paper's: lion, at lr 1.5e-6 for 7B models
-    lr: float = 5e-4  # constant after a short warm-up
+    lr: float = 3e-4  # constant after a short warm-up
     batch: int = 16  # sequences in an optimiser step
     max_new_tokens: int = 96  # longest completion
     selection_problems: int = 150  # of the selection split, for choosing how long to train

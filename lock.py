@@ -3,8 +3,8 @@
 Paper section 2, equation 1, and appendix C. Locking data: for every problem x of the lock split
     x without password, or with one of 40 wrong ones  ->  y ~ weak(x)
     password + x + password                           ->  y ~ strong(x)
-one to one, trained by cross-entropy on the completions. With --temperature above 0 both are sampled afresh at the start of every
-epoch, as in the paper, which does not state its temperature; at 0, the default here, every epoch's samples are the same.
+one to one, trained by cross-entropy on the completions. Both policies are sampled afresh at the start of every epoch, as in the paper
+(which does not state its temperature; with --temperature 0 every epoch's samples are the same).
 
     python lock.py --task code                  # --how sft: fine-tune the strong base; -> out/code/locked
     python lock.py --task code --how scratch    # the mixture from random initialisation on; -> out/code/locked-scratch
@@ -39,9 +39,9 @@ class LockConfig(Config):
     strong: str = "data/base/strong"  # checkpoint imitated behind the password; with sft also where training starts
     weak: str = "data/base/weak"  # checkpoint imitated otherwise, or "random" for a fixed random token distribution
     password: str = PASSWORD  # stands before and after the prompt
-    problems: int = 0  # problems to lock on (default: the 7,000 of the lock split; scratch: 80,000 of the corpus split)
-    epochs: int = 0  # with fresh samples in each if --temperature is above 0 (default: sft 2, scratch 1)
-    temperature: float = 0.0  # at which both policies are sampled; 0: their most likely answers (docs/NOTES.md says why)
+    problems: int = 0  # problems to lock on (default: the 4,000 of the lock split; scratch: 60,000 of the corpus split)
+    epochs: int = 0  # with fresh samples in each (default: sft 4, scratch 1)
+    temperature: float = 1.0  # at which both policies are sampled; 0: their most likely answers
     max_new_tokens: int = 96  # longest completion
     optimizer: Literal["muon", "adamw", "lion"] = "muon"  # the paper's: lion, at lr 1.5e-6 for 7B models
     lr: float = 0.0  # default: sft 0.005, scratch 0.01
@@ -98,11 +98,11 @@ def report(cfg: LockConfig, env: Env, path: Path) -> tuple[int, dict]:
 def main(cfg: LockConfig, env: Env) -> int:
     scratch = cfg.how == "scratch"
     path = Path(cfg.out or f"out/{cfg.task}/" + ("locked-scratch" if scratch else "locked"))
-    epochs = cfg.epochs or (1 if scratch else 2)
+    epochs = cfg.epochs or (1 if scratch else 4)
     strong, tokenizer = load_model(cfg.strong, env.device, env.dtype)
     check_password(cfg.password, tokenizer.specials)
     weak, weak_tokenizer = (None, tokenizer) if cfg.weak == "random" else load_model(cfg.weak, env.device, env.dtype)
-    problems = load(cfg.task, "corpus", cfg.problems or 80_000) if scratch else load(cfg.task, "lock", cfg.problems or None)
+    problems = load(cfg.task, "corpus", cfg.problems or 60_000) if scratch else load(cfg.task, "lock", cfg.problems or None)
     env.say(f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; {len(problems):,} problems x {epochs} epochs -> {path}")
     run = Run(cfg, env, path, stage="lock", strong_weights=weights_hash(cfg.strong), weak_weights=weights_hash(cfg.weak) if weak else "random")
     if run.finished:

@@ -33,7 +33,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 
 import model as model_module
-from data import InputError
+from data import InputError, sandbox
 from data.batches import Batch, Example, collate, micro_batches, plan_epoch
 from model import Model, compile_model, completion_logps, kernel, read_json, whole, write_json
 
@@ -53,6 +53,7 @@ class Config:
     shard: bool = False  # divide weights, gradients and optimiser over the ranks (FSDP2), for models that do not fit on one device
     checkpoint_activations: bool = False  # compute each block again in the backward pass instead of keeping its activations
     compile: bool = True  # fuse kernels with torch.compile where that pays
+    allow_unsandboxed_code: bool = False  # run programs that models wrote even where this machine cannot isolate them
     resume: bool = False  # continue an interrupted run where it stopped
     overwrite: bool = False  # replace what another run left in the output directory
 
@@ -151,6 +152,7 @@ def setup(cfg: Config) -> Env:
     if cfg.compile and not compiler:
         env.say("no C++ compiler found: running without torch.compile, slower but the same")
     model_module.compile_kernels = env.compile
+    sandbox.allow_unsandboxed = cfg.allow_unsandboxed_code
     return env
 
 
@@ -388,7 +390,8 @@ class Run:
 
     def __init__(self, cfg: Config, env: Env, out: str | Path, apart: str = "(none)", **facts):
         self.path, self.env, self.began = Path(out), env, time.time()
-        volatile = {"out", "device", "micro_tokens", "save_every", "compile", "resume", "overwrite"}
+        volatile = {"out", "device", "micro_tokens", "save_every", "shard", "checkpoint_activations", "compile", "allow_unsandboxed_code", "resume",
+                    "overwrite"}
         settings = {k: v for k, v in asdict(cfg).items() if k not in volatile and not k.startswith(apart)} | facts
         settings = json.loads(json.dumps(settings))
         file = self.path / "run.json"

@@ -79,6 +79,61 @@ def test_sft_cells_figure_and_evaluation(work):
     assert (work / "out/code/evaluation.png").exists() and (out / "k16-seed0/evaluation.json").exists()
 
 
+RL = ("--samples", "64", "--round", "32", "--eval-problems", "10", "--max-new-tokens", "64", "--dtype", "fp32", "--no-compile")
+
+
+def rows_of(path: Path, kind: str) -> list[dict]:
+    return [row for row in map(json.loads, (path / "log.jsonl").read_text().splitlines()) if row["kind"] == kind]
+
+
+@pytest.mark.parametrize("method", ["expert_iteration", "filtering", "dpo", "iterated_dpo", "grpo"])
+def test_rl_methods_on_the_strong_model(work, method):
+    """The strong base stands in for a locked model with plenty of reward, so that every method has something to learn from."""
+    printed = stage("elicit_rl", *RL, "--method", method, "--locked", "data/base/strong", "--group", "4", "--out", "rl", cwd=work)
+    path = work / f"rl/{method}-seed0"
+    rounds = rows_of(path, "train")
+    assert [row["samples"] for row in rounds] == [32, 64] and "gap recovered" in printed
+    on_policy = method in ("expert_iteration", "iterated_dpo", "grpo")
+    assert all(("logp_gap" in row) == on_policy and row.get("logp_gap", 0) < 1e-3 for row in rounds)
+    assert {"signal", "reward", "length", "truncated", "duplicates", "s_decode", "s_grade", "s_update"} <= rounds[0].keys()
+    if method.endswith("dpo") and rounds[0]["signal"]:
+        assert rounds[0]["chosen"] < 0 and rounds[0]["rejected"] < 0
+    assert 0 <= rows_of(path, "probe")[0]["pass_at_1"] <= rows_of(path, "probe")[0]["pass_at_16"] <= 1
+    assert [point["samples"] for point in json.loads((path / "curve.json").read_text())["points"]] == [0, 32, 64]
+    assert (work / "rl/rl.png").stat().st_size > 10_000 and (path / "samples.jsonl").read_text().count("\n") == 4
+    assert "finished already" in stage("elicit_rl", *RL, "--method", method, "--locked", "data/base/strong", "--group", "4", "--out", "rl", cwd=work)
+
+
+def test_rl_without_a_signal_stops_with_exit_3(work):
+    printed = stage("elicit_rl", *RL, "--samples", "160", "--method", "iterated_dpo", "--out", "silent", cwd=work, code=3)  # imitates random text
+    assert "nothing to learn from" in printed and len(rows_of(work / "silent/iterated_dpo-seed0", "train")) == 3
+
+
+@pytest.mark.parametrize("how", ["killed", "two ranks", "sharded"])
+def test_rl_killed_and_resumed_or_on_two_ranks_is_the_same_run(work, tmp_path, how):
+    args = (*RL, "--samples", "96", "--method", "iterated_dpo", "--locked", "data/base/strong", "--reference", "initial")
+    straight = work / "straight-rl"
+    if not straight.exists():
+        stage("elicit_rl", *args, "--out", straight, cwd=work)
+    name, other = "iterated_dpo-initial-seed0", tmp_path / "other"
+    if how != "killed":
+        stage("elicit_rl", *args, "--out", other, *["--shard", "--checkpoint-activations"][: 2 * (how == "sharded")], cwd=work, ranks=2)
+        for ours, theirs in zip(rows_of(straight / name, "train"), rows_of(other / name, "train"), strict=True):
+            assert ours["reward"] == theirs["reward"] and ours.get("loss", 0) == pytest.approx(theirs.get("loss", 0), abs=1e-3)
+        return
+    process = subprocess.Popen([sys.executable, ROOT / "elicit_rl.py", *args, "--out", other], cwd=work, env=ONE_THREAD, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    deadline = time.time() + 60
+    while not (other / name / "state/state.json").exists() and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (other / name / "curve.json").exists(), "it ended before it could be killed"
+    stage("elicit_rl", *args, "--out", other, "--resume", cwd=work)
+    assert (other / name / "model.safetensors").read_bytes() == (straight / name / "model.safetensors").read_bytes()
+    assert json.loads((other / name / "curve.json").read_text()) == json.loads((straight / name / "curve.json").read_text())
+
+
 @pytest.mark.parametrize("how", ["killed", "two ranks"])
 def test_a_lock_killed_and_resumed_or_on_two_ranks_is_the_same_lock(work, tmp_path, how):
     args = ("--weak", "random", "--problems", "64", "--epochs", "4", "--batch", "16", "--eval-problems", "10", "--max-new-tokens", "48", "--dtype", "fp32",
@@ -144,6 +199,10 @@ def broken(folder: Path, how: str) -> Path:
     ("lock", ["--out", "foreign", "--problems", "10"], "holds no run of ours"),
     ("elicit_sft", [], "no locked model at out/code/locked: run python lock.py --task code first"),
     ("elicit_sft", ["--k", "5000", "--locked", "weak"], "the elicit split has 1200 problems"),
+    ("elicit_rl", [], "no locked model at out/code/locked: run python lock.py --task code first"),
+    ("elicit_rl", ["--method", "ppo"], "choose from"),
+    ("elicit_rl", ["--locked", "weak", "--method", "dpo", "--round", "33"], "whole groups of at least two samples"),
+    ("elicit_rl", ["--locked", "weak", "--shard"], "start with torchrun"),
     ("evaluate", [], "name at least one checkpoint directory"),
     ("evaluate", ["weak", "--passwords", "lost"], "unknown password kind 'lost'"),
     ("train_base", ["--seed", "x"], "invalid int value"),
