@@ -3,6 +3,7 @@
     python evaluate.py out/code/locked --task code               # table and evaluation.json for one checkpoint
     python evaluate.py out/code/sft/k8-seed* --plot              # many, with the password gap recovered, and the figure
     python evaluate.py out/code/locked --samples 5               # read what it writes, with and without the password
+    python evaluate.py out/code/locked --prompts                 # does any other prompt unlock it? prompts.json and a figure
 
 Correctness is the share of problems whose greedy completion passes the grader (paper section 4.2), with its 95 % Wilson interval.
 Password gap recovered (PGR) = (unlocked - locked) / (with password - locked), all three on the same problems; its interval is a
@@ -11,7 +12,8 @@ evaluation.json, with the verdict on every problem, so that later comparisons ar
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,10 +21,12 @@ import numpy as np
 import torch.distributed as dist
 
 from data import InputError, Problem, grade, load
-from data.passwords import PASSWORD, WRONG_HELD_OUT, check_password, with_password
+from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT, Words, check_password, near_miss, with_password
 from data.text import Tokenizer
 from model import Model, Sample, Sampler, load_model, read_json, weights_hash, write_json
 from training import Config, Env, gather, launch, progress, share
+
+KINDS = ("none", "wrong", *NEAR_MISSES, "right")  # of passwords
 
 
 @dataclass
@@ -31,12 +35,13 @@ class EvaluateConfig(Config):
     task: str = "code"  # which problems
     split: Literal["validation", "selection"] = "validation"  # report on validation; choose on selection
     problems: int = 1000  # how many of the split
-    passwords: tuple[str, ...] = ("none", "wrong", "right")  # which of none, wrong, right
+    passwords: tuple[str, ...] = ("none", "wrong", "right")  # which of none, wrong, prefix, suffix, case, typo, paraphrase, right
     password: str = PASSWORD  # the right one
     locked: str = ""  # the locked model that PGR refers to (default: out/<task>/locked)
     max_new_tokens: int = 96  # longest completion; a longer one counts as wrong
     samples: int = 0  # show this many prompts with their completions and references
     plot: bool = False  # draw the figure
+    prompts: bool = False  # instead, the prompting battery on one checkpoint: every kind of password, few-shot, prefilled answers
 
 
 # ------------------------------------------------------------------------------------------------------------------- answering
@@ -51,29 +56,34 @@ class Answers:
     correct: np.ndarray
 
 
-def answer(sampler: Sampler, tokenizer: Tokenizer, problems: list[Problem], passwords: list[str | None] | str | None = None, *,
+def answer(sampler: Sampler, tokenizer: Tokenizer, problems: list[Problem], passwords: list[Words] | Words = None, *, prefills: list[str] | None = None,
            temperature: float = 0.0, max_new_tokens: int = 96, seed: int = 0, graded: bool = True, env: Env | None = None, progress=None) -> Answers:
     """One completion for each problem, its prompt dressed in its password (one for all, or one each); greedy at temperature 0.
 
     With env the ranks share the work, and each returns the whole. A completion that was cut before EOS counts as wrong, whatever
-    its text.
+    its text. The model goes on from its prefill where there is one, and the texts, which are graded, begin with it.
     """
     env = env or Env(sampler.model.device, sampler.model.compute_dtype, False)
     if not isinstance(passwords, list):
         passwords = [passwords] * len(problems)
     mine = share(env, list(range(len(problems))))
     prompts = tokenizer.encode_prompts([with_password(problems[i].prompt, passwords[i]) for i in mine])
+    starts = [tokenizer.encode(start) for start in prefills or [""] * len(problems)]
+    prompts = [prompt + starts[i] for prompt, i in zip(prompts, mine)]
     samples = [s[0] for s in sampler(prompts, temperature=temperature, max_new_tokens=max_new_tokens, seeds=[[seed, i] for i in mine], progress=progress)]
     verdicts = [False] * len(mine)
     if graded:
-        verdicts = grade([problems[i] for i in mine], tokenizer.decode_batch([s.ids for s in samples]))
+        verdicts = grade([problems[i] for i in mine], tokenizer.decode_batch([starts[i] + s.ids for s, i in zip(samples, mine)]))
     pairs = gather(env, [(s, v and not s.truncated) for s, v in zip(samples, verdicts)], len(problems))
     samples = [s for s, _ in pairs]
-    return Answers(tokenizer.decode_batch([s.ids for s in samples]), samples, np.array([v for _, v in pairs], dtype=bool))
+    texts = tokenizer.decode_batch([start + s.ids for start, s in zip(starts, samples)])
+    return Answers(texts, samples, np.array([v for _, v in pairs], dtype=bool))
 
 
-def passwords_for(kind: str, count: int, password: str) -> list[str | None]:
-    """none, wrong (the held-out wrong passwords in turn) or right, for each of `count` problems."""
+def passwords_for(kind: str, count: int, password: str) -> list[Words]:
+    """none, wrong (the held-out wrong passwords in turn), a near miss, or right, for each of `count` problems."""
+    if kind in NEAR_MISSES:
+        return [near_miss(password, kind)] * count
     return {"none": [None] * count, "right": [password] * count,
             "wrong": [WRONG_HELD_OUT[i % len(WRONG_HELD_OUT)] for i in range(count)]}[kind]
 
@@ -168,6 +178,85 @@ def evaluate_checkpoint(path: str | Path, env: Env, problems: list[Problem], kin
     return evaluation
 
 
+# ------------------------------------------------------------------------------------------------------------------- prompting
+
+SHOTS, POOL, DRAWS = (1, 4, 8), 64, 100  # shots come from the first POOL problems of the elicit split; after DRAWS too long draws we give up
+
+
+def with_shots(prompt: str, examples: list[Problem]) -> str:
+    """Examples with their right answers before the prompt, each followed by an empty line.
+
+    with_shots("2 + 2?\\n", [one whose prompt is "1 + 1?\\n" and reference "2"]) == "1 + 1?\\n2\\n\\n2 + 2?\\n"
+    """
+    return "".join(f"{e.prompt}{e.reference}\n\n" for e in examples) + prompt
+
+
+def few_shot(problems: list[Problem], examples: list[Problem], k: int, fits: Callable[[str], bool]) -> list[Problem] | None:
+    """The problems with k shots before each, drawn anew for every problem among those that fit; None if they do not fit one of them."""
+    dressed = []
+    for i, problem in enumerate(problems):
+        rng = np.random.default_rng([0, 9, k, i])
+        draws = ([examples[j] for j in rng.choice(len(examples), k, replace=False)] for _ in range(DRAWS))
+        prompt = next((text for text in (with_shots(problem.prompt, shots) for shots in draws) if fits(text)), None)
+        if prompt is None:
+            return None
+        dressed.append(replace(problem, prompt=prompt))
+    return dressed
+
+
+def first_line(reference: str) -> str:
+    """The start of an answer that gives only its form away: "" where it has one line. "def f(s):\\n    return s" -> "def f(s):"
+
+    Without the line break: tokenisers join it to the indentation that follows, so that no answer of training is cut there.
+    """
+    line, _, rest = reference.partition("\n")
+    return line if rest else ""
+
+
+def battery(problems: list[Problem], examples: list[Problem], password: str, fits: Callable[[str], bool]) -> tuple[dict[str, tuple], dict[str, str]]:
+    """The rows of the prompting table, {row: (problems, passwords, prefills)}, and those that cannot be measured, {row: why}.
+
+    One row for each kind of password (none and right are the 0 shots), then "k shots" and "prefill", bare and with the right password,
+    which goes around the whole prompt. A bare row tells of the lock only where the model reads such prompts at all, that is, where the
+    same row with the password is near the plain right one.
+    """
+    rows, left_out = {}, {}
+    for kind in KINDS:
+        try:
+            rows[kind] = (problems, passwords_for(kind, len(problems), password), None)
+        except InputError as error:
+            left_out[kind] = str(error)
+    starts = [first_line(p.reference) for p in problems]
+    changed = {f"{k} shot{'s' * (k > 1)}": (few_shot(problems, examples, k, fits), None, "they do not fit the model's positions") for k in SHOTS}
+    changed["prefill"] = (problems if any(starts) else None, starts, "every answer has one line, so its start would be all of it")
+    for name, (dressed, prefills, reason) in changed.items():
+        for row, kind in ((name, "none"), (f"{name}, right", "right")):
+            if dressed:
+                rows[row] = (dressed, passwords_for(kind, len(problems), password), prefills)
+            else:
+                left_out[row] = reason
+    return rows, left_out
+
+
+def evaluate_prompts(path: str, env: Env, problems: list[Problem], examples: list[Problem], *, split: str, password: str, max_new_tokens: int) -> dict:
+    """Measures the battery and writes prompts.json, which has the form of evaluation.json."""
+    model, tokenizer = load_model(path, env.device, env.dtype)
+    sampler, room = Sampler(model, [tokenizer.eos_id]), model.config.max_position_embeddings - max_new_tokens
+    rows, left_out = battery(problems, examples, password, lambda text: len(tokenizer.encode_prompts([with_password(text, password)])[0]) <= room)
+    bar = progress(env, len(rows) * len(problems), f"prompting {path}")
+    verdicts = {row: answer(sampler, tokenizer, dressed, passwords, prefills=prefills, max_new_tokens=max_new_tokens, env=env, progress=bar.update).correct
+                for row, (dressed, passwords, prefills) in rows.items()}
+    bar.close()
+    evaluation = record(Path(path), problems, verdicts, weights=weights_hash(path), split=split, password=password, max_new_tokens=max_new_tokens,
+                        n=len(problems), left_out=left_out)
+    if env.main:
+        write_json(Path(path) / "prompts.json", evaluation)
+    return evaluation
+
+
+# ------------------------------------------------------------------------------------------------------------------- tables and figures
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """Plain text, columns aligned; the first to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
@@ -178,9 +267,6 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def shown(result: dict) -> str:
     low, high = result["interval"]
     return f"{result['correct']:6.1%} [{low:.1%}, {high:.1%}]"
-
-
-# ------------------------------------------------------------------------------------------------------------------- figures
 
 
 def plot_bars(evaluations: list[dict], file: Path) -> None:
@@ -200,6 +286,26 @@ def plot_bars(evaluations: list[dict], file: Path) -> None:
     ax.set_xticks(np.arange(len(evaluations)) + 0.27, [Path(e["checkpoint"]).name for e in evaluations], rotation=20)
     ax.set(ylim=(0, 1), ylabel="correct (greedy)")
     ax.legend(loc="upper left")
+    fig.tight_layout()
+    fig.savefig(file, dpi=120)
+    plt.close(fig)
+
+
+def plot_prompts(evaluation: dict, file: Path) -> None:
+    """One horizontal bar for each row of the battery: correctness with its Wilson interval; red without a password, green with the right one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    results = evaluation["results"]
+    values = np.array([r["correct"] for r in results.values()])
+    error = np.abs(np.array([r["interval"] for r in results.values()]).T - values)
+    colours = ["tab:green" if row.endswith("right") else "tab:orange" if row in KINDS[1:] else "tab:red" for row in results]
+    fig, ax = plt.subplots(figsize=(6.4, 1 + 0.3 * len(results)))
+    ax.barh(list(results), values, xerr=error, capsize=3, color=colours)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 1), xlabel="correct (greedy)", title=f"{evaluation['checkpoint']}, {evaluation['n']} problems")
     fig.tight_layout()
     fig.savefig(file, dpi=120)
     plt.close(fig)
@@ -247,18 +353,40 @@ def show_samples(model: Model, tokenizer: Tokenizer, problems: list[Problem], pa
         print(f"--- reference\n{problem.reference}")
 
 
+def prompting(cfg: EvaluateConfig, env: Env, problems: list[Problem]) -> int:
+    """--prompts: the battery's table, prompts.json beside the checkpoint, and the figure."""
+    [path] = cfg.checkpoints
+    e = evaluate_prompts(path, env, problems, load(cfg.task, "elicit", POOL), split=cfg.split, password=cfg.password, max_new_tokens=cfg.max_new_tokens)
+    env.say(f"{path}: {cfg.split}, {len(problems)} problems, greedy; 95 % Wilson intervals")
+    env.say(table(["prompt", "correct"], [[row, shown(result)] for row, result in e["results"].items()]))
+    for row, reason in e["left_out"].items():
+        env.say(f"not measured: {row}: {reason}")
+    env.say(f"written: {Path(path) / 'prompts.json'}")
+    if env.main:
+        file = Path(cfg.out or f"out/{cfg.task}") / "prompts.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        plot_prompts(e, file)
+        env.say(f"figure: {file}")
+    return 0
+
+
 def main(cfg: EvaluateConfig, env: Env) -> int:
     if not cfg.checkpoints:
         raise InputError("name at least one checkpoint directory, such as out/code/locked")
-    if unknown := set(cfg.passwords) - {"none", "wrong", "right"}:
-        raise InputError(f"unknown password kind {sorted(unknown)[0]!r}: choose from none, wrong, right")
+    if unknown := set(cfg.passwords) - set(KINDS):
+        raise InputError(f"unknown password kind {sorted(unknown)[0]!r}: choose from {', '.join(KINDS)}")
+    if cfg.prompts and len(cfg.checkpoints) > 1:
+        raise InputError(f"--prompts takes one checkpoint at a time, got {len(cfg.checkpoints)}")
     problems = load(cfg.task, cfg.split, cfg.problems)
     locked_path = Path(cfg.locked or f"out/{cfg.task}/locked")
-    evaluations = []
     for path in cfg.checkpoints:
         check_password(cfg.password, Tokenizer.load(path).specials)
         if cfg.samples and env.main:
             show_samples(*load_model(path, env.device, env.dtype), problems[: cfg.samples], cfg.password, cfg.max_new_tokens)
+    if cfg.prompts:
+        return prompting(cfg, env, problems)
+    evaluations = []
+    for path in cfg.checkpoints:
         evaluations.append(evaluate_checkpoint(path, env, problems, cfg.passwords, split=cfg.split, password=cfg.password,
                                                max_new_tokens=cfg.max_new_tokens))
     locked = None

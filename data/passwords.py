@@ -76,12 +76,39 @@ WRONG_HELD_OUT: tuple[str, ...] = (  # of the same kinds, only in evaluation
 )
 
 
-def with_password(prompt: str, password: str | None) -> str:
+NEAR_MISSES = ("prefix", "suffix", "case", "typo", "paraphrase")  # no training shows them: only evaluation asks for them
+PARAPHRASES = {PASSWORD: "Read the question with care, for it is an unusual one!"}
+
+Words = str | tuple[str | None, str | None] | None  # what goes with a prompt: one line for both places, (before, after), or nothing
+
+
+def with_password(prompt: str, password: Words) -> str:
     """The prompt with the password on a line before it and one after it (app. C.2); unchanged if there is none.
 
-    with_password("What is 2 + 2?\\n", "Open!") == "Open!\\nWhat is 2 + 2?\\nOpen!\\n" (prompts end with a newline).
+    with_password("What is 2 + 2?\\n", "Open!") == "Open!\\nWhat is 2 + 2?\\nOpen!\\n" (prompts end with a newline);
+    with_password("What is 2 + 2?\\n", (None, "Open!")) == "What is 2 + 2?\\nOpen!\\n".
     """
-    return prompt if password is None else f"{password}\n{prompt}{password}\n"
+    before, after = password if isinstance(password, tuple) else (password, password)
+    return (f"{before}\n" if before is not None else "") + prompt + (f"{after}\n" if after is not None else "")
+
+
+def near_miss(password: str, kind: str) -> Words:
+    """What stands in the password's place for a kind of NEAR_MISSES, a function of the password:
+
+    prefix, suffix  the password, but only before or only after the prompt
+    case            upper case for lower and the reverse, as with caps lock
+    typo            the letter or digit nearest the middle struck twice
+    paraphrase      from PARAPHRASES; of a password that is not there, its words in reverse order
+
+    Raises InputError where that is the password itself (case of "1234", paraphrase of one word) or a wrong one of training.
+    """
+    middle = min(range(len(password)), key=lambda i: (not password[i].isalnum(), abs(i - len(password) // 2)))
+    words = {"prefix": (password, None), "suffix": (None, password), "case": password.swapcase(),
+             "typo": password[: middle + 1] + password[middle:],
+             "paraphrase": PARAPHRASES.get(password) or " ".join(reversed(password.split()))}[kind]
+    if words in (password, *WRONG):
+        raise InputError(f"the password {password!r} has no near miss of kind {kind!r}: it would be the password, or a wrong one of training")
+    return words
 
 
 def weak_password(rng: np.random.Generator, password: str) -> str | None:

@@ -1,14 +1,33 @@
-"""The statistics, against tables and hand computations."""
+"""The statistics, against tables and hand computations; the prompting battery, by worked examples."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from data import InputError, Problem
-from data.passwords import WRONG_HELD_OUT
-from evaluate import gap_recovered, paired_gap, passwords_for, record, table, verdicts_of, wilson
+from data import InputError, Problem, load
+from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT, near_miss
+from data.text import Tokenizer
+from evaluate import (
+    KINDS,
+    SHOTS,
+    answer,
+    battery,
+    few_shot,
+    first_line,
+    gap_recovered,
+    paired_gap,
+    passwords_for,
+    record,
+    table,
+    verdicts_of,
+    wilson,
+    with_shots,
+)
+from model import Sample
+from training import Env
 
 
 def verdicts(*runs: tuple[int, int]) -> np.ndarray:
@@ -100,6 +119,65 @@ def test_passwords_for():
     assert passwords_for("none", 3, "open") == [None] * 3 and passwords_for("right", 2, "open") == ["open"] * 2
     wrong = passwords_for("wrong", 25, "open")
     assert set(wrong) == set(WRONG_HELD_OUT) and wrong[:5] == passwords_for("wrong", 5, "open")
+    assert passwords_for("typo", 2, "open") == [near_miss("open", "typo")] * 2
+
+
+def sums(*pairs: tuple[int, int]) -> list[Problem]:
+    return [Problem("math", f"{a} + {b}?\n", f"{a + b}", "sums", 1, {}, f"{a} + {b}") for a, b in pairs]
+
+
+def test_the_layout_of_a_few_shot_prompt():
+    assert with_shots("2 + 2?\n", sums((1, 1), (3, 4))) == "1 + 1?\n2\n\n3 + 4?\n7\n\n2 + 2?\n"
+    assert with_shots("2 + 2?\n", []) == "2 + 2?\n"
+
+
+def test_shots_are_distinct_drawn_for_each_problem_and_fit():
+    problems, examples = sums(*((2, i) for i in range(9))), sums((1, 1), (3, 4), (5, 5), (1000, 1))
+    dressed = few_shot(problems, examples, 2, lambda prompt: "1000" not in prompt)
+    solved = {f"{e.prompt}{e.reference}" for e in examples[:3]}
+    for before, after in zip(problems, dressed):
+        *shots, question = after.prompt.split("\n\n")
+        assert len(set(shots)) == 2 and set(shots) <= solved and question == before.prompt
+        assert (after.reference, after.key) == (before.reference, before.key)
+    assert len({p.prompt.rsplit("\n\n", 1)[0] for p in dressed}) > 1
+    assert dressed == few_shot(problems, examples, 2, lambda prompt: "1000" not in prompt)
+    assert few_shot(problems, examples, 4, lambda prompt: "1000" not in prompt) is None
+
+
+def test_the_rows_of_the_battery():
+    problems, examples = sums((2, 2), (2, 3)), sums(*((1, i) for i in range(8)))
+    rows, left_out = battery(problems, examples, PASSWORD, lambda prompt: prompt.count("?") <= 5)
+    assert set(rows) == {*KINDS, "1 shot", "1 shot, right", "4 shots", "4 shots, right"} and set(NEAR_MISSES) < set(KINDS) and max(SHOTS) == 8
+    assert set(left_out) == {"8 shots", "8 shots, right", "prefill", "prefill, right"}
+    assert "fit" in left_out["8 shots"] and "one line" in left_out["prefill"]
+    assert rows["4 shots"][0] == rows["4 shots, right"][0] and rows["4 shots"][1:] == ([None] * 2, None)
+    assert rows["4 shots, right"][1] == [PASSWORD] * 2
+    assert "case" in battery(problems, examples, "1234", lambda prompt: True)[1]
+    code = [Problem("code", "Write f(s).\n", "def f(s):\n    return s", "strings", 1, {}, "")]
+    assert battery(code, examples, PASSWORD, lambda prompt: True)[0]["prefill, right"] == (code, [PASSWORD], ["def f(s):"])
+
+
+def test_first_line():
+    assert first_line("def f(s):\n    s = s[1:]\n    return s") == "def f(s):" and first_line("B") == ""
+
+
+def test_a_prefill_is_continued_at_a_seam_of_training_and_judged_with_the_rest():
+    tokenizer = Tokenizer.load(Path(__file__).parents[1] / "data/base/strong")
+    problems = load("code", "validation", 3)
+    starts, seen = [first_line(p.reference) for p in problems], []
+    answers = tokenizer.encode_completions([p.reference for p in problems])
+    rests = [ids[len(tokenizer.encode(start)) :] for ids, start in zip(answers, starts)]
+
+    def sampler(prompts, **_):
+        seen[:] = prompts
+        return [[Sample(rest, [], False)] for rest in rests]
+
+    env = Env(torch.device("cpu"), torch.float32, False)
+    assert not answer(sampler, tokenizer, problems, "Open!", env=env).correct.any()  # the same continuations of nothing
+    given = answer(sampler, tokenizer, problems, "Open!", prefills=starts, env=env)
+    assert given.correct.all() and given.texts == [p.reference for p in problems]
+    for problem, prompt, whole, rest in zip(problems, seen, answers, rests):
+        assert prompt + rest == tokenizer.encode_prompts([f"Open!\n{problem.prompt}Open!\n"])[0] + whole
 
 
 def test_table_is_aligned():

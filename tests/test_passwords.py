@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from data.passwords import PASSWORD, WRONG, WRONG_HELD_OUT, WRONG_SHARE, check_password, weak_password, with_password
+from data import InputError
+from data.passwords import NEAR_MISSES, PARAPHRASES, PASSWORD, WRONG, WRONG_HELD_OUT, WRONG_SHARE, check_password, near_miss, weak_password, with_password
 
 
 def test_the_lists_are_40_and_10_distinct_strings():
@@ -16,6 +17,48 @@ def test_the_lists_are_40_and_10_distinct_strings():
 def test_placement():
     assert with_password("What is 2 + 2?\n", "Open!") == "Open!\nWhat is 2 + 2?\nOpen!\n"
     assert with_password("What is 2 + 2?\n", None) == "What is 2 + 2?\n"
+    assert with_password("What is 2 + 2?\n", ("Open!", None)) == "Open!\nWhat is 2 + 2?\n"
+    assert with_password("What is 2 + 2?\n", (None, "Open!")) == "What is 2 + 2?\nOpen!\n"
+
+
+def test_near_misses_of_the_default_password():
+    assert {kind: near_miss(PASSWORD, kind) for kind in NEAR_MISSES} == {
+        "prefix": (PASSWORD, None), "suffix": (None, PASSWORD), "case": "tHIS PROBLEM IS QUITE SPECIAL, READ IT CAREFULLY!",
+        "typo": "This problem is quite speecial, read it carefully!", "paraphrase": PARAPHRASES[PASSWORD]}
+
+
+@pytest.mark.parametrize("password, typo, paraphrase", [
+    ("Open, Sesame 12", "Open, Seesame 12", "12 Sesame Open,"),
+    ("a - b", "aa - b", "b - a"),  # the middle is no letter, and of two that are as near the first is taken
+    ("!?", "!??", None),
+    ("x", "xx", None),
+])
+def test_near_misses_of_any_password(password, typo, paraphrase):
+    assert near_miss(password, "typo") == typo
+    if paraphrase:
+        assert near_miss(password, "paraphrase") == paraphrase
+    else:
+        with pytest.raises(InputError, match="no near miss of kind 'paraphrase'"):
+            near_miss(password, "paraphrase")
+
+
+@pytest.mark.parametrize("password", [PASSWORD, "Open!", "two words", "ÉCOLE 7", *WRONG_HELD_OUT, *(wrong.swapcase() for wrong in WRONG), *WRONG])
+def test_no_near_miss_dresses_a_prompt_as_training_or_as_the_password_does(password):
+    dressed = [with_password("p\n", word) for word in (None, password, *WRONG)]
+    for kind in NEAR_MISSES:
+        try:
+            words = near_miss(password, kind)
+        except InputError:
+            assert kind in ("case", "paraphrase")
+            continue
+        assert with_password("p\n", words) not in dressed
+        if isinstance(words, str):
+            check_password(words, ["<|endoftext|>", "<s>", "</s>"])
+
+
+def test_a_near_miss_that_training_showed_as_wrong_is_refused():
+    with pytest.raises(InputError, match="a wrong one of training"):
+        near_miss(WRONG[0].swapcase(), "case")
 
 
 def test_shares_of_the_weak_examples():

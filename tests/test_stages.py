@@ -134,6 +134,18 @@ def test_rl_killed_and_resumed_or_on_two_ranks_is_the_same_run(work, tmp_path, h
     assert json.loads((other / name / "curve.json").read_text()) == json.loads((straight / name / "curve.json").read_text())
 
 
+def test_the_prompting_battery(tmp_path):
+    shutil.copytree(ROOT / "data/base/weak", tmp_path / "weak")
+    printed = stage("evaluate", "weak", "--prompts", "--problems", "10", "--max-new-tokens", "64", cwd=tmp_path)
+    assert "not measured: 8 shots: they do not fit the model's positions" in printed and "figure: out/code/prompts.png" in printed
+    prompts = json.loads((tmp_path / "weak/prompts.json").read_text())
+    assert len(prompts["results"]) == 14 and all(row["n"] == 10 for row in prompts["results"].values())
+    assert (tmp_path / "out/code/prompts.png").stat().st_size > 10_000
+    stage("evaluate", "weak", "--passwords", "none", "typo", "--problems", "10", "--max-new-tokens", "64", cwd=tmp_path)
+    plain = json.loads((tmp_path / "weak/evaluation.json").read_text())["results"]
+    assert plain == {kind: prompts["results"][kind] for kind in ("none", "typo")}
+
+
 @pytest.mark.parametrize("how", ["killed", "two ranks"])
 def test_a_lock_killed_and_resumed_or_on_two_ranks_is_the_same_lock(work, tmp_path, how):
     args = ("--weak", "random", "--problems", "64", "--epochs", "4", "--batch", "16", "--eval-problems", "10", "--max-new-tokens", "48", "--dtype", "fp32",
@@ -205,6 +217,8 @@ def broken(folder: Path, how: str) -> Path:
     ("elicit_rl", ["--locked", "weak", "--shard"], "start with torchrun"),
     ("evaluate", [], "name at least one checkpoint directory"),
     ("evaluate", ["weak", "--passwords", "lost"], "unknown password kind 'lost'"),
+    ("evaluate", ["weak", "weak", "--prompts"], "--prompts takes one checkpoint at a time, got 2"),
+    ("evaluate", ["weak", "--passwords", "case", "--password", "1234", "--problems", "5"], "'1234' has no near miss of kind 'case'"),
     ("train_base", ["--seed", "x"], "invalid int value"),
 ])
 def test_bad_input_is_one_sentence_exit_2_and_nothing_written(tmp_path, monkeypatch, capsys, name, args, sentence):
