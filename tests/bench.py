@@ -1,6 +1,6 @@
-"""Speed and memory of this repository against transformers and plain PyTorch, on one machine, in one process.
+"""Speed and memory of this repository against transformers, TRL and plain PyTorch, on one machine, in one process.
 
-    python tests/bench.py                     # train, sample, loss, sandbox; allow 45 minutes on 2 quiet cores
+    python tests/bench.py                     # train, sample, dpo, round, loss, sandbox; allow an hour on 2 quiet cores
     python tests/bench.py train --repeats 9   # one section, narrower spread
     python tests/bench.py gpu                 # one H100 or H200; skipped without CUDA
     python tests/bench.py --quick             # tiny sizes: shows only that it runs. --json FILE also writes the table
@@ -13,6 +13,12 @@ train    real (never padding) tokens/s of whole steps: forward, loss on the comp
          to multiples of 64, masked; the fastest of autocast, bf16 weights, fp32 (in the notes, with compile seconds: cold less warm pass).
 sample   useful tokens/s. "no EOS": 256 prompts, 48 new tokens each; "to EOS": validation problems answered by the model in --base, ours in
          one call, tokens after EOS not counted. Peer: generate(), batches of 256, left padding, default cache, the faster dtype.
+dpo      preference pairs/s of whole steps of 16 pairs, the model in --base, reference log-probs computed before: elicit_rl.update against
+         TRL's DPOTrainer with precomputed reference log-probs, no checkpointing, no logs, in the fastest of autocast, bf16 weights, fp32.
+         "same batches": TRL gets ours, in our order (of like length); "shuffled": its own default. Its seconds are its train_runtime, which
+         leaves out the setup of train(). Skipped without TRL (pip install trl==1.16.0, beside requirements-dev.txt).
+round    seconds of one round of expert iteration on code as elicit_rl.py runs it, with the model in --base: 640 samples, graded, the best
+         64 trained on for 4 epochs. score: log-probs of 128 samples before and after, for the log. Every round starts from --base's weights.
 loss     linear_logps against cross_entropy on full logits, fp32, forward and backward, N positions, V ids, C = 256: the width of a model
          trained on a CPU (the wider, the more the logits' second computation costs). MiB: peak above the inputs, gradients included.
 sandbox  trivial programs per second through data.sandbox.run.
@@ -26,6 +32,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -38,9 +45,10 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import data
+import elicit_rl
 import model as M
 import training
-from data import sandbox
+from data import coding, sandbox
 from data.batches import Example, collate, micro_batches, plan_epoch, round_up
 from data.passwords import PASSWORD, with_password
 from data.text import train_bpe
@@ -52,9 +60,10 @@ GPU_SIZES = {"350 M": M.ModelConfig(32768, 1024, 2816, 24, 16, 16, 64, 2048, tie
              "1 B": M.ModelConfig(128256, 2048, 8192, 16, 32, 8, 64, 2048, tie_word_embeddings=True)}
 rows, notes = [], []
 dtype_name = lambda dtype: str(dtype).removeprefix("torch.")
+precisions = lambda env: ["fp32", *["autocast", "bf16 weights"] * (env.dtype == torch.bfloat16)]  # that a peer may train in
 
 
-def seconds(fn) -> tuple[float, int | None]:
+def seconds(fn) -> tuple[float, object]:
     """Seconds that fn() took, the device's work included, and what it returned."""
     sync = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     sync()
@@ -150,10 +159,10 @@ def bench_train(args, env, size: str, config: M.ModelConfig) -> None:
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
         return partial(peer_pass, net, torch.compile(net, dynamic=False) if compiled else net, optimizer, shuffled, precision == "autocast")
 
-    precisions, variants = ["fp32", *["autocast", "bf16 weights"] * (env.dtype == torch.bfloat16)], {}
+    variants = {}
     with torch._inductor.config.patch(force_disable_caches=True):  # compile seconds are those of a first run
         for kind, net in nets.items():
-            variants[f"peer {kind}"] = fastest(f"train {size}, peer {kind}", {p: peer(p, kind == "compiled") for p in precisions})
+            variants[f"peer {kind}"] = fastest(f"train {size}, peer {kind}", {p: peer(p, kind == "compiled") for p in precisions(env)})
             run = partial(ours, net, training.make_optimizers(net, "adamw", 1e-4))
             variants[f"ours {kind}"] = fastest(f"train {size}, ours {kind}", {dtype_name(env.dtype): run})
     rates = in_turn(variants, args.repeats)
@@ -193,12 +202,99 @@ def sample_rows(args, env) -> None:
         net, tokenizer = ours_net(config, env), train_bpe((t for p in problems for t in (p.prompt, p.reference)), config.vocab_size)
         prompts = tokenizer.encode_prompts([p.prompt for p in problems])
         bench_sample(args, env, f"{size}, no EOS", net, None, prompts, 8 if args.quick else 48, partial(peer_net, net))
-    if not (Path(args.base) / "config.json").exists():
-        return notes.append(f"sample to EOS: skipped, {args.base} holds no checkpoint")
+    if not has_base(args, "sample to EOS"):
+        return
     net, tokenizer = M.load_model(args.base, env.device, env.dtype)
     prompts = tokenizer.encode_prompts([p.prompt for p in data.load("code", "validation", 32 if args.quick else 1000)])
     bench_sample(args, env, f"base, {len(prompts)} to EOS", net, tokenizer.eos_id, prompts, 16 if args.quick else 96,
                  lambda dtype: AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype).to(env.device))
+
+
+def has_base(args, section: str) -> bool:
+    present = (Path(args.base) / "config.json").exists()
+    if not present:
+        notes.append(f"{section}: skipped, {args.base} holds no checkpoint")
+    return present
+
+
+def dpo_rows(args, env) -> None:
+    try:
+        import trl
+        from datasets import Dataset
+    except ImportError:
+        return notes.append("dpo: skipped, TRL is not installed")
+    if not has_base(args, "dpo"):
+        return
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+
+    class DPOTrainer(trl.DPOTrainer):
+        def _prepare_dataset(self, dataset, *_):
+            return dataset  # ids already
+
+    net, tokenizer = M.load_model(args.base, env.device, env.dtype)
+    problems, method, cfg = data.load("code", "elicit", 32 if args.quick else 256), elicit_rl.METHODS["dpo"], elicit_rl.RLConfig(epochs=1)
+    answers, size = tokenizer.encode_completions([p.reference for p in problems]), method.batch // 2
+    prompts = tokenizer.encode_prompts([p.prompt for p in problems])
+    examples = [Example(prompt, ids) for i, prompt in enumerate(prompts) for ids in (answers[i], answers[i - 1])]  # rejected: another's answer
+    examples = elicit_rl.scored(net, examples, cfg, env)
+    lengths = [max(len(examples[i]), len(examples[i + 1])) for i in range(0, len(examples), 2)]
+    order = [i for step in plan_epoch(lengths, size, np.random.default_rng([cfg.seed, 12, 1, 0])) for i in step]  # that of update(..., number=1)
+    pairs = [{"prompt_ids": prompts[i], "chosen_ids": answers[i], "rejected_ids": answers[i - 1]} for i in order]
+    optimizers = training.make_optimizers(net, "adamw", 1e-4)
+    ours = lambda: seconds(lambda: elicit_rl.update(net, optimizers, examples, method, cfg, env, 1))[0]
+
+    def peer(batches: str, precision: str, out: str):
+        settings = trl.DPOConfig(out, use_cpu=env.device.type == "cpu", bf16=precision == "autocast", gradient_checkpointing=False, max_length=None,
+                                 precompute_ref_log_probs=True, per_device_train_batch_size=size, num_train_epochs=1, learning_rate=1e-4,
+                                 lr_scheduler_type="constant", train_sampling_strategy="random" if batches == "shuffled" else "sequential",
+                                 dataloader_pin_memory=False, logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True)
+        dtype = torch.bfloat16 if precision == "bf16 weights" else torch.float32
+        trainer = DPOTrainer(AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype), args=settings, train_dataset=Dataset.from_list(pairs),
+                             processing_class=AutoTokenizer.from_pretrained(args.base))
+        trainer.remove_callback(PrinterCallback)
+        logps = mean(trainer.train_dataset["ref_chosen_logps"]), mean(sum(e.logps) for e in examples[::2])
+        if abs(logps[0] / logps[1] - 1) > 0.01:
+            raise SystemExit(f"the models disagree before training, so no comparison: log-prob {logps[1]} here, {logps[0]} in TRL")
+        return lambda: trainer.train().metrics["train_runtime"]
+
+    for batches in ("same batches", "shuffled"):
+        with tempfile.TemporaryDirectory() as out:
+            theirs = fastest(f"dpo {batches}, peer", {p: peer(batches, p, out) for p in precisions(env)})
+            fastest(f"dpo {batches}, ours", {dtype_name(env.dtype): ours})
+            spent = [(ours(), theirs()) for _ in range(args.repeats)]
+        row(f"dpo, {batches}", "pairs/s", *([len(pairs) / s for s in side] for side in zip(*spent)))
+
+
+def round_rows(args, env) -> None:
+    if not has_base(args, "round"):
+        return
+    net, tokenizer = M.load_model(args.base, env.device, env.dtype)
+    cfg = elicit_rl.RLConfig(round=40, max_new_tokens=16) if args.quick else elicit_rl.RLConfig()
+    method, sampler, optimizers = elicit_rl.METHODS["expert_iteration"], M.Sampler(net, [tokenizer.eos_id]), training.make_optimizers(net, "adamw", 3e-4)
+    problems = elicit_rl.round_problems(data.load("code", "elicit"), 0, cfg.round, cfg.seed)
+    start, facts = {name: value.clone() for name, value in net.state_dict().items()}, {}
+
+    def one_round() -> dict[str, float]:
+        net.load_state_dict(start)
+        sampler.refresh()
+        coding._scores.clear()  # or the programs of the last round would not be run again
+        begin = time.perf_counter()
+        rolled, parts = elicit_rl.rollout(sampler, tokenizer, problems, 1, cfg, env, [13, 0], "sampling")
+        select, (examples, selected) = seconds(lambda: method.choose(rolled, cfg, np.random.default_rng(0)))
+        watched = [Example(prompt, samples[0].ids) for prompt, samples in zip(rolled.prompts[:128], rolled.samples)]
+        score = lambda: seconds(lambda: elicit_rl.scored(net, watched, cfg, env))[0]
+        before = score()
+        update = seconds(lambda: (elicit_rl.update(net, optimizers, examples, method, cfg, env, 1), sampler.refresh()))[0]
+        split = {"select": select, "score": before + score(), "update": update}
+        facts.update(selected, trained=len(examples), tokens=sum(len(samples[0].ids) for samples in rolled.samples))
+        return {"one round": time.perf_counter() - begin} | {name.removeprefix("s_"): value for name, value in parts.items()} | split
+
+    cold = one_round()["one round"]
+    rounds = [one_round() for _ in range(args.repeats)]
+    for part in rounds[0]:
+        row(f"expert iteration, {part}", "s", [split[part] for split in rounds])
+    notes.append(f"round: {cfg.round} samples of {facts['tokens']:,} tokens together, {facts['trained']} kept, {facts['kept_right']:.0%} of them right; "
+                 f"the first round took {cold:.1f} s")
 
 
 def loss_child(variant: str, N: int, V: int, C: int = 256) -> None:
@@ -275,13 +371,13 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         return loss_child(sys.argv[2], *map(int, sys.argv[3:]))
     each = lambda fn, sizes: lambda args, env: [fn(args, env, *item) for item in list(sizes.items())[: 1 if args.quick else None]]
-    sections = {"train": each(bench_train, SIZES), "sample": sample_rows, "loss": loss_rows, "sandbox": sandbox_rows,
-                "gpu": each(bench_gpu, GPU_SIZES)}
+    sections = {"train": each(bench_train, SIZES), "sample": sample_rows, "dpo": dpo_rows, "round": round_rows, "loss": loss_rows,
+                "sandbox": sandbox_rows, "gpu": each(bench_gpu, GPU_SIZES)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", default=["train", "sample", "loss", "sandbox"], help=", ".join(sections))
+    parser.add_argument("sections", nargs="*", default=["train", "sample", "dpo", "round", "loss", "sandbox"], help=", ".join(sections))
     parser.add_argument("--quick", action="store_true", help="tiny sizes: a smoke test")
     parser.add_argument("--repeats", type=int, default=0, help="alternations [5; quick: 2]")
-    parser.add_argument("--base", default=str(ROOT / "data/base/strong"), help="checkpoint of the to-EOS rows")
+    parser.add_argument("--base", default=str(ROOT / "data/base/strong"), help="checkpoint of the to-EOS, dpo and round rows")
     parser.add_argument("--json", metavar="FILE", help="also write header, rows and notes here")
     args = parser.parse_args()
     if unknown := set(args.sections) - set(sections):
@@ -296,8 +392,9 @@ def main() -> None:
         sections[section](args, env)
     name = re.search(r"model name\s*: (.*)|$", cpu.read_text() if cpu.exists() else "")[1] or "unknown CPU"
     name += f", {torch.cuda.get_device_name()}" if env.device.type == "cuda" else ""
-    header = (f"{name}, {torch.get_num_threads()} threads, load {load:.1f} at the start; torch {torch.__version__}, transformers "
-              f"{transformers.__version__}, {dtype_name(env.dtype)}; {time.strftime('%Y-%m-%d')}, commit "
+    peers = ", ".join(f"{module.__name__} {module.__version__}" for module in (transformers, sys.modules.get("trl")) if module)
+    header = (f"{name}, {torch.get_num_threads()} threads, load {load:.1f} at the start; torch {torch.__version__}, {peers}, "
+              f"{dtype_name(env.dtype)}; {time.strftime('%Y-%m-%d')}, commit "
               f"{training.describe(env)['commit'] or 'none'}{'; QUICK: too small to mean anything' if args.quick else ''}")
     number = lambda x: "" if x is None else f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
     ratio = lambda x: "{:.2f} [{:.2f}, {:.2f}]".format(*x) if x else ""

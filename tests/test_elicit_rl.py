@@ -1,6 +1,8 @@
 """The reward-only methods: losses against numbers worked by hand and naive references, selection, rollouts, pass@k."""
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ import torch.nn.functional as F
 import elicit_rl
 from data import Problem
 from data.batches import Example, collate, micro_batches
-from elicit_rl import METHODS, RLConfig, Rollout, dpo_loss, dpo_step, grpo_loss, grpo_step, pass_at_k, round_problems, scored
-from model import Sample, Sampler, completion_logps
+from elicit_rl import METHODS, RLConfig, Rollout, dpo_loss, dpo_step, grpo_loss, grpo_step, pass_at_k, round_problems, scored, sums_by_example
+from fixtures import make_trl
+from model import Model, ModelConfig, Sample, Sampler, completion_logps
 from training import Env, make_optimizers
 
 ALONE = Env(torch.device("cpu"), torch.float32, False)
@@ -106,6 +109,57 @@ def test_on_policy_grpo_gradient_is_the_policy_gradient(make_model, make_example
     (-sum(e.weight * naive_sequence_logp(model, e) for e in examples) / 10).backward()
     for grad, p in zip(ours, model.parameters()):
         torch.testing.assert_close(grad, p.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture
+def trl():
+    """What TRL computed (tests/fixtures/make_trl.py), the policy and the reference it computed it with, and the texts, chosen before rejected."""
+    stored = json.loads(make_trl.FILE.read_text())
+    policy, reference = (make_trl.with_weights(Model(ModelConfig(**stored["config"])), seed) for seed in (0, 1))
+    examples = [Example(pair["prompt_ids"], pair[key]) for pair in stored["pairs"] for key in ("chosen_ids", "rejected_ids")]
+    return stored, policy, reference, examples
+
+
+def same_as_trl(step, settings: RLConfig, policy: Model, reference: Model, batches: list, theirs: dict, units: int) -> dict:
+    """Loss and gradient of the batches together, divided by the units as train() does, equal TRL's; returns the metrics."""
+    total, metrics = 0.0, {}
+    for batch in batches:
+        loss, extra = step(settings, policy, batch)
+        (loss / units).backward()
+        total += loss.item() / units
+        metrics = {name: metrics.get(name, 0.0) + value.item() / units for name, value in extra.items()}
+    assert total == pytest.approx(theirs["loss"], abs=1e-5, rel=1e-5)
+    ours = make_trl.gradient_of(policy, reference)
+    assert ours.keys() == theirs["gradient"].keys()
+    for name, gradient in ours.items():
+        assert gradient == pytest.approx(theirs["gradient"][name], abs=1e-5, rel=1e-4), name
+    return metrics
+
+
+@pytest.mark.parametrize("micro_tokens, parts", [(10_000, 1), (64, 3)])
+def test_dpo_is_that_of_trl(trl, micro_tokens, parts):
+    stored, policy, reference, examples = trl
+    theirs = stored["dpo"]
+    examples = scored(reference, examples, cfg(), ALONE)
+    assert [sum(e.logps) for e in examples] == pytest.approx(theirs["reference"], abs=1e-4)
+    logps = sums_by_example(completion_logps(policy, collate(examples)), collate(examples)).detach()
+    assert logps.tolist() == pytest.approx(theirs["logps"], abs=1e-4)
+    batches = micro_batches(examples, micro_tokens, group=2)
+    assert len(batches) == parts
+    metrics = same_as_trl(dpo_step, cfg(beta=theirs["beta"]), policy, reference, batches, theirs, units=len(examples) // 2)
+    assert (metrics["margin"], metrics["accuracy"]) == pytest.approx((theirs["margin"], theirs["accuracy"]), abs=1e-4)
+    assert (metrics["chosen"], metrics["rejected"]) == pytest.approx((logps[0::2].mean().item(), logps[1::2].mean().item()), abs=1e-4)
+
+
+def test_grpo_is_the_dr_grpo_of_trl(trl):
+    stored, policy, reference, examples = trl
+    theirs = stored["grpo"]
+    for e, row in zip(scored(policy, examples, cfg(), ALONE), theirs["logps"]):
+        assert list(e.logps) == pytest.approx(row, abs=1e-4)
+    examples = [replace(e, logps=old, weight=advantage) for e, old, advantage in zip(examples, theirs["old"], theirs["advantages"])]
+    settings = cfg(clip_ratio=theirs["clip_ratio"], max_new_tokens=theirs["max_new_tokens"])
+    metrics = same_as_trl(grpo_step, settings, policy, reference, [collate(examples)], theirs, units=len(examples))
+    assert metrics["clipped"] == pytest.approx(theirs["clipped"], abs=1e-6) and theirs["clipped"] > 0.1
 
 
 # ---- what is trained on
