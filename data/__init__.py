@@ -34,12 +34,12 @@ class Problem:
     key: str  # the meaning of the problem, whatever its wording
 
 
-from data import coding  # noqa: E402  (below Problem, which the task modules import)
+from data import coding, critique, knowledge, mathematics  # noqa: E402  (below Problem, which the task modules import)
 
 # A task module has problems(seed), an endless stream of (key, build) where build(tests: bool, wording: int) gives the Problem,
 # or None where its tests would say too little; and grade(problems, completions) -> list[bool];
 # where success has degrees also score(problems, completions) -> list[float], 1.0 exactly where grade is True.
-TASKS = {"code": coding}
+TASKS = {"code": coding, "math": mathematics, "mmlu": knowledge, "critique": critique}
 SPLITS = {"corpus": None, "weak": 500, "lock": 4000, "elicit": 1200, "selection": 300, "validation": 1000}
 PATIENCE = 300_000  # draws without a new problem after which a split counts as exhausted
 
