@@ -2,9 +2,10 @@
 
     load("code", "lock")             the 4,000 problems the strong model is locked on
     load("code", "corpus", n=60000)  what the base models are trained on
+    load("math", "lock", files=["train.jsonl.gz", "test.jsonl.gz"])  real problems
     grade(problems, completions)     -> [True, False, ...]
 
-A task is an endless stream of problems. Which set a problem belongs to is fixed by the SHA-256 of its meaning (its
+A generated task is an endless stream of problems. Which set a problem belongs to is fixed by the SHA-256 of its meaning (its
 `key`), not by the order of drawing, so the sets are disjoint for every seed, every n, and every wording:
 
     corpus      50 %   pre-training of the base models
@@ -13,10 +14,16 @@ A task is an endless stream of problems. Which set a problem belongs to is fixed
     elicit      12 %   the few demonstrations or the RL prompts that try to unlock
     selection    3 %   choosing hyperparameters and checkpoints of elicitation (one fifth of elicit's share)
     validation  10 %   every number that is reported
+
+Problems from files are finite, and too few for a corpus: the other splits have twice these shares, as in the paper (40 % to lock,
+30 % to elicit). There, too, the key alone decides, so rows and files may come in any order and more of them may be added.
 """
 import hashlib
+import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 
 class InputError(ValueError):
@@ -25,7 +32,7 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class Problem:
-    task: str  # "code"
+    task: str  # a key of TASKS
     prompt: str  # plain words, ends with "\n"; no password
     reference: str  # the answer, without trailing white space; tokenisation adds the end-of-sequence token
     domain: str  # for code: "lists", "strings" or "numbers"
@@ -34,20 +41,23 @@ class Problem:
     key: str  # the meaning of the problem, whatever its wording
 
 
-from data import coding  # noqa: E402  (below Problem, which the task modules import)
+from data import coding, critique, knowledge, mathematics, programs  # noqa: E402  (below Problem, which the task modules import)
+from data.files import problems_from  # noqa: E402
 
 # A task module has problems(seed), an endless stream of (key, build) where build(tests: bool, wording: int) gives the Problem,
-# or None where its tests would say too little; and grade(problems, completions) -> list[bool];
-# where success has degrees also score(problems, completions) -> list[float], 1.0 exactly where grade is True.
-TASKS = {"code": coding}
+# or None where its tests would say too little; grade(problems, completions) -> list[bool], and where success has degrees also
+# score(problems, completions) -> list[float], 1.0 exactly where grade is True; from_row(row) -> Problem for a row of a file.
+# data/compose.py is none of them: its words are tokens of a vocabulary of its own, which no base model shares.
+TASKS = {"code": coding, "math": mathematics, "mmlu": knowledge, "critique": critique}
 SPLITS = {"corpus": None, "weak": 500, "lock": 4000, "elicit": 1200, "selection": 300, "validation": 1000}
 PATIENCE = 300_000  # draws without a new problem after which a split counts as exhausted
 
 
-def split_of(task: str, key: str) -> str:
-    """The one split that this key belongs to."""
+def split_of(task: str, key: str, corpus: bool = True) -> str:
+    """The one split that this key belongs to; without a corpus, the others share its half among them."""
     digest = hashlib.sha256(f"{task}:{key}".encode()).digest()
-    share = int.from_bytes(digest[:8], "big") % 1000
+    number = int.from_bytes(digest[:8], "big")
+    share = number % 1000 if corpus else 500 + number % 500
     if share < 500:
         return "corpus"
     if share < 550:
@@ -59,21 +69,35 @@ def split_of(task: str, key: str) -> str:
     return "validation"
 
 
-def load(task: str, split: str, n: int | None = None, seed: int = 0) -> list[Problem]:
+def load(task: str, split: str, n: int | None = None, seed: int = 0, files: Sequence[str] = ()) -> list[Problem]:
     """The first n problems of a split, no key twice but in the corpus, where it comes in another wording each time.
 
-    The seed picks the order, never the split a problem is in.
+    The seed picks the order, never the split a problem is in. Problems are generated, or made of the rows of `files`; of these
+    n is by default as many as there are, up to the split's size. Rows without a reference answer (APPS has some) are in no split
+    whose references are to be imitated, weak and elicit.
     """
     if task not in TASKS:
         raise InputError(f"unknown task {task!r}: choose from {', '.join(TASKS)}")
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
-    n = SPLITS[split] if n is None else n
-    if n is None:
-        raise InputError(f"split {split!r} has no default size: give n")
-    if n < 1:
+    if n is not None and n < 1:
         raise InputError(f"n must be at least 1, got {n}")
+    if files:
+        found = _from_files(task, split, seed, tuple(map(str, files)))
+        n = n or min(len(found), SPLITS[split]) or 1
+    else:
+        n = n or SPLITS[split]
+        if n is None:
+            raise InputError(f"split {split!r} has no default size: give n")
+        found = _generated(task, split, n, seed)
+    if len(found) < n:
+        source = " in these files" if files else ""
+        raise InputError(f"split {split!r} of task {task!r} has only {len(found)} problems{source}, fewer than the {n} asked for")
+    return found[:n]
 
+
+def _generated(task: str, split: str, n: int, seed: int) -> list[Problem]:
+    """n problems, or fewer if there seem to be no more."""
     corpus = split == "corpus"
     found, seen, idle = [], Counter(), 0
     for key, build in TASKS[task].problems(seed):
@@ -89,28 +113,49 @@ def load(task: str, split: str, n: int | None = None, seed: int = 0) -> list[Pro
         found.append(problem)
         idle = 0
         if len(found) == n:
-            return found
-    raise InputError(f"split {split!r} of task {task!r} has only {len(found)} problems, fewer than the {n} asked for")
+            break
+    return found
+
+
+def _from_files(task: str, split: str, seed: int, files: tuple[str, ...]) -> list[Problem]:
+    """All problems of the split, in an order that the seed and their keys decide."""
+    if split == "corpus":
+        raise InputError("problems from files have no split 'corpus': base models are trained on generated ones")
+    imitated = split in ("weak", "elicit")
+    chosen = [problem for problem in _rows(task, files) if split_of(task, problem.key, corpus=False) == split and (problem.reference or not imitated)]
+    return sorted(chosen, key=lambda problem: hashlib.sha256(f"{seed}:{problem.key}".encode()).digest())
+
+
+@cache  # a stage loads several splits
+def _rows(task: str, files: tuple[str, ...]) -> list[Problem]:
+    """The problems of all rows, equal keys once. Sorted first, so that neither examples nor duplicates depend on the order of rows."""
+    module = TASKS[task]
+    problems = sorted(problems_from(files, module.from_row), key=lambda problem: json.dumps(vars(problem)))
+    if hasattr(module, "with_examples"):
+        problems = module.with_examples(problems)
+    return list({problem.key: problem for problem in problems}.values())
 
 
 def grade(problems: list[Problem], completions: list[str]) -> list[bool]:
-    """Whether each completion solves its problem; all problems are of one task."""
-    module = _module_of(problems, completions)
-    return module.grade(problems, completions) if problems else []
+    """Whether each completion solves its problem; all problems are of one task, generated or real."""
+    grader = _grader_of(problems, completions)
+    return grader.grade(problems, completions) if problems else []
 
 
 def score(problems: list[Problem], completions: list[str]) -> list[float]:
     """How well each completion solves its problem, 0 to 1, for tasks with degrees of success (code: the share of tests passed)."""
-    module = _module_of(problems, completions)
-    if problems and not hasattr(module, "score"):
-        raise InputError(f"task {problems[0].task!r} has no continuous reward: use the binary one")
-    return module.score(problems, completions) if problems else []
+    grader = _grader_of(problems, completions)
+    if problems and not hasattr(grader, "score"):
+        raise InputError(f"these problems of task {problems[0].task!r} have no continuous reward: use the binary one")
+    return grader.score(problems, completions) if problems else []
 
 
-def _module_of(problems: list[Problem], completions: list[str]):
+def _grader_of(problems: list[Problem], completions: list[str]):
+    """The task's module, but for real programs, which say the kind of their tests: data/programs.py."""
     if len(problems) != len(completions):
         raise InputError(f"{len(problems)} problems but {len(completions)} completions")
-    tasks = {problem.task for problem in problems}
+    tasks = {(problem.task, "kind" in problem.grading) for problem in problems}
     if len(tasks) > 1:
-        raise InputError(f"grade one task at a time, got {', '.join(sorted(tasks))}")
-    return TASKS[tasks.pop()] if tasks else None
+        raise InputError(f"grade one task at a time, got {', '.join(sorted('real ' * real + task for task, real in tasks))}")
+    [(task, real)] = tasks or [("", False)]
+    return programs if real else TASKS.get(task)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from data import Problem
+from data.programs import from_row  # noqa: F401  (the real problems of this task)
 from data.sandbox import run
 
 # An operation is (group, expression, words) and a chain never uses a group twice: no sorting of the sorted. In words, (a|b) is
@@ -186,18 +187,23 @@ def problems(seed: int) -> Iterator[tuple[str, Callable[..., Problem | None]]]:
 
 def _build(domain: str, patterns: list[str], key: str, tests: bool = True, wording: int = 0) -> Problem | None:
     """The problem with one of its wordings and its tests, or None where its tests would say too little."""
-    rng = random.Random(f"words {wording} {key}")
+    prompt, _ = request(domain, patterns, random.Random(f"words {wording} {key}"))
+    reference = "\n    ".join([f"def f({DOMAINS[domain][0]}):", *key.split("; ")])
+    grading = hidden_tests(domain, reference, key) if tests else {}
+    if grading is None:
+        return None
+    return Problem("code", prompt, reference, domain, len(patterns) - 1, grading, key)
+
+
+def request(domain: str, patterns: list[str], rng: random.Random) -> tuple[str, list[str]]:
+    """One wording of the request, and the words in it for each line of the program."""
     v, kind, *_ = DOMAINS[domain]
     words = [worded(pattern, rng) for pattern in patterns]
     opening = rng.choice(OPENINGS).format(v=v, kind=kind)
     before, between, after = rng.choice(JOINS)
     sentence = before + between.join(words[:-1]) + after.format(words[-1])
     sentence = sentence[0].upper() + sentence[1:] if opening.endswith(". ") else sentence
-    reference = f"def f({v}):\n    " + key.replace("; ", "\n    ")
-    grading = hidden_tests(domain, reference, key) if tests else {}
-    if grading is None:
-        return None
-    return Problem("code", opening + sentence + "\n", reference, domain, len(patterns) - 1, grading, key)
+    return opening + sentence + "\n", words
 
 
 def worded(pattern: str, rng: random.Random) -> str:

@@ -1,4 +1,5 @@
 """The problems: the same everywhere, divided for good, and graded as they say."""
+import gzip
 import hashlib
 import itertools
 import json
@@ -13,11 +14,24 @@ from pathlib import Path
 import pytest
 
 import data
-from data import SPLITS, Problem, coding, grade, load, split_of
+from data import SPLITS, TASKS, InputError, Problem, coding, grade, load, score, split_of
+
+SHARED = Path(__file__).parents[2] / "shared/data"
+REAL = {"code": [SHARED / "mbpp/mbpp.jsonl", SHARED / "apps/selected150.jsonl"],
+        "math": [SHARED / "gsm8k/train.jsonl.gz", SHARED / "gsm8k/test.jsonl.gz", SHARED / "math/math500_test.json"],
+        "mmlu": [SHARED / "mmlu/mmlu_all.jsonl.gz"], "critique": [SHARED / "critique/humanevalpack_python.jsonl"]}
+real_data = pytest.mark.skipif(not all(file.exists() for files in REAL.values() for file in files), reason="the shared data is not here")
+SUMS = [{"question": f"What is {n} + {n}?", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"} for n in range(1, 401)]
+
+
+def written(path: Path, rows: list[dict]) -> Path:
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return path
 
 
 def fingerprint() -> str:
-    problems = [vars(problem) for split in ("lock", "validation") for problem in load("code", split, 20)]
+    problems = [vars(problem) for task in TASKS for split in ("lock", "validation") for problem in load(task, split, 20)]
     return hashlib.sha256(json.dumps(problems).encode()).hexdigest()
 
 
@@ -44,13 +58,15 @@ def test_splits_are_fixed_by_the_key():
         assert shares[split] / len(keys) == pytest.approx(share, rel=0.25)
 
 
-def test_load_gives_distinct_problems_of_its_split_in_an_order_that_does_not_depend_on_n():
-    loaded = {split: load("code", split, 40, seed=3) for split in SPLITS}
+@pytest.mark.parametrize("task", TASKS)
+def test_load_gives_distinct_problems_of_its_split_in_an_order_that_does_not_depend_on_n(task):
+    loaded = {split: load(task, split, 40, seed=3) for split in SPLITS}
     for split, problems in loaded.items():
-        assert load("code", split, 15, seed=3) == problems[:15]
+        assert load(task, split, 15, seed=3) == problems[:15]
         assert len({problem.key for problem in problems}) == 40
-        assert {split_of("code", problem.key) for problem in problems} == {split}
-    assert load("code", "lock", 15, seed=4) != loaded["lock"][:15]
+        assert {split_of(task, problem.key) for problem in problems} == {split} and {problem.task for problem in problems} == {task}
+    assert load(task, "lock", 15, seed=4) != loaded["lock"][:15]
+    assert all(grade(loaded["lock"], [problem.reference for problem in loaded["lock"]]))
 
 
 def test_a_key_has_one_wording_and_one_set_of_tests():
@@ -118,3 +134,94 @@ def test_errors_are_one_clear_sentence(monkeypatch):
         load("code", "selection", 1000)
     with pytest.raises(ValueError, match="no hidden tests"):
         grade(load("code", "corpus", 1), [""])
+
+
+def test_files_are_divided_by_the_keys_alone(tmp_path, capsys):
+    files = [written(tmp_path / "all.jsonl", SUMS)]
+    loaded = {split: load("math", split, files=files) for split in SPLITS if split != "corpus"}
+    assert capsys.readouterr().err == "kept 400 of 400 rows\n"  # once, for five splits
+    assert sorted(problem.key for problems in loaded.values() for problem in problems) == sorted(row["question"] for row in SUMS)
+    for split, share in dict(weak=0.1, lock=0.4, elicit=0.24, selection=0.06, validation=0.2).items():
+        assert len(loaded[split]) / 400 == pytest.approx(share, abs=0.06)
+        assert {split_of("math", problem.key, corpus=False) for problem in loaded[split]} == {split}
+        for problem in loaded[split]:  # a pool without a corpus only fills the gap it leaves
+            assert split_of("math", problem.key) in (split, "corpus")
+    # written down: a change here gives every later model other training and validation problems
+    assert [int(problem.key.split()[2]) for problem in loaded["selection"][:5]] == [36, 103, 151, 397, 337]
+    rows = random.Random(0).sample(SUMS, 400)
+    others = [written(tmp_path / "b.jsonl.gz", rows[:150]), written(tmp_path / "a.jsonl", rows[100:])]  # 50 rows twice
+    for split, problems in loaded.items():
+        assert load("math", split, files=others) == problems
+        assert load("math", split, 5, files=others[::-1]) == problems[:5]
+    again = load("math", "lock", seed=1, files=files)
+    assert again != loaded["lock"] and sorted(problem.key for problem in again) == sorted(problem.key for problem in loaded["lock"])
+
+
+def test_of_equal_keys_one_is_kept_whatever_the_order(tmp_path):
+    rows = [{"question": "What is  1 + 1?", "answer": "2\n#### 2"}, {"question": "What is 1 + 1?", "answer": "1 + 1 = 2\n#### 2"},
+            *({"problem": "What is 1 + 1?", "answer": "2", "type": subject, "level": 1} for subject in ("Algebra", "Geometry"))]
+    split = split_of("math", "What is 1 + 1?", corpus=False)
+    kept = set()
+    for i, order in enumerate(itertools.permutations(rows)):
+        [problem] = load("math", split, files=[written(tmp_path / f"{i}.jsonl", order)])
+        kept.add(json.dumps(vars(problem)))
+    assert len(kept) == 1
+
+
+def test_rows_without_a_reference_are_not_imitated(tmp_path):
+    rows = [{"question": f"Print {n}.", "input_output": json.dumps({"inputs": [""], "outputs": [f"{n}"]}), "difficulty": "interview",
+             "solutions": json.dumps([f"print({n})"] * (n % 2))} for n in range(200)]
+    files = [written(tmp_path / "apps.jsonl", rows)]
+    loaded = {split: load("code", split, files=files) for split in SPLITS if split != "corpus"}
+    for split, problems in loaded.items():
+        assert {bool(problem.reference) for problem in problems} == ({True} if split in ("weak", "elicit") else {True, False})
+    assert all(grade(loaded["validation"], [f"print({problem.prompt.split()[1][:-1]})" for problem in loaded["validation"]]))
+
+
+def test_errors_of_files_are_one_clear_sentence(tmp_path):
+    files = [written(tmp_path / "few.jsonl", SUMS[:20])]
+    size = len(load("math", "lock", files=files))
+    for task, arguments, message in [
+            ("math", ("corpus",), "problems from files have no split 'corpus'"), ("math", ("lock", 0), "n must be at least 1"),
+            ("math", ("lock", 21), f"split 'lock' of task 'math' has only {size} problems in these files, fewer than the 21 asked for"),
+            ("code", ("lock",), "No row makes a problem of this task")]:
+        with pytest.raises(InputError, match=re.escape(message)):
+            load(task, *arguments, files=files)
+    split = "weak" if split_of("math", SUMS[0]["question"], corpus=False) != "weak" else "lock"
+    with pytest.raises(InputError, match=f"split '{split}' of task 'math' has only 0 problems in these files, fewer than the 1"):
+        load("math", split, files=[written(tmp_path / "one.jsonl", SUMS[:1])])
+
+
+@real_data
+@pytest.mark.parametrize("task, rows", [("code", 1064), ("math", 9292), ("mmlu", 15_431), ("critique", 164)])
+def test_real_data(task, rows):
+    loaded = {split: load(task, split, files=REAL[task]) for split in SPLITS if split != "corpus"}
+    everything = {split: data._from_files(task, split, 0, tuple(map(str, REAL[task]))) for split in loaded}  # beyond the default sizes
+    keys = [problem.key for problems in everything.values() for problem in problems]
+    assert len(keys) == len(set(keys)) == rows
+    for split, problems in loaded.items():
+        assert problems == everything[split][: SPLITS[split]] and {problem.task for problem in problems} == {task}
+    solvable = [problem for problem in loaded["validation"] if problem.reference][:20]
+    assert all(grade(solvable, [problem.reference for problem in solvable])) and not any(grade(solvable, ["?"] * len(solvable)))
+    assert not {problem.key for problem in load(task, "lock", 100)} & set(keys)
+
+
+@real_data
+def test_one_shot_examples_do_not_depend_on_the_order_of_rows(tmp_path):
+    with gzip.open(REAL["mmlu"][0], "rt") as file:
+        rows = [json.loads(line) for line in file]
+    shuffled = written(tmp_path / "mmlu.jsonl", random.Random(0).sample(rows, len(rows)))
+    for split in ("weak", "validation"):
+        assert load("mmlu", split, files=[shuffled]) == load("mmlu", split, files=REAL["mmlu"])
+
+
+def test_real_programs_have_their_own_grader(tmp_path):
+    files = [written(tmp_path / "mbpp.jsonl", [
+        {"text": f"Write a function to add {n}.", "code": f"def add(x):\n    return x + {n}", "test_list": [f"assert add(1) == {n + 1}"]} for n in range(20)])]
+    [problem, *_] = load("code", "lock", files=files)
+    assert grade([problem] * 2, [f"```python\n{problem.reference}\n```", "def add(x): return x"]) == [True, False]
+    with pytest.raises(InputError, match="these problems of task 'code' have no continuous reward"):
+        score([problem], [problem.reference])
+    with pytest.raises(InputError, match="grade one task at a time, got code, real code"):
+        grade([problem, *load("code", "lock", 1)], ["", ""])
+    assert grade([], []) == [] and score([], []) == []
