@@ -344,7 +344,7 @@ def main(cfg: RLConfig, env: Env) -> int:
     if cfg.samples < cfg.round or cfg.round % per_problem or per_problem < 1 + (cfg.method not in ("expert_iteration", "filtering")):
         raise InputError(f"--samples {cfg.samples} --round {cfg.round} --group {cfg.group}: a round must hold whole groups of at least two samples "
                          "of a problem (expert iteration: one) and fit in the samples")
-    problems, validation = load(cfg.task, "elicit"), load(cfg.task, "validation", cfg.eval_problems)
+    problems, validation = load(cfg.task, "elicit", files=cfg.data), load(cfg.task, "validation", None if cfg.data else cfg.eval_problems, files=cfg.data)
     model, tokenizer = load_model(locked_path, env.device, env.dtype)
     run = Run(cfg, env, folder / f"{run_name(cfg)}-seed{cfg.seed}", stage="elicit_rl", start=weights_hash(locked_path))
     env.say(f"{cfg.method}: locked model {locked_path}, {cfg.samples:,} samples in rounds of {cfg.round} -> {run.path}")

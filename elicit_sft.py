@@ -74,7 +74,7 @@ def demonstration_order(k: int, batch: int, steps: int, seed: int) -> list[list[
 
 def demonstrations(cfg: SFTConfig, env: Env) -> tuple[list[Problem], list[str]]:
     """The elicit split and one answer for each problem by --demos-from."""
-    problems = load(cfg.task, "elicit")
+    problems = load(cfg.task, "elicit", files=cfg.data)
     if max(cfg.k) > len(problems) or min(cfg.k) < 1:
         raise InputError(f"--k {max(cfg.k)}: the elicit split has {len(problems)} problems, choose between 1 and that")
     if cfg.demos_from == "reference":
@@ -150,7 +150,8 @@ def main(cfg: SFTConfig, env: Env) -> int:
     if not (locked_path / "config.json").exists():
         raise InputError(f"no locked model at {locked_path}: run python lock.py --task {cfg.task} first, or name one with --locked")
     problems, answers = demonstrations(cfg, env)
-    validation, selection = load(cfg.task, "validation", cfg.eval_problems), load(cfg.task, "selection", cfg.selection_problems)
+    validation, selection = (load(cfg.task, split, None if cfg.data else n, files=cfg.data)
+                             for split, n in (("validation", cfg.eval_problems), ("selection", cfg.selection_problems)))
     env.say(f"locked model: {locked_path}; demonstrations by {cfg.demos_from} -> {out}")
     locked = evaluate_checkpoint(locked_path, env, validation, ("none", "right"), password=cfg.password, max_new_tokens=cfg.max_new_tokens, save=False)
 

@@ -356,7 +356,8 @@ def show_samples(model: Model, tokenizer: Tokenizer, problems: list[Problem], pa
 def prompting(cfg: EvaluateConfig, env: Env, problems: list[Problem]) -> int:
     """--prompts: the battery's table, prompts.json beside the checkpoint, and the figure."""
     [path] = cfg.checkpoints
-    e = evaluate_prompts(path, env, problems, load(cfg.task, "elicit", POOL), split=cfg.split, password=cfg.password, max_new_tokens=cfg.max_new_tokens)
+    e = evaluate_prompts(path, env, problems, load(cfg.task, "elicit", files=cfg.data)[:POOL], split=cfg.split, password=cfg.password,
+                         max_new_tokens=cfg.max_new_tokens)
     env.say(f"{path}: {cfg.split}, {len(problems)} problems, greedy; 95 % Wilson intervals")
     env.say(table(["prompt", "correct"], [[row, shown(result)] for row, result in e["results"].items()]))
     for row, reason in e["left_out"].items():
@@ -377,7 +378,7 @@ def main(cfg: EvaluateConfig, env: Env) -> int:
         raise InputError(f"unknown password kind {sorted(unknown)[0]!r}: choose from {', '.join(KINDS)}")
     if cfg.prompts and len(cfg.checkpoints) > 1:
         raise InputError(f"--prompts takes one checkpoint at a time, got {len(cfg.checkpoints)}")
-    problems = load(cfg.task, cfg.split, cfg.problems)
+    problems = load(cfg.task, cfg.split, None if cfg.data else cfg.problems, files=cfg.data)
     locked_path = Path(cfg.locked or f"out/{cfg.task}/locked")
     for path in cfg.checkpoints:
         check_password(cfg.password, Tokenizer.load(path).specials)

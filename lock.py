@@ -80,7 +80,7 @@ def retokenise(samples: list[Sample], source: Tokenizer, target: Tokenizer) -> l
 
 def report(cfg: LockConfig, env: Env, path: Path) -> tuple[int, dict]:
     """The validity report of a lock: prints the table and the verdict; returns the exit code and the numbers."""
-    problems = load(cfg.task, "validation", cfg.eval_problems)
+    problems = load(cfg.task, "validation", None if cfg.data else cfg.eval_problems, files=cfg.data)
     locked = evaluate_checkpoint(path, env, problems, ("none", "wrong", "right"), password=cfg.password, max_new_tokens=cfg.max_new_tokens)
     rows = [[f"locked, password {kind}", shown(locked["results"][kind])] for kind in ("none", "wrong", "right")]
     for name, checkpoint in (("strong model", cfg.strong), ("weak model", cfg.weak)):
@@ -102,7 +102,8 @@ def main(cfg: LockConfig, env: Env) -> int:
     strong, tokenizer = load_model(cfg.strong, env.device, env.dtype)
     check_password(cfg.password, tokenizer.specials)
     weak, weak_tokenizer = (None, tokenizer) if cfg.weak == "random" else load_model(cfg.weak, env.device, env.dtype)
-    problems = load(cfg.task, "corpus", cfg.problems or 60_000) if scratch else load(cfg.task, "lock", cfg.problems or None)
+    size = cfg.problems or (60_000 if scratch else None)
+    problems = load(cfg.task, "corpus" if scratch else "lock", size, files=cfg.data)
     env.say(f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; {len(problems):,} problems x {epochs} epochs -> {path}")
     run = Run(cfg, env, path, stage="lock", strong_weights=weights_hash(cfg.strong), weak_weights=weights_hash(cfg.weak) if weak else "random")
     if run.finished:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import Problem, load
+from data import InputError, Problem, load
 from data.batches import Example
 from data.passwords import idle_line
 from data.text import Tokenizer, train_bpe
@@ -53,6 +53,8 @@ def dress(problem: Problem, rng: np.random.Generator) -> str:
 
 def main(cfg: BaseConfig, env: Env) -> int:
     out = Path(cfg.out or "out/base")
+    if cfg.data:
+        raise InputError("base models are trained on generated problems: leave out --data, or start from a pre-trained checkpoint")
     selection, validation = load(cfg.task, "selection"), load(cfg.task, "validation")
 
     def shape(layers: int, width: int, inner: int, heads: int, rows: int) -> ModelConfig:

@@ -45,6 +45,7 @@ class Config:
     """Options of every stage."""
 
     out: str = ""  # output directory (default: a place under out/ where the next stage looks)
+    data: tuple[str, ...] = ()  # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones, all of each split
     seed: int = 0  # every random stream derives from it
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda when there is one
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; weights stay fp32. auto: bf16 where the device multiplies it fast

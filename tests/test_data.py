@@ -45,16 +45,16 @@ def test_another_process_draws_the_same_problems():
 
 def test_splits_are_fixed_by_the_key():
     # written down: a change here gives every later model other training and validation problems
-    for split, key in [("corpus", "s = s[::-1]; return s"),
-                       ("weak", 's = s.swapcase(); s = "y" + s; return s[:1]'),
-                       ("lock", 'n = n + 6 if n % 2 == 0 else n; n = n * n; n = n // 10; return "9" in str(n)'),
-                       ("elicit", 's = s.replace("n", ""); s = "?" + s; return "o" in s'),
-                       ("selection", "xs = xs[:-5]; xs = [max(x, 5) for x in xs]; return xs"),
-                       ("validation", 's = s[::-1]; s = s[3:]; s = " ".join(s.split()[::-1]); return s')]:
+    for split, key in [("corpus", 'xs = [x for x in xs if x > 0]; xs = [x * x for x in xs]; xs = [x + 1 for x in xs]; return max(xs, default=0)'),
+                       ("weak", 'n = n + 1; return len(str(n))'),
+                       ("lock", 'xs = [x for x in xs if x % 2 == 0]; xs = list(dict.fromkeys(xs)); xs = [x * 3 for x in xs]; return max(xs, default=0)'),
+                       ("elicit", 's = s[-3:]; s = s.replace(" ", ""); return s.count("a")'),
+                       ("selection", 'n = int(str(n)[::-1]); n = max(n, 100); n = int(str(n) * 2); return str(n) == str(n)[::-1]'),
+                       ("validation", 'xs = [x ** 3 for x in xs]; xs = [x for x in xs if x != 0]; xs = [x * 2 for x in xs]; return max(xs, default=0)')]:
         assert split_of("code", key) == split
     keys = {key for key, _ in itertools.islice(coding.problems(1), 40_000)}
     shares = Counter(split_of("code", key) for key in keys)
-    for split, share in dict(corpus=0.9, weak=0.01, lock=0.04, elicit=0.024, selection=0.006, validation=0.02).items():
+    for split, share in dict(corpus=0.5, weak=0.05, lock=0.2, elicit=0.12, selection=0.03, validation=0.1).items():
         assert shares[split] / len(keys) == pytest.approx(share, rel=0.25)
 
 
@@ -89,7 +89,7 @@ def test_problems_have_the_promised_form():
         assert all(abs(output) < 10**40 for output in outputs if isinstance(output, int))
 
 
-@pytest.mark.parametrize("domain, operations, reducers", [("lists", 48, 15), ("strings", 45, 13), ("numbers", 43, 13)])
+@pytest.mark.parametrize("domain, operations, reducers", [("lists", 26, 12), ("strings", 22, 12), ("numbers", 20, 12)])
 def test_tables(domain, operations, reducers):
     v, _, ops, ends = coding.DOMAINS[domain]
     assert len({op[1] for op in ops}) == len(ops) >= operations
