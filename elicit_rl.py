@@ -383,6 +383,9 @@ def main(cfg: RLConfig, env: Env) -> int:
     sampler.refresh()
     history = [json.loads(row) for row in (run.path / "log.jsonl").read_text().splitlines()] if start else []
     points = [{k: row[k] for k in ("samples", "correct")} for row in history if row["kind"] == "eval"]
+    file = run.path / "samples.jsonl"
+    if env.main and file.exists():  # rounds after the saved one will be written again
+        file.write_text("".join(line + "\n" for line in file.read_text().splitlines() if json.loads(line)["round"] <= start))
     idle, stopped = 0, ""
     for row in history:
         idle = 0 if row.get("signal") else idle + (row["kind"] == "train")
@@ -408,9 +411,10 @@ def main(cfg: RLConfig, env: Env) -> int:
         rng = np.random.default_rng([cfg.seed, 15, number])
         if cfg.method == "dpo":
             rolled, examples, facts, seconds = frozen[number]
+            reward = float(rolled.rewards.mean())
         else:
             rolled, seconds = draw(number, writer) if cfg.method == "filtering" else draw(number)
-            clock = time.time()
+            clock, reward = time.time(), float(rolled.rewards.mean())
             if cfg.kl:
                 penalise(rolled, anchor, cfg, env)
             examples, facts = method.choose(rolled, cfg, rng)
@@ -430,7 +434,7 @@ def main(cfg: RLConfig, env: Env) -> int:
         after = scored(model, watched, cfg, env)
         texts = [text for row in rolled.texts for text in row]
         tokens = sum(len(s.ids) for _, s in flat)
-        facts |= {"samples": (number + 1) * cfg.round, "reward": float(rolled.rewards.mean()), **metrics, "length": tokens / len(flat),
+        facts |= {"samples": (number + 1) * cfg.round, "reward": reward, **metrics, "length": tokens / len(flat),
                   "truncated": float(np.mean([s.truncated for _, s in flat])), "duplicates": 1 - len(set(texts)) / len(texts), **seconds}
         if own:
             facts |= {"kl": float(np.mean([np.sum(b.logps) - np.sum(a.logps) for b, a in zip(before, after)])),
@@ -438,7 +442,7 @@ def main(cfg: RLConfig, env: Env) -> int:
                       "logp_gap": max(float(np.abs(np.subtract(w.logps, b.logps)).max()) for w, b in zip(watched, before))}
         run.log("train", step=number + 1, **facts)
         if env.main:
-            with open(run.path / "samples.jsonl", "a") as f:
+            with open(file, "a") as f:
                 for problem, row, rewards in list(zip(rolled.problems, rolled.texts, rolled.rewards))[:2]:
                     f.write(json.dumps({"round": number + 1, "prompt": problem.prompt, "completions": row, "rewards": rewards.tolist()}) + "\n")
         idle = 0 if facts["signal"] else idle + 1
