@@ -319,7 +319,7 @@ def plot_curves(curves: dict[str, dict[int, np.ndarray]], lines: dict[str, float
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    fig, ax = plt.subplots(figsize=(6.4, 4.2))
+    fig, ax = plt.subplots(figsize=(6.4, 4.6))
     for (name, points), colour in zip(curves.items(), ("tab:blue", "tab:gray", "tab:purple", "tab:olive", "tab:cyan", "tab:pink")):
         x = sorted(points)
         values = [points[k] for k in x]
@@ -333,7 +333,7 @@ def plot_curves(curves: dict[str, dict[int, np.ndarray]], lines: dict[str, float
         ax.set_xticks(ticks, [f"{k:,}" for k in ticks])
         ax.minorticks_off()
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=8, loc="best", framealpha=0.6)
+    ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3, frameon=False)  # below: curves go everywhere
     fig.tight_layout()
     fig.savefig(file, dpi=120)
     plt.close(fig)

@@ -401,7 +401,8 @@ class Run:
             raise InputError(f"{self.path} is a file: choose another --out")
         if file.exists() and not cfg.overwrite:
             old = {"settings": {}} | read_json(file)
-            differing = [k for k in settings if old["settings"].get(k) != settings[k]]
+            defaults = json.loads(json.dumps(asdict(type(cfg)())))  # an option that the old run did not have yet
+            differing = [k for k in settings if old["settings"].get(k, defaults.get(k)) != settings[k]]
             if differing:
                 shown = ", ".join(f"{k}: {old['settings'].get(k)} there, {settings[k]} here" for k in differing[:3])
                 raise InputError(f"{self.path} holds a run with other settings ({shown}): choose another --out, or --overwrite to replace it")
