@@ -399,7 +399,8 @@ def main(cfg: RLConfig, env: Env) -> int:
         return correct
 
     if not start:
-        probe, _ = rollout(sampler, tokenizer, round_problems(problems, 0, 64, cfg.seed), 16, cfg, env, [14, 0], "pass@k of the initial policy")
+        some = round_problems(problems, 0, max(1, cfg.round // 10), cfg.seed)
+        probe, _ = rollout(sampler, tokenizer, some, 16, cfg, env, [14, 0], "pass@k of the initial policy")
         at = {f"pass_at_{k}": pass_at_k(probe.rewards == 1, k) for k in (1, 4, 16)}
         run.log("probe", step=0, **at)
         env.say("initial policy: " + ", ".join(f"{name} {value:.1%}" for name, value in at.items()))
