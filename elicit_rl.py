@@ -13,7 +13,7 @@ trained on, and a loss:
 
     python elicit_rl.py --method expert_iteration        # task code, out/code/locked -> out/code/rl/expert_iteration-seed0
     torchrun elicit_rl.py --method dpo                   # any number of ranks: the same samples, the same losses
-    python elicit_rl.py --method iterated_dpo --warm-start 16   # after SFT on 16 demonstrations of an intermediate model (B.3.3)
+    python elicit_rl.py --method iterated_dpo --warm-start 16 --warm-from DIR   # first SFT on 16 demonstrations of another model (B.3.3)
 
 Writes the checkpoint, run.json, log.jsonl, samples.jsonl, evaluation.json, curve.json, and the figure out/<task>/rl/rl.png over all
 runs beside it. Stops with exit code 3 where three rounds running gave no signal. Logged for each round:
@@ -71,7 +71,7 @@ class RLConfig(Config):
     clip_ratio: float = 0.2  # of GRPO: a token whose probability changed by more adds no gradient
     kl: float = 0.0  # of GRPO: weight of the KL penalty towards the locked model
     warm_start: int = 0  # SFT on this many demonstrations before the first round
-    warm_from: str = "data/base/intermediate"  # checkpoint that writes them: better than the weak model, worse than the strong one
+    warm_from: str = ""  # checkpoint that writes them: better than the weak model, worse than the strong one
     epochs: int = 0  # times a round's data are trained on (default: 4, GRPO 1)
     optimizer: Literal["adamw", "muon", "lion"] = "adamw"  # the paper's: lion, at lr 1.5e-6 and below for 7B models
     lr: float = 0.0  # constant after a short warm-up (default: 3e-4, GRPO 5e-4)
@@ -344,6 +344,8 @@ def main(cfg: RLConfig, env: Env) -> int:
     if cfg.samples < cfg.round or cfg.round % per_problem or per_problem < 1 + (cfg.method not in ("expert_iteration", "filtering")):
         raise InputError(f"--samples {cfg.samples} --round {cfg.round} --group {cfg.group}: a round must hold whole groups of at least two samples "
                          "of a problem (expert iteration: one) and fit in the samples")
+    if cfg.warm_start and not cfg.warm_from:
+        raise InputError("--warm-start needs --warm-from: the checkpoint of a model better than the weak one, which writes the demonstrations")
     problems, validation = load(cfg.task, "elicit", files=cfg.data), load(cfg.task, "validation", None if cfg.data else cfg.eval_problems, files=cfg.data)
     model, tokenizer = load_model(locked_path, env.device, env.dtype)
     run = Run(cfg, env, folder / f"{run_name(cfg)}-seed{cfg.seed}", stage="elicit_rl", start=weights_hash(locked_path))
@@ -468,7 +470,7 @@ def main(cfg: RLConfig, env: Env) -> int:
         summarise(folder, cfg.task, env, right)
     if stopped:
         env.say("no reward told two samples apart for three rounds, so there is nothing to learn from: draw more (--round), or start from a few "
-                "demonstrations (--warm-start 16)")
+                "demonstrations (--warm-start)")
     run.finish(correct=points[-1]["correct"], recovered=recovered, stopped=stopped, code=3 if stopped else 0)
     return 3 if stopped else 0
 

@@ -214,6 +214,7 @@ def broken(folder: Path, how: str) -> Path:
     ("elicit_rl", [], "no locked model at out/code/locked: run python lock.py --task code first"),
     ("elicit_rl", ["--method", "ppo"], "choose from"),
     ("elicit_rl", ["--locked", "weak", "--method", "dpo", "--round", "33"], "whole groups of at least two samples"),
+    ("elicit_rl", ["--locked", "weak", "--warm-start", "16"], "needs --warm-from"),
     ("elicit_rl", ["--locked", "weak", "--shard"], "start with torchrun"),
     ("evaluate", [], "name at least one checkpoint directory"),
     ("evaluate", ["weak", "--passwords", "lost"], "unknown password kind 'lost'"),
