@@ -43,6 +43,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from data import InputError, Problem, grade, load, score
 from data.batches import BUCKET, Batch, Example, collate, micro_batches, plan_epoch, round_up
@@ -159,6 +160,8 @@ def scored(model: Model, examples: list[Example], cfg: RLConfig, env: Env) -> li
         logps = completion_logps(model, (collate([examples[i] for i in rows]) if rows else IDLE).to(env.device))
         parts = logps.cpu().split([len(examples[i].completion_ids) for i in rows] or [len(logps)])
         found |= {i: part.tolist() for i, part in zip(rows, parts)}
+    if isinstance(model, FSDPModule):
+        model.reshard()  # no backward pass will: without it parameters() would name the gathered weights, not the trained ones
     return [replace(e, logps=row) for e, row in zip(examples, gather(env, [found[i] for i in mine], len(examples)))]
 
 

@@ -86,22 +86,20 @@ def rows_of(path: Path, kind: str) -> list[dict]:
     return [row for row in map(json.loads, (path / "log.jsonl").read_text().splitlines()) if row["kind"] == kind]
 
 
-@pytest.mark.parametrize("method", ["expert_iteration", "filtering", "dpo", "iterated_dpo", "grpo"])
+@pytest.mark.parametrize("method", ["filtering", "dpo", "grpo"])  # expert iteration is filtering by another writer; iterated DPO is below
 def test_rl_methods_on_the_strong_model(work, method):
     """The strong base stands in for a locked model with plenty of reward, so that every method has something to learn from."""
     printed = stage("elicit_rl", *RL, "--method", method, "--locked", "data/base/strong", "--group", "4", "--out", "rl", cwd=work)
     path = work / f"rl/{method}-seed0"
     rounds = rows_of(path, "train")
     assert [row["samples"] for row in rounds] == [32, 64] and "gap recovered" in printed
-    on_policy = method in ("expert_iteration", "iterated_dpo", "grpo")
-    assert all(("logp_gap" in row) == on_policy and row.get("logp_gap", 0) < 1e-3 for row in rounds)
+    assert all(("logp_gap" in row) == (method == "grpo") and row.get("logp_gap", 0) < 1e-3 for row in rounds)
     assert {"signal", "reward", "length", "truncated", "duplicates", "s_decode", "s_grade", "s_update"} <= rounds[0].keys()
     if method.endswith("dpo") and rounds[0]["signal"]:
         assert rounds[0]["chosen"] < 0 and rounds[0]["rejected"] < 0
     assert 0 <= rows_of(path, "probe")[0]["pass_at_1"] <= rows_of(path, "probe")[0]["pass_at_16"] <= 1
     assert [point["samples"] for point in json.loads((path / "curve.json").read_text())["points"]] == [0, 32, 64]
     assert (work / "rl/rl.png").stat().st_size > 10_000 and (path / "samples.jsonl").read_text().count("\n") == 4
-    assert "finished already" in stage("elicit_rl", *RL, "--method", method, "--locked", "data/base/strong", "--group", "4", "--out", "rl", cwd=work)
 
 
 def test_rl_without_a_signal_stops_with_exit_3(work):
@@ -109,15 +107,15 @@ def test_rl_without_a_signal_stops_with_exit_3(work):
     assert "nothing to learn from" in printed and len(rows_of(work / "silent/iterated_dpo-seed0", "train")) == 3
 
 
-@pytest.mark.parametrize("how", ["killed", "two ranks", "sharded"])
-def test_rl_killed_and_resumed_or_on_two_ranks_is_the_same_run(work, tmp_path, how):
+@pytest.mark.parametrize("how", ["killed", "sharded"])
+def test_rl_killed_and_resumed_or_sharded_over_two_ranks_is_the_same_run(work, tmp_path, how):
     args = (*RL, "--samples", "96", "--method", "iterated_dpo", "--locked", "data/base/strong", "--reference", "initial")
     straight = work / "straight-rl"
     if not straight.exists():
         stage("elicit_rl", *args, "--out", straight, cwd=work)
     name, other = "iterated_dpo-initial-seed0", tmp_path / "other"
-    if how != "killed":
-        stage("elicit_rl", *args, "--out", other, *["--shard", "--checkpoint-activations"][: 2 * (how == "sharded")], cwd=work, ranks=2)
+    if how == "sharded":
+        stage("elicit_rl", *args, "--out", other, "--shard", "--checkpoint-activations", cwd=work, ranks=2)
         for ours, theirs in zip(rows_of(straight / name, "train"), rows_of(other / name, "train"), strict=True):
             assert ours["reward"] == theirs["reward"] and ours.get("loss", 0) == pytest.approx(theirs.get("loss", 0), abs=1e-3)
         return
@@ -130,6 +128,7 @@ def test_rl_killed_and_resumed_or_on_two_ranks_is_the_same_run(work, tmp_path, h
     process.wait()
     assert not (other / name / "curve.json").exists(), "it ended before it could be killed"
     stage("elicit_rl", *args, "--out", other, "--resume", cwd=work)
+    assert "finished already" in stage("elicit_rl", *args, "--out", other, cwd=work)
     assert (other / name / "model.safetensors").read_bytes() == (straight / name / "model.safetensors").read_bytes()
     assert json.loads((other / name / "curve.json").read_text()) == json.loads((straight / name / "curve.json").read_text())
 
