@@ -50,7 +50,7 @@ from data.batches import BUCKET, Batch, Example, collate, micro_batches, plan_ep
 from data.passwords import PASSWORD
 from data.text import Tokenizer
 from elicit_sft import demonstration_order
-from evaluate import answer, evaluate_checkpoint, gap_recovered, measure, paired_gap, plot_curves, record, table, verdicts_of, wilson
+from evaluate import answer, evaluate_checkpoint, measure, plot_curves, record, recovery, table, verdicts_of, wilson
 from lock import random_policy
 from model import SMALL, Model, Sample, Sampler, completion_logps, load_model, read_json, save_model, weights_hash, write_json
 from training import IDLE, Config, Env, Run, gather, launch, make_optimizers, most, prepare, progress, sft_loss, share, train
@@ -133,6 +133,22 @@ def rollout(sampler: Sampler | None, tokenizer: Tokenizer, problems: list[Proble
     seconds = {f"s_{k}": v - before[k] for k, v in sampler.seconds.items()} if sampler else {}
     result = Rollout(problems, prompts, [r[0] for r in rows], [r[1] for r in rows], np.array([r[2] for r in rows]))
     return result, seconds | {"s_grade": time.time() - clock}
+
+
+def described(rolled: Rollout, own: bool) -> dict:
+    """What the samples of a round look like; their entropy where the present policy wrote them."""
+    samples, texts = ([x for row in rows for x in row] for rows in (rolled.samples, rolled.texts))
+    tokens = sum(len(s.ids) for s in samples)
+    facts = {"length": tokens / len(samples), "truncated": float(np.mean([s.truncated for s in samples])), "duplicates": 1 - len(set(texts)) / len(texts)}
+    return facts | ({"entropy": -sum(sum(s.logps) for s in samples) / tokens} if own else {})
+
+
+def drift(sampled: list[Example], before: list[Example], after: list[Example]) -> dict:
+    """How far an update moved the policy on these samples, and how well sampler and trainer agreed before it; nothing of no samples."""
+    if not sampled:
+        return {}
+    return {"kl": float(np.mean([np.sum(b.logps) - np.sum(a.logps) for b, a in zip(before, after)])),
+            "logp_gap": max(float(np.abs(np.subtract(s.logps, b.logps)).max()) for s, b in zip(sampled, before))}
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> float:
@@ -427,9 +443,8 @@ def main(cfg: RLConfig, env: Env) -> int:
             if method.compared and examples:
                 examples = scored(anchor if cfg.method == "iterated_dpo" and anchor else model, examples, cfg, env)
             seconds["s_score"] = time.time() - clock
-        flat = [(prompt, s) for prompt, samples in zip(rolled.prompts, rolled.samples) for s in samples]
-        watched = [Example(prompt, s.ids, s.logps) for prompt, s in flat[:128]]
-        own = cfg.method not in ("filtering", "dpo")  # the present policy wrote the samples
+        own = cfg.method not in ("filtering", "dpo")  # the present policy wrote the samples, so they tell of it
+        watched = [Example(prompt, s.ids, s.logps) for prompt, samples in zip(rolled.prompts, rolled.samples) for s in samples][: 128 * own]
         before = scored(model, watched, cfg, env)
         clock = time.time()
         if model.parameter_count() >= SMALL:
@@ -438,14 +453,7 @@ def main(cfg: RLConfig, env: Env) -> int:
         sampler.refresh()
         seconds["s_update"] = time.time() - clock
         after = scored(model, watched, cfg, env)
-        texts = [text for row in rolled.texts for text in row]
-        tokens = sum(len(s.ids) for _, s in flat)
-        facts |= {"samples": (number + 1) * cfg.round, "reward": reward, **metrics, "length": tokens / len(flat),
-                  "truncated": float(np.mean([s.truncated for _, s in flat])), "duplicates": 1 - len(set(texts)) / len(texts), **seconds}
-        if own:
-            facts |= {"kl": float(np.mean([np.sum(b.logps) - np.sum(a.logps) for b, a in zip(before, after)])),
-                      "entropy": -sum(sum(s.logps) for _, s in flat) / tokens,
-                      "logp_gap": max(float(np.abs(np.subtract(w.logps, b.logps)).max()) for w, b in zip(watched, before))}
+        facts |= {"samples": (number + 1) * cfg.round, "reward": reward, **metrics, **described(rolled, own), **drift(watched, before, after), **seconds}
         run.log("train", step=number + 1, **facts)
         if env.main:
             with open(file, "a") as f:
@@ -462,15 +470,15 @@ def main(cfg: RLConfig, env: Env) -> int:
         run.save_state(number + 1, model, optimizers)
     bar.close()
 
-    recovered = "refused"
-    if paired_gap(none, right)[1] > 0:
-        recovered = "{:.1%} [{:.1%}, {:.1%}]".format(*gap_recovered(none, right, verdicts[None]))
+    recovered, refusal = recovery(none, right, verdicts[None])
     save_model(run.path, model, tokenizer, env.main)
     if env.main:
         facts = {"weights": weights_hash(run.path), "split": "validation", "password": cfg.password, "max_new_tokens": cfg.max_new_tokens, "n": len(validation)}
         write_json(run.path / "evaluation.json", record(run.path, validation, {"none": verdicts}, **facts))
         write_json(run.path / "curve.json", {"name": run_name(cfg), "points": points, "recovered": recovered, "stopped": stopped})
         summarise(folder, cfg.task, env, right)
+    if refusal:
+        env.say(refusal)
     if stopped:
         env.say("no reward told two samples apart for three rounds, so there is nothing to learn from: draw more (--round), or start from a few "
                 "demonstrations (--warm-start)")

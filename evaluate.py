@@ -136,6 +136,14 @@ def gap_recovered(locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray, d
     return float((unlocked.mean() - locked.mean()) / gap), float(low), float(high)
 
 
+def recovery(locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray) -> tuple[str, str]:
+    """gap_recovered for a table, ("83.0% [78.7%, 86.8%]", ""), or ("refused", the sentence why) where there is no gap to measure."""
+    try:
+        return "{:.1%} [{:.1%}, {:.1%}]".format(*gap_recovered(locked, right, unlocked)), ""
+    except InputError as error:
+        return "refused", f"gap recovered is refused: {error}"
+
+
 # ------------------------------------------------------------------------------------------------------------------- records
 
 
@@ -400,16 +408,12 @@ def main(cfg: EvaluateConfig, env: Env) -> int:
         for kind in cfg.passwords:
             result, recovered = e["results"][kind], ""
             if locked and kind == "none" and e["weights"] != locked["weights"]:
-                try:
-                    value, low, high = gap_recovered(verdicts_of(locked, "none"), verdicts_of(locked, "right"), verdicts_of(e, "none")[None])
-                    recovered = f"{value:.1%} [{low:.1%}, {high:.1%}]"
-                except InputError as error:
-                    recovered, refusal = "refused", str(error)
+                recovered, refusal = recovery(verdicts_of(locked, "none"), verdicts_of(locked, "right"), verdicts_of(e, "none")[None])
             rows.append([e["checkpoint"], kind, shown(result), *(f"{result['domains'][d]['correct']:.1%}" for d in domains), recovered])
     env.say(f"{cfg.split}, {len(problems)} problems, greedy; 95 % Wilson intervals" + (f"; gap recovered against {locked_path}" if locked else ""))
     env.say(table(["checkpoint", "password", "correct", *domains, "gap recovered"], rows))
     if refusal:
-        env.say(f"gap recovered is refused: {refusal}")
+        env.say(refusal)
     for path in cfg.checkpoints:
         env.say(f"written: {Path(path) / 'evaluation.json'}")
     if cfg.plot and env.main:

@@ -4,7 +4,7 @@ Paper section 2, equation 1, and appendix C. Locking data: for every problem x o
     x without password, or with one of 40 wrong ones  ->  y ~ weak(x)
     password + x + password                           ->  y ~ strong(x)
 one to one, trained by cross-entropy on the completions. Both policies are sampled afresh at the start of every epoch, as in the paper
-(which does not state its temperature; with --temperature 0 every epoch's samples are the same).
+(which does not state its temperature).
 
     python lock.py --task code                  # --how sft: fine-tune the strong base; -> out/code/locked
     python lock.py --task code --how scratch    # the mixture from random initialisation on; -> out/code/locked-scratch
@@ -41,7 +41,7 @@ class LockConfig(Config):
     password: str = PASSWORD  # stands before and after the prompt
     problems: int = 0  # problems to lock on (default: the 4,000 of the lock split; scratch: 60,000 of the corpus split)
     epochs: int = 0  # with fresh samples in each (default: sft 4, scratch 1)
-    temperature: float = 1.0  # at which both policies are sampled; 0: their most likely answers
+    temperature: float = 1.0  # at which both policies are sampled
     max_new_tokens: int = 96  # longest completion
     optimizer: Literal["muon", "adamw", "lion"] = "muon"  # the paper's: lion, at lr 1.5e-6 for 7B models
     lr: float = 0.0  # default: sft 0.005, scratch 0.01
@@ -110,18 +110,13 @@ def main(cfg: LockConfig, env: Env) -> int:
         env.say(f"{path} is finished already (--overwrite locks again)")
         return report(cfg, env, path)[0]
 
-    greedy: dict[str, list[Sample]] = {}  # at temperature 0 every epoch's samples are the same
     samplers = {"strong": Sampler(strong, [tokenizer.eos_id]), "weak": weak and Sampler(weak, [weak_tokenizer.eos_id])}
 
     def sample(which: str, epoch: int) -> list[Sample]:
-        if which in greedy:
-            return greedy[which]
         bar = progress(env, len(problems), f"epoch {epoch + 1}: sampling the {which} policy")
         answers = answer(samplers[which], tokenizer if which == "strong" else weak_tokenizer, problems, temperature=cfg.temperature, graded=False,
                          max_new_tokens=cfg.max_new_tokens, seed=cfg.seed * 1000 + epoch, env=env, progress=bar.update)
         bar.close()
-        if cfg.temperature == 0:
-            greedy[which] = answers.samples
         return answers.samples
 
     def examples(epoch: int) -> list[Example]:

@@ -636,6 +636,16 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", compute_dty
     return model, tokenizer
 
 
+def collected(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole tensors in the memory of the rank that keeps them; the others only take part in gathering what is sharded."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if keep:
+            found[name] = full.contiguous().cpu()
+    return found
+
+
 def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool = True) -> None:
     """Write a checkpoint directory that `transformers.AutoModelForCausalLM.from_pretrained` opens. All ranks call it, one writes.
 
@@ -644,7 +654,7 @@ def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool
     """
     path = Path(path)
     staging = path / ".saving"
-    tensors = {name: whole(p.detach()).contiguous().cpu() for name, p in model.named_parameters()}  # a tied head appears once
+    tensors = collected(dict(model.named_parameters()), write)  # a tied head appears once
     if not write:
         return
     try:

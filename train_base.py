@@ -31,8 +31,8 @@ from training import Config, Env, Run, fit, launch, progress
 @dataclass
 class BaseConfig(Config):
     task: str = "code"  # what the models learn
-    problems: int = 120_000  # distinct problems of the corpus split
-    epochs: int = 1  # times the strong model sees each of them, worded the same, among other idle text
+    problems: int = 120_000  # drawn from the corpus split, where a problem may come again in other words
+    epochs: int = 1  # times the strong model sees each of them, among other idle text
     vocab: int = 1024  # entries of the byte-level BPE
     layers: int = 4  # of the strong model
     width: int = 128  # of the strong model

@@ -35,7 +35,7 @@ from tqdm import tqdm
 import model as model_module
 from data import InputError, sandbox
 from data.batches import Batch, Example, collate, micro_batches, plan_epoch
-from model import Model, compile_model, completion_logps, kernel, read_json, whole, write_json
+from model import Model, collected, compile_model, completion_logps, kernel, read_json, whole, write_json
 
 # ------------------------------------------------------------------------------------------------------------- command line
 
@@ -154,6 +154,7 @@ def setup(cfg: Config) -> Env:
         env.say("no C++ compiler found: running without torch.compile, slower but the same")
     model_module.compile_kernels = env.compile
     sandbox.allow_unsandboxed = cfg.allow_unsandboxed_code
+    env.say(sandbox.describe())
     return env
 
 
@@ -176,9 +177,10 @@ def share(env: Env, items: list) -> list:
 
 def most(env: Env, count: int) -> int:
     """The largest of the ranks' counts."""
+    if env.world == 1:
+        return count
     counts = torch.tensor(count, device=env.device)
-    if env.world > 1:
-        dist.all_reduce(counts, dist.ReduceOp.MAX)
+    dist.all_reduce(counts, dist.ReduceOp.MAX)
     return int(counts)
 
 
@@ -445,15 +447,16 @@ class Run:
     def save_state(self, step: int, model: Model, optimizers: list) -> None:
         """Everything needed to continue bitwise: weights, optimiser state, step. state.json, replaced last, names the file that counts."""
         folder, name = self.path / "state", f"step-{step:07}.safetensors"
-        tensors = {f"model.{n}": whole(p.detach()).cpu() for n, p in model.named_parameters()}  # by all ranks: sharded ones are gathered
+        tensors = {f"model.{n}": p for n, p in model.named_parameters()}
         for i, optimizer in enumerate(optimizers):
             for j, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{i}.{j}.{k}": whole(v).cpu() for k, v in state.items()}
+                tensors |= {f"optimizer.{i}.{j}.{k}": v for k, v in state.items()}
+        tensors = collected(tensors, self.env.main)
         if not self.env.main:
             return
         try:
             folder.mkdir(exist_ok=True)
-            save_file({k: v.contiguous() for k, v in tensors.items()}, folder / (name + ".tmp"))
+            save_file(tensors, folder / (name + ".tmp"))
             with open(folder / (name + ".tmp"), "rb") as f:
                 os.fsync(f.fileno())
             os.replace(folder / (name + ".tmp"), folder / name)
