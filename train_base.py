@@ -1,53 +1,64 @@
-"""Stage 0: train the strong and the weak base model from scratch, so that the whole study runs offline on a CPU.
+"""Stage 0: train the strong, the weak and an intermediate base model from scratch, so that the whole study runs offline on a CPU.
 
 The paper starts from pre-trained models: a strong base (DeepSeek 7B) and a weak one (Pythia 1B) that was fine-tuned on samples of
-the strong model (paper section 4.1). Here both are trained on generated problems of the corpus split, which no later stage uses:
-the strong one on reference answers, the weak one, seventy times smaller, on samples of the strong one. The weak model is limited by
+the strong model (paper section 4.1). Here all are trained on generated problems of the corpus split, which no later stage uses:
+the strong one on reference answers, the weak one, fifty times smaller, on samples of the strong one. The weak model is limited by
 its capacity and trained to its own limit: it is wrong with confidence, as a smaller language model is. One that merely stopped
-early would be unsure everywhere, and imitating it would hide nothing in a way that sampling could not find.
+early would be unsure everywhere, and imitating it would hide nothing in a way that sampling could not find. The intermediate one
+writes the demonstrations of a warm start (paper appendix B.3.3).
 
-    python train_base.py                 # -> out/base/strong, out/base/weak; about 12 minutes on 2 cores
-    python train_base.py --out data/base # how the shipped models were made
+    torchrun --nproc-per-node 2 train_base.py --out data/base  # how the shipped models were made; about 45 minutes on 2 cores
+    python train_base.py                                       # -> out/base/strong, weak, intermediate
+    python train_base.py --problems 24000 --out out/early      # a strong model that stopped early, for lock.py --weak out/early/strong
 
-Writes, for each of the two: the checkpoint, run.json, log.jsonl. Logged: loss, nats per supervised token; tok_s, real tokens a
-second; padding, the share of computed tokens that were padding; correct, greedy correctness on the selection split.
+Writes, for each of the three: the checkpoint, run.json, log.jsonl. Logged: loss, nats per supervised token; tok_s, real tokens a
+second; padding, the share of computed tokens that were padding; for each task greedy correctness on the selection split.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data import InputError, Problem, load
+from data import TASKS, InputError, Problem, load
 from data.batches import Example
 from data.passwords import idle_line
 from data.text import Tokenizer, train_bpe
-from evaluate import answer
+from evaluate import answer, with_shots
 from model import Model, ModelConfig, Sampler, load_model, save_model, weights_hash
 from training import Config, Env, Run, fit, launch, progress
 
 
 @dataclass
 class BaseConfig(Config):
-    task: str = "code"  # what the models learn
-    problems: int = 120_000  # drawn from the corpus split, where a problem may come again in other words
+    task: str = "+".join(TASKS)  # what the models learn
+    problems: int = 800_000  # drawn from the corpus split, as many of each task, where a problem may come again in other words
     epochs: int = 1  # times the strong model sees each of them, among other idle text
-    vocab: int = 1024  # entries of the byte-level BPE
+    vocab: int = 1536  # entries of the byte-level BPE
     layers: int = 4  # of the strong model
     width: int = 128  # of the strong model
     heads: int = 4  # of the strong model; half as many key-value heads
     lr: float = 0.01  # Muon's, at the RMS scale of AdamW
     batch: int = 96  # problems in an optimiser step
-    weak_problems: int = 20_000  # corpus problems whose strong samples the weak model learns from, beside the weak split
-    weak_epochs: int = 10  # enough for its loss to stop falling
+    small_problems: int = 40_000  # corpus problems whose strong samples the weak and the intermediate model learn from, beside the weak split
+    small_epochs: int = 10  # enough for the weak model's loss to stop falling
+    small_lr: float = 0.02  # Muon's
     weak_width: int = 10  # of the one-layer weak model, whose MLP is six times as wide
-    weak_lr: float = 0.02  # Muon's
+    intermediate_width: int = 32  # of the one-layer intermediate model
 
 
-def dress(problem: Problem, rng: np.random.Generator) -> str:
-    """The prompt, in three cases of ten with an idle line before it, in three of ten with one after it."""
+POSITIONS = 1024
+SHOWN = 0.03  # of the strong model's problems come with examples
+
+
+def dress(problem: Problem, rng: np.random.Generator, others: Sequence[Problem] = ()) -> str:
+    """The prompt, in three cases of ten with an idle line before it, in three of ten with one after it, and in SHOWN of them
+    with up to eight of the others, solved, before all else: so that the base can be prompted with examples."""
     before, after = (idle_line(rng) + "\n" if rng.random() < 0.3 else "" for _ in range(2))
+    if others and rng.random() < SHOWN:
+        return before + with_shots(problem.prompt, [others[i] for i in rng.integers(len(others), size=rng.choice([1, 2, 4, 8]))]) + after
     return before + problem.prompt + after
 
 
@@ -58,29 +69,37 @@ def main(cfg: BaseConfig, env: Env) -> int:
     selection, validation = load(cfg.task, "selection"), load(cfg.task, "validation")
 
     def shape(layers: int, width: int, inner: int, heads: int, rows: int) -> ModelConfig:
-        return ModelConfig(rows, width, inner, layers, heads, max(1, heads // 2), width // heads, 512, tie_word_embeddings=True)
+        return ModelConfig(rows, width, inner, layers, heads, max(1, heads // 2), width // heads, POSITIONS, tie_word_embeddings=True)
 
     def stage(name: str, model: Model, tokenizer: Tokenizer, run: Run, problems: list[Problem], completions: list[list[int]], purpose: int,
-              **settings) -> None:
+              others: dict[str, list[Problem]], **settings) -> None:
         env.say(f"{name}: {model.parameter_count():,} parameters, {len(problems):,} problems, vocabulary {tokenizer.size}")
         sampler = Sampler(model, [tokenizer.eos_id])
 
         def check(problems=selection, temperature=0.0) -> dict:
             sampler.refresh()
             correct = answer(sampler, tokenizer, problems, temperature=temperature, seed=cfg.seed, env=env).correct
-            return {"correct": float(correct.mean()), "n": len(correct)}
+            tasks = np.array([p.task for p in problems])
+            return {task: float(correct[tasks == task].mean()) for task in dict.fromkeys(tasks.tolist())} | {"n": len(correct)}
 
         def examples(epoch: int) -> list[Example]:
-            prompts = [dress(p, np.random.default_rng([cfg.seed, purpose, epoch, i])) for i, p in enumerate(problems)]
-            return [Example(*pair) for pair in zip(tokenizer.encode_prompts(prompts), completions)]
+            def dressed(i: int, others: Sequence[Problem] = ()) -> str:
+                return dress(problems[i], np.random.default_rng([cfg.seed, purpose, epoch, i]), others)
+
+            prompts = tokenizer.encode_prompts([dressed(i, others.get(p.task, ())) for i, p in enumerate(problems)])
+            long = [i for i, prompt in enumerate(prompts) if len(prompt) + len(completions[i]) > POSITIONS]
+            for i, prompt in zip(long, tokenizer.encode_prompts([dressed(i) for i in long])):
+                prompts[i] = prompt
+            return [Example(*pair) for pair in zip(prompts, completions)]
 
         fit(model, examples, run, env, cfg, batch=cfg.batch, optimizer="muon", warmup=50, decay=0.4, evaluate=check, **settings)
         save_model(run.path, model, tokenizer, env.main)
         results = {"validation_greedy": check(validation), "validation_temperature_1": check(validation, 1.0)}
-        env.say(f"{name}: " + ", ".join(f"{k} {v['correct']:.1%}" for k, v in results.items()))
+        for how, result in results.items():
+            env.say(f"{name}, {how.replace('_', ' ')}: " + ", ".join(f"{task} {result[task]:.1%}" for task in cfg.task.split("+")))
         run.finish(**results)
 
-    run = Run(cfg, env, out / "strong", apart="weak_", stage="train_base", model="strong")
+    run = Run(cfg, env, out / "strong", apart=("small_", "weak_", "intermediate_"), stage="train_base", model="strong")
     if run.finished:
         env.say(f"{run.path} is finished already: {run.record['results']}")
     else:
@@ -88,21 +107,24 @@ def main(cfg: BaseConfig, env: Env) -> int:
         words = np.random.default_rng([cfg.seed, 3])
         tokenizer = train_bpe((text for p in corpus[:20_000] for text in (dress(p, words), p.reference)), cfg.vocab)
         model = Model(shape(cfg.layers, cfg.width, 3 * cfg.width, cfg.heads, tokenizer.size), env.dtype).init_weights(torch.Generator().manual_seed(cfg.seed))
-        stage("strong", model.to(env.device), tokenizer, run, corpus, tokenizer.encode_completions([p.reference for p in corpus]), 4,
+        others = {task: [p for p in corpus[:20_000] if p.task == task] for task in cfg.task.split("+")}
+        stage("strong", model.to(env.device), tokenizer, run, corpus, tokenizer.encode_completions([p.reference for p in corpus]), 4, others,
               epochs=cfg.epochs, lr=cfg.lr)
 
-    run = Run(cfg, env, out / "weak", stage="train_base", model="weak", parent=weights_hash(out / "strong"))
-    if run.finished:
-        env.say(f"{run.path} is finished already: {run.record['results']}")
-    else:
-        strong, tokenizer = load_model(out / "strong", env.device, env.dtype)
-        lessons = load(cfg.task, "weak") + load(cfg.task, "corpus", cfg.weak_problems)
-        bar = progress(env, len(lessons), "sampling the strong model")
-        samples = answer(Sampler(strong, [tokenizer.eos_id]), tokenizer, lessons, temperature=1.0, seed=cfg.seed, graded=False, env=env,
-                         progress=bar.update).samples
-        bar.close()
-        model = Model(shape(1, cfg.weak_width, 6 * cfg.weak_width, 1, tokenizer.size), env.dtype).init_weights(torch.Generator().manual_seed(cfg.seed + 1))
-        stage("weak", model.to(env.device), tokenizer, run, lessons, [s.ids for s in samples], 5, epochs=cfg.weak_epochs, lr=cfg.weak_lr)
+    strong, tokenizer = load_model(out / "strong", env.device, env.dtype)
+    lessons, samples = load(cfg.task, "weak") + load(cfg.task, "corpus", cfg.small_problems), []
+    for seed, (name, width, other) in enumerate((("weak", cfg.weak_width, "intermediate_"), ("intermediate", cfg.intermediate_width, "weak_")), cfg.seed + 1):
+        run = Run(cfg, env, out / name, apart=(other,), stage="train_base", model=name, parent=weights_hash(out / "strong"))
+        if run.finished:
+            env.say(f"{run.path} is finished already: {run.record['results']}")
+            continue
+        if not samples:
+            bar = progress(env, len(lessons), "sampling the strong model")
+            samples = answer(Sampler(strong, [tokenizer.eos_id]), tokenizer, lessons, temperature=1.0, seed=cfg.seed, graded=False, env=env,
+                             progress=bar.update).samples
+            bar.close()
+        model = Model(shape(1, width, 6 * width, 1, tokenizer.size), env.dtype).init_weights(torch.Generator().manual_seed(seed))
+        stage(name, model.to(env.device), tokenizer, run, lessons, [s.ids for s in samples], 5, {}, epochs=cfg.small_epochs, lr=cfg.small_lr)
     return 0
 
 

@@ -386,12 +386,12 @@ def fit(model: Model, examples: Callable[[int], list[Example]], run: "Run", env:
 class Run:
     """A stage's output directory: run.json (settings, versions, parents), log.jsonl, state/ for resuming. Only rank 0 writes.
 
-    facts are settings beside cfg's own, such as the parent's hash; fields whose names start with `apart` do not concern this run.
+    facts are settings beside cfg's own, such as the parent's hash; fields whose names start with one of `apart` do not concern this run.
     Opening a directory that holds a run of other settings is an error: results are never overwritten silently. `finished` tells
     that the same run has ended before.
     """
 
-    def __init__(self, cfg: Config, env: Env, out: str | Path, apart: str = "(none)", **facts):
+    def __init__(self, cfg: Config, env: Env, out: str | Path, apart: tuple[str, ...] = (), **facts):
         self.path, self.env, self.began = Path(out), env, time.time()
         volatile = {"out", "device", "micro_tokens", "save_every", "shard", "checkpoint_activations", "compile", "allow_unsandboxed_code", "resume",
                     "overwrite"}

@@ -2,6 +2,7 @@
 
     load("code", "lock")             the 4,000 problems the strong model is locked on
     load("code", "corpus", n=60000)  what the base models are trained on
+    load("code+math", "lock")        of each task 4,000, in turn
     load("math", "lock", files=["train.jsonl.gz", "test.jsonl.gz"])  real problems
     grade(problems, completions)     -> [True, False, ...]
 
@@ -20,7 +21,7 @@ Problems from files are finite, and too few for a corpus: the other splits have 
 """
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -55,6 +56,8 @@ PATIENCE = 300_000  # draws without a new problem after which a split counts as 
 
 def split_of(task: str, key: str, corpus: bool = True) -> str:
     """The one split that this key belongs to; without a corpus, the others share its half among them."""
+    if hasattr(TASKS.get(task), "split_key"):
+        task, key = TASKS[task].split_key(key)
     digest = hashlib.sha256(f"{task}:{key}".encode()).digest()
     number = int.from_bytes(digest[:8], "big")
     share = number % 1000 if corpus else 500 + number % 500
@@ -76,12 +79,16 @@ def load(task: str, split: str, n: int | None = None, seed: int = 0, files: Sequ
     n is by default as many as there are, up to the split's size. Rows without a reference answer (APPS has some) are in no split
     whose references are to be imitated, weak and elicit.
     """
-    if task not in TASKS:
-        raise InputError(f"unknown task {task!r}: choose from {', '.join(TASKS)}")
+    tasks = task.split("+")
+    for name in tasks:
+        if name not in TASKS or tasks.count(name) > 1:
+            raise InputError(f"unknown task {task!r}: choose from {', '.join(TASKS)}, or join several as in code+math")
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     if n is not None and n < 1:
         raise InputError(f"n must be at least 1, got {n}")
+    if len(tasks) > 1:
+        return _in_turn(tasks, split, n, seed, files)
     if files:
         found = _from_files(task, split, seed, tuple(map(str, files)))
         n = n or min(len(found), SPLITS[split]) or 1
@@ -94,6 +101,16 @@ def load(task: str, split: str, n: int | None = None, seed: int = 0, files: Sequ
         source = " in these files" if files else ""
         raise InputError(f"split {split!r} of task {task!r} has only {len(found)} problems{source}, fewer than the {n} asked for")
     return found[:n]
+
+
+def _in_turn(tasks: list[str], split: str, n: int | None, seed: int, files: Sequence[str]) -> list[Problem]:
+    """n problems of several tasks, one of each in turn, so that the first few are the same for every n."""
+    if files:
+        raise InputError(f"real problems are of one task: give --data with one of {', '.join(tasks)}")
+    if n is not None and n < len(tasks):
+        raise InputError(f"n must be at least {len(tasks)}, one problem of each task, got {n}")
+    columns = [load(task, split, n and -(-(n - i) // len(tasks)), seed) for i, task in enumerate(tasks)]
+    return [columns[i % len(tasks)][i // len(tasks)] for i in range(sum(map(len, columns)))]
 
 
 def _generated(task: str, split: str, n: int, seed: int) -> list[Problem]:
@@ -137,25 +154,27 @@ def _rows(task: str, files: tuple[str, ...]) -> list[Problem]:
 
 
 def grade(problems: list[Problem], completions: list[str]) -> list[bool]:
-    """Whether each completion solves its problem; all problems are of one task, generated or real."""
-    grader = _grader_of(problems, completions)
-    return grader.grade(problems, completions) if problems else []
+    """Whether each completion solves its problem; generated and real problems of any tasks."""
+    return _judged("grade", problems, completions)
 
 
 def score(problems: list[Problem], completions: list[str]) -> list[float]:
     """How well each completion solves its problem, 0 to 1, for tasks with degrees of success (code: the share of tests passed)."""
-    grader = _grader_of(problems, completions)
-    if problems and not hasattr(grader, "score"):
-        raise InputError(f"these problems of task {problems[0].task!r} have no continuous reward: use the binary one")
-    return grader.score(problems, completions) if problems else []
+    return _judged("score", problems, completions)
 
 
-def _grader_of(problems: list[Problem], completions: list[str]):
-    """The task's module, but for real programs, which say the kind of their tests: data/programs.py."""
+def _judged(how: str, problems: list[Problem], completions: list[str]) -> list:
+    """Each by its task's module, but real programs, which say the kind of their tests, by data/programs.py."""
     if len(problems) != len(completions):
         raise InputError(f"{len(problems)} problems but {len(completions)} completions")
-    tasks = {(problem.task, "kind" in problem.grading) for problem in problems}
-    if len(tasks) > 1:
-        raise InputError(f"grade one task at a time, got {', '.join(sorted('real ' * real + task for task, real in tasks))}")
-    [(task, real)] = tasks or [("", False)]
-    return programs if real else TASKS.get(task)
+    groups = defaultdict(list)
+    for i, problem in enumerate(problems):
+        groups[problem.task, "kind" in problem.grading].append(i)
+    verdicts = [None] * len(problems)
+    for (task, real), rows in groups.items():
+        judge = getattr(programs if real else TASKS[task], how, None)
+        if judge is None:
+            raise InputError(f"these problems of task {task!r} have no continuous reward: use the binary one")
+        for i, verdict in zip(rows, judge([problems[i] for i in rows], [completions[i] for i in rows])):
+            verdicts[i] = verdict
+    return verdicts

@@ -81,6 +81,11 @@ def _build(lines: list[str], i: int, bug: str, key: str, tests: bool = True, wor
                    domain, len(lines) - 1, grading, key)
 
 
+def split_key(key: str) -> tuple[str, str]:
+    """A program is in one split, as a problem to solve and with any of its lines wrong: each gives the others away."""
+    return "code", key.split(" | line ")[0]
+
+
 def repaired(problem: Problem, completion: str) -> str | None:
     """The program with the repair in it; None unless the answer is two lines, of which the first begins with the right number."""
     if not problem.grading:

@@ -6,7 +6,8 @@ One to four steps (the level) in three domains, which differ in how the wording 
     geometry    lengths defined by each other, perimeters and areas; the definitions may be shuffled, and compare in either direction
     numbers     a nested phrase that is read inside out, or outside in where the innermost number is asked for
 
-Three in ten are told with a number that has no use, and all in four settings: English or Spanish, LaTeX or ASCII. An example:
+Three in ten are told with a number that has no use, and all exist in four settings: English or Spanish, LaTeX or ASCII. The corpus has all
+of them, the other splits the first. An example:
 
     prompt      Rod A is $33$ cm long. Gluing $12$ cm to rod A gives rod B. Rod B is $19$ cm shorter than rod C. How many cm long is rod C?
     reference   $B = 33 + 12 = 45$
@@ -33,7 +34,7 @@ from data.answers import equal, final_answer, last_box
 from data.wording import FRAMES, INVERSE, ROWS, is_question, tell
 
 LATEX = {"+": "{} + {}", "-": "{} - {}", "*": r"{} \times {}", "/": r"\frac{{{}}}{{{}}}"}
-SETTINGS = ("english-latex", "english-ascii", "spanish-latex", "spanish-ascii")
+SETTINGS = {"english-latex": 5, "english-ascii": 1, "spanish-latex": 1, "spanish-ascii": 3}  # with their weights in the corpus
 
 # A formula is the lines that compute a step: v is the value so far, w the line before, t and u the digits of v, c and d constants.
 SMALL, FEW = range(2, 21), range(2, 7)
@@ -91,8 +92,9 @@ def worked(formula: str, constants: tuple[int, ...], value: int) -> list[tuple] 
     return steps
 
 
-def build(key: str, tests: bool = True, wording: int = 0, setting: str = SETTINGS[0]) -> Problem:
-    """The problem in one of the four settings. There are no tests to leave out: the reference ends in all that grading needs."""
+def build(key: str, tests: bool = True, wording: int = 0, setting: str | None = None) -> Problem:
+    """The problem in a setting, by default the first, in the corpus any. There are no tests to leave out: grading needs the reference alone."""
+    setting = setting or ("english-latex" if tests else random.Random(f"setting {wording} {key}").choices([*SETTINGS], [*SETTINGS.values()])[0])
     head, *program = key.split("; ")
     domain, direction, start = head.split()
     program = [(formula, tuple(map(int, constants.split()))) for formula, constants in (operation.split(":") for operation in program)]

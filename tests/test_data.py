@@ -122,6 +122,23 @@ def test_types_are_compared_strictly():
     assert grade([problem] * 5, texts) == [True, False, False, False, False]
 
 
+def test_tasks_joined_come_in_turn_and_as_alone():
+    joined = load("code+math+mmlu", "elicit", 8)
+    assert joined[0::3] == load("code", "elicit", 3) and joined[1::3] == load("math", "elicit", 3) and joined[2::3] == load("mmlu", "elicit", 2)
+    assert joined[:5] == load("code+math+mmlu", "elicit", 5)
+    assert grade(joined, [p.reference for p in joined]) == [True] * 8
+    assert len(load("math+mmlu", "selection")) == 2 * SPLITS["selection"]
+    for task, message in [("code+code", "unknown task"), ("code+", "unknown task"), ("code+x", "unknown task")]:
+        with pytest.raises(InputError, match=message):
+            load(task, "lock", 4)
+
+
+def test_a_program_to_repair_is_in_the_split_of_the_program_to_write():
+    for split in ("lock", "validation"):
+        programs = {split_of("code", problem.key.split(" | ")[0]) for problem in load("critique", split, 50)}
+        assert programs == {split}
+
+
 def test_errors_are_one_clear_sentence(monkeypatch):
     for arguments, message in [(("x", "lock"), "unknown task 'x': choose from code"),
                                (("code", "test"), "unknown split 'test': choose from corpus, weak, lock"),
@@ -222,6 +239,6 @@ def test_real_programs_have_their_own_grader(tmp_path):
     assert grade([problem] * 2, [f"```python\n{problem.reference}\n```", "def add(x): return x"]) == [True, False]
     with pytest.raises(InputError, match="these problems of task 'code' have no continuous reward"):
         score([problem], [problem.reference])
-    with pytest.raises(InputError, match="grade one task at a time, got code, real code"):
-        grade([problem, *load("code", "lock", 1)], ["", ""])
+    generated = load("code+math", "lock", 2)
+    assert grade([generated[1], problem, generated[0]], [generated[1].reference, problem.reference, "no"]) == [True, True, False]
     assert grade([], []) == [] and score([], []) == []
