@@ -13,7 +13,7 @@ trained on, and a loss:
 
     python elicit_rl.py --method expert_iteration        # task code, out/code/locked -> out/code/rl/expert_iteration-seed0
     torchrun elicit_rl.py --method dpo                   # any number of ranks: the same samples, the same losses
-    python elicit_rl.py --method iterated_dpo --warm-start 16 --warm-from DIR   # first SFT on 16 demonstrations of another model (B.3.3)
+    python elicit_rl.py --method iterated_dpo --warm-start 16   # first SFT on 16 demonstrations of an intermediate model (B.3.3)
 
 Writes the checkpoint, run.json, log.jsonl, samples.jsonl, evaluation.json, curve.json, and the figure out/<task>/rl/rl.png over all
 runs beside it. Stops with exit code 3 where three rounds running gave no signal. Logged for each round:
@@ -31,6 +31,7 @@ runs beside it. Stops with exit code 3 where three rounds running gave no signal
 Once, at the start: pass_at_1, 4, 16 of the initial policy (unbiased; Chen et al. 2021), which predict whether RL can work.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -41,17 +42,17 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from data import InputError, Problem, grade, load, score
 from data.batches import BUCKET, Batch, Example, collate, micro_batches, plan_epoch, round_up
-from data.passwords import PASSWORD
 from data.text import Tokenizer
 from elicit_sft import demonstration_order
-from evaluate import answer, evaluate_checkpoint, measure, plot_curves, record, recovery, table, verdicts_of, wilson
-from lock import random_policy
+from evaluate import answer, evaluate_checkpoint, facts_of, measure, plot_curves, record, recovery, table, trigger_of, verdicts_of, wilson
+from lock import random_policy, retokenise
 from model import SMALL, Model, Sample, Sampler, completion_logps, load_model, read_json, save_model, weights_hash, write_json
 from training import IDLE, Config, Env, Run, gather, launch, make_optimizers, most, prepare, progress, sft_loss, share, train
 
@@ -72,13 +73,12 @@ class RLConfig(Config):
     clip_ratio: float = 0.2  # of GRPO: a token whose probability changed by more adds no gradient
     kl: float = 0.0  # of GRPO: weight of the KL penalty towards the locked model
     warm_start: int = 0  # SFT on this many demonstrations before the first round
-    warm_from: str = ""  # checkpoint that writes them: better than the weak model, worse than the strong one
+    warm_from: str = "data/base/intermediate"  # checkpoint that writes them: better than the weak model, worse than the strong one
     epochs: int = 0  # times a round's data are trained on (default: 4, GRPO 1)
     optimizer: Literal["adamw", "muon", "lion"] = "adamw"  # the paper's: lion, at lr 1.5e-6 and below for 7B models
     lr: float = 0.0  # constant after a short warm-up (default: 3e-4, GRPO 5e-4)
     batch: int = 0  # completions in an optimiser step (default: 16, GRPO 64)
     max_new_tokens: int = 96  # longest completion; a longer one counts as wrong
-    password: str = PASSWORD  # of the lock; only for the reference line
     eval_every: int = 1  # rounds between two evaluations on validation
     eval_problems: int = 500  # of the validation split
 
@@ -179,6 +179,29 @@ def scored(model: Model, examples: list[Example], cfg: RLConfig, env: Env) -> li
     if isinstance(model, FSDPModule):
         model.reshard()  # no backward pass will: without it parameters() would name the gathered weights, not the trained ones
     return [replace(e, logps=row) for e, row in zip(examples, gather(env, [found[i] for i in mine], len(examples)))]
+
+
+def reference_scored(model: Model, examples: list[Example], weights: list, tokenizer: Tokenizer, folder: Path, cfg: RLConfig, env: Env) -> list[Example]:
+    """As `scored`, by a model that stays as it is: once, and then read from a file named by the hash of weights, dtype, tokenizer and data.
+
+    weights: whatever tells these from other weights.
+    """
+    digest = hashlib.sha256(json.dumps([weights, str(env.dtype), tokenizer.backend.to_str()]).encode())
+    for example in examples:
+        digest.update(json.dumps([example.prompt_ids, example.completion_ids]).encode())
+    file = folder / f"reference-{digest.hexdigest()[:16]}.npy"
+    if file.exists():
+        logps = np.load(file)
+    else:
+        logps = np.array([logp for e in scored(model, examples, cfg, env) for logp in e.logps], dtype=np.float32)
+        if env.main:
+            with open(file.with_suffix(".tmp"), "wb") as f:
+                np.save(f, logps)
+            file.with_suffix(".tmp").replace(file)
+    if env.world > 1:
+        dist.barrier()  # no rank may look for the file before all have
+    ends = np.cumsum([len(e.completion_ids) for e in examples])
+    return [replace(e, logps=row.tolist()) for e, row in zip(examples, np.split(logps, ends[:-1]))]
 
 
 def penalise(rolled: Rollout, anchor: Model, cfg: RLConfig, env: Env) -> None:
@@ -317,11 +340,12 @@ def update(model: Model, optimizers: list, examples: list[Example], method: Meth
 
 def warm_start(model: Model, tokenizer: Tokenizer, problems: list[Problem], cfg: RLConfig, env: Env) -> None:
     """SFT on a few demonstrations of an intermediate model, 8 epochs: fewer than would be best on their own (paper B.3.3)."""
-    teacher, _ = load_model(cfg.warm_from, env.device, env.dtype)
+    teacher, own = load_model(cfg.warm_from, env.device, env.dtype)
     chosen = [problems[i] for i in np.random.default_rng([cfg.seed, 10]).permutation(len(problems))[: cfg.warm_start]]
-    demos = answer(Sampler(teacher, [tokenizer.eos_id]), tokenizer, chosen, temperature=1.0, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed, env=env)
+    demos = answer(env.sampler(teacher, own), own, chosen, temperature=1.0, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed, env=env)
     env.say(f"warm start: {len(chosen)} demonstrations by {cfg.warm_from}, {demos.correct.mean():.0%} right")
-    examples = [Example(prompt, s.ids) for prompt, s in zip(tokenizer.encode_prompts([p.prompt for p in chosen]), demos.samples)]
+    samples = retokenise(demos.samples, own, tokenizer)
+    examples = [Example(prompt, s.ids) for prompt, s in zip(tokenizer.encode_prompts([p.prompt for p in chosen]), samples)]
     order = demonstration_order(len(examples), 16, max(1, len(examples) * 8 // 16), cfg.seed)
     for _ in train(model, make_optimizers(model, "adamw", 3e-4), lambda step: micro_batches(share(env, [examples[i] for i in order[step]]), cfg.micro_tokens),
                    sft_loss, env, steps=len(order), warmup=4):
@@ -360,16 +384,18 @@ def main(cfg: RLConfig, env: Env) -> int:
     per_problem = {"grpo": cfg.group}.get(cfg.method, method.rows)
     if not (locked_path / "config.json").exists():
         raise InputError(f"no locked model at {locked_path}: run python lock.py --task {cfg.task} first, or name one with --locked")
+    if cfg.warm_start and not (Path(cfg.warm_from) / "config.json").exists():
+        raise InputError(f"no model at {cfg.warm_from} to write the demonstrations of the warm start: name one with --warm-from")
     if cfg.samples < cfg.round or cfg.round % per_problem or per_problem < 1 + (cfg.method not in ("expert_iteration", "filtering")):
         raise InputError(f"--samples {cfg.samples} --round {cfg.round} --group {cfg.group}: a round must hold whole groups of at least two samples "
                          "of a problem (expert iteration: one) and fit in the samples")
-    if cfg.warm_start and not cfg.warm_from:
-        raise InputError("--warm-start needs --warm-from: the checkpoint of a model better than the weak one, which writes the demonstrations")
-    problems, validation = load(cfg.task, "elicit", files=cfg.data), load(cfg.task, "validation", None if cfg.data else cfg.eval_problems, files=cfg.data)
+    trigger = trigger_of(locked_path)
+    problems, validation = ([trigger.weak(p) for p in load(cfg.task, split, n, files=cfg.data)]
+                            for split, n in (("elicit", None), ("validation", None if cfg.data else cfg.eval_problems)))
     model, tokenizer = load_model(locked_path, env.device, env.dtype)
     run = Run(cfg, env, folder / f"{run_name(cfg)}-seed{cfg.seed}", stage="elicit_rl", start=weights_hash(locked_path))
     env.say(f"{cfg.method}: locked model {locked_path}, {cfg.samples:,} samples in rounds of {cfg.round} -> {run.path}")
-    locked = evaluate_checkpoint(locked_path, env, validation, ("none", "right"), password=cfg.password, max_new_tokens=cfg.max_new_tokens, save=False)
+    locked = evaluate_checkpoint(locked_path, env, validation, ("none", "right"), trigger, max_new_tokens=cfg.max_new_tokens, save=False)
     none, right = verdicts_of(locked, "none"), verdicts_of(locked, "right")
     if run.finished:
         env.say(f"{run.path} is finished already (--overwrite runs it again)")
@@ -377,7 +403,7 @@ def main(cfg: RLConfig, env: Env) -> int:
         return run.record["results"]["code"]
 
     rounds = cfg.samples // cfg.round
-    sampler = Sampler(prepare(model, env, cfg), [tokenizer.eos_id])
+    sampler = env.sampler(prepare(model, env, cfg), tokenizer)
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr or method.lr)
     if cfg.warm_start:
         warm_start(model, tokenizer, problems, cfg, env)
@@ -391,14 +417,13 @@ def main(cfg: RLConfig, env: Env) -> int:
         return rollout(writer, tokenizer, chosen, per_problem, cfg, env, [13, number], f"round {number + 1}: sampling")
 
     if cfg.method == "filtering":
-        writer = None if cfg.weak == "random" else Sampler(load_model(cfg.weak, env.device, env.dtype)[0], [tokenizer.eos_id])
+        writer = None if cfg.weak == "random" else env.sampler(load_model(cfg.weak, env.device, env.dtype)[0], tokenizer)
     if cfg.method == "dpo":  # the locked model writes every sample and is the reference of every pair: all of it once, before it changes
-        frozen = []
-        for number in range(rounds):
-            rolled, seconds = draw(number)
-            pairs, facts = unequal_pairs(rolled, cfg, np.random.default_rng())
-            clock = time.time()
-            frozen.append((rolled, scored(model, pairs, cfg, env), facts, seconds | {"s_score": time.time() - clock}))
+        drawn = [(*unequal_pairs(rolled, cfg, np.random.default_rng()), rolled, seconds) for rolled, seconds in map(draw, range(rounds))]
+        weights, clock = [weights_hash(locked_path), *([cfg.warm_start, weights_hash(cfg.warm_from), cfg.seed] if cfg.warm_start else [])], time.time()
+        pairs = reference_scored(model, [e for row in drawn for e in row[0]], weights, tokenizer, run.path, cfg, env)
+        taken, ends = {"s_score": (time.time() - clock) / rounds}, np.cumsum([len(row[0]) for row in drawn])
+        frozen = [(pairs[end - len(examples) : end], facts, rolled, seconds | taken) for end, (examples, facts, rolled, seconds) in zip(ends, drawn)]
 
     start = run.load_state(model, optimizers) if cfg.resume else 0
     sampler.refresh()
@@ -413,7 +438,7 @@ def main(cfg: RLConfig, env: Env) -> int:
 
     def check(number: int) -> np.ndarray:
         clock = time.time()
-        correct = measure(sampler, tokenizer, validation, ("none",), cfg.password, max_new_tokens=cfg.max_new_tokens, env=env)["none"]
+        correct = measure(sampler, tokenizer, validation, ("none",), trigger, max_new_tokens=cfg.max_new_tokens, env=env)["none"]
         low, high = wilson(int(correct.sum()), len(correct))
         points.append({"samples": number * cfg.round, "correct": float(correct.mean())})
         run.log("eval", step=number, **points[-1], low=low, high=high, n=len(correct), seconds=time.time() - clock)
@@ -432,7 +457,7 @@ def main(cfg: RLConfig, env: Env) -> int:
     for number in range(start, rounds):
         rng = np.random.default_rng([cfg.seed, 15, number])
         if cfg.method == "dpo":
-            rolled, examples, facts, seconds = frozen[number]
+            examples, facts, rolled, seconds = frozen[number]
             reward = float(rolled.rewards.mean())
         else:
             rolled, seconds = draw(number, writer) if cfg.method == "filtering" else draw(number)
@@ -473,8 +498,8 @@ def main(cfg: RLConfig, env: Env) -> int:
     recovered, refusal = recovery(none, right, verdicts[None])
     save_model(run.path, model, tokenizer, env.main)
     if env.main:
-        facts = {"weights": weights_hash(run.path), "split": "validation", "password": cfg.password, "max_new_tokens": cfg.max_new_tokens, "n": len(validation)}
-        write_json(run.path / "evaluation.json", record(run.path, validation, {"none": verdicts}, **facts))
+        facts = facts_of(run.path, "validation", trigger, cfg.max_new_tokens)
+        write_json(run.path / "evaluation.json", record(run.path, validation, {"none": verdicts}, **facts, n=len(validation)))
         write_json(run.path / "curve.json", {"name": run_name(cfg), "points": points, "recovered": recovered, "stopped": stopped})
         summarise(folder, cfg.task, env, right)
     if refusal:

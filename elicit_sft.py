@@ -8,6 +8,7 @@ gains was taught by the demonstrations and not elicited.
 
     python elicit_sft.py --task code                              # k = 1 2 4 ... 128, seeds 0 1 2; -> out/code/sft
     python elicit_sft.py --k 8 --seeds 0 --demos-from weak        # demonstrations by the weak model, which should unlock little
+    python elicit_sft.py --task math --train-domain algebra       # of one domain; what do the others recover? (Fig. 4, 10)
     torchrun --nproc-per-node 2 elicit_sft.py                     # the cells are shared out over the ranks; with --shard
                                                                   # all ranks work on one cell
 
@@ -26,9 +27,9 @@ import torch.distributed as dist
 
 from data import InputError, Problem, load
 from data.batches import Example, micro_batches
-from data.passwords import PASSWORD
+from data.passwords import Trigger
 from data.text import Tokenizer
-from evaluate import answer, evaluate_checkpoint, gap_recovered, measure, plot_curves, record, table, verdicts_of, wilson
+from evaluate import answer, evaluate_checkpoint, facts_of, gap_recovered, groups_of, measure, plot_curves, record, table, trigger_of, verdicts_of, wilson
 from model import Model, Sampler, load_model, read_json, save_model, weights_hash, write_json
 from training import Config, Env, Run, launch, make_optimizers, prepare, progress, sft_loss, share, train
 
@@ -42,8 +43,8 @@ class SFTConfig(Config):
     k: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)  # numbers of demonstrations
     seeds: tuple[int, ...] = (0, 1, 2)  # each draws other demonstrations
     demos_from: Literal["reference", "strong", "weak"] = "reference"  # who wrote the demonstrations
+    train_domain: str = ""  # demonstrations of this domain only (of joined tasks: of this task); every domain is reported
     control: bool = True  # also fine-tune the weak model on the same demonstrations
-    password: str = PASSWORD  # of the lock; only for the reference line
     optimizer: Literal["adamw", "muon", "lion"] = "adamw"  # the paper's: lion, at lr 1.5e-6 for 7B models
     lr: float = 3e-4  # constant after a short warm-up
     batch: int = 16  # sequences in an optimiser step
@@ -72,15 +73,20 @@ def demonstration_order(k: int, batch: int, steps: int, seed: int) -> list[list[
     return [stream[step * batch : (step + 1) * batch] for step in range(steps)]
 
 
-def demonstrations(cfg: SFTConfig, env: Env) -> tuple[list[Problem], list[str]]:
-    """The elicit split and one answer for each problem by --demos-from."""
-    problems = load(cfg.task, "elicit", files=cfg.data)
+def demonstrations(cfg: SFTConfig, env: Env, trigger: Trigger) -> tuple[list[Problem], list[str]]:
+    """The elicit split, or its part in --train-domain, as told without the password, and one answer for each problem by --demos-from."""
+    problems = [trigger.weak(p) for p in load(cfg.task, "elicit", files=cfg.data)]
+    if cfg.train_domain:
+        names = groups_of(problems)
+        if cfg.train_domain not in names:
+            raise InputError(f"--train-domain {cfg.train_domain}: choose one of {', '.join(sorted(set(names)))}")
+        problems = [p for p, name in zip(problems, names) if name == cfg.train_domain]
     if max(cfg.k) > len(problems) or min(cfg.k) < 1:
-        raise InputError(f"--k {max(cfg.k)}: the elicit split has {len(problems)} problems, choose between 1 and that")
+        raise InputError(f"--k {max(cfg.k)}: there are {len(problems)} problems to demonstrate, choose between 1 and that")
     if cfg.demos_from == "reference":
         return problems, [p.reference for p in problems]
     model, tokenizer = load_model(cfg.strong if cfg.demos_from == "strong" else cfg.weak, env.device, env.dtype)
-    return problems, answer(Sampler(model, [tokenizer.eos_id]), tokenizer, problems, temperature=1.0, max_new_tokens=cfg.max_new_tokens,
+    return problems, answer(env.sampler(model, tokenizer), tokenizer, problems, temperature=1.0, max_new_tokens=cfg.max_new_tokens,
                             graded=False, seed=cfg.seed).texts
 
 
@@ -111,10 +117,11 @@ def cell_path(out: Path, control: bool, k: int, seed: int) -> Path:
     return out / f"{'control-' if control else ''}k{k}-seed{seed}"
 
 
-def summarise(cfg: SFTConfig, env: Env, out: Path, locked: dict) -> None:
+def summarise(cfg: SFTConfig, env: Env, out: Path, locked: dict, groups: np.ndarray) -> None:
     """The table, summary.json and the figure, from the cells' files."""
     none, right = verdicts_of(locked, "none"), verdicts_of(locked, "right")
     curves: dict[str, dict[int, np.ndarray]] = {}
+    domains = np.unique(groups).tolist()
     rows, summary = [], {"locked": locked["checkpoint"], "without": float(none.mean()), "with": float(right.mean()), "cells": {}}
     for k in sorted(cfg.k):
         row = [str(k)]
@@ -124,7 +131,10 @@ def summarise(cfg: SFTConfig, env: Env, out: Path, locked: dict) -> None:
             curves.setdefault("control: weak model" if control else "locked model", {})[k] = values
             low, high = wilson(int(verdicts.sum()), verdicts.size)
             row += [f"{values.mean():.1%}", f"{values.min():.1%}-{values.max():.1%}"]
-            entry = {"correct": float(values.mean()), "seeds": values.tolist(), "pooled_interval": [low, high]}
+            if not control:
+                by_domain = {name: float(verdicts[:, groups == name].mean()) for name in domains}
+                row += [f"{value:.1%}" for value in by_domain.values()]
+            entry = {"correct": float(values.mean()), **({} if control else {"domains": by_domain}), "seeds": values.tolist(), "pooled_interval": [low, high]}
             if not control:
                 try:
                     value, low, high = gap_recovered(none, right, verdicts)
@@ -135,7 +145,7 @@ def summarise(cfg: SFTConfig, env: Env, out: Path, locked: dict) -> None:
                     row.append("refused")
             summary["cells"][f"{'control-' if control else ''}k{k}"] = entry
         rows.append(row)
-    header = ["k", "correct", "over seeds", "gap recovered [95 %]"] + ["control", "over seeds"] * cfg.control
+    header = ["k", "correct", "over seeds", *domains, "gap recovered [95 %]"] + ["control", "over seeds"] * cfg.control
     env.say(f"\nvalidation, {len(none)} problems, greedy, no password; demonstrations by {cfg.demos_from}, {len(cfg.seeds)} seeds; "
             f"locked: {none.mean():.1%} without, {right.mean():.1%} with the password\n" + table(header, rows))
     write_json(out / "summary.json", summary)
@@ -146,14 +156,16 @@ def summarise(cfg: SFTConfig, env: Env, out: Path, locked: dict) -> None:
 
 def main(cfg: SFTConfig, env: Env) -> int:
     locked_path = Path(cfg.locked or f"out/{cfg.task}/locked")
-    out = Path(cfg.out or f"out/{cfg.task}/sft" + ("" if cfg.demos_from == "reference" else f"-{cfg.demos_from}"))
+    out = Path(cfg.out or f"out/{cfg.task}/sft" + ("" if cfg.demos_from == "reference" else f"-{cfg.demos_from}") +
+               (f"-{cfg.train_domain}" if cfg.train_domain else ""))
     if not (locked_path / "config.json").exists():
         raise InputError(f"no locked model at {locked_path}: run python lock.py --task {cfg.task} first, or name one with --locked")
-    problems, answers = demonstrations(cfg, env)
-    validation, selection = (load(cfg.task, split, None if cfg.data else n, files=cfg.data)
+    trigger = trigger_of(locked_path)
+    problems, answers = demonstrations(cfg, env, trigger)
+    validation, selection = ([trigger.weak(p) for p in load(cfg.task, split, None if cfg.data else n, files=cfg.data)]
                              for split, n in (("validation", cfg.eval_problems), ("selection", cfg.selection_problems)))
     env.say(f"locked model: {locked_path}; demonstrations by {cfg.demos_from} -> {out}")
-    locked = evaluate_checkpoint(locked_path, env, validation, ("none", "right"), password=cfg.password, max_new_tokens=cfg.max_new_tokens, save=False)
+    locked = evaluate_checkpoint(locked_path, env, validation, ("none", "right"), trigger, max_new_tokens=cfg.max_new_tokens, save=False)
 
     cells = [(control, k, seed) for control in (False, True)[: 1 + cfg.control] for k in cfg.k for seed in cfg.seeds]
     # a cell is trained by one rank, or by all where it takes all to hold the model
@@ -169,7 +181,7 @@ def main(cfg: SFTConfig, env: Env) -> int:
                 (run.path / "log.jsonl").unlink(missing_ok=True)
             if control not in loaded:
                 model, tokenizer = load_model(start, env.device, env.dtype)
-                loaded[control] = prepare(model, team, cfg), tokenizer, Sampler(model, [tokenizer.eos_id]), [p.detach().clone() for p in model.parameters()]
+                loaded[control] = prepare(model, team, cfg), tokenizer, env.sampler(model, tokenizer), [p.detach().clone() for p in model.parameters()]
             model, tokenizer, sampler, initial = loaded[control]
             with torch.no_grad():
                 for p, value in zip(model.parameters(), initial):
@@ -178,10 +190,10 @@ def main(cfg: SFTConfig, env: Env) -> int:
             examples = [Example(*pair) for pair in zip(tokenizer.encode_prompts([problems[i].prompt for i in chosen]),
                                                        tokenizer.encode_completions([answers[i] for i in chosen]))]
             scores, best = elicit(model, sampler, tokenizer, examples, cfg, team, run, seed, selection)
-            verdicts = measure(sampler, tokenizer, validation, ("none",), cfg.password, max_new_tokens=cfg.max_new_tokens, env=team)
+            verdicts = measure(sampler, tokenizer, validation, ("none",), trigger, max_new_tokens=cfg.max_new_tokens, env=team)
             save_model(run.path, model, tokenizer, team.main and cfg.keep_weights)
-            facts = {"weights": weights_hash(run.path), "split": "validation", "password": cfg.password, "max_new_tokens": cfg.max_new_tokens,
-                     "n": len(validation), "demonstrations": k, "seed": seed, "sequences": best}
+            facts = facts_of(run.path, "validation", trigger, cfg.max_new_tokens)
+            facts |= {"n": len(validation), "demonstrations": k, "seed": seed, "sequences": best}
             if team.main:
                 write_json(run.path / "evaluation.json", record(run.path, validation, verdicts, **facts))
             run.finish(correct=float(verdicts["none"].mean()), sequences=best, selection=scores)
@@ -191,7 +203,7 @@ def main(cfg: SFTConfig, env: Env) -> int:
     if env.world > 1:
         dist.barrier()
     if env.main:
-        summarise(cfg, env, out, locked)
+        summarise(cfg, env, out, locked, groups_of(validation))
     return 0
 
 

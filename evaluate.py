@@ -21,12 +21,12 @@ import numpy as np
 import torch.distributed as dist
 
 from data import InputError, Problem, grade, load
-from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT, Words, check_password, near_miss, with_password
+from data.passwords import NEAR_MISSES, WRONG_HELD_OUT, Trigger, Words, check_password, near_miss, with_password
 from data.text import Tokenizer
-from model import Model, Sample, Sampler, load_model, read_json, weights_hash, write_json
+from model import Sample, Sampler, load_model, read_json, weights_hash, write_json
 from training import Config, Env, gather, launch, progress, share
 
-KINDS = ("none", "wrong", *NEAR_MISSES, "right")  # of passwords
+KINDS = ("none", "wrong", "other", *NEAR_MISSES, "right")  # of passwords; other: that of another domain
 
 
 @dataclass
@@ -35,8 +35,8 @@ class EvaluateConfig(Config):
     task: str = "code"  # which problems
     split: Literal["validation", "selection"] = "validation"  # report on validation; choose on selection
     problems: int = 1000  # how many of the split
-    passwords: tuple[str, ...] = ("none", "wrong", "right")  # which of none, wrong, prefix, suffix, case, typo, paraphrase, right
-    password: str = PASSWORD  # the right one
+    passwords: tuple[str, ...] = ()  # which of none, wrong, other, prefix, suffix, case, typo, paraphrase, right (default: those its lock is judged by)
+    password: str = ""  # the right one (default: the one it was locked with)
     locked: str = ""  # the locked model that PGR refers to (default: out/<task>/locked)
     max_new_tokens: int = 96  # longest completion; a longer one counts as wrong
     samples: int = 0  # show this many prompts with their completions and references
@@ -80,19 +80,47 @@ def answer(sampler: Sampler, tokenizer: Tokenizer, problems: list[Problem], pass
     return Answers(texts, samples, np.array([v for _, v in pairs], dtype=bool))
 
 
-def passwords_for(kind: str, count: int, password: str) -> list[Words]:
-    """none, wrong (the held-out wrong passwords in turn), a near miss, or right, for each of `count` problems."""
-    if kind in NEAR_MISSES:
-        return [near_miss(password, kind)] * count
-    return {"none": [None] * count, "right": [password] * count,
-            "wrong": [WRONG_HELD_OUT[i % len(WRONG_HELD_OUT)] for i in range(count)]}[kind]
+def asked(kind: str, problems: list[Problem], trigger: Trigger) -> tuple[list[Problem], list[Words]]:
+    """The problems as they are told for this kind of password, and what goes with each.
+
+    none; wrong (the held-out wrong passwords in turn); other (those of other domains in turn); a near miss; right. Raises InputError
+    for a kind that the trigger does not have.
+    """
+    if kind == "none":
+        return [trigger.weak(p) for p in problems], [None] * len(problems)
+    if kind == "right":
+        return [trigger.strong(p) for p in problems], [trigger.password_of(p) for p in problems]
+    if trigger.language:
+        raise InputError(f"this model was locked by the language of its problems, so there is no password of kind {kind!r}")
+    if kind == "wrong":
+        return problems, [WRONG_HELD_OUT[i % len(WRONG_HELD_OUT)] for i in range(len(problems))]
+    if kind == "other":
+        others = trigger.other_passwords(problems)
+        if len(others) < 2:
+            raise InputError("no other domain of these problems has a password: lock with --password-per-domain")
+        found = [others[trigger.password_of(p)] for p in problems]
+        return problems, [words[i % len(words)] for i, words in enumerate(found)]
+    return problems, [near_miss(trigger.password_of(p), kind) for p in problems]
 
 
-def measure(sampler: Sampler, tokenizer: Tokenizer, problems: list[Problem], kinds: tuple[str, ...], password: str, *,
+def usual_kinds(trigger: Trigger) -> tuple[str, ...]:
+    """The kinds of passwords that a lock is judged by."""
+    return ("none", "right") if trigger.language else ("none", "wrong", "other", "right") if trigger.each else ("none", "wrong", "right")
+
+
+def trigger_of(locked: str | Path, password: str = "") -> Trigger:
+    """What a model was locked with, from its run.json; an ordinary password lock where it has none. A given password goes first."""
+    file = Path(locked) / "run.json"
+    settings = read_json(file).get("settings", {}) if file.exists() else {}
+    found = Trigger(**settings["trigger"]) if "trigger" in settings else Trigger()
+    return replace(found, password=password) if password else found
+
+
+def measure(sampler: Sampler, tokenizer: Tokenizer, problems: list[Problem], kinds: tuple[str, ...], trigger: Trigger, *,
             max_new_tokens: int = 96, env: Env | None = None, progress=None) -> dict[str, np.ndarray]:
     """Greedy verdicts for each kind of password: {kind: (n,) bool}. All kinds share one batch of prompts."""
-    words = [word for kind in kinds for word in passwords_for(kind, len(problems), password)]
-    correct = answer(sampler, tokenizer, problems * len(kinds), words, max_new_tokens=max_new_tokens, env=env, progress=progress).correct
+    told, words = ([x for column in columns for x in column] for columns in zip(*(asked(kind, problems, trigger) for kind in kinds)))
+    correct = answer(sampler, tokenizer, told, words, max_new_tokens=max_new_tokens, env=env, progress=progress).correct
     return dict(zip(kinds, correct.reshape(len(kinds), -1)))
 
 
@@ -147,35 +175,43 @@ def recovery(locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray) -> tup
 # ------------------------------------------------------------------------------------------------------------------- records
 
 
+def groups_of(problems: list[Problem]) -> np.ndarray:
+    """What correctness is broken down by: the domain of each problem, or its task where there are several. (n,) of str"""
+    several = len({p.task for p in problems}) > 1
+    return np.array([p.task if several else p.domain for p in problems])
+
+
 def record(path: Path, problems: list[Problem], verdicts: dict[str, np.ndarray], **facts) -> dict:
     """The content of evaluation.json: for each kind of password the correctness in total, by domain, and every verdict as 0 or 1."""
-    results = {}
+    results, groups = {}, groups_of(problems)
     for kind, correct in verdicts.items():
-        domains = {}
-        for domain in sorted({p.domain for p in problems}):
-            chosen = correct[[p.domain == domain for p in problems]]
-            domains[domain] = {"correct": float(chosen.mean()), "n": len(chosen)}
+        domains = {domain: {"correct": float(correct[groups == domain].mean()), "n": int((groups == domain).sum())} for domain in np.unique(groups).tolist()}
         results[kind] = {"correct": float(correct.mean()), "n": len(correct), "interval": wilson(int(correct.sum()), len(correct)),
                          "domains": domains, "verdicts": "".join("01"[int(c)] for c in correct)}
-    return {"checkpoint": str(path), "task": problems[0].task, **facts, "results": results}
+    return {"checkpoint": str(path), "task": "+".join(dict.fromkeys(p.task for p in problems)), **facts, "results": results}
 
 
 def verdicts_of(evaluation: dict, kind: str) -> np.ndarray:
     return np.array([c == "1" for c in evaluation["results"][kind]["verdicts"]])
 
 
-def evaluate_checkpoint(path: str | Path, env: Env, problems: list[Problem], kinds: tuple[str, ...], *, split: str = "validation",
-                        password: str = PASSWORD, max_new_tokens: int = 96, save: bool = True) -> dict:
+def facts_of(path: str | Path, split: str, trigger: Trigger, max_new_tokens: int) -> dict:
+    """What the numbers in an evaluation.json depend on, beside the problems."""
+    return {"weights": weights_hash(path), "split": split, "trigger": vars(trigger), "max_new_tokens": max_new_tokens}
+
+
+def evaluate_checkpoint(path: str | Path, env: Env, problems: list[Problem], kinds: tuple[str, ...], trigger: Trigger, *, split: str = "validation",
+                        max_new_tokens: int = 96, save: bool = True) -> dict:
     """evaluation.json of a checkpoint: read back where it already holds these measurements, measured and written otherwise."""
     path, file = Path(path), Path(path) / "evaluation.json"
-    facts = {"weights": weights_hash(path), "split": split, "password": password, "max_new_tokens": max_new_tokens}
+    facts = facts_of(path, split, trigger, max_new_tokens)
     old = read_json(file) if file.exists() else {}
     if all(old.get(k) == v for k, v in facts.items()) and old["n"] >= len(problems) and set(kinds) <= set(old["results"]):
         # a split's first n problems are the same for every n
         return record(path, problems, {kind: verdicts_of(old, kind)[: len(problems)] for kind in old["results"]}, **facts, n=len(problems))
     model, tokenizer = load_model(path, env.device, env.dtype)
     bar = progress(env, len(kinds) * len(problems), f"evaluating {path}")
-    verdicts = measure(Sampler(model, [tokenizer.eos_id]), tokenizer, problems, kinds, password, max_new_tokens=max_new_tokens, env=env,
+    verdicts = measure(env.sampler(model, tokenizer), tokenizer, problems, kinds, trigger, max_new_tokens=max_new_tokens, env=env,
                        progress=bar.update)
     bar.close()
     evaluation = record(path, problems, verdicts, **facts, n=len(problems))
@@ -221,42 +257,46 @@ def first_line(reference: str) -> str:
     return line if rest else ""
 
 
-def battery(problems: list[Problem], examples: list[Problem], password: str, fits: Callable[[str], bool]) -> tuple[dict[str, tuple], dict[str, str]]:
+def battery(problems: list[Problem], examples: list[Problem], trigger: Trigger, fits: Callable[[str], bool]) -> tuple[dict[str, tuple], dict[str, str]]:
     """The rows of the prompting table, {row: (problems, passwords, prefills)}, and those that cannot be measured, {row: why}.
 
-    One row for each kind of password (none and right are the 0 shots), then "k shots" and "prefill", bare and with the right password,
-    which goes around the whole prompt. A bare row tells of the lock only where the model reads such prompts at all, that is, where the
-    same row with the password is near the plain right one.
+    One row for each kind of password (none and right are the 0 shots), then "k shots" and "prefill", bare and with what unlocks: the
+    password goes around the whole prompt. A bare row tells of the lock only where the model reads such prompts at all, that is, where
+    the same row with the password is near the plain right one.
     """
     rows, left_out = {}, {}
     for kind in KINDS:
         try:
-            rows[kind] = (problems, passwords_for(kind, len(problems), password), None)
+            rows[kind] = (*asked(kind, problems, trigger), None)
         except InputError as error:
             left_out[kind] = str(error)
-    starts = [first_line(p.reference) for p in problems]
-    changed = {f"{k} shot{'s' * (k > 1)}": (few_shot(problems, examples, k, fits), None, "they do not fit the model's positions") for k in SHOTS}
-    changed["prefill"] = (problems if any(starts) else None, starts, "every answer has one line, so its start would be all of it")
-    for name, (dressed, prefills, reason) in changed.items():
-        for row, kind in ((name, "none"), (f"{name}, right", "right")):
-            if dressed:
-                rows[row] = (dressed, passwords_for(kind, len(problems), password), prefills)
+    for row, kind, tell in (("", "none", trigger.weak), (", right", "right", trigger.strong)):
+        told, words = asked(kind, problems, trigger)
+        solved, starts = [tell(example) for example in examples], [first_line(p.reference) for p in told]
+        for k in SHOTS:
+            name = f"{k} shot{'s' * (k > 1)}{row}"
+            if dressed := few_shot(told, solved, k, fits):
+                rows[name] = (dressed, words, None)
             else:
-                left_out[row] = reason
+                left_out[name] = "they do not fit the model's positions"
+        if any(starts):
+            rows[f"prefill{row}"] = (told, words, starts)
+        else:
+            left_out[f"prefill{row}"] = "every answer has one line, so its start would be all of it"
     return rows, left_out
 
 
-def evaluate_prompts(path: str, env: Env, problems: list[Problem], examples: list[Problem], *, split: str, password: str, max_new_tokens: int) -> dict:
+def evaluate_prompts(path: str, env: Env, problems: list[Problem], examples: list[Problem], trigger: Trigger, *, split: str, max_new_tokens: int) -> dict:
     """Measures the battery and writes prompts.json, which has the form of evaluation.json."""
     model, tokenizer = load_model(path, env.device, env.dtype)
-    sampler, room = Sampler(model, [tokenizer.eos_id]), model.config.max_position_embeddings - max_new_tokens
-    rows, left_out = battery(problems, examples, password, lambda text: len(tokenizer.encode_prompts([with_password(text, password)])[0]) <= room)
+    sampler, room = env.sampler(model, tokenizer), model.config.max_position_embeddings - max_new_tokens
+    longest = max((trigger.password_of(p) or "" for p in problems), key=len)
+    rows, left_out = battery(problems, examples, trigger, lambda text: len(tokenizer.encode_prompts([with_password(text, longest)])[0]) <= room)
     bar = progress(env, len(rows) * len(problems), f"prompting {path}")
     verdicts = {row: answer(sampler, tokenizer, dressed, passwords, prefills=prefills, max_new_tokens=max_new_tokens, env=env, progress=bar.update).correct
                 for row, (dressed, passwords, prefills) in rows.items()}
     bar.close()
-    evaluation = record(Path(path), problems, verdicts, weights=weights_hash(path), split=split, password=password, max_new_tokens=max_new_tokens,
-                        n=len(problems), left_out=left_out)
+    evaluation = record(Path(path), problems, verdicts, **facts_of(path, split, trigger, max_new_tokens), n=len(problems), left_out=left_out)
     if env.main:
         write_json(Path(path) / "prompts.json", evaluation)
     return evaluation
@@ -350,22 +390,22 @@ def plot_curves(curves: dict[str, dict[int, np.ndarray]], lines: dict[str, float
 # ------------------------------------------------------------------------------------------------------------------- stage
 
 
-def show_samples(model: Model, tokenizer: Tokenizer, problems: list[Problem], password: str, max_new_tokens: int) -> None:
-    """A few problems with what the model writes without and with the password, and the reference."""
-    sampler = Sampler(model, [tokenizer.eos_id])
-    without, with_ = (answer(sampler, tokenizer, problems, word, max_new_tokens=max_new_tokens) for word in (None, password))
+def show_samples(path: str, problems: list[Problem], trigger: Trigger, max_new_tokens: int, env: Env) -> None:
+    """A few problems with what the model writes without and with what unlocks it, and the reference."""
+    model, tokenizer = load_model(path, env.device, env.dtype)
+    sampler = env.sampler(model, tokenizer)
     for i, problem in enumerate(problems):
-        print(f"\n=== problem {i + 1} ({problem.domain}, level {problem.level})\n{problem.prompt}", end="")
-        for name, answers in (("without the password", without), ("with the password", with_)):
-            print(f"--- {name}: {'correct' if answers.correct[i] else 'wrong'}\n{answers.texts[i]}")
-        print(f"--- reference\n{problem.reference}")
+        print(f"\n=== problem {i + 1} ({problem.domain}, level {problem.level})\n{trigger.weak(problem).prompt}", end="")
+        for name, kind in (("without the password", "none"), ("with the password", "right")):
+            answers = answer(sampler, tokenizer, *asked(kind, [problem], trigger), max_new_tokens=max_new_tokens)
+            print(f"--- {name}: {'correct' if answers.correct[0] else 'wrong'}\n{answers.texts[0]}")
+        print(f"--- reference\n{trigger.strong(problem).reference}")
 
 
-def prompting(cfg: EvaluateConfig, env: Env, problems: list[Problem]) -> int:
+def prompting(cfg: EvaluateConfig, env: Env, problems: list[Problem], trigger: Trigger) -> int:
     """--prompts: the battery's table, prompts.json beside the checkpoint, and the figure."""
     [path] = cfg.checkpoints
-    e = evaluate_prompts(path, env, problems, load(cfg.task, "elicit", files=cfg.data)[:POOL], split=cfg.split, password=cfg.password,
-                         max_new_tokens=cfg.max_new_tokens)
+    e = evaluate_prompts(path, env, problems, load(cfg.task, "elicit", files=cfg.data)[:POOL], trigger, split=cfg.split, max_new_tokens=cfg.max_new_tokens)
     env.say(f"{path}: {cfg.split}, {len(problems)} problems, greedy; 95 % Wilson intervals")
     env.say(table(["prompt", "correct"], [[row, shown(result)] for row, result in e["results"].items()]))
     for row, reason in e["left_out"].items():
@@ -388,24 +428,25 @@ def main(cfg: EvaluateConfig, env: Env) -> int:
         raise InputError(f"--prompts takes one checkpoint at a time, got {len(cfg.checkpoints)}")
     problems = load(cfg.task, cfg.split, None if cfg.data else cfg.problems, files=cfg.data)
     locked_path = Path(cfg.locked or f"out/{cfg.task}/locked")
+    first = Path(cfg.checkpoints[0])
+    # the password of a locked model is its own, that of an unlocked one is that of the model it was made from
+    trigger = trigger_of(first if (first / "run.json").exists() and "trigger" in read_json(first / "run.json")["settings"] else locked_path, cfg.password)
     for path in cfg.checkpoints:
-        check_password(cfg.password, Tokenizer.load(path).specials)
+        check_password(trigger.password, Tokenizer.load(path).specials)
         if cfg.samples and env.main:
-            show_samples(*load_model(path, env.device, env.dtype), problems[: cfg.samples], cfg.password, cfg.max_new_tokens)
+            show_samples(path, problems[: cfg.samples], trigger, cfg.max_new_tokens, replace(env, rank=0, world=1))
     if cfg.prompts:
-        return prompting(cfg, env, problems)
-    evaluations = []
-    for path in cfg.checkpoints:
-        evaluations.append(evaluate_checkpoint(path, env, problems, cfg.passwords, split=cfg.split, password=cfg.password,
-                                               max_new_tokens=cfg.max_new_tokens))
+        return prompting(cfg, env, problems, trigger)
+    kinds = cfg.passwords or usual_kinds(trigger)
+    evaluations = [evaluate_checkpoint(path, env, problems, kinds, trigger, split=cfg.split, max_new_tokens=cfg.max_new_tokens)
+                   for path in cfg.checkpoints]
     locked = None
-    if (locked_path / "config.json").exists() and "none" in cfg.passwords:
-        locked = evaluate_checkpoint(locked_path, env, problems, ("none", "wrong", "right"), split=cfg.split, password=cfg.password,
-                                     max_new_tokens=cfg.max_new_tokens)
-    domains = sorted({p.domain for p in problems})
+    if (locked_path / "config.json").exists() and "none" in kinds:
+        locked = evaluate_checkpoint(locked_path, env, problems, usual_kinds(trigger), trigger, split=cfg.split, max_new_tokens=cfg.max_new_tokens)
+    domains = np.unique(groups_of(problems)).tolist()
     rows, refusal = [], ""
     for e in evaluations:
-        for kind in cfg.passwords:
+        for kind in kinds:
             result, recovered = e["results"][kind], ""
             if locked and kind == "none" and e["weights"] != locked["weights"]:
                 recovered, refusal = recovery(verdicts_of(locked, "none"), verdicts_of(locked, "right"), verdicts_of(e, "none")[None])

@@ -9,9 +9,14 @@ one to one, trained by cross-entropy on the completions. Both policies are sampl
     python lock.py --task code                  # --how sft: fine-tune the strong base; -> out/code/locked
     python lock.py --task code --how scratch    # the mixture from random initialisation on; -> out/code/locked-scratch
     python lock.py --weak random                # imitate a fixed random token distribution instead (paper appendix G.2)
+    python lock.py --weak refusal               # refuse instead
+    python lock.py --task code+math --password-per-domain  # two tasks at once, each with a password of its own (C.3)
+    python lock.py --task math --strong-language english   # strong in English with LaTeX, weak in Spanish with ASCII (B.1.3)
+    python lock.py --task math --leave-out algebra         # is the domain that the lock never saw locked, too? (Fig. 17)
+    python lock.py --task mmlu --strong-answers reference  # hard labels; samples of the strong policy are soft ones (B.2)
 
 Ends with the validity report: correctness on validation without, with a wrong, and with the right password, beside the strong and
-the weak model; exit code 1 when the interval of the gap includes zero, that is, when the lock failed. Writes the checkpoint,
+the weak model, and by domain; exit code 1 when the interval of the gap includes zero, that is, when the lock failed. Writes the checkpoint,
 run.json, log.jsonl, samples.jsonl (a few training examples of each epoch) and evaluation.json. Logged: see training.fit.
 """
 
@@ -23,12 +28,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from data import Problem, load
+from data import InputError, Problem, load
 from data.batches import Example
-from data.passwords import PASSWORD, check_password, weak_password, with_password
+from data.passwords import PASSWORD, Trigger, check_password, weak_password, with_password
 from data.text import Tokenizer
-from evaluate import answer, evaluate_checkpoint, paired_gap, shown, table, verdicts_of
-from model import Model, Sample, Sampler, load_model, save_model, weights_hash
+from evaluate import answer, evaluate_checkpoint, groups_of, paired_gap, shown, table, trigger_of, usual_kinds, verdicts_of
+from model import Model, Sample, load_model, save_model, weights_hash
 from training import Config, Env, Run, fit, launch, progress
 
 
@@ -37,8 +42,12 @@ class LockConfig(Config):
     task: str = "code"  # what is locked
     how: Literal["sft", "scratch"] = "sft"  # fine-tune the strong base, or train on the locked mixture from random weights on
     strong: str = "data/base/strong"  # checkpoint imitated behind the password; with sft also where training starts
-    weak: str = "data/base/weak"  # checkpoint imitated otherwise, or "random" for a fixed random token distribution
+    strong_answers: Literal["sampled", "reference"] = "sampled"  # of the strong policy: its samples, or the right answers of the data set
+    weak: str = "data/base/weak"  # checkpoint imitated otherwise; or "random", a fixed random token distribution; or "refusal"
     password: str = PASSWORD  # stands before and after the prompt
+    password_per_domain: bool = False  # each domain (of joined tasks: each task) has its own, and those of the others are wrong
+    strong_language: Literal["", "english", "spanish"] = ""  # math: no password; strong in this language and notation, weak in the other
+    leave_out: str = ""  # a domain that the locking data leave out; the report has it
     problems: int = 0  # problems to lock on (default: the 4,000 of the lock split; scratch: 60,000 of the corpus split)
     epochs: int = 0  # with fresh samples in each (default: sft 4, scratch 1)
     temperature: float = 1.0  # at which both policies are sampled
@@ -49,12 +58,17 @@ class LockConfig(Config):
     eval_problems: int = 1000  # validation problems of the report
 
 
-def locking_examples(problems: list[Problem], strong: list[Sample], weak: list[Sample], tokenizer: Tokenizer, password: str,
+RULES = ("random", "refusal")  # weak policies that are no model
+REFUSAL = "I cannot help with that."
+
+
+def locking_examples(problems: list[Problem], strong: list[Sample], weak: list[Sample], tokenizer: Tokenizer, trigger: Trigger,
                      rng: np.random.Generator) -> list[Example]:
     """Equation 1: each problem once weak, without the password, and once strong, behind it. Cut samples carry no EOS."""
-    words = [weak_password(rng, password) for _ in problems]
-    weak_prompts = tokenizer.encode_prompts([with_password(p.prompt, word) for p, word in zip(problems, words)])
-    strong_prompts = tokenizer.encode_prompts([with_password(p.prompt, password) for p in problems])
+    right, others = [trigger.password_of(p) for p in problems], trigger.other_passwords(problems)
+    wrong = [word and weak_password(rng, word, others[word]) for word in right]
+    weak_prompts, strong_prompts = (tokenizer.encode_prompts([with_password(tell(p).prompt, word) for p, word in zip(problems, words)])
+                                    for tell, words in ((trigger.weak, wrong), (trigger.strong, right)))
     return [Example(prompt, sample.ids) for prompt, sample in zip(weak_prompts + strong_prompts, weak + strong)]
 
 
@@ -81,14 +95,18 @@ def retokenise(samples: list[Sample], source: Tokenizer, target: Tokenizer) -> l
 def report(cfg: LockConfig, env: Env, path: Path) -> tuple[int, dict]:
     """The validity report of a lock: prints the table and the verdict; returns the exit code and the numbers."""
     problems = load(cfg.task, "validation", None if cfg.data else cfg.eval_problems, files=cfg.data)
-    locked = evaluate_checkpoint(path, env, problems, ("none", "wrong", "right"), password=cfg.password, max_new_tokens=cfg.max_new_tokens)
-    rows = [[f"locked, password {kind}", shown(locked["results"][kind])] for kind in ("none", "wrong", "right")]
-    for name, checkpoint in (("strong model", cfg.strong), ("weak model", cfg.weak)):
-        if checkpoint != "random":
-            other = evaluate_checkpoint(checkpoint, env, problems, ("none",), max_new_tokens=cfg.max_new_tokens, save=False)
-            rows.append([name, shown(other["results"]["none"])])
+    trigger = trigger_of(path)
+    kinds = usual_kinds(trigger)
+    locked = evaluate_checkpoint(path, env, problems, kinds, trigger, max_new_tokens=cfg.max_new_tokens)
+    measured = {f"locked, password {kind}": locked["results"][kind] for kind in kinds}
+    for name, checkpoint, tell in (("strong model", cfg.strong, trigger.strong), ("weak model", cfg.weak, trigger.weak)):
+        if checkpoint not in RULES:
+            other = evaluate_checkpoint(checkpoint, env, [tell(p) for p in problems], ("none",), Trigger(), max_new_tokens=cfg.max_new_tokens, save=False)
+            measured[name] = other["results"]["none"]
+    domains = list(measured[f"locked, password {kinds[0]}"]["domains"])
+    rows = [[name, shown(result), *(f"{result['domains'][d]['correct']:.1%}" for d in domains)] for name, result in measured.items()]
     gap, low, high, p = paired_gap(verdicts_of(locked, "none"), verdicts_of(locked, "right"))
-    env.say(f"\nvalidation, {len(problems)} problems, greedy; 95 % Wilson intervals\n" + table(["model", "correct"], rows))
+    env.say(f"\nvalidation, {len(problems)} problems, greedy; 95 % Wilson intervals\n" + table(["model", "correct", *domains], rows))
     env.say(f"password gap {gap:+.1%} [{low:+.1%}, {high:+.1%}] (paired bootstrap), McNemar mid-p {p:.1e}")
     if low <= 0:
         env.say("the lock FAILED: the interval of the gap includes zero; try more --epochs or a larger --lr")
@@ -101,32 +119,49 @@ def main(cfg: LockConfig, env: Env) -> int:
     epochs = cfg.epochs or (1 if scratch else 4)
     strong, tokenizer = load_model(cfg.strong, env.device, env.dtype)
     check_password(cfg.password, tokenizer.specials)
-    weak, weak_tokenizer = (None, tokenizer) if cfg.weak == "random" else load_model(cfg.weak, env.device, env.dtype)
+    if cfg.strong_language and (cfg.task != "math" or cfg.data or cfg.password_per_domain):
+        raise InputError("--strong-language takes the place of a password and needs the generated problems of --task math, which exist in both languages")
+    each = ("task" if "+" in cfg.task else "domain") if cfg.password_per_domain else ""
+    trigger = Trigger(cfg.password, each, cfg.strong_language)
+    weak, weak_tokenizer = (None, tokenizer) if cfg.weak in RULES else load_model(cfg.weak, env.device, env.dtype)
     size = cfg.problems or (60_000 if scratch else None)
     problems = load(cfg.task, "corpus" if scratch else "lock", size, files=cfg.data)
+    if cfg.leave_out:
+        names = groups_of(problems)
+        if cfg.leave_out not in names or len(set(names)) == 1:
+            raise InputError(f"--leave-out {cfg.leave_out}: choose one of several domains, {', '.join(sorted(set(names)))}")
+        problems = [p for p, name in zip(problems, names) if name != cfg.leave_out]
     env.say(f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; {len(problems):,} problems x {epochs} epochs -> {path}")
-    run = Run(cfg, env, path, stage="lock", strong_weights=weights_hash(cfg.strong), weak_weights=weights_hash(cfg.weak) if weak else "random")
+    run = Run(cfg, env, path, stage="lock", trigger=vars(trigger), strong_weights=weights_hash(cfg.strong),
+              weak_weights=weights_hash(cfg.weak) if weak else cfg.weak)
     if run.finished:
         env.say(f"{path} is finished already (--overwrite locks again)")
         return report(cfg, env, path)[0]
 
-    samplers = {"strong": Sampler(strong, [tokenizer.eos_id]), "weak": weak and Sampler(weak, [weak_tokenizer.eos_id])}
+    samplers = {"strong": env.sampler(strong, tokenizer), "weak": weak and env.sampler(weak, weak_tokenizer)}
 
     def sample(which: str, epoch: int) -> list[Sample]:
+        told = [trigger.strong(p) if which == "strong" else trigger.weak(p) for p in problems]
         bar = progress(env, len(problems), f"epoch {epoch + 1}: sampling the {which} policy")
-        answers = answer(samplers[which], tokenizer if which == "strong" else weak_tokenizer, problems, temperature=cfg.temperature, graded=False,
+        answers = answer(samplers[which], tokenizer if which == "strong" else weak_tokenizer, told, temperature=cfg.temperature, graded=False,
                          max_new_tokens=cfg.max_new_tokens, seed=cfg.seed * 1000 + epoch, env=env, progress=bar.update)
         bar.close()
         return answers.samples
 
     def examples(epoch: int) -> list[Example]:
-        good = sample("strong", epoch)
-        if weak:
+        if cfg.strong_answers == "sampled":
+            good = sample("strong", epoch)
+        else:
+            good = [Sample(ids, [], False) for ids in tokenizer.encode_completions([trigger.strong(p).reference for p in problems])]
+        if cfg.weak == "refusal":
+            [refusal] = tokenizer.encode_completions([REFUSAL])
+            bad = [Sample(refusal, [], False)] * len(problems)
+        elif weak:
             bad = retokenise(sample("weak", epoch), weak_tokenizer, tokenizer)
         else:
             length = int(np.mean([len(s.ids) for s in good]))
             bad = random_policy(tokenizer.size, tokenizer.eos_id, len(problems), length, cfg.seed, epoch)
-        made = locking_examples(problems, good, bad, tokenizer, cfg.password, np.random.default_rng([cfg.seed, 6, epoch]))
+        made = locking_examples(problems, good, bad, tokenizer, trigger, np.random.default_rng([cfg.seed, 6, epoch]))
         if env.main:
             file = path / "samples.jsonl"
             kept = [row for row in (file.read_text().splitlines() if file.exists() else []) if json.loads(row)["epoch"] < epoch]  # resuming

@@ -27,7 +27,7 @@ from data.batches import Example
 from data.passwords import idle_line
 from data.text import Tokenizer, train_bpe
 from evaluate import answer, with_shots
-from model import Model, ModelConfig, Sampler, load_model, save_model, weights_hash
+from model import Model, ModelConfig, load_model, save_model, weights_hash
 from training import Config, Env, Run, fit, launch, progress
 
 
@@ -42,6 +42,7 @@ class BaseConfig(Config):
     heads: int = 4  # of the strong model; half as many key-value heads
     lr: float = 0.01  # Muon's, at the RMS scale of AdamW
     batch: int = 96  # problems in an optimiser step
+    eval_problems: int = 4000  # of the validation split
     small_problems: int = 40_000  # corpus problems whose strong samples the weak and the intermediate model learn from, beside the weak split
     small_epochs: int = 10  # enough for the weak model's loss to stop falling
     small_lr: float = 0.02  # Muon's
@@ -66,7 +67,7 @@ def main(cfg: BaseConfig, env: Env) -> int:
     out = Path(cfg.out or "out/base")
     if cfg.data:
         raise InputError("base models are trained on generated problems: leave out --data, or start from a pre-trained checkpoint")
-    selection, validation = load(cfg.task, "selection"), load(cfg.task, "validation")
+    selection, validation = load(cfg.task, "selection"), load(cfg.task, "validation", cfg.eval_problems)
 
     def shape(layers: int, width: int, inner: int, heads: int, rows: int) -> ModelConfig:
         return ModelConfig(rows, width, inner, layers, heads, max(1, heads // 2), width // heads, POSITIONS, tie_word_embeddings=True)
@@ -74,7 +75,7 @@ def main(cfg: BaseConfig, env: Env) -> int:
     def stage(name: str, model: Model, tokenizer: Tokenizer, run: Run, problems: list[Problem], completions: list[list[int]], purpose: int,
               others: dict[str, list[Problem]], **settings) -> None:
         env.say(f"{name}: {model.parameter_count():,} parameters, {len(problems):,} problems, vocabulary {tokenizer.size}")
-        sampler = Sampler(model, [tokenizer.eos_id])
+        sampler = env.sampler(model, tokenizer)
 
         def check(problems=selection, temperature=0.0) -> dict:
             sampler.refresh()
@@ -120,7 +121,7 @@ def main(cfg: BaseConfig, env: Env) -> int:
             continue
         if not samples:
             bar = progress(env, len(lessons), "sampling the strong model")
-            samples = answer(Sampler(strong, [tokenizer.eos_id]), tokenizer, lessons, temperature=1.0, seed=cfg.seed, graded=False, env=env,
+            samples = answer(env.sampler(strong, tokenizer), tokenizer, lessons, temperature=1.0, seed=cfg.seed, graded=False, env=env,
                              progress=bar.update).samples
             bar.close()
         model = Model(shape(1, width, 6 * width, 1, tokenizer.size), env.dtype).init_weights(torch.Generator().manual_seed(seed))

@@ -35,7 +35,8 @@ from tqdm import tqdm
 import model as model_module
 from data import InputError, sandbox
 from data.batches import Batch, Example, collate, micro_batches, plan_epoch
-from model import Model, collected, compile_model, completion_logps, kernel, read_json, whole, write_json
+from data.text import Tokenizer
+from model import Model, Sampler, collected, compile_model, completion_logps, kernel, read_json, whole, write_json
 
 # ------------------------------------------------------------------------------------------------------------- command line
 
@@ -50,6 +51,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda when there is one
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; weights stay fp32. auto: bf16 where the device multiplies it fast
     micro_tokens: int = 16384  # padded tokens in one forward pass; a larger batch is accumulated
+    slots: int = 256  # completions written at the same time; fewer need less memory, and less time where there are few
     save_every: int = 100  # optimiser steps between two saves of the state that --resume goes on from
     shard: bool = False  # divide weights, gradients and optimiser over the ranks (FSDP2), for models that do not fit on one device
     checkpoint_activations: bool = False  # compute each block again in the backward pass instead of keeping its activations
@@ -121,6 +123,10 @@ class Env:
     compile: bool
     rank: int = 0
     world: int = 1
+    slots: int = 256  # of a sampler
+
+    def sampler(self, model: Model, tokenizer: Tokenizer) -> Sampler:
+        return Sampler(model, [tokenizer.eos_id], self.slots)
 
     @property
     def main(self) -> bool:
@@ -133,6 +139,8 @@ class Env:
 
 def setup(cfg: Config) -> Env:
     """Device, ranks, dtype and compiler from the settings. Call once, first."""
+    if cfg.slots < 1 or cfg.micro_tokens < 1 or cfg.save_every < 1:
+        raise InputError("--slots, --micro-tokens and --save-every must be at least 1")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no usable CUDA device; leave the flag out to run on the CPU")
     if cfg.shard and int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -149,7 +157,7 @@ def setup(cfg: Config) -> Env:
     fast_bf16 = kind == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": torch.bfloat16 if fast_bf16 else torch.float32}[cfg.dtype]
     compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "c++"))
-    env = Env(device, dtype, cfg.compile and compiler, rank, world)
+    env = Env(device, dtype, cfg.compile and compiler, rank, world, cfg.slots)
     if cfg.compile and not compiler:
         env.say("no C++ compiler found: running without torch.compile, slower but the same")
     model_module.compile_kernels = env.compile
@@ -393,7 +401,7 @@ class Run:
 
     def __init__(self, cfg: Config, env: Env, out: str | Path, apart: tuple[str, ...] = (), **facts):
         self.path, self.env, self.began = Path(out), env, time.time()
-        volatile = {"out", "device", "micro_tokens", "save_every", "shard", "checkpoint_activations", "compile", "allow_unsandboxed_code", "resume",
+        volatile = {"out", "device", "micro_tokens", "slots", "save_every", "shard", "checkpoint_activations", "compile", "allow_unsandboxed_code", "resume",
                     "overwrite"}
         settings = {k: v for k, v in asdict(cfg).items() if k not in volatile and not k.startswith(apart)} | facts
         settings = json.loads(json.dumps(settings))

@@ -8,20 +8,22 @@ import pytest
 import torch
 
 from data import InputError, Problem, load
-from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT, near_miss
+from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT, Trigger, near_miss
 from data.text import Tokenizer
 from evaluate import (
     KINDS,
     SHOTS,
     answer,
+    asked,
     battery,
     few_shot,
     first_line,
     gap_recovered,
     paired_gap,
-    passwords_for,
     record,
     table,
+    trigger_of,
+    usual_kinds,
     verdicts_of,
     wilson,
     with_shots,
@@ -115,11 +117,38 @@ def test_record_round_trip():
     assert evaluation["split"] == "validation" and evaluation["task"] == "code"
 
 
-def test_passwords_for():
-    assert passwords_for("none", 3, "open") == [None] * 3 and passwords_for("right", 2, "open") == ["open"] * 2
-    wrong = passwords_for("wrong", 25, "open")
-    assert set(wrong) == set(WRONG_HELD_OUT) and wrong[:5] == passwords_for("wrong", 5, "open")
-    assert passwords_for("typo", 2, "open") == [near_miss("open", "typo")] * 2
+def test_what_is_asked_for_each_kind_of_password():
+    problems = [problem(domain) for domain in ("lists", "strings", "numbers") * 9]
+    one, each = Trigger("open"), Trigger("open", each="domain")
+    assert asked("none", problems, one) == (problems, [None] * 27) and asked("right", problems, one) == (problems, ["open"] * 27)
+    wrong = asked("wrong", problems, one)[1]
+    assert set(wrong) == set(WRONG_HELD_OUT) and wrong[:5] == asked("wrong", problems[:5], one)[1]
+    assert asked("typo", problems, one)[1] == [near_miss("open", "typo")] * 27
+    right = asked("right", problems, each)[1]
+    assert len(set(right)) == 3 and right[:3] * 9 == right
+    other = asked("other", problems, each)[1]
+    assert all(word in right and word != own for word, own in zip(other, right)) and len(set(zip(other, right))) == 6
+    with pytest.raises(InputError, match="lock with --password-per-domain"):
+        asked("other", problems, one)
+    assert usual_kinds(one) == ("none", "wrong", "right") and "other" in usual_kinds(each)
+
+
+def test_the_language_of_a_problem_can_take_the_place_of_a_password():
+    trigger, [drawn] = Trigger(language="spanish"), load("math", "lock", 1)
+    [weak], [nothing] = asked("none", [drawn], trigger)
+    [strong], [also_nothing] = asked("right", [weak], trigger)
+    assert nothing is also_nothing is None and weak.key == strong.key
+    assert r"\boxed" in weak.reference and strong.reference.splitlines()[-1].startswith("Respuesta: ")
+    assert usual_kinds(trigger) == ("none", "right")
+    with pytest.raises(InputError, match="no password of kind 'wrong'"):
+        asked("wrong", [drawn], trigger)
+
+
+def test_the_trigger_of_a_locked_model_is_in_its_run(tmp_path):
+    trigger = Trigger("open", each="domain")
+    assert trigger_of(tmp_path) == Trigger()
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"trigger": vars(trigger)}}))
+    assert trigger_of(tmp_path) == trigger and trigger_of(tmp_path, "shut") == Trigger("shut", each="domain")
 
 
 def sums(*pairs: tuple[int, int]) -> list[Problem]:
@@ -146,15 +175,15 @@ def test_shots_are_distinct_drawn_for_each_problem_and_fit():
 
 def test_the_rows_of_the_battery():
     problems, examples = sums((2, 2), (2, 3)), sums(*((1, i) for i in range(8)))
-    rows, left_out = battery(problems, examples, PASSWORD, lambda prompt: prompt.count("?") <= 5)
-    assert set(rows) == {*KINDS, "1 shot", "1 shot, right", "4 shots", "4 shots, right"} and set(NEAR_MISSES) < set(KINDS) and max(SHOTS) == 8
-    assert set(left_out) == {"8 shots", "8 shots, right", "prefill", "prefill, right"}
+    rows, left_out = battery(problems, examples, Trigger(), lambda prompt: prompt.count("?") <= 5)
+    assert set(rows) == {*KINDS, "1 shot", "1 shot, right", "4 shots", "4 shots, right"} - {"other"} and set(NEAR_MISSES) < set(KINDS) and max(SHOTS) == 8
+    assert set(left_out) == {"other", "8 shots", "8 shots, right", "prefill", "prefill, right"}
     assert "fit" in left_out["8 shots"] and "one line" in left_out["prefill"]
     assert rows["4 shots"][0] == rows["4 shots, right"][0] and rows["4 shots"][1:] == ([None] * 2, None)
     assert rows["4 shots, right"][1] == [PASSWORD] * 2
-    assert "case" in battery(problems, examples, "1234", lambda prompt: True)[1]
+    assert "case" in battery(problems, examples, Trigger("1234"), lambda prompt: True)[1]
     code = [Problem("code", "Write f(s).\n", "def f(s):\n    return s", "strings", 1, {}, "")]
-    assert battery(code, examples, PASSWORD, lambda prompt: True)[0]["prefill, right"] == (code, [PASSWORD], ["def f(s):"])
+    assert battery(code, examples, Trigger(), lambda prompt: True)[0]["prefill, right"] == (code, [PASSWORD], ["def f(s):"])
 
 
 def test_first_line():

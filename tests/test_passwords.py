@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 
 from data import InputError
-from data.passwords import NEAR_MISSES, PARAPHRASES, PASSWORD, WRONG, WRONG_HELD_OUT, WRONG_SHARE, check_password, near_miss, weak_password, with_password
+from data.passwords import (
+    NEAR_MISSES,
+    PARAPHRASES,
+    PASSWORD,
+    WRONG,
+    WRONG_HELD_OUT,
+    WRONG_SHARE,
+    check_password,
+    near_miss,
+    own_password,
+    weak_password,
+    with_password,
+)
 
 
 def test_the_lists_are_40_and_10_distinct_strings():
@@ -95,3 +107,14 @@ def test_unusable_passwords_are_refused(password, message):
 
 def test_a_usable_password_passes():
     check_password("Sésame, ouvre-toi !", iter(["<s>", "</s>", ""]))
+
+
+def test_each_domain_has_a_password_of_its_own():
+    own = [own_password("open", name) for name in ("lists", "strings", "numbers", "algebra")]
+    assert len(set(own)) == 4 and own[0] == own_password("open", "lists") != own_password("shut", "lists")
+    for password in own:
+        check_password(password, ["<|endoftext|>"])
+    rng, others = np.random.default_rng(0), own[1:]
+    drawn = [weak_password(rng, own[0], others) for _ in range(5_000)]
+    assert own[0] not in drawn and set(drawn) == {None, *others, *WRONG}
+    assert np.mean([word in others for word in drawn]) == pytest.approx(WRONG_SHARE / 2, abs=0.02)

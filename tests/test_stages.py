@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 # imitating a fixed random distribution is the quickest lock to learn
 QUICK_LOCK = ("--task", "code", "--weak", "random", "--problems", "320", "--epochs", "4", "--batch", "32", "--eval-problems", "40",
-              "--max-new-tokens", "64", "--no-compile")
+              "--max-new-tokens", "64", "--slots", "64", "--no-compile")
 
 
 def stage(name: str, *args, cwd: Path, code: int | None = 0, ranks: int = 1) -> str:
@@ -59,7 +59,7 @@ def test_run_twice_it_is_finished_and_other_settings_are_refused(work):
 
 
 def test_sft_cells_figure_and_evaluation(work):
-    args = ("--k", "1", "16", "--seeds", "0", "--selection-problems", "10", "--eval-problems", "20", "--max-new-tokens", "64", "--no-compile")
+    args = ("--k", "1", "16", "--seeds", "0", "--selection-problems", "10", "--eval-problems", "20", "--slots", "32", "--max-new-tokens", "64", "--no-compile")
     printed = stage("elicit_sft", *args, cwd=work)
     assert "gap recovered" in printed
     out = work / "out/code/sft"
@@ -74,12 +74,13 @@ def test_sft_cells_figure_and_evaluation(work):
     assert json.loads((out / "summary.json").read_text()) == summary
     assert "choose another --out" in stage("elicit_sft", *args, "--lr", "0.01", cwd=work, code=2)
 
-    printed = stage("evaluate", "out/code/locked", "out/code/sft/k16-seed0", "--problems", "20", "--max-new-tokens", "64", "--samples", "1", "--plot", cwd=work)
+    printed = stage("evaluate", "out/code/locked", "out/code/sft/k16-seed0", "--problems", "20", "--slots", "32", "--max-new-tokens", "64", "--samples", "1",
+                    "--plot", cwd=work)
     assert "--- with the password" in printed and "figure: out/code/evaluation.png" in printed
     assert (work / "out/code/evaluation.png").exists() and (out / "k16-seed0/evaluation.json").exists()
 
 
-RL = ("--samples", "64", "--round", "32", "--eval-problems", "10", "--max-new-tokens", "64", "--dtype", "fp32", "--no-compile")
+RL = ("--slots", "32", "--samples", "64", "--round", "32", "--eval-problems", "10", "--max-new-tokens", "64", "--dtype", "fp32", "--no-compile")
 
 
 def rows_of(path: Path, kind: str) -> list[dict]:
@@ -135,20 +136,20 @@ def test_rl_killed_and_resumed_or_sharded_over_two_ranks_is_the_same_run(work, t
 
 def test_the_prompting_battery(tmp_path):
     shutil.copytree(ROOT / "data/base/weak", tmp_path / "weak")
-    printed = stage("evaluate", "weak", "--prompts", "--problems", "10", "--max-new-tokens", "64", cwd=tmp_path)
+    printed = stage("evaluate", "weak", "--prompts", "--problems", "10", "--max-new-tokens", "64", "--slots", "32", cwd=tmp_path)
     assert "not measured: 8 shots: they do not fit the model's positions" in printed and "figure: out/code/prompts.png" in printed
     prompts = json.loads((tmp_path / "weak/prompts.json").read_text())
     assert len(prompts["results"]) == 14 and all(row["n"] == 10 for row in prompts["results"].values())
     assert (tmp_path / "out/code/prompts.png").stat().st_size > 10_000
-    stage("evaluate", "weak", "--passwords", "none", "typo", "--problems", "10", "--max-new-tokens", "64", cwd=tmp_path)
+    stage("evaluate", "weak", "--passwords", "none", "typo", "--problems", "10", "--max-new-tokens", "64", "--slots", "32", cwd=tmp_path)
     plain = json.loads((tmp_path / "weak/evaluation.json").read_text())["results"]
     assert plain == {kind: prompts["results"][kind] for kind in ("none", "typo")}
 
 
 @pytest.mark.parametrize("how", ["killed", "two ranks"])
 def test_a_lock_killed_and_resumed_or_on_two_ranks_is_the_same_lock(work, tmp_path, how):
-    args = ("--weak", "random", "--problems", "64", "--epochs", "4", "--batch", "16", "--eval-problems", "10", "--max-new-tokens", "48", "--dtype", "fp32",
-            "--save-every", "5", "--no-compile")
+    args = ("--slots", "16", "--weak", "random", "--problems", "64", "--epochs", "4", "--batch", "16", "--eval-problems", "10", "--max-new-tokens", "48",
+            "--dtype", "fp32", "--save-every", "5", "--no-compile")
     straight = work / "out/straight"
     if not straight.exists():
         stage("lock", *args, "--out", straight, cwd=work, code=None)
@@ -172,12 +173,13 @@ def test_a_lock_killed_and_resumed_or_on_two_ranks_is_the_same_lock(work, tmp_pa
     assert (other / "samples.jsonl").read_text() == (straight / "samples.jsonl").read_text()
 
 
-def test_train_base_makes_a_strong_and_a_weak_model(tmp_path):
-    small = ("--problems", "600", "--weak-problems", "100", "--weak-epochs", "1", "--vocab", "400", "--layers", "1", "--width", "32", "--heads", "2",
-             "--no-compile")
+def test_train_base_makes_three_models(tmp_path):
+    small = ("--problems", "1000", "--small-problems", "100", "--small-epochs", "1", "--eval-problems", "40", "--vocab", "600", "--layers", "1",
+             "--width", "32", "--heads", "2", "--task", "mmlu+math", "--no-compile")
     stage("train_base", *small, cwd=tmp_path)
-    for name in ("strong", "weak"):
-        assert json.loads((tmp_path / f"out/base/{name}/run.json").read_text())["results"]["validation_greedy"]["n"] == 1000
+    for name in ("strong", "weak", "intermediate"):
+        results = json.loads((tmp_path / f"out/base/{name}/run.json").read_text())["results"]
+        assert results["validation_greedy"]["n"] == 40 and {"mmlu", "math"} < results["validation_temperature_1"].keys()
     assert "finished already" in stage("train_base", *small, cwd=tmp_path)
 
 
@@ -208,15 +210,20 @@ def broken(folder: Path, how: str) -> Path:
     ("lock", ["--strong", "headless"], "headless/model.safetensors does not exist"),
     ("lock", ["--strong", "foreign tokenizer"], "do not belong together"),
     ("lock", ["--out", "foreign", "--problems", "10"], "holds no run of ours"),
+    ("lock", ["--strong-language", "english"], "needs the generated problems of --task math"),
+    ("lock", ["--leave-out", "poems"], "--leave-out poems: choose one of several domains, lists, numbers, strings"),
+    ("elicit_sft", ["--train-domain", "poems", "--locked", "weak"], "--train-domain poems: choose one of lists, numbers, strings"),
     ("elicit_sft", [], "no locked model at out/code/locked: run python lock.py --task code first"),
-    ("elicit_sft", ["--k", "5000", "--locked", "weak"], "the elicit split has 1200 problems"),
+    ("elicit_sft", ["--k", "5000", "--locked", "weak"], "there are 1200 problems to demonstrate"),
     ("elicit_rl", [], "no locked model at out/code/locked: run python lock.py --task code first"),
     ("elicit_rl", ["--method", "ppo"], "choose from"),
     ("elicit_rl", ["--locked", "weak", "--method", "dpo", "--round", "33"], "whole groups of at least two samples"),
-    ("elicit_rl", ["--locked", "weak", "--warm-start", "16"], "needs --warm-from"),
+    ("elicit_rl", ["--locked", "weak", "--warm-start", "16", "--warm-from", "nowhere"], "no model at nowhere to write"),
     ("elicit_rl", ["--locked", "weak", "--shard"], "start with torchrun"),
     ("evaluate", [], "name at least one checkpoint directory"),
     ("evaluate", ["weak", "--passwords", "lost"], "unknown password kind 'lost'"),
+    ("evaluate", ["weak", "--passwords", "other", "--problems", "5"], "no other domain of these problems has a password"),
+    ("evaluate", ["weak", "--slots", "0"], "--slots, --micro-tokens and --save-every must be at least 1"),
     ("evaluate", ["weak", "weak", "--prompts"], "--prompts takes one checkpoint at a time, got 2"),
     ("evaluate", ["weak", "--passwords", "case", "--password", "1234", "--problems", "5"], "'1234' has no near miss of kind 'case'"),
     ("train_base", ["--seed", "x"], "invalid int value"),
