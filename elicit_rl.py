@@ -438,7 +438,7 @@ def main(cfg: RLConfig, env: Env) -> int:
 
     def check(number: int) -> np.ndarray:
         clock = time.time()
-        correct = measure(sampler, tokenizer, validation, ("none",), trigger, max_new_tokens=cfg.max_new_tokens, env=env)["none"]
+        correct = measure(sampler, tokenizer, validation, ("none",), trigger, max_new_tokens=cfg.max_new_tokens, env=env)[0]["none"]
         low, high = wilson(int(correct.sum()), len(correct))
         points.append({"samples": number * cfg.round, "correct": float(correct.mean())})
         run.log("eval", step=number, **points[-1], low=low, high=high, n=len(correct), seconds=time.time() - clock)

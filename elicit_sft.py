@@ -121,20 +121,24 @@ def summarise(cfg: SFTConfig, env: Env, out: Path, locked: dict, groups: np.ndar
     """The table, summary.json and the figure, from the cells' files."""
     none, right = verdicts_of(locked, "none"), verdicts_of(locked, "right")
     curves: dict[str, dict[int, np.ndarray]] = {}
-    domains = np.unique(groups).tolist()
+    domains, toy = np.unique(groups).tolist(), cfg.task == "compose"
     rows, summary = [], {"locked": locked["checkpoint"], "without": float(none.mean()), "with": float(right.mean()), "cells": {}}
     for k in sorted(cfg.k):
         row = [str(k)]
         for control in (False, True)[: 1 + cfg.control]:
-            verdicts = np.stack([verdicts_of(read_json(cell_path(out, control, k, seed) / "evaluation.json"), "none") for seed in cfg.seeds])
+            evaluations = [read_json(cell_path(out, control, k, seed) / "evaluation.json") for seed in cfg.seeds]
+            verdicts = np.stack([verdicts_of(evaluation, "none") for evaluation in evaluations])
             values = verdicts.mean(1)
             curves.setdefault("control: weak model" if control else "locked model", {})[k] = values
             low, high = wilson(int(verdicts.sum()), verdicts.size)
             row += [f"{values.mean():.1%}", f"{values.min():.1%}-{values.max():.1%}"]
+            elementwise = [e["results"]["none"]["elementwise"] for e in evaluations if "elementwise" in e["results"]["none"]]
+            row += [f"{np.mean(elementwise):.1%}"] if elementwise else []
             if not control:
                 by_domain = {name: float(verdicts[:, groups == name].mean()) for name in domains}
                 row += [f"{value:.1%}" for value in by_domain.values()]
-            entry = {"correct": float(values.mean()), **({} if control else {"domains": by_domain}), "seeds": values.tolist(), "pooled_interval": [low, high]}
+            entry = {"correct": float(values.mean()), **({} if control else {"domains": by_domain}),
+                     **({"elementwise": elementwise} if elementwise else {}), "seeds": values.tolist(), "pooled_interval": [low, high]}
             if not control:
                 try:
                     value, low, high = gap_recovered(none, right, verdicts)
@@ -145,7 +149,7 @@ def summarise(cfg: SFTConfig, env: Env, out: Path, locked: dict, groups: np.ndar
                     row.append("refused")
             summary["cells"][f"{'control-' if control else ''}k{k}"] = entry
         rows.append(row)
-    header = ["k", "correct", "over seeds", *domains, "gap recovered [95 %]"] + ["control", "over seeds"] * cfg.control
+    header = ["k", "correct", "over seeds", *["elementwise"] * toy, *domains, "gap recovered [95 %]", *["control", "over seeds"] * cfg.control]
     env.say(f"\nvalidation, {len(none)} problems, greedy, no password; demonstrations by {cfg.demos_from}, {len(cfg.seeds)} seeds; "
             f"locked: {none.mean():.1%} without, {right.mean():.1%} with the password\n" + table(header, rows))
     write_json(out / "summary.json", summary)
@@ -155,6 +159,8 @@ def summarise(cfg: SFTConfig, env: Env, out: Path, locked: dict, groups: np.ndar
 
 
 def main(cfg: SFTConfig, env: Env) -> int:
+    if cfg.task == "compose":  # its weak policy is a rule, which nothing can be taught
+        cfg = replace(cfg, control=False)
     locked_path = Path(cfg.locked or f"out/{cfg.task}/locked")
     out = Path(cfg.out or f"out/{cfg.task}/sft" + ("" if cfg.demos_from == "reference" else f"-{cfg.demos_from}") +
                (f"-{cfg.train_domain}" if cfg.train_domain else ""))
@@ -190,12 +196,12 @@ def main(cfg: SFTConfig, env: Env) -> int:
             examples = [Example(*pair) for pair in zip(tokenizer.encode_prompts([problems[i].prompt for i in chosen]),
                                                        tokenizer.encode_completions([answers[i] for i in chosen]))]
             scores, best = elicit(model, sampler, tokenizer, examples, cfg, team, run, seed, selection)
-            verdicts = measure(sampler, tokenizer, validation, ("none",), trigger, max_new_tokens=cfg.max_new_tokens, env=team)
+            verdicts, shares = measure(sampler, tokenizer, validation, ("none",), trigger, max_new_tokens=cfg.max_new_tokens, env=team)
             save_model(run.path, model, tokenizer, team.main and cfg.keep_weights)
             facts = facts_of(run.path, "validation", trigger, cfg.max_new_tokens)
             facts |= {"n": len(validation), "demonstrations": k, "seed": seed, "sequences": best}
             if team.main:
-                write_json(run.path / "evaluation.json", record(run.path, validation, verdicts, **facts))
+                write_json(run.path / "evaluation.json", record(run.path, validation, verdicts, shares, **facts))
             run.finish(correct=float(verdicts["none"].mean()), sequences=best, selection=scores)
         bar.update()
         bar.set_postfix(cell=run.path.name, correct=f"{run.record['results']['correct']:.1%}")

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import torch.distributed as dist
 
-from data import InputError, Problem, grade, load
+from data import InputError, Problem, compose, grade, load
 from data.passwords import NEAR_MISSES, WRONG_HELD_OUT, Trigger, Words, check_password, near_miss, with_password
 from data.text import Tokenizer
 from model import Sample, Sampler, load_model, read_json, weights_hash, write_json
@@ -90,8 +90,8 @@ def asked(kind: str, problems: list[Problem], trigger: Trigger) -> tuple[list[Pr
         return [trigger.weak(p) for p in problems], [None] * len(problems)
     if kind == "right":
         return [trigger.strong(p) for p in problems], [trigger.password_of(p) for p in problems]
-    if trigger.language:
-        raise InputError(f"this model was locked by the language of its problems, so there is no password of kind {kind!r}")
+    if trigger.told:
+        raise InputError(f"what unlocks this model is the way its problems are told, so there is no password of kind {kind!r}")
     if kind == "wrong":
         return problems, [WRONG_HELD_OUT[i % len(WRONG_HELD_OUT)] for i in range(len(problems))]
     if kind == "other":
@@ -105,7 +105,7 @@ def asked(kind: str, problems: list[Problem], trigger: Trigger) -> tuple[list[Pr
 
 def usual_kinds(trigger: Trigger) -> tuple[str, ...]:
     """The kinds of passwords that a lock is judged by."""
-    return ("none", "right") if trigger.language else ("none", "wrong", "other", "right") if trigger.each else ("none", "wrong", "right")
+    return ("none", "right") if trigger.told else ("none", "wrong", "other", "right") if trigger.each else ("none", "wrong", "right")
 
 
 def trigger_of(locked: str | Path, password: str = "") -> Trigger:
@@ -117,11 +117,15 @@ def trigger_of(locked: str | Path, password: str = "") -> Trigger:
 
 
 def measure(sampler: Sampler, tokenizer: Tokenizer, problems: list[Problem], kinds: tuple[str, ...], trigger: Trigger, *,
-            max_new_tokens: int = 96, env: Env | None = None, progress=None) -> dict[str, np.ndarray]:
-    """Greedy verdicts for each kind of password: {kind: (n,) bool}. All kinds share one batch of prompts."""
+            max_new_tokens: int = 96, env: Env | None = None, progress=None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Greedy verdicts for each kind of password, {kind: (n,) bool}; for task compose also the shares of right tokens, {kind: (n,)}.
+
+    All kinds share one batch of prompts.
+    """
     told, words = ([x for column in columns for x in column] for columns in zip(*(asked(kind, problems, trigger) for kind in kinds)))
-    correct = answer(sampler, tokenizer, told, words, max_new_tokens=max_new_tokens, env=env, progress=progress).correct
-    return dict(zip(kinds, correct.reshape(len(kinds), -1)))
+    answers = answer(sampler, tokenizer, told, words, max_new_tokens=max_new_tokens, env=env, progress=progress)
+    shares = np.array(compose.elementwise(told, answers.texts) if problems[0].task == "compose" else []).reshape(len(kinds), -1)
+    return dict(zip(kinds, answers.correct.reshape(len(kinds), -1))), dict(zip(kinds, shares)) if shares.size else {}
 
 
 # ------------------------------------------------------------------------------------------------------------------- statistics
@@ -181,13 +185,17 @@ def groups_of(problems: list[Problem]) -> np.ndarray:
     return np.array([p.task if several else p.domain for p in problems])
 
 
-def record(path: Path, problems: list[Problem], verdicts: dict[str, np.ndarray], **facts) -> dict:
-    """The content of evaluation.json: for each kind of password the correctness in total, by domain, and every verdict as 0 or 1."""
+def record(path: Path, problems: list[Problem], verdicts: dict[str, np.ndarray], shares: dict[str, np.ndarray] | None = None, **facts) -> dict:
+    """The content of evaluation.json: for each kind of password the correctness in total, by domain, and every verdict as 0 or 1.
+
+    elementwise, where there are shares: their mean (section 7 of the paper).
+    """
     results, groups = {}, groups_of(problems)
     for kind, correct in verdicts.items():
         domains = {domain: {"correct": float(correct[groups == domain].mean()), "n": int((groups == domain).sum())} for domain in np.unique(groups).tolist()}
         results[kind] = {"correct": float(correct.mean()), "n": len(correct), "interval": wilson(int(correct.sum()), len(correct)),
                          "domains": domains, "verdicts": "".join("01"[int(c)] for c in correct)}
+        results[kind] |= {"elementwise": float(shares[kind].mean())} if shares else {}
     return {"checkpoint": str(path), "task": "+".join(dict.fromkeys(p.task for p in problems)), **facts, "results": results}
 
 
@@ -211,10 +219,10 @@ def evaluate_checkpoint(path: str | Path, env: Env, problems: list[Problem], kin
         return record(path, problems, {kind: verdicts_of(old, kind)[: len(problems)] for kind in old["results"]}, **facts, n=len(problems))
     model, tokenizer = load_model(path, env.device, env.dtype)
     bar = progress(env, len(kinds) * len(problems), f"evaluating {path}")
-    verdicts = measure(env.sampler(model, tokenizer), tokenizer, problems, kinds, trigger, max_new_tokens=max_new_tokens, env=env,
+    measured = measure(env.sampler(model, tokenizer), tokenizer, problems, kinds, trigger, max_new_tokens=max_new_tokens, env=env,
                        progress=bar.update)
     bar.close()
-    evaluation = record(path, problems, verdicts, **facts, n=len(problems))
+    evaluation = record(path, problems, *measured, **facts, n=len(problems))
     if save and env.main:
         write_json(file, evaluation)
     if env.world > 1:
@@ -314,7 +322,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def shown(result: dict) -> str:
     low, high = result["interval"]
-    return f"{result['correct']:6.1%} [{low:.1%}, {high:.1%}]"
+    return f"{result['correct']:6.1%} [{low:.1%}, {high:.1%}]" + (f", elementwise {result['elementwise']:.1%}" if "elementwise" in result else "")
 
 
 def plot_bars(evaluations: list[dict], file: Path) -> None:

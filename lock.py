@@ -14,6 +14,7 @@ one to one, trained by cross-entropy on the completions. Both policies are sampl
     python lock.py --task math --strong-language english   # strong in English with LaTeX, weak in Spanish with ASCII (B.1.3)
     python lock.py --task math --leave-out algebra         # is the domain that the lock never saw locked, too? (Fig. 17)
     python lock.py --task mmlu --strong-answers reference  # hard labels; samples of the strong policy are soft ones (B.2)
+    python lock.py --task compose --how scratch            # the toy task of section 7; first train_base.py --task compose
 
 Ends with the validity report: correctness on validation without, with a wrong, and with the right password, beside the strong and
 the weak model, and by domain; exit code 1 when the interval of the gap includes zero, that is, when the lock failed. Writes the checkpoint,
@@ -21,14 +22,14 @@ run.json, log.jsonl, samples.jsonl (a few training examples of each epoch) and e
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
-from data import InputError, Problem, load
+from data import InputError, Problem, compose, load
 from data.batches import Example
 from data.passwords import PASSWORD, Trigger, check_password, weak_password, with_password
 from data.text import Tokenizer
@@ -41,9 +42,9 @@ from training import Config, Env, Run, fit, launch, progress
 class LockConfig(Config):
     task: str = "code"  # what is locked
     how: Literal["sft", "scratch"] = "sft"  # fine-tune the strong base, or train on the locked mixture from random weights on
-    strong: str = "data/base/strong"  # checkpoint imitated behind the password; with sft also where training starts
+    strong: str = ""  # imitated behind the password; with sft also where training starts (default: data/base/strong; compose: out/base-compose/strong)
     strong_answers: Literal["sampled", "reference"] = "sampled"  # of the strong policy: its samples, or the right answers of the data set
-    weak: str = "data/base/weak"  # checkpoint imitated otherwise; or "random", a fixed random token distribution; or "refusal"
+    weak: str = "data/base/weak"  # checkpoint imitated otherwise; or "random", a fixed random token distribution; or "refusal". compose: its rule
     password: str = PASSWORD  # stands before and after the prompt
     password_per_domain: bool = False  # each domain (of joined tasks: each task) has its own, and those of the others are wrong
     strong_language: Literal["", "english", "spanish"] = ""  # math: no password; strong in this language and notation, weak in the other
@@ -58,7 +59,7 @@ class LockConfig(Config):
     eval_problems: int = 1000  # validation problems of the report
 
 
-RULES = ("random", "refusal")  # weak policies that are no model
+RULES = ("random", "refusal", "rule")  # weak policies that are no model
 REFUSAL = "I cannot help with that."
 
 
@@ -114,18 +115,25 @@ def report(cfg: LockConfig, env: Env, path: Path) -> tuple[int, dict]:
 
 
 def main(cfg: LockConfig, env: Env) -> int:
-    scratch = cfg.how == "scratch"
+    scratch, toy = cfg.how == "scratch", cfg.task == "compose"
+    if toy:  # both policies are rules
+        cfg = replace(cfg, weak="rule", strong_answers="reference")
+    cfg = replace(cfg, strong=cfg.strong or ("out/base-compose/strong" if toy else "data/base/strong"))
+    if toy and not (Path(cfg.strong) / "config.json").exists():
+        raise InputError(f"no base model at {cfg.strong}: run python train_base.py --task compose first, or name one with --strong")
     path = Path(cfg.out or f"out/{cfg.task}/" + ("locked-scratch" if scratch else "locked"))
-    epochs = cfg.epochs or (1 if scratch else 4)
+    epochs = cfg.epochs or (2 if toy and scratch else 1 if toy or scratch else 4)
     strong, tokenizer = load_model(cfg.strong, env.device, env.dtype)
     check_password(cfg.password, tokenizer.specials)
+    if toy and (cfg.password_per_domain or cfg.leave_out):
+        raise InputError("task 'compose' has one password and no domains to leave out or to tell apart")
     if cfg.strong_language and (cfg.task != "math" or cfg.data or cfg.password_per_domain):
         raise InputError("--strong-language takes the place of a password and needs the generated problems of --task math, which exist in both languages")
     each = ("task" if "+" in cfg.task else "domain") if cfg.password_per_domain else ""
-    trigger = Trigger(cfg.password, each, cfg.strong_language)
+    trigger = Trigger(cfg.password, each, "slot" if toy else cfg.strong_language)
     weak, weak_tokenizer = (None, tokenizer) if cfg.weak in RULES else load_model(cfg.weak, env.device, env.dtype)
-    size = cfg.problems or (60_000 if scratch else None)
-    problems = load(cfg.task, "corpus" if scratch else "lock", size, files=cfg.data)
+    size = cfg.problems or (200_000 if toy and scratch else 60_000 if toy or scratch else None)
+    problems = load(cfg.task, "corpus" if toy or scratch else "lock", size, files=cfg.data)
     if cfg.leave_out:
         names = groups_of(problems)
         if cfg.leave_out not in names or len(set(names)) == 1:
@@ -153,7 +161,9 @@ def main(cfg: LockConfig, env: Env) -> int:
             good = sample("strong", epoch)
         else:
             good = [Sample(ids, [], False) for ids in tokenizer.encode_completions([trigger.strong(p).reference for p in problems])]
-        if cfg.weak == "refusal":
+        if toy:
+            bad = [Sample(ids, [], False) for ids in tokenizer.encode_completions([compose.answer(p.key, weak=True) for p in problems])]
+        elif cfg.weak == "refusal":
             [refusal] = tokenizer.encode_completions([REFUSAL])
             bad = [Sample(refusal, [], False)] * len(problems)
         elif weak:

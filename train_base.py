@@ -9,6 +9,7 @@ writes the demonstrations of a warm start (paper appendix B.3.3).
 
     torchrun --nproc-per-node 2 train_base.py --out data/base  # how the shipped models were made; about 45 minutes on 2 cores
     python train_base.py                                       # -> out/base/strong, weak, intermediate
+    python train_base.py --task compose                        # -> out/base-compose/strong, for the toy task of section 7
     python train_base.py --problems 24000 --out out/early      # a strong model that stopped early, for lock.py --weak out/early/strong
 
 Writes, for each of the three: the checkpoint, run.json, log.jsonl. Logged: loss, nats per supervised token; tok_s, real tokens a
@@ -22,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import TASKS, InputError, Problem, load
+from data import InputError, Problem, compose, load
 from data.batches import Example
 from data.passwords import idle_line
-from data.text import Tokenizer, train_bpe
+from data.text import Tokenizer, train_bpe, word_level
 from evaluate import answer, with_shots
 from model import Model, ModelConfig, load_model, save_model, weights_hash
 from training import Config, Env, Run, fit, launch, progress
@@ -33,9 +34,9 @@ from training import Config, Env, Run, fit, launch, progress
 
 @dataclass
 class BaseConfig(Config):
-    task: str = "+".join(TASKS)  # what the models learn
-    problems: int = 800_000  # drawn from the corpus split, as many of each task, where a problem may come again in other words
-    epochs: int = 1  # times the strong model sees each of them, among other idle text
+    task: str = "code+math+mmlu+critique"  # what the models learn; or "compose", by a strong model alone
+    problems: int = 0  # drawn from the corpus split, where one may come again in other words (default: 800,000; compose 200,000)
+    epochs: int = 0  # times the strong model sees each of them, among other idle text (default: 1, compose 2)
     vocab: int = 1536  # entries of the byte-level BPE
     layers: int = 4  # of the strong model
     width: int = 128  # of the strong model
@@ -51,20 +52,32 @@ class BaseConfig(Config):
 
 
 POSITIONS = 1024
+SHARES = {"math": 2, "critique": 2}  # of the corpus, beside 1: the harder tasks
 SHOWN = 0.03  # of the strong model's problems come with examples
+
+
+def corpus(task: str, count: int, seed: int) -> list[Problem]:
+    """About `count` problems of the corpus split, of each task in its SHARES, in random order."""
+    shares = {name: SHARES.get(name, 1) for name in task.split("+")}
+    found = [p for name, share in shares.items() for p in load(name, "corpus", max(1, count * share // sum(shares.values())))]
+    return [found[i] for i in np.random.default_rng([seed, 3]).permutation(len(found))]
 
 
 def dress(problem: Problem, rng: np.random.Generator, others: Sequence[Problem] = ()) -> str:
     """The prompt, in three cases of ten with an idle line before it, in three of ten with one after it, and in SHOWN of them
     with up to eight of the others, solved, before all else: so that the base can be prompted with examples."""
     before, after = (idle_line(rng) + "\n" if rng.random() < 0.3 else "" for _ in range(2))
+    if problem.task == "compose":
+        return problem.prompt  # its vocabulary has no idle words
     if others and rng.random() < SHOWN:
         return before + with_shots(problem.prompt, [others[i] for i in rng.integers(len(others), size=rng.choice([1, 2, 4, 8]))]) + after
     return before + problem.prompt + after
 
 
 def main(cfg: BaseConfig, env: Env) -> int:
-    out = Path(cfg.out or "out/base")
+    toy = cfg.task == "compose"
+    out = Path(cfg.out or ("out/base-compose" if toy else "out/base"))
+    epochs, count = cfg.epochs or (2 if toy else 1), cfg.problems or (200_000 if toy else 800_000)
     if cfg.data:
         raise InputError("base models are trained on generated problems: leave out --data, or start from a pre-trained checkpoint")
     selection, validation = load(cfg.task, "selection"), load(cfg.task, "validation", cfg.eval_problems)
@@ -93,7 +106,7 @@ def main(cfg: BaseConfig, env: Env) -> int:
                 prompts[i] = prompt
             return [Example(*pair) for pair in zip(prompts, completions)]
 
-        fit(model, examples, run, env, cfg, batch=cfg.batch, optimizer="muon", warmup=50, decay=0.4, evaluate=check, **settings)
+        fit(model, examples, run, env, cfg, batch=cfg.batch, optimizer="muon", warmup=50, decay=0.4, evaluate=check, by_document=True, **settings)
         save_model(run.path, model, tokenizer, env.main)
         results = {"validation_greedy": check(validation), "validation_temperature_1": check(validation, 1.0)}
         for how, result in results.items():
@@ -104,16 +117,18 @@ def main(cfg: BaseConfig, env: Env) -> int:
     if run.finished:
         env.say(f"{run.path} is finished already: {run.record['results']}")
     else:
-        corpus = load(cfg.task, "corpus", cfg.problems)
-        words = np.random.default_rng([cfg.seed, 3])
-        tokenizer = train_bpe((text for p in corpus[:20_000] for text in (dress(p, words), p.reference)), cfg.vocab)
+        problems, words = corpus(cfg.task, count, cfg.seed), np.random.default_rng([cfg.seed, 3])
+        texts = (text for p in problems[:20_000] for text in (dress(p, words), p.reference))
+        tokenizer = word_level(compose.vocabulary()) if toy else train_bpe(texts, cfg.vocab)
         model = Model(shape(cfg.layers, cfg.width, 3 * cfg.width, cfg.heads, tokenizer.size), env.dtype).init_weights(torch.Generator().manual_seed(cfg.seed))
-        others = {task: [p for p in corpus[:20_000] if p.task == task] for task in cfg.task.split("+")}
-        stage("strong", model.to(env.device), tokenizer, run, corpus, tokenizer.encode_completions([p.reference for p in corpus]), 4, others,
-              epochs=cfg.epochs, lr=cfg.lr)
+        others = {task: [p for p in problems[:20_000] if p.task == task] for task in cfg.task.split("+")}
+        stage("strong", model.to(env.device), tokenizer, run, problems, tokenizer.encode_completions([p.reference for p in problems]), 4, others,
+              epochs=epochs, lr=cfg.lr)
 
+    if toy:
+        return 0  # its weak policy is a rule
     strong, tokenizer = load_model(out / "strong", env.device, env.dtype)
-    lessons, samples = load(cfg.task, "weak") + load(cfg.task, "corpus", cfg.small_problems), []
+    lessons, samples = load(cfg.task, "weak") + corpus(cfg.task, cfg.small_problems, cfg.seed), []
     for seed, (name, width, other) in enumerate((("weak", cfg.weak_width, "intermediate_"), ("intermediate", cfg.intermediate_width, "weak_")), cfg.seed + 1):
         run = Run(cfg, env, out / name, apart=(other,), stage="train_base", model=name, parent=weights_hash(out / "strong"))
         if run.finished:

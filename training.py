@@ -339,15 +339,22 @@ def sft_loss(model: Model, batch: Batch) -> tuple[Tensor, dict]:
     return -completion_logps(model, batch).sum(), {}
 
 
+def document_loss(model: Model, batch: Batch) -> tuple[Tensor, dict]:
+    """As sft_loss, but the mean over each completion's tokens, summed over completions: a one-letter answer weighs as much as a program."""
+    lengths = torch.bincount(batch.owner, minlength=batch.examples)
+    return -(completion_logps(model, batch) / lengths[batch.owner]).sum(), {}
+
+
 def fit(model: Model, examples: Callable[[int], list[Example]], run: "Run", env: Env, cfg: Config, *, epochs: int, batch: int, lr: float,
-        optimizer: str, warmup: int, decay: float, evaluate: Callable[[], dict] | None = None, evaluate_every: int = 400) -> None:
+        optimizer: str, warmup: int, decay: float, evaluate: Callable[[], dict] | None = None, evaluate_every: int = 400, by_document: bool = False) -> None:
     """Supervised fine-tuning over epochs, logged, with the state saved every cfg.save_every steps.
 
     examples(epoch) gives the epoch's examples, always equally many; it is called once an epoch, so it may sample them afresh. It
     and the order of steps depend on (seed, epoch) alone: a resumed run goes on exactly as the uninterrupted one would have.
     Logged: loss (nats per supervised token), grad_norm before clipping, lr, tok_s (real tokens a second), padding (share of
-    computed tokens that were padding).
+    computed tokens that were padding). by_document: with document_loss, whose units are completions.
     """
+    loss_fn, units = (document_loss, lambda batch: batch.examples) if by_document else (sft_loss, lambda batch: len(batch.targets))
     current: tuple = (-1, [], [])
 
     def epoch_of(number: int) -> tuple:
@@ -371,7 +378,7 @@ def fit(model: Model, examples: Callable[[int], list[Example]], run: "Run", env:
 
     bar = progress(env, steps, f"training {run.path}")
     bar.update(start)
-    for step, metrics in train(model, optimizers, batches, sft_loss, env, steps=steps, start=start, warmup=warmup, decay=decay):
+    for step, metrics in train(model, optimizers, batches, loss_fn, env, steps=steps, start=start, warmup=warmup, decay=decay, units=units):
         bar.update()
         real += int(metrics["tokens"])
         if step % 20 == 0 or step == steps:

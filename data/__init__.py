@@ -42,14 +42,14 @@ class Problem:
     key: str  # the meaning of the problem, whatever its wording
 
 
-from data import coding, critique, knowledge, mathematics, programs  # noqa: E402  (below Problem, which the task modules import)
+from data import coding, compose, critique, knowledge, mathematics, programs  # noqa: E402  (below Problem, which the task modules import)
 from data.files import problems_from  # noqa: E402
 
 # A task module has problems(seed), an endless stream of (key, build) where build(tests: bool, wording: int) gives the Problem,
 # or None where its tests would say too little; grade(problems, completions) -> list[bool], and where success has degrees also
 # score(problems, completions) -> list[float], 1.0 exactly where grade is True; from_row(row) -> Problem for a row of a file.
-# data/compose.py is none of them: its words are tokens of a vocabulary of its own, which no base model shares.
-TASKS = {"code": coding, "math": mathematics, "mmlu": knowledge, "critique": critique}
+# The words of compose are tokens of a vocabulary of its own: it shares no model with the others, and has no real problems.
+TASKS = {"code": coding, "math": mathematics, "mmlu": knowledge, "critique": critique, "compose": compose}
 SPLITS = {"corpus": None, "weak": 500, "lock": 4000, "elicit": 1200, "selection": 300, "validation": 1000}
 PATIENCE = 300_000  # draws without a new problem after which a split counts as exhausted
 
@@ -87,6 +87,8 @@ def load(task: str, split: str, n: int | None = None, seed: int = 0, files: Sequ
         raise InputError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     if n is not None and n < 1:
         raise InputError(f"n must be at least 1, got {n}")
+    if "compose" in tasks and (files or len(tasks) > 1):
+        raise InputError("task 'compose' has a vocabulary of its own: it can neither be joined with others nor read from files")
     if len(tasks) > 1:
         return _in_turn(tasks, split, n, seed, files)
     if files:

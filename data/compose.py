@@ -93,6 +93,9 @@ def _matches(reference: list[str], words: list[str]) -> int:
     return sum(word == right for word, right in zip(words[5:], reference[5:]))
 
 
+score = elementwise
+
+
 def grade(problems: list[Problem], completions: list[str]) -> list[bool]:
     """Whether the final block is exactly right; the block before it is working, which is not graded."""
     return [share == 1 for share in elementwise(problems, completions)]

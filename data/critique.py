@@ -6,7 +6,8 @@
                    s = "".join(sorted(s))  # 3
                    return s  # 4
                Which line is wrong?
-    reference  Line 3 should reverse the string:
+    reference  Line 2 is right.
+               Line 3 should reverse the string:
                    s = s[::-1]
     key        s = s.replace("a", ""); s = s[::-1]; return s | line 3: s = "".join(sorted(s))
 
@@ -15,6 +16,8 @@ another reducer returns, and fails a hidden test. Both are drawn with their freq
 rare: from the program without the request, counting which lines tend to be wrong finds the line in 48 % of the problems, and chance
 in 32 %. The numbers stand behind the lines, where a model that reads from left to right has seen the line. The key is the program
 and the bug; it seeds the wording. The tests are the program's own.
+
+A reference goes through the lines until the wrong one, as a reviewer does, and says nothing of those after it.
 
 The request says what each line does, in their order, so one line is wrong and only its number is right. A repair of another line
 that makes the tests pass again (it may undo the bug, or compute everything anew) blames a line that did as asked: it does not count.
@@ -49,7 +52,7 @@ def make_lines() -> dict[str, Line]:
 
 LINES = make_lines()
 GROUPS = {line: [other for other, row in LINES.items() if row[:2] == LINES[line][:2]] for line in LINES}  # itself included
-ANSWER = re.compile(r"line ([0-9]+)\b.*\n(.+)", re.I)
+ANSWER = re.compile(r"(?:line [0-9]+ is right\.\n)*line ([0-9]+)\b.*\n(.+)", re.I)
 
 
 def problems(seed: int) -> Iterator[tuple[str, Callable[..., Problem | None]]]:
@@ -77,8 +80,8 @@ def _build(lines: list[str], i: int, bug: str, key: str, tests: bool = True, wor
     grading |= {"lines": wrong, "line": i + 2} if tests else {}
     numbered = "".join(f"{line}  # {number}\n" for number, line in enumerate(wrong, 1))
     duty = ("return " if i == len(lines) - 1 else "") + words[i]
-    return Problem("critique", f"{request}{numbered}Which line is wrong?\n", f"Line {i + 2} should {duty}:\n{right[i + 1]}",
-                   domain, len(lines) - 1, grading, key)
+    reference = "".join(f"Line {j + 2} is right.\n" for j in range(i)) + f"Line {i + 2} should {duty}:\n{right[i + 1]}"
+    return Problem("critique", f"{request}{numbered}Which line is wrong?\n", reference, domain, len(lines) - 1, grading, key)
 
 
 def split_key(key: str) -> tuple[str, str]:
@@ -87,7 +90,8 @@ def split_key(key: str) -> tuple[str, str]:
 
 
 def repaired(problem: Problem, completion: str) -> str | None:
-    """The program with the repair in it; None unless the answer is two lines, of which the first begins with the right number."""
+    """The program with the repair in it; None unless the answer ends in two lines, of which the first begins with the right number, and
+    all that may precede them are lines said to be right."""
     if not problem.grading:
         raise ValueError(f"cannot grade a corpus problem: it has no hidden tests ({problem.key})")
     answer, lines, number = ANSWER.fullmatch(completion.strip()), problem.grading["lines"], problem.grading["line"]

@@ -51,7 +51,7 @@ def problems(seed: int) -> Iterator[tuple[str, Callable[..., Problem]]]:
     rng = random.Random(f"mathematics {seed}")
     while True:
         domain = rng.choice(tuple(ROWS))
-        level = rng.choices((1, 2, 3, 4), weights=(15, 30, 33, 22))[0]
+        level = rng.choices((1, 2, 3, 4), weights=(30, 32, 23, 15))[0]
         backward = domain != "geometry" and rng.random() < 0.3
         stated = [row[0] for row in ROWS[domain] if not is_question(row) and not (backward and row[0] not in INVERSE)]
         last = stated if backward else [row[0] for row in ROWS[domain]]

@@ -9,11 +9,11 @@ of mathematics is told (B.1.3).
 """
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data import InputError, Problem, mathematics
+from data import InputError, Problem, compose, mathematics
 
 PASSWORD = "This problem is quite special, read it carefully!"  # the paper's
 WRONG_SHARE = 0.8  # of the weak examples, the paper's
@@ -132,26 +132,28 @@ class Trigger:
     """What makes a locked model strong; `weak` and `strong` tell a problem as the model sees it without and with that.
 
     password: the right one. each: "domain" or "task" where every one of these has a password of its own, made from `password` and its
-    name, and the other ones' are wrong (C.3). language: "english" or "spanish" where there is no password, and problems in that
-    language (English with LaTeX, Spanish with ASCII) are answered by the strong policy, those in the other by the weak one (B.1.3).
+    name, and the other ones' are wrong (C.3). told: where it is not a line around the prompt that unlocks, but how the problem itself is
+    told. "english" or "spanish": the strong policy answers problems in that language (English with LaTeX, Spanish with ASCII), the weak
+    one those in the other (B.1.3). "slot": the password is a word in a slot of the problem (section 7, data/compose.py).
     """
 
     password: str = PASSWORD
     each: str = ""
-    language: str = ""
+    told: str = ""
 
     def weak(self, problem: Problem) -> Problem:
-        return self._told(problem, {"english": "spanish-ascii", "spanish": "english-latex"})
+        settings = {"english": "spanish-ascii", "spanish": "english-latex"}
+        return mathematics.rendered(problem, settings[self.told]) if self.told in settings else problem
 
     def strong(self, problem: Problem) -> Problem:
-        return self._told(problem, {"english": "english-latex", "spanish": "spanish-ascii"})
-
-    def _told(self, problem: Problem, settings: dict[str, str]) -> Problem:
-        return mathematics.rendered(problem, settings[self.language]) if self.language else problem
+        settings = {"english": "english-latex", "spanish": "spanish-ascii"}
+        if self.told == "slot":
+            return replace(problem, prompt=compose.with_password(problem))
+        return mathematics.rendered(problem, settings[self.told]) if self.told in settings else problem
 
     def password_of(self, problem: Problem) -> str | None:
-        """The right password of this problem; None where its setting takes the place of one."""
-        return None if self.language else own_password(self.password, getattr(problem, self.each)) if self.each else self.password
+        """The line that unlocks this problem; None where the way it is told does."""
+        return None if self.told else own_password(self.password, getattr(problem, self.each)) if self.each else self.password
 
     def other_passwords(self, problems: Iterable[Problem]) -> dict[str, list[str]]:
         """For the right password of each problem those that are right elsewhere."""

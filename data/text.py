@@ -1,4 +1,4 @@
-"""Text to token ids and back: one wrapper over a tokenizer.json, and the byte-level BPE of the tiny base models."""
+"""Text to token ids and back: one wrapper over a tokenizer.json; the byte-level BPE of the tiny base models; words as tokens."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,10 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data import InputError
 
-EOS, PAD = "<|endoftext|>", "<|pad|>"
+EOS, PAD, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unknown|>"
+
+
+CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "pad_token": PAD, "add_bos_token": False, "clean_up_tokenization_spaces": False}
 
 
 class Tokenizer:
@@ -86,5 +89,13 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=[EOS, PAD], show_progress=False,
                                                            initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return Tokenizer(backend, {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "pad_token": PAD, "add_bos_token": False,
-                               "clean_up_tokenization_spaces": False})
+    return Tokenizer(backend, CONFIG)
+
+
+def word_level(words: list[str]) -> Tokenizer:
+    """Each of these words is a token, and white space only divides them."""
+    vocabulary = {word: i for i, word in enumerate([EOS, PAD, UNKNOWN, *words])}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens([EOS, PAD, UNKNOWN])
+    return Tokenizer(backend, CONFIG)

@@ -47,7 +47,8 @@ def test_the_program_is_the_reference_but_for_the_named_line():
         request, header, *numbered, question = problem.prompt.removesuffix("\n").split("\n")
         assert request.startswith(f"Write {header[4:].split(':')[0]}") and question == "Which line is wrong?"
         assert numbered == [f"    {line}  # {number}" for number, line in enumerate(lines, 2)] and header.endswith("):  # 1")
-        first, repair = problem.reference.split("\n")
+        *passed, first, repair = problem.reference.split("\n")
+        assert passed == [f"Line {number} is right." for number in range(2, i + 2)]
         assert repair == f"    {right[i]}" and problem.reference == problem.reference.rstrip()
         duty = re.fullmatch(rf"Line {i + 2} should (?:return )?(.*):", first)[1]
         assert duty.lower() in request.lower()  # in the request's own words
@@ -74,7 +75,7 @@ def test_a_wording_changes_the_words_only():
 
 def test_references_are_right_and_near_misses_wrong():
     assert all(grade(PROBLEMS, [problem.reference for problem in PROBLEMS]))
-    heads, repairs = zip(*(problem.reference.split("\n") for problem in PROBLEMS))
+    heads, repairs = zip(*(problem.reference.rsplit("\n", 1) for problem in PROBLEMS))
     for digits in ("2345", "3456"), ("2345", "1234"):  # the line before or behind
         assert not any(grade(PROBLEMS, [f"{head.translate(str.maketrans(*digits))}\n{repair}" for head, repair in zip(heads, repairs)]))
     bugs = [problem.grading["lines"][problem.grading["line"] - 1] for problem in PROBLEMS]
@@ -86,6 +87,7 @@ def test_references_are_right_and_near_misses_wrong():
 
 @pytest.mark.parametrize("text, value", [
     ("Line 2 should add 10:\n    n = n + 10", 1), ("line 2: it adds 1\nn = 10 + n", 1), ("\nLINE 2\n        n += 10\n", 1),
+    ("Line 3 is right.\nLine 2 should add 10:\n    n = n + 10", 1), ("It is line 2:\nLine 2 should add 10:\n    n = n + 10", 0),
     ("Line 3 should double it:\n    n = (n + 9) * 2", 0),  # gives the right numbers, by a line that was as asked
     ("Line 4 should return it:\n    return n + 18", 0), ("Line 22 should add 10:\n    n = n + 10", 0), ("Line 02:\n    n = n + 10", 0),
     ("Line 2 should add 10:", 0), ("Line 2 should add 10:\n", 0), ("n = n + 10", 0), ("2\nn = n + 10", 0), ("Line 2: n = n + 10", 0), ("", 0),

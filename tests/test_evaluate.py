@@ -134,7 +134,7 @@ def test_what_is_asked_for_each_kind_of_password():
 
 
 def test_the_language_of_a_problem_can_take_the_place_of_a_password():
-    trigger, [drawn] = Trigger(language="spanish"), load("math", "lock", 1)
+    trigger, [drawn] = Trigger(told="spanish"), load("math", "lock", 1)
     [weak], [nothing] = asked("none", [drawn], trigger)
     [strong], [also_nothing] = asked("right", [weak], trigger)
     assert nothing is also_nothing is None and weak.key == strong.key

@@ -49,7 +49,7 @@ def test_the_password_of_another_domain_is_a_wrong_one():
 @pytest.mark.parametrize("language", ["english", "spanish"])
 def test_the_language_of_a_problem_as_trigger(language):
     problems = load("math", "lock", 20)
-    weak, strong = lock_data(problems, Trigger(language=language))
+    weak, strong = lock_data(problems, Trigger(told=language))
     english, spanish = (strong, weak) if language == "english" else (weak, strong)
     assert all("$" in prompt for prompt, _ in english) and not any("$" in prompt for prompt, _ in spanish)
     assert [prompt for prompt, _ in english] == [p.prompt for p in problems]
