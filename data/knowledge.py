@@ -24,8 +24,9 @@ Four subjects, one for each of MMLU's groups, of 16 things with three properties
 belongs to exactly one thing, so no option is right more often than another. The key names the options in their order, so that the
 splits ask for the same facts among other options. It seeds the wording and the example.
 
-The corpus also has questions without options, whose reference is the property or thing itself. A letter says at most two bits about
-a fact, and nothing until the model can pick the option that it means; a word says which of 16 it is. No other split has them.
+The corpus also has what a small model must know first, each by itself: facts (a question alone, whose reference is the property or the
+thing) and the meaning of letters ("Which option is caves?", four options, no example). From letters alone it would learn neither: one
+says at most two bits about a fact, and nothing until the model can pick the option that it means. No other split has these.
 
 The hard label of a problem is its reference, an element of LETTERS; the four letters are the four classes of soft labels. Each is a
 token of its own in any byte-level vocabulary, and stands at the start of a line in prompts as in answers.
@@ -42,7 +43,7 @@ from typing import NamedTuple
 from data import Problem
 
 LETTERS = ("A", "B", "C", "D")
-WITHOUT_OPTIONS = 0.4  # of the stream; they reach the corpus only
+FORMS = {"question": 0.5, "fact": 0.3, "letter": 0.2}  # shares of the stream; only questions reach other splits than the corpus
 INVERSE = 1 / 3
 
 # group: (subject, ending of its names, properties); a property is (name, question, inverse question, values).
@@ -137,27 +138,32 @@ def problems(seed: int) -> Iterator[tuple[str, Callable[..., Problem | None]]]:
     """An endless stream of (key, build); keys repeat."""
     rng = random.Random(f"knowledge {seed}")
     while True:
-        question, bare = draw(rng, WORLD), rng.random() < WITHOUT_OPTIONS
+        question, [form] = draw(rng, WORLD), rng.choices([*FORMS], [*FORMS.values()])
         key = f"{question.about.subject}, {question.about.name}: {question.asked()}? {', '.join(question.options())}"
-        key += ", not shown" * bare
-        yield key, partial(_build, question, bare, key)
+        key += f" ({form})" * (form != "question")
+        yield key, partial(_build, question, form, key)
 
 
-def _build(question: Question, bare: bool, key: str, tests: bool = True, wording: int = 0) -> Problem | None:
-    if bare and tests:
+def _build(question: Question, form: str, key: str, tests: bool = True, wording: int = 0) -> Problem | None:
+    if form != "question" and tests:
         return None
     rng = random.Random(f"words {wording} {key}")
+    if form == "fact":
+        return Problem("mmlu", f"{_asked(question, rng)}\n", question.options()[question.right], question.about.group, 1 + question.inverse, {}, key)
+    if form == "letter":
+        return _with_options(question, f"Which option is {question.options()[question.right]}?", key)
     others = [other for other in WORLD if other.subject == question.about.subject and other is not question.about]
-    problem, example = (_worded(q, bare, key, rng) for q in (question, draw(rng, others)))
+    problem, example = (_with_options(q, _asked(q, rng), key) for q in (question, draw(rng, others)))
     return one_shot(problem, example)
 
 
-def _worded(question: Question, bare: bool, key: str, rng: random.Random) -> Problem:
+def _asked(question: Question, rng: random.Random) -> str:
     wording = re.sub(r"\((.*?)\)", lambda choice: rng.choice(choice[1].split("|")), question.about.wordings[question.inverse])
-    options = question.options()
-    reference = options[question.right] if bare else LETTERS[question.right]
-    return zero_shot(question.about.group, question.about.subject, wording.format(question.asked()), [] if bare else options, reference,
-                     1 + question.inverse, key)
+    return wording.format(question.asked())
+
+
+def _with_options(question: Question, text: str, key: str) -> Problem:
+    return zero_shot(question.about.group, question.about.subject, text, question.options(), LETTERS[question.right], 1 + question.inverse, key)
 
 
 def zero_shot(group: str, subject: str, question: str, options: list[str], reference: str, level: int, key: str) -> Problem:

@@ -14,7 +14,7 @@ from data.knowledge import LETTERS, SUBJECTS, from_row, grade, letter_of, with_e
 FILE = Path(__file__).parents[2] / "shared/data/mmlu/mmlu_all.jsonl.gz"
 STREAM = list(itertools.islice(knowledge.problems(0), 12_000))
 PROBLEMS = [problem for _, build in STREAM if (problem := build())]
-BARE = [build(tests=False) for _, build in STREAM if build() is None]
+FACTS, WHICH = ([build(tests=False) for key, build in STREAM if key.endswith(f" ({form})")] for form in ("fact", "letter"))
 PROPERTY = {value: (subject, name) for subject, _, properties in SUBJECTS.values() for name, *_, values in properties for value in values.split()}
 ROW = {"question": "What is 1 + 1?", "choices": ["1", "2", "3", "4"], "answer": "B", "subject": "elementary_mathematics"}
 
@@ -40,12 +40,12 @@ def fact(question: str, answer: str) -> tuple[str, str]:
 
 def test_the_world_is_consistent_and_of_the_stated_size():
     values, things, asked = defaultdict(set), defaultdict(set), Counter()
-    for problem in PROBLEMS + BARE:
-        for question, _, answer in parse(problem):  # the examples too: what they say is right
-            thing, value = fact(question, answer)
-            values[thing, PROPERTY[value]].add(value)
-            things[value].add(thing)
-            asked[thing, value, answer == value] += 1
+    told = [part for problem in PROBLEMS for part in parse(problem)]  # the examples too: what they say is right
+    for question, _, answer in told + [(problem.prompt, [], problem.reference) for problem in FACTS]:
+        thing, value = fact(question, answer)
+        values[thing, PROPERTY[value]].add(value)
+        things[value].add(thing)
+        asked[thing, value, answer == value] += 1
     assert len(PROPERTY) == len(values) == len(things) == 192 and len({thing for thing, _ in values}) == 64
     assert all(len(each) == 1 for each in [*values.values(), *things.values()])
     assert len({thing[:2] for thing, _ in values}) == 64  # no two begin alike
@@ -69,13 +69,15 @@ def test_prompts_have_the_promised_form():
         assert problem.prompt.startswith(f"Subject: {subject} ({problem.domain})\n") and SUBJECTS[problem.domain][0] == subject
         value = fact(question, right)[1]
         assert PROPERTY[value] == (subject, name) and problem.key.endswith("? " + ", ".join(options))
-    for problem in BARE:
-        (_, shown, _), (question, options, right) = parse(problem)
-        assert shown == options == [] and right == problem.reference != fact(question, right)[problem.level - 1]
+    for problem in FACTS:
+        assert problem.prompt.endswith("\n") and problem.reference != fact(problem.prompt, problem.reference)[problem.level - 1]
+    for problem in WHICH:
+        header, _, question, *lines, cue = problem.prompt.removesuffix("\n").split("\n")
+        assert cue == "Answer:" and f"{problem.reference}. {question.removeprefix('Which option is ').removesuffix('?')}" in lines and len(lines) == 4
 
 
 def test_the_example_is_about_another_property_of_the_same_subject():
-    for problem in PROBLEMS + BARE:
+    for problem in PROBLEMS:
         (example, _, given), (question, _, right) = parse(problem)
         (subject, name), (of, other) = PROPERTY[fact(question, right)[1]], PROPERTY[fact(example, given)[1]]
         assert subject == of and name != other
@@ -100,7 +102,7 @@ def test_nothing_but_the_facts_tells_the_answer():
 def test_domains_and_levels_have_their_shares():
     assert all(abs(count / len(PROBLEMS) - 1 / 4) < 0.02 for count in Counter(problem.domain for problem in PROBLEMS).values())
     assert sum(problem.level == 2 for problem in PROBLEMS) / len(PROBLEMS) == pytest.approx(1 / 3, abs=0.02)
-    assert len(BARE) / len(STREAM) == pytest.approx(0.4, abs=0.02)
+    assert [len(part) / len(STREAM) for part in (PROBLEMS, FACTS, WHICH)] == pytest.approx([0.5, 0.3, 0.2], abs=0.02)
 
 
 def test_a_key_has_one_problem_and_one_split_and_the_corpus_teaches_every_fact():
@@ -108,11 +110,11 @@ def test_a_key_has_one_problem_and_one_split_and_the_corpus_teaches_every_fact()
     for key, build in STREAM + list(itertools.islice(knowledge.problems(1), 12_000)):
         problem = build(tests=False)
         assert built.setdefault(key, problem) == problem
-    questions = {key: parse(problem)[1] for key, problem in built.items()}
     splits = defaultdict(set)
-    for key, (question, options, right) in questions.items():
+    for key, problem in built.items():
         split = split_of("mmlu", key)
-        if options:
+        if not key.endswith(")"):
+            question, options, right = parse(problem)[1]
             splits[split].add((fact(question, right), right, *options))  # what is asked, whatever its wording and example
             (taught if split == "corpus" else asked).add((*fact(question, right), right))
     assert len(splits) == 6 and sum(map(len, splits.values())) == len(set().union(*splits.values()))
