@@ -17,7 +17,6 @@ Writes, for each of the three: the checkpoint, run.json, log.jsonl. Logged: loss
 second; padding, the share of computed tokens that were padding; for each task greedy correctness on the selection split.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from data import InputError, Problem, compose, load
 from data.batches import Example
 from data.passwords import idle_line
 from data.text import Tokenizer, train_bpe, word_level
-from evaluate import answer, with_shots
+from evaluate import answer
 from model import Model, ModelConfig, load_model, save_model, weights_hash
 from training import Config, Env, Run, fit, launch, progress
 
@@ -48,13 +47,11 @@ class BaseConfig(Config):
     small_problems: int = 20_000  # corpus problems whose strong samples the weak and the intermediate model learn from, beside the weak split
     small_epochs: int = 10  # enough for the weak model's loss to stop falling
     small_lr: float = 0.02  # Muon's
-    weak_width: int = 8  # of the one-layer weak model, whose MLP is six times as wide
+    weak_width: int = 10  # of the one-layer weak model, whose MLP is six times as wide
     intermediate_width: int = 32  # of the one-layer intermediate model
 
 
-POSITIONS = 1024
 SHARES = {"math": 2, "critique": 2}  # of the corpus, beside 1: the harder tasks
-SHOWN = 0.03  # of the strong model's problems come with examples
 
 
 def corpus(task: str, count: int, seed: int) -> list[Problem]:
@@ -64,14 +61,11 @@ def corpus(task: str, count: int, seed: int) -> list[Problem]:
     return [found[i] for i in np.random.default_rng([seed, 3]).permutation(len(found))]
 
 
-def dress(problem: Problem, rng: np.random.Generator, others: Sequence[Problem] = ()) -> str:
-    """The prompt, in three cases of ten with an idle line before it, in three of ten with one after it, and in SHOWN of them
-    with up to eight of the others, solved, before all else: so that the base can be prompted with examples."""
-    before, after = (idle_line(rng) + "\n" if rng.random() < 0.3 else "" for _ in range(2))
+def dress(problem: Problem, rng: np.random.Generator) -> str:
+    """The prompt, in three cases of ten with an idle line before it, in three of ten with one after it."""
     if problem.task == "compose":
         return problem.prompt  # its vocabulary has no idle words
-    if others and rng.random() < SHOWN:
-        return before + with_shots(problem.prompt, [others[i] for i in rng.integers(len(others), size=rng.choice([1, 2, 4, 8]))]) + after
+    before, after = (idle_line(rng) + "\n" if rng.random() < 0.3 else "" for _ in range(2))
     return before + problem.prompt + after
 
 
@@ -84,10 +78,10 @@ def main(cfg: BaseConfig, env: Env) -> int:
     selection, validation = load(cfg.task, "selection"), load(cfg.task, "validation", cfg.eval_problems)
 
     def shape(layers: int, width: int, inner: int, heads: int, rows: int) -> ModelConfig:
-        return ModelConfig(rows, width, inner, layers, heads, max(1, heads // 2), width // heads, POSITIONS, tie_word_embeddings=True)
+        return ModelConfig(rows, width, inner, layers, heads, max(1, heads // 2), width // heads, 512, tie_word_embeddings=True)
 
     def stage(name: str, model: Model, tokenizer: Tokenizer, run: Run, problems: list[Problem], completions: list[list[int]], purpose: int,
-              others: dict[str, list[Problem]], **settings) -> None:
+              **settings) -> None:
         env.say(f"{name}: {model.parameter_count():,} parameters, {len(problems):,} problems, vocabulary {tokenizer.size}")
         sampler = env.sampler(model, tokenizer)
 
@@ -98,14 +92,8 @@ def main(cfg: BaseConfig, env: Env) -> int:
             return {task: float(correct[tasks == task].mean()) for task in dict.fromkeys(tasks.tolist())} | {"n": len(correct)}
 
         def examples(epoch: int) -> list[Example]:
-            def dressed(i: int, others: Sequence[Problem] = ()) -> str:
-                return dress(problems[i], np.random.default_rng([cfg.seed, purpose, epoch, i]), others)
-
-            prompts = tokenizer.encode_prompts([dressed(i, others.get(p.task, ())) for i, p in enumerate(problems)])
-            long = [i for i, prompt in enumerate(prompts) if len(prompt) + len(completions[i]) > POSITIONS]
-            for i, prompt in zip(long, tokenizer.encode_prompts([dressed(i) for i in long])):
-                prompts[i] = prompt
-            return [Example(*pair) for pair in zip(prompts, completions)]
+            prompts = [dress(p, np.random.default_rng([cfg.seed, purpose, epoch, i])) for i, p in enumerate(problems)]
+            return [Example(*pair) for pair in zip(tokenizer.encode_prompts(prompts), completions)]
 
         fit(model, examples, run, env, cfg, batch=cfg.batch, optimizer="muon", warmup=50, decay=0.4, evaluate=check, by_document="+" in cfg.task, **settings)
         save_model(run.path, model, tokenizer, env.main)
@@ -122,8 +110,7 @@ def main(cfg: BaseConfig, env: Env) -> int:
         texts = (text for p in problems[:20_000] for text in (dress(p, words), p.reference))
         tokenizer = word_level(compose.vocabulary()) if toy else train_bpe(texts, cfg.vocab)
         model = Model(shape(cfg.layers, cfg.width, 3 * cfg.width, cfg.heads, tokenizer.size), env.dtype).init_weights(torch.Generator().manual_seed(cfg.seed))
-        others = {task: [p for p in problems[:20_000] if p.task == task] for task in cfg.task.split("+")}
-        stage("strong", model.to(env.device), tokenizer, run, problems, tokenizer.encode_completions([p.reference for p in problems]), 4, others,
+        stage("strong", model.to(env.device), tokenizer, run, problems, tokenizer.encode_completions([p.reference for p in problems]), 4,
               epochs=epochs, lr=cfg.lr)
 
     if toy:
@@ -141,7 +128,7 @@ def main(cfg: BaseConfig, env: Env) -> int:
                              progress=bar.update).samples
             bar.close()
         model = Model(shape(1, width, 6 * width, 1, tokenizer.size), env.dtype).init_weights(torch.Generator().manual_seed(seed))
-        stage(name, model.to(env.device), tokenizer, run, lessons, [s.ids for s in samples], 5, {}, epochs=cfg.small_epochs, lr=cfg.small_lr)
+        stage(name, model.to(env.device), tokenizer, run, lessons, [s.ids for s in samples], 5, epochs=cfg.small_epochs, lr=cfg.small_lr)
     return 0
 
 
