@@ -223,6 +223,17 @@ def test_rollout_marks_cut_samples_wrong_and_agrees_with_the_trainer(make_model,
     assert {"s_prefill", "s_decode", "s_grade"} <= seconds.keys()
 
 
+def test_reference_log_probs_are_read_back_and_equal_live_ones(make_model, make_examples, tokenizer, tmp_path, monkeypatch):
+    model, examples = make_model(), make_examples(6)
+    live, stored = scored(model, examples, cfg(), ALONE), elicit_rl.reference_scored(model, examples, ["w"], tokenizer, tmp_path, cfg(), ALONE)
+    assert live == stored and len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(elicit_rl, "scored", None)  # so only a file can give them
+    assert elicit_rl.reference_scored(model, examples, ["w"], tokenizer, tmp_path, cfg(), ALONE) == live
+    for weights, data in ((["v"], examples), (["w"], examples[:5])):
+        with pytest.raises(TypeError):
+            elicit_rl.reference_scored(model, data, weights, tokenizer, tmp_path, cfg(), ALONE)
+
+
 @pytest.mark.parametrize("name", ["dpo", "grpo", "expert_iteration"])
 def test_update_moves_the_policy_the_right_way(name, make_model):
     model, method = make_model(), METHODS[name]

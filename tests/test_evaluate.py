@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from data import InputError, Problem, load
+from data import InputError, Problem, compose, load
 from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT, Trigger, near_miss
-from data.text import Tokenizer
+from data.text import Tokenizer, word_level
 from evaluate import (
     KINDS,
     SHOTS,
@@ -19,8 +19,10 @@ from evaluate import (
     few_shot,
     first_line,
     gap_recovered,
+    measure,
     paired_gap,
     record,
+    shown,
     table,
     trigger_of,
     usual_kinds,
@@ -142,6 +144,18 @@ def test_the_language_of_a_problem_can_take_the_place_of_a_password():
     assert usual_kinds(trigger) == ("none", "right")
     with pytest.raises(InputError, match="no password of kind 'wrong'"):
         asked("wrong", [drawn], trigger)
+
+
+def test_compose_is_measured_by_the_element_too():
+    problems, tokenizer, trigger = load("compose", "validation", 3), word_level(compose.vocabulary()), Trigger(told="slot")
+
+    def sampler(prompts, **_):  # without the password its weak rule, with it the strong one
+        return [[Sample(tokenizer.encode_completions([compose.answer(problems[i % 3].key, weak=i < 3)])[0], [], False)] for i in range(len(prompts))]
+
+    verdicts, shares = measure(sampler, tokenizer, problems, ("none", "right"), trigger, env=Env(torch.device("cpu"), torch.float32, False))
+    assert not verdicts["none"].any() and verdicts["right"].all() and shares["none"].mean() < 1 == shares["right"].mean()
+    result = record(Path("x"), problems, verdicts, shares)["results"]
+    assert result["right"]["elementwise"] == 1 and "elementwise 100.0%" in shown(result["right"])
 
 
 def test_the_trigger_of_a_locked_model_is_in_its_run(tmp_path):

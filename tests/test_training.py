@@ -16,7 +16,7 @@ import training
 from data import InputError
 from data.batches import micro_batches
 from model import Sampler, load_model, save_model
-from training import Config, Diverged, Env, Lion, Run, fit, launch, make_optimizers, parse, schedule, sft_loss, train
+from training import Config, Diverged, Env, Lion, Run, document_loss, fit, launch, make_optimizers, parse, schedule, sft_loss, train
 
 CPU = Env(torch.device("cpu"), torch.float32, False)
 
@@ -127,6 +127,12 @@ def test_accumulation_is_one_batch_and_counts_are_global(make_model, make_exampl
     model, sample = make_model(), examples[:6]
     losses = [sft_loss(model, micro_batches([e], 1)[0])[0].item() for e in sample]
     assert first[0]["loss"] == pytest.approx(sum(losses) / sum(len(e.completion_ids) for e in sample), rel=1e-5)
+
+
+def test_document_loss_weighs_completions_alike_however_long(make_model, make_examples):
+    model, examples = make_model(), make_examples(5)
+    alone = [sft_loss(model, micro_batches([e], 1)[0])[0].item() / len(e.completion_ids) for e in examples]
+    assert document_loss(model, micro_batches(examples, 10_000)[0])[0].item() == pytest.approx(sum(alone), rel=1e-5)
 
 
 def test_clip_and_learning_rate(make_model, make_examples):
