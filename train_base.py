@@ -45,10 +45,10 @@ class BaseConfig(Config):
     batch: int = 96  # problems in an optimiser step
     eval_problems: int = 1000  # of the validation split
     small_problems: int = 20_000  # corpus problems whose strong samples the weak and the intermediate model learn from, beside the weak split
-    small_epochs: int = 10  # enough for the weak model's loss to stop falling
+    small_epochs: int = 7  # near the end of what they can learn
     small_lr: float = 0.02  # Muon's
     weak_width: int = 10  # of the one-layer weak model, whose MLP is six times as wide
-    intermediate_width: int = 32  # of the one-layer intermediate model
+    intermediate_width: int = 14  # of the one-layer intermediate model
 
 
 SHARES = {"math": 2, "critique": 2}  # of the corpus, beside 1: the harder tasks
