@@ -114,31 +114,47 @@ def report(cfg: LockConfig, env: Env, path: Path) -> tuple[int, dict]:
     return int(low <= 0), {kind: locked["results"][kind]["correct"] for kind in locked["results"]} | {"gap": gap}
 
 
+# split, problems and epochs of the locking data, for --how and whether the task is the toy task
+DEFAULTS = {("sft", False): ("lock", None, 4), ("scratch", False): ("corpus", 60_000, 1),
+            ("sft", True): ("corpus", 60_000, 1), ("scratch", True): ("corpus", 200_000, 2)}
+
+
+def the_trigger(cfg: LockConfig) -> Trigger:
+    """What is to unlock the model. Raises InputError for what does not go together."""
+    if cfg.task == "compose":
+        if cfg.password_per_domain or cfg.leave_out:
+            raise InputError("task 'compose' has one password and no domains to leave out or to tell apart")
+        return Trigger(cfg.password, told="slot")
+    if cfg.strong_language and (cfg.task != "math" or cfg.data or cfg.password_per_domain):
+        raise InputError("--strong-language takes the place of a password and needs the generated problems of --task math, which exist in both languages")
+    each = ("task" if "+" in cfg.task else "domain") if cfg.password_per_domain else ""
+    return Trigger(cfg.password, each, cfg.strong_language)
+
+
+def locking_problems(cfg: LockConfig, split: str, size: int | None) -> list[Problem]:
+    problems = load(cfg.task, split, size, files=cfg.data)
+    names = groups_of(problems)
+    if cfg.leave_out and (cfg.leave_out not in names or len(set(names)) == 1):
+        raise InputError(f"--leave-out {cfg.leave_out}: choose one of several domains, {', '.join(sorted(set(names)))}")
+    return [p for p, name in zip(problems, names) if name != cfg.leave_out]
+
+
 def main(cfg: LockConfig, env: Env) -> int:
     scratch, toy = cfg.how == "scratch", cfg.task == "compose"
     if toy:  # both policies are rules
         cfg = replace(cfg, weak="rule", strong_answers="reference")
+    elif cfg.weak == "rule":
+        raise InputError("--weak rule: only task compose has a weak policy that is a rule; name a checkpoint, random or refusal")
     cfg = replace(cfg, strong=cfg.strong or ("out/base-compose/strong" if toy else "data/base/strong"))
     if toy and not (Path(cfg.strong) / "config.json").exists():
         raise InputError(f"no base model at {cfg.strong}: run python train_base.py --task compose first, or name one with --strong")
     path = Path(cfg.out or f"out/{cfg.task}/" + ("locked-scratch" if scratch else "locked"))
-    epochs = cfg.epochs or (2 if toy and scratch else 1 if toy or scratch else 4)
+    split, size, epochs = DEFAULTS[cfg.how, toy]
+    epochs, trigger = cfg.epochs or epochs, the_trigger(cfg)
     strong, tokenizer = load_model(cfg.strong, env.device, env.dtype)
     check_password(cfg.password, tokenizer.specials)
-    if toy and (cfg.password_per_domain or cfg.leave_out):
-        raise InputError("task 'compose' has one password and no domains to leave out or to tell apart")
-    if cfg.strong_language and (cfg.task != "math" or cfg.data or cfg.password_per_domain):
-        raise InputError("--strong-language takes the place of a password and needs the generated problems of --task math, which exist in both languages")
-    each = ("task" if "+" in cfg.task else "domain") if cfg.password_per_domain else ""
-    trigger = Trigger(cfg.password, each, "slot" if toy else cfg.strong_language)
     weak, weak_tokenizer = (None, tokenizer) if cfg.weak in RULES else load_model(cfg.weak, env.device, env.dtype)
-    size = cfg.problems or (200_000 if toy and scratch else 60_000 if toy or scratch else None)
-    problems = load(cfg.task, "corpus" if toy or scratch else "lock", size, files=cfg.data)
-    if cfg.leave_out:
-        names = groups_of(problems)
-        if cfg.leave_out not in names or len(set(names)) == 1:
-            raise InputError(f"--leave-out {cfg.leave_out}: choose one of several domains, {', '.join(sorted(set(names)))}")
-        problems = [p for p, name in zip(problems, names) if name != cfg.leave_out]
+    problems = locking_problems(cfg, split, cfg.problems or size)
     env.say(f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; {len(problems):,} problems x {epochs} epochs -> {path}")
     run = Run(cfg, env, path, stage="lock", trigger=vars(trigger), strong_weights=weights_hash(cfg.strong),
               weak_weights=weights_hash(cfg.weak) if weak else cfg.weak)
@@ -146,31 +162,28 @@ def main(cfg: LockConfig, env: Env) -> int:
         env.say(f"{path} is finished already (--overwrite locks again)")
         return report(cfg, env, path)[0]
 
+    to_strong, to_weak = [trigger.strong(p) for p in problems], [trigger.weak(p) for p in problems]
     samplers = {"strong": env.sampler(strong, tokenizer), "weak": weak and env.sampler(weak, weak_tokenizer)}
 
-    def sample(which: str, epoch: int) -> list[Sample]:
-        told = [trigger.strong(p) if which == "strong" else trigger.weak(p) for p in problems]
-        bar = progress(env, len(problems), f"epoch {epoch + 1}: sampling the {which} policy")
+    def sample(which: str, told: list[Problem], epoch: int) -> list[Sample]:
+        bar = progress(env, len(told), f"epoch {epoch + 1}: sampling the {which} policy")
         answers = answer(samplers[which], tokenizer if which == "strong" else weak_tokenizer, told, temperature=cfg.temperature, graded=False,
                          max_new_tokens=cfg.max_new_tokens, seed=cfg.seed * 1000 + epoch, env=env, progress=bar.update)
         bar.close()
         return answers.samples
 
+    def written(texts: list[str]) -> list[Sample]:
+        return [Sample(ids, [], False) for ids in tokenizer.encode_completions(texts)]
+
     def examples(epoch: int) -> list[Example]:
-        if cfg.strong_answers == "sampled":
-            good = sample("strong", epoch)
-        else:
-            good = [Sample(ids, [], False) for ids in tokenizer.encode_completions([trigger.strong(p).reference for p in problems])]
-        if toy:
-            bad = [Sample(ids, [], False) for ids in tokenizer.encode_completions([compose.answer(p.key, weak=True) for p in problems])]
-        elif cfg.weak == "refusal":
-            [refusal] = tokenizer.encode_completions([REFUSAL])
-            bad = [Sample(refusal, [], False)] * len(problems)
-        elif weak:
-            bad = retokenise(sample("weak", epoch), weak_tokenizer, tokenizer)
-        else:
+        good = sample("strong", to_strong, epoch) if cfg.strong_answers == "sampled" else written([p.reference for p in to_strong])
+        if weak:
+            bad = retokenise(sample("weak", to_weak, epoch), weak_tokenizer, tokenizer)
+        elif cfg.weak == "random":
             length = int(np.mean([len(s.ids) for s in good]))
             bad = random_policy(tokenizer.size, tokenizer.eos_id, len(problems), length, cfg.seed, epoch)
+        else:
+            bad = written([compose.answer(p.key, weak=True) if toy else REFUSAL for p in problems])
         made = locking_examples(problems, good, bad, tokenizer, trigger, np.random.default_rng([cfg.seed, 6, epoch]))
         if env.main:
             file = path / "samples.jsonl"

@@ -134,6 +134,21 @@ def test_rl_killed_and_resumed_or_sharded_over_two_ranks_is_the_same_run(work, t
     assert json.loads((other / name / "curve.json").read_text()) == json.loads((straight / name / "curve.json").read_text())
 
 
+def test_a_rank_that_dies_ends_the_others_with_a_message(work, tmp_path):
+    args = (*RL, "--method", "grpo", "--locked", "data/base/strong", "--samples", "9600", "--group", "4", "--out", tmp_path)
+    launcher = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ROOT / "elicit_rl.py", *map(str, args)],
+                                cwd=work, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "grpo-seed0/log.jsonl"
+    deadline = time.time() + 120
+    while not log.exists() and time.time() < deadline:  # both ranks are at work
+        time.sleep(0.1)
+    ranks = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    assert log.exists() and len(ranks) == 2
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    _, error = launcher.communicate(timeout=60)
+    assert launcher.returncode != 0 and "SIGKILL" in error and not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
 def test_the_prompting_battery(tmp_path):
     shutil.copytree(ROOT / "data/base/weak", tmp_path / "weak")
     printed = stage("evaluate", "weak", "--prompts", "--problems", "10", "--max-new-tokens", "64", "--slots", "32", cwd=tmp_path)
