@@ -236,7 +236,7 @@ class Lion(torch.optim.Optimizer):
 
 
 def make_optimizers(model: Model, name: str, lr: float, weight_decay: float = 0.01) -> list[torch.optim.Optimizer]:
-    """adamw | lion | muon. Matrices decay, norms do not. muon: Muon on the blocks' matrices at lr, AdamW at lr / 5 on the rest."""
+    """adamw | lion | muon. Matrices decay, norms do not. muon: Muon on the blocks' matrices, AdamW on the rest, both at lr."""
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 
     def groups(members) -> list[dict]:
