@@ -30,7 +30,7 @@ def planted(key: str) -> tuple[list[str], int]:
 def test_the_example_of_the_docstring():
     problem = made(['s = s.replace("a", "")', "s = s[::-1]", "return s"], 1, 's = "".join(sorted(s))')
     assert problem.key in critique.__doc__
-    text = "\n".join(line[15:] for line in critique.__doc__.split("\n")[2:10]) + "\n"
+    text = "\n".join(line[15:] for line in critique.__doc__.split("\n")[2:11]) + "\n"
     assert text == f"{problem.prompt}{problem.reference}\n"
 
 

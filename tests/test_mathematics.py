@@ -187,7 +187,8 @@ def test_splits(monkeypatch, generated):
     monkeypatch.setitem(data.TASKS, "math", mathematics)
     loaded = {split: data.load("math", split, 60) for split in data.SPLITS}
     for split, problems in loaded.items():
-        assert {split_of("math", problem.key) for problem in problems} == {split} and len({problem.key for problem in problems}) == 60
+        assert {split_of("math", problem.key) for problem in problems} == {split}
+        assert split == "corpus" or len({problem.key for problem in problems}) == 60
         assert {split_of("math", rendered(problem, setting).key) for problem in problems for setting in SETTINGS} == {split}
     assert all(data.grade(loaded["validation"], [problem.reference for problem in loaded["validation"]]))
     wrapped = from_row({"question": " 1 +\n1? ", "answer": "#### 2"})  # the same problem in another file's white space
