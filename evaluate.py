@@ -14,6 +14,7 @@ evaluation.json, with the verdict on every problem, so that later comparisons ar
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
@@ -376,7 +377,7 @@ def plot_curves(curves: dict[str, dict[int, np.ndarray]], lines: dict[str, float
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(6.4, 4.6))
-    for (name, points), colour in zip(curves.items(), ("tab:blue", "tab:gray", "tab:purple", "tab:olive", "tab:cyan", "tab:pink")):
+    for (name, points), colour in zip(curves.items(), cycle(("tab:blue", "tab:gray", "tab:purple", "tab:olive", "tab:cyan", "tab:pink", "black"))):
         x = sorted(points)
         values = [points[k] for k in x]
         ax.plot(x, [v.mean() for v in values], "o-", color=colour, label=name)
