@@ -20,7 +20,7 @@ def from_row(row: dict) -> Problem:
 
 def write(path: Path, text: str) -> Path:
     content = text.encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     return path
 
 
@@ -49,11 +49,11 @@ def test_mmlu_without_a_header_takes_its_subject_from_the_name(tmp_path):
     ("a.jsonl", None, "cannot be read .No such file or directory.: check the name"),
     ("a.txt", b"x", "unknown format: give .json, .jsonl or .csv"), ("a.gz", b"x", "unknown format"),
     ("a.jsonl", b"", "is empty"), ("a.json", b" \n", "is empty"), ("a.json", b"[]", "is empty"), ("a.csv", b"", "is empty"),
-    ("a.csv", b"q,n\n", "is empty"), ("a.jsonl.gz", gzip.compress(b""), "is empty"),
+    ("a.csv", b"q,n\n", "is empty"), ("a.jsonl.gz", gzip.compress(b"", mtime=0), "is empty"),
     ("a.jsonl", b'{"q": 1}\n{"q": ', "damaged or cut short"), ("a.json", b'[{"q": 1}, {"q"', "damaged or cut short"),
     ("a.json", b"[" * 100_000, "damaged or cut short"), ("a.csv", b'q,n\n"a', "damaged or cut short"),
-    ("a.jsonl.gz", gzip.compress(b'{"q": 1}\n' * 99)[:-12], "damaged or cut short"), ("a.jsonl.gz", b'{"q": 1}', "no gzip file"),
-    ("a.jsonl", gzip.compress(b'{"q": 1}'), "not UTF-8 text"), ("a.csv", b"q,n\n\xff,1", "not UTF-8 text"),
+    ("a.jsonl.gz", gzip.compress(b'{"q": 1}\n' * 99, mtime=0)[:-12], "damaged or cut short"), ("a.jsonl.gz", b'{"q": 1}', "no gzip file"),
+    ("a.jsonl", gzip.compress(b'{"q": 1}', mtime=0), "not UTF-8 text"), ("a.csv", b"q,n\n\xff,1", "not UTF-8 text"),
 ])
 def test_a_damaged_file_is_one_clear_sentence(tmp_path, name, content, message):
     if content is not None:
