@@ -2,10 +2,10 @@
 
 The paper starts from pre-trained models: a strong base (DeepSeek 7B) and a weak one (Pythia 1B) that was fine-tuned on samples of
 the strong model (paper section 4.1). Here all are trained on generated problems of the corpus split, which no later stage uses:
-the strong one on reference answers, the weak one, fifty times smaller, on samples of the strong one. The weak model is limited by
-its capacity and trained to its own limit: it is wrong with confidence, as a smaller language model is. One that merely stopped
-early would be unsure everywhere, and imitating it would hide nothing in a way that sampling could not find. The intermediate one
-writes the demonstrations of a warm start (paper appendix B.3.3).
+the strong one on reference answers, the weak one, seventy times smaller, on samples of the strong one. The weak model is limited by
+its capacity and trained near its limit: it is wrong with confidence, as a smaller language model is. One of more parameters that
+stopped early would be unsure everywhere, and imitating it would hide nothing in a way that sampling could not find. The intermediate
+one writes the demonstrations of a warm start (paper appendix B.3.3).
 
     torchrun --nproc-per-node 2 train_base.py --out data/base  # how the shipped models were made; about 10 minutes on 2 cores
     python train_base.py                                       # -> out/base/strong, weak, intermediate
@@ -45,7 +45,7 @@ class BaseConfig(Config):
     batch: int = 96  # problems in an optimiser step
     eval_problems: int = 1000  # of the validation split
     small_problems: int = 20_000  # corpus problems whose strong samples the weak and the intermediate model learn from, beside the weak split
-    small_epochs: int = 7  # near the end of what they can learn
+    small_epochs: int = 7  # where the weak model is right in a tenth of the problems; three more add three points (docs/NOTES.md)
     small_lr: float = 0.02  # Muon's
     weak_width: int = 10  # of the one-layer weak model, whose MLP is six times as wide
     intermediate_width: int = 14  # of the one-layer intermediate model
