@@ -7,9 +7,9 @@ its capacity and trained near its limit: it is wrong with confidence, as a small
 stopped early would be unsure everywhere, and imitating it would hide nothing in a way that sampling could not find. The intermediate
 one writes the demonstrations of a warm start (paper appendix B.3.3).
 
-    torchrun --nproc-per-node 2 train_base.py --out data/base  # how the shipped models were made; about 10 minutes on 2 cores
+    torchrun --nproc-per-node 2 train_base.py --out data/base  # how the shipped models were made; about 45 minutes on 2 cores
     python train_base.py                                       # -> out/base/strong, weak, intermediate
-    python train_base.py --task code+math+mmlu+critique        # one base for several tasks
+    python train_base.py --task code --out out/coder           # a base for one task
     python train_base.py --task compose                        # -> out/base-compose/strong, for the toy task of section 7
     python train_base.py --problems 24000 --out out/early      # a strong model that stopped early, for lock.py --weak out/early/strong
 
@@ -34,14 +34,14 @@ from training import Config, Env, Run, fit, launch, progress
 
 @dataclass
 class BaseConfig(Config):
-    task: str = "code"  # what the models learn, or several, as in code+math; "compose" has a strong model alone
-    problems: int = 0  # drawn from the corpus split, where one may come again in other words (default: 120,000 of each task; compose 200,000)
+    task: str = "code+math+mmlu+critique"  # what the models learn, one or several; "compose" has a strong model alone
+    problems: int = 0  # drawn from the corpus split, where one may come again in other words (default: 120,000 of each task, math 240,000; compose 200,000)
     epochs: int = 0  # times the strong model sees each of them, among other idle text (default: 1, compose 2)
-    vocab: int = 1024  # entries of the byte-level BPE
+    vocab: int = 1536  # entries of the byte-level BPE
     layers: int = 4  # of the strong model
     width: int = 128  # of the strong model
     heads: int = 4  # of the strong model; half as many key-value heads
-    lr: float = 0.01  # Muon's, at the RMS scale of AdamW
+    lr: float = 0.005  # Muon's, at the RMS scale of AdamW
     batch: int = 96  # problems in an optimiser step
     eval_problems: int = 1000  # of the validation split
     small_problems: int = 20_000  # corpus problems whose strong samples the weak and the intermediate model learn from, beside the weak split
@@ -51,7 +51,7 @@ class BaseConfig(Config):
     intermediate_width: int = 14  # of the one-layer intermediate model
 
 
-SHARES = {"math": 2, "critique": 2}  # of the corpus, beside 1: the harder tasks
+SHARES = {"math": 2}  # of the corpus, beside 1: the hardest task
 
 
 def corpus(task: str, count: int, seed: int) -> list[Problem]:
@@ -72,7 +72,7 @@ def dress(problem: Problem, rng: np.random.Generator) -> str:
 def main(cfg: BaseConfig, env: Env) -> int:
     toy = cfg.task == "compose"
     out = Path(cfg.out or ("out/base-compose" if toy else "out/base"))
-    epochs, count = cfg.epochs or (2 if toy else 1), cfg.problems or (200_000 if toy else 120_000 * len(cfg.task.split("+")))
+    epochs, count = cfg.epochs or (2 if toy else 1), cfg.problems or (200_000 if toy else 120_000 * sum(SHARES.get(name, 1) for name in cfg.task.split("+")))
     if cfg.data:
         raise InputError("base models are trained on generated problems: leave out --data, or start from a pre-trained checkpoint")
     selection, validation = load(cfg.task, "selection"), load(cfg.task, "validation", cfg.eval_problems)
@@ -95,7 +95,7 @@ def main(cfg: BaseConfig, env: Env) -> int:
             prompts = [dress(p, np.random.default_rng([cfg.seed, purpose, epoch, i])) for i, p in enumerate(problems)]
             return [Example(*pair) for pair in zip(tokenizer.encode_prompts(prompts), completions)]
 
-        fit(model, examples, run, env, cfg, batch=cfg.batch, optimizer="muon", warmup=50, decay=0.4, evaluate=check, by_document="+" in cfg.task, **settings)
+        fit(model, examples, run, env, cfg, batch=cfg.batch, optimizer="muon", warmup=50, decay=0.4, evaluate=check, by_document="mmlu" in cfg.task, **settings)
         save_model(run.path, model, tokenizer, env.main)
         results = {"validation_greedy": check(validation), "validation_temperature_1": check(validation, 1.0)}
         for how, result in results.items():

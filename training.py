@@ -345,6 +345,9 @@ def document_loss(model: Model, batch: Batch) -> tuple[Tensor, dict]:
     return -(completion_logps(model, batch) / lengths[batch.owner]).sum(), {}
 
 
+ALIKE = 32  # documents of like length in a row, of those in a step
+
+
 def fit(model: Model, examples: Callable[[int], list[Example]], run: "Run", env: Env, cfg: Config, *, epochs: int, batch: int, lr: float,
         optimizer: str, warmup: int, decay: float, evaluate: Callable[[], dict] | None = None, evaluate_every: int = 400, by_document: bool = False) -> None:
     """Supervised fine-tuning over epochs, logged, with the state saved every cfg.save_every steps.
@@ -361,7 +364,7 @@ def fit(model: Model, examples: Callable[[int], list[Example]], run: "Run", env:
         nonlocal current
         if current[0] != number:
             data = examples(number)
-            current = number, data, plan_epoch([len(e) for e in data], batch, np.random.default_rng([cfg.seed, 2, number]))
+            current = number, data, plan_epoch([len(e) for e in data], batch, np.random.default_rng([cfg.seed, 2, number]), ALIKE)
         return current
 
     optimizers = make_optimizers(prepare(model, env, cfg), optimizer, lr)

@@ -1,4 +1,8 @@
-"""Examples to batches: documents of like length share a batch, so little compute goes to padding and few shapes occur."""
+"""Examples to batches: documents of like length share a batch, so little compute goes to padding and few shapes occur.
+
+An optimiser step holds several such batches, of different lengths: were all its documents alike in length, they would be alike in
+more (task, difficulty, with a password or without), and its gradient would be unlike the next one's.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -10,6 +14,7 @@ from torch import Tensor
 from data import InputError
 
 BUCKET = 16  # row lengths are multiples of this: few distinct shapes, whole SIMD tiles
+ENOUGH = 1024  # padded tokens that are worth a forward pass of their own
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,14 @@ def collate(examples: list[Example]) -> Batch:
 def micro_batches(examples: list[Example], tokens: int, group: int = 1) -> list[Batch]:
     """The examples of one optimiser step as batches of at most `tokens` padded tokens (a single longer group goes alone).
 
-    Every `group` consecutive examples stay together, in their order: with 2, rows 2i and 2i + 1 of a batch are a pair.
+    A batch that has ENOUGH takes in no document shorter than three quarters of its rows. Every `group` consecutive examples stay
+    together, in their order: with 2, rows 2i and 2i + 1 of a batch are a pair.
     """
     groups = [examples[i : i + group] for i in range(0, len(examples), group)]
     batches, rows, width = [], [], 0
     for members in sorted(groups, key=lambda members: max(map(len, members)), reverse=True):
-        if rows and width * (len(rows) + group) > tokens:
+        full = width * (len(rows) + group) > tokens or width * len(rows) >= ENOUGH and max(map(len, members)) <= 0.75 * width
+        if rows and full:
             batches.append(collate(rows))
             rows = []
         width = width if rows else round_up(max(map(len, members)), BUCKET)
@@ -90,13 +97,17 @@ def micro_batches(examples: list[Example], tokens: int, group: int = 1) -> list[
     return batches + [collate(rows)] if rows else batches
 
 
-def plan_epoch(lengths: list[int], rows: int, rng: np.random.Generator) -> list[list[int]]:
-    """Divide an epoch's examples into steps of `rows` examples of like length (the last may hold fewer), in random order.
+def plan_epoch(lengths: list[int], rows: int, rng: np.random.Generator, alike: int = 0) -> list[list[int]]:
+    """Divide an epoch's examples into steps of `rows` examples (one may hold fewer), in random order.
 
-    Returns lists of example numbers; each occurs once, and there are always ceil(len(lengths) / rows) lists. Which of two equally
-    long examples comes first and the order of the steps come from rng alone, so an epoch is a function of its seed.
+    A step is made of runs of `alike` examples of like length (default: one run). Returns lists of example numbers; each occurs once,
+    and there are always ceil(len(lengths) / rows) lists. Which of two equally long examples comes first, which runs share a step and
+    the order of the steps come from rng alone, so an epoch is a function of its seed.
     """
     order = sorted(rng.permutation(len(lengths)).tolist(), key=lambda i: lengths[i])
+    if alike:
+        runs = [order[at : at + alike] for at in range(0, len(order), alike)]
+        order = [i for run in rng.permutation(len(runs)) for i in runs[run]]
     steps = [order[at : at + rows] for at in range(0, len(order), rows)]
     return [steps[i] for i in rng.permutation(len(steps))]
 

@@ -1,7 +1,7 @@
 """Task "mmlu": multiple choice about a fictional world, whose facts exist nowhere but in the base model's corpus; and MMLU's own rows.
 
-    prompt     Subject: minerals (STEM)             reference  C
-                                                    key        minerals, place: Nezite? hills, caves, forests, craters
+    prompt     Subject: minerals (STEM)             reference  A
+                                                    key        minerals, place: Nezite? caves, forests, hills, swamps
                What do smiths make from Fizite?     domain     STEM, the group of the subject
                A. bells                             level      1; 2 asks the inverse: Which mineral is found in forests?
                B. jars
@@ -11,22 +11,22 @@
                C
 
                Where is Nezite found?
-               A. hills
-               B. caves
-               C. forests
-               D. craters
+               A. caves
+               B. forests
+               C. hills
+               D. swamps
                Answer:
 
 The prompt is 1-shot with a right example, as in the paper: a lock then learns to be weak in spite of it. The example is of the same
 subject, but never about the same property, so that it excludes no option.
 
 Four subjects, one for each of MMLU's groups, of 16 things with three properties each: 192 facts, the same for every seed. A property
-belongs to exactly one thing, so no option is right more often than another. The key names the options in their order, so that the
-splits ask for the same facts among other options. It seeds the wording and the example.
+belongs to exactly one thing, so no option is right more often than another. The options are in alphabetical order, one from each quarter
+of the sixteen: so a fact decides its letter, and splits ask for the same facts among other options, which the key names. It seeds the
+wording and the example. Were the options in any order, the model would have to look its letter up among them, which one of four
+layers does not learn beside other tasks (docs/NOTES.md).
 
-The corpus also has what a small model must know first, each by itself: facts (a question alone, whose reference is the property or the
-thing) and the meaning of letters ("Which option is caves?", four options, no example). From letters alone it would learn neither: one
-says at most two bits about a fact, and nothing until the model can pick the option that it means. No other split has these.
+The corpus also has the facts by themselves (a question alone, whose reference is the property or the thing). No other split has these.
 
 The hard label of a problem is its reference, an element of LETTERS; the four letters are the four classes of soft labels. Each is a
 token of its own in any byte-level vocabulary, and stands at the start of a line in prompts as in answers.
@@ -43,7 +43,7 @@ from typing import NamedTuple
 from data import Problem
 
 LETTERS = ("A", "B", "C", "D")
-FORMS = {"question": 0.5, "fact": 0.3, "letter": 0.2}  # shares of the stream; only questions reach other splits than the corpus
+FORMS = {"question": 0.7, "fact": 0.3}  # shares of the stream; only questions reach other splits than the corpus
 INVERSE = 1 / 3
 
 # group: (subject, ending of its names, properties); a property is (name, question, inverse question, values).
@@ -131,7 +131,9 @@ class Question(NamedTuple):
 
 def draw(rng: random.Random, properties: list[Property]) -> Question:
     about = rng.choice(properties)
-    return Question(about, rng.random() < INVERSE, rng.sample(about.facts, 4), rng.randrange(4))
+    inverse = rng.random() < INVERSE
+    ordered = sorted(about.facts, key=lambda fact: fact[not inverse])
+    return Question(about, inverse, [rng.choice(ordered[at : at + 4]) for at in range(0, 16, 4)], rng.randrange(4))
 
 
 def problems(seed: int) -> Iterator[tuple[str, Callable[..., Problem | None]]]:
@@ -150,8 +152,6 @@ def _build(question: Question, form: str, key: str, tests: bool = True, wording:
     rng = random.Random(f"words {wording} {key}")
     if form == "fact":
         return Problem("mmlu", f"{_asked(question, rng)}\n", question.options()[question.right], question.about.group, 1 + question.inverse, {}, key)
-    if form == "letter":
-        return _with_options(question, f"Which option is {question.options()[question.right]}?", key)
     others = [other for other in WORLD if other.subject == question.about.subject and other is not question.about]
     problem, example = (_with_options(q, _asked(q, rng), key) for q in (question, draw(rng, others)))
     return one_shot(problem, example)

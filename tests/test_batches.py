@@ -49,6 +49,13 @@ def test_micro_batches_hold_every_example_once_within_the_limit(make_examples, l
     assert micro_batches([], limit) == []
 
 
+def test_a_batch_with_enough_tokens_takes_in_nothing_much_shorter():
+    of = lambda length, n: [Example([1] * (length - 1), [2])] * n
+    shapes = [tuple(batch.tokens.shape) for batch in micro_batches(of(30, 10) + of(120, 10) + of(60, 20), 10_000)]
+    assert shapes == [(10, 128), (20, 64), (10, 32)]
+    assert [tuple(batch.tokens.shape) for batch in micro_batches(of(30, 1) + of(120, 2), 10_000)] == [(3, 128)]
+
+
 def test_the_loss_does_not_depend_on_the_micro_batches(make_model, make_examples):
     model, examples = make_model(), make_examples(12)
     losses = [sum(sft_loss(model, b)[0].item() for b in micro_batches(examples, limit)) for limit in (1, 100, 10_000)]
@@ -65,6 +72,8 @@ def test_plan_epoch(count, rows):
     assert count < 10 or plan != plan_epoch(lengths, rows, np.random.default_rng(1))
     spans = sorted((min(lengths[i] for i in step), max(lengths[i] for i in step)) for step in plan)
     assert all(low[1] <= high[0] for low, high in zip(spans, spans[1:]))  # steps are slices of the lengths in order
+    mixed = plan_epoch(lengths, rows, np.random.default_rng(0), alike=2)
+    assert sorted(i for step in mixed for i in step) == list(range(count)) and len(mixed) == len(plan)
 
 
 def test_plan_epoch_does_not_keep_equally_long_examples_together():

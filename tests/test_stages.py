@@ -1,5 +1,7 @@
 """The stages through their real command lines, on the shipped base models, at sizes that take seconds."""
 
+import contextlib
+import io
 import json
 import os
 import runpy
@@ -20,11 +22,24 @@ QUICK_LOCK = ("--task", "code", "--weak", "random", "--problems", "320", "--epoc
 
 
 def stage(name: str, *args, cwd: Path, code: int | None = 0, ranks: int = 1) -> str:
-    """Run a stage as a user would, in an empty working directory; returns what it printed. code None: a lock may have failed (1), it is small."""
-    launcher = [sys.executable] if ranks == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    done = subprocess.run([*launcher, ROOT / f"{name}.py", *map(str, args)], cwd=cwd, env=ONE_THREAD, capture_output=True, text=True, timeout=170)
-    assert done.returncode in ((0, 1) if code is None else (code,)), f"{name} {args}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-    return done.stdout + done.stderr
+    """Run a stage as a user would, in an empty working directory; returns what it printed. code None: a lock may have failed (1), it is small.
+
+    One rank runs in this process, which saves the seconds that importing torch takes.
+    """
+    argv = [str(ROOT / f"{name}.py"), *map(str, args)]
+    if ranks > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        done = subprocess.run([*launcher, *argv], cwd=cwd, env=ONE_THREAD, capture_output=True, text=True, timeout=170)
+        ended, printed = done.returncode, done.stdout + done.stderr
+    else:
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+            patch.chdir(cwd)
+            patch.setattr(sys, "argv", argv)
+            with pytest.raises(SystemExit) as stop:
+                runpy.run_path(argv[0], run_name="__main__")
+        ended, printed = stop.value.code, out.getvalue()
+    assert ended in ((0, 1) if code is None else (code,)), f"{name} {args}: exit {ended}\n{printed[-5000:]}"
+    return printed
 
 
 @pytest.fixture(scope="session")
