@@ -2,10 +2,10 @@
 
 The paper starts from pre-trained models: a strong base (DeepSeek 7B) and a weak one (Pythia 1B) that was fine-tuned on samples of
 the strong model (paper section 4.1). Here all are trained on generated problems of the corpus split, which no later stage uses:
-the strong one on reference answers, the weak one, seventy times smaller, on samples of the strong one. The weak model is limited by
-its capacity and trained near its limit: it is wrong with confidence, as a smaller language model is. One of more parameters that
-stopped early would be unsure everywhere, and imitating it would hide nothing in a way that sampling could not find. The intermediate
-one writes the demonstrations of a warm start (paper appendix B.3.3).
+the strong one on reference answers, the weak one, thirty-six times smaller, on samples of the strong one. The weak model is limited by
+its capacity: it is wrong with confidence, as a smaller language model is. One of more parameters that stopped early would be unsure
+everywhere, and imitating it would hide nothing in a way that sampling could not find. The intermediate one writes the demonstrations of
+a warm start (paper appendix B.3.3).
 
     torchrun --nproc-per-node 2 train_base.py --out data/base  # how the shipped models were made; about 45 minutes on 2 cores
     python train_base.py                                       # -> out/base/strong, weak, intermediate
@@ -44,11 +44,11 @@ class BaseConfig(Config):
     lr: float = 0.005  # Muon's, at the RMS scale of AdamW
     batch: int = 96  # problems in an optimiser step
     eval_problems: int = 1000  # of the validation split
-    small_problems: int = 20_000  # corpus problems whose strong samples the weak and the intermediate model learn from, beside the weak split
-    small_epochs: int = 7  # where the weak model is right in a tenth of the problems; three more add three points (docs/NOTES.md)
+    small_problems: int = 40_000  # corpus problems whose strong samples the weak and the intermediate model learn from, beside the weak split
+    small_epochs: int = 4  # times they see each
     small_lr: float = 0.02  # Muon's
-    weak_width: int = 10  # of the one-layer weak model, whose MLP is six times as wide
-    intermediate_width: int = 14  # of the one-layer intermediate model
+    weak_width: int = 16  # of the one-layer weak model, whose MLP is six times as wide
+    intermediate_width: int = 26  # of the one-layer intermediate model
 
 
 SHARES = {"math": 2}  # of the corpus, beside 1: the hardest task
