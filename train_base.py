@@ -2,7 +2,7 @@
 
 The paper starts from pre-trained models: a strong base (DeepSeek 7B) and a weak one (Pythia 1B) that was fine-tuned on samples of
 the strong model (paper section 4.1). Here all are trained on generated problems of the corpus split, which no later stage uses:
-the strong one on reference answers, the weak one, thirty-six times smaller, on samples of the strong one. The weak model is limited by
+the strong one on reference answers, the weak one, thirty-two times smaller, on samples of the strong one. The weak model is limited by
 its capacity: it is wrong with confidence, as a smaller language model is. One of more parameters that stopped early would be unsure
 everywhere, and imitating it would hide nothing in a way that sampling could not find. The intermediate one writes the demonstrations of
 a warm start (paper appendix B.3.3).
