@@ -22,7 +22,7 @@ demo: .venv/ready
 
 test: .venv/dev
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
 
 bench: .venv/dev
 	$(BIN)/python tests/bench.py

@@ -15,6 +15,13 @@ torch.set_num_threads(1)
 EOS_SET = list(range(0, 300, 8))  # for sampling tests: one id in eight ends a completion, so lengths vary
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that share the lock of test_stages run in one process, which makes it once; the others are shared out."""
+    for item in items:
+        if "work" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("work"))
+
+
 @pytest.fixture(autouse=True)
 def eager():
     """Kernels run eagerly unless a test asks otherwise, whatever a stage's setup() left behind."""
