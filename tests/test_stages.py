@@ -17,8 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 # imitating a fixed random distribution is the quickest lock to learn
-QUICK_LOCK = ("--task", "code", "--weak", "random", "--strong-answers", "reference", "--problems", "320", "--epochs", "6", "--batch", "32", "--eval-problems", "40",
-              "--max-new-tokens", "64", "--slots", "64", "--no-compile")
+QUICK_LOCK = ("--task", "code", "--weak", "random", "--strong-answers", "reference", "--problems", "320", "--epochs", "6", "--batch", "32",
+              "--eval-problems", "40", "--max-new-tokens", "64", "--slots", "64", "--no-compile")
 
 
 def stage(name: str, *args, cwd: Path, code: int | None = 0, ranks: int = 1) -> str:
@@ -178,8 +178,8 @@ def test_the_prompting_battery(tmp_path):
 
 @pytest.mark.parametrize("how", ["killed", "two ranks"])
 def test_a_lock_killed_and_resumed_or_on_two_ranks_is_the_same_lock(work, tmp_path, how):
-    args = ("--slots", "16", "--strong", "data/base/intermediate", "--weak", "random", "--problems", "64", "--epochs", "4", "--batch", "16", "--eval-problems", "10", "--max-new-tokens", "48",
-            "--dtype", "fp32", "--save-every", "5", "--no-compile")
+    args = ("--slots", "16", "--strong", "data/base/intermediate", "--weak", "random", "--problems", "64", "--epochs", "4", "--batch", "16",
+            "--eval-problems", "10", "--max-new-tokens", "48", "--dtype", "fp32", "--save-every", "5", "--no-compile")
     straight = work / "out/straight"
     if not straight.exists():
         stage("lock", *args, "--out", straight, cwd=work, code=None)
