@@ -24,7 +24,7 @@ Four subjects, one for each of MMLU's groups, of 16 things with three properties
 belongs to exactly one thing, so no option is right more often than another. The options are in alphabetical order, one from each quarter
 of the sixteen: so a fact decides its letter, and splits ask for the same facts among other options, which the key names. It seeds the
 wording and the example. Were the options in any order, the model would have to look its letter up among them, which one of four
-layers does not learn beside other tasks (docs/NOTES.md).
+layers did not learn in our trials (docs/NOTES.md).
 
 The corpus also has the facts by themselves (a question alone, whose reference is the property or the thing). No other split has these.
 
