@@ -342,7 +342,7 @@ def plot_bars(evaluations: list[dict], file: Path) -> None:
         ax.bar(np.arange(len(values)) + 0.27 * j, values, 0.25, yerr=error, capsize=3, color=colour, label=f"password: {kind}")
     ax.set_xticks(np.arange(len(evaluations)) + 0.27, [Path(e["checkpoint"]).name for e in evaluations], rotation=20)
     ax.set(ylim=(0, 1), ylabel="correct (greedy)")
-    ax.legend(loc="upper left")
+    ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=len(kinds), frameon=False)  # above: a lock's bars reach the top
     fig.tight_layout()
     fig.savefig(file, dpi=120)
     plt.close(fig)
