@@ -121,19 +121,23 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores.softmax(-1) @ v).view(B, H, T, D)
 
 
-@kernel
 def cached_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """One query a row over its cache. q (B,H,1,D), keys and values (B,K,S,D), mask (B,1,1,S) true where to look -> (B,H,1,D).
 
-    SDPA but on a CPU, where products and sums that fuse into two loops over the cache are several times faster (docs/NOTES.md).
+    SDPA but on a CPU, where products and sums that fuse into loops over the cache are several times faster (docs/NOTES.md).
     """
     B, H, _, D = q.shape
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=H != keys.shape[1])
     q = (q * D**-0.5).view(B, keys.shape[1], -1, 1, D)  # query heads grouped by the key-value head they share
     scores = (keys[:, :, None] * q).sum(-1, dtype=torch.float32).masked_fill(~mask, float("-inf"))  # (B,K,H/K,S)
-    probs = scores.softmax(-1).to(values.dtype)
-    return (probs[..., None] * values[:, :, None]).sum(-2).view(B, H, 1, D)
+    return (scores.softmax(-1)[..., None] * values[:, :, None].float()).sum(-2).to(values.dtype).view(B, H, 1, D)
+
+
+@kernel
+def decode_block(block: "Block", x: Tensor, cos: Tensor, sin: Tensor, cache: tuple) -> Tensor:
+    """One decode step through one layer, its cache written in place. x (B,1,C) -> (B,1,C). One graph serves all layers."""
+    return block(x, cos, sin, cache)[0]
 
 
 # ------------------------------------------------------------------------------------------------------------------- network
@@ -313,30 +317,30 @@ class Model(nn.Module):
         return self
 
     def forward(self, tokens: Tensor, return_kv: bool = False):
-        """tokens (B,T) -> hidden states (B,T,C) in the compute dtype; with return_kv also keys and values (L,B,K,T,D).
+        """tokens (B,T) -> hidden states (B,T,C) in the compute dtype; with return_kv also keys and values, for each layer (B,K,T,D).
 
         Rows are padded on the right; as attention is causal, padding changes nothing for the real tokens before it.
         """
-        x, kv = self._blocks(tokens, self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]])
-        return (x, torch.stack([k for k, _ in kv]), torch.stack([v for _, v in kv])) if return_kv else x
+        x, kv = self.model.embed_tokens(tokens).to(self.compute_dtype), []
+        cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
+        for layer in self.model.layers:
+            if self.checkpointing and torch.is_grad_enabled():
+                x, *pair = checkpoint(layer, x, cos, sin, use_reentrant=False)
+            else:
+                x, *pair = layer(x, cos, sin)
+            kv.append(pair)
+        x = self.model.norm(x)
+        return (x, *zip(*kv)) if return_kv else x
 
-    def decode(self, tokens: Tensor, positions: Tensor, keys: Tensor, values: Tensor, live: int) -> Tensor:
-        """One step for every row. tokens, positions (B,); keys, values (L,B,K,S,D), written in place -> logits (B,V) over live ids."""
+    def decode(self, tokens: Tensor, positions: Tensor, keys: list[Tensor], values: list[Tensor], live: int) -> Tensor:
+        """One step for every row. tokens, positions (B,); keys, values: for each layer (B,K,S,D), written in place -> logits (B,V) over live ids."""
         rows = torch.arange(tokens.shape[0], device=tokens.device)
         mask = (torch.arange(live, device=tokens.device) <= positions[:, None])[:, None, None]
-        caches = [(k, v, rows, positions, live, mask) for k, v in zip(keys, values)]
-        x, _ = self._blocks(tokens[:, None], self.cos[positions][:, None, None], self.sin[positions][:, None, None], caches)
-        return F.linear(x[:, 0], self.head_weight.to(x.dtype))
-
-    def _blocks(self, tokens: Tensor, cos: Tensor, sin: Tensor, caches: list | None = None):
-        x, kv = self.model.embed_tokens(tokens).to(self.compute_dtype), []
-        for i, layer in enumerate(self.model.layers):
-            if self.checkpointing and torch.is_grad_enabled():
-                x, k, v = checkpoint(layer, x, cos, sin, use_reentrant=False)
-            else:
-                x, k, v = layer(x, cos, sin, caches[i] if caches else None)
-            kv.append((k, v))
-        return self.model.norm(x), kv
+        cos, sin = self.cos[positions][:, None, None], self.sin[positions][:, None, None]
+        x = self.model.embed_tokens(tokens[:, None]).to(self.compute_dtype)
+        for layer, k, v in zip(self.model.layers, keys, values):
+            x = decode_block(layer, x, cos, sin, (k, v, rows, positions, live, mask))
+        return F.linear(self.model.norm(x)[:, 0], self.head_weight.to(x.dtype))
 
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())
@@ -446,7 +450,7 @@ class Sampler:
         self.step = torch.compile(self._step, mode="reduce-overhead", fullgraph=True) if self._compiled() else self._step
 
     def _compiled(self) -> bool:
-        # On a CPU the decode step is bound by its matrix products; compiling it costs more seconds than it returns (docs/NOTES.md).
+        # On a CPU `decode_block` is compiled alone: a graph of the whole step takes longer to compile than it returns (docs/NOTES.md).
         return compile_kernels and self.model.device.type == "cuda"
 
     def refresh(self) -> None:
@@ -474,13 +478,14 @@ class Sampler:
             return
         c, device, B = self.model.config, self.model.device, self.slots
         self.capacity = length
-        shape = (c.num_hidden_layers, B, c.num_key_value_heads, length, c.head_dim)
-        self.keys, self.values = (torch.zeros(shape, dtype=self.model.compute_dtype, device=device) for _ in range(2))
+        # one tensor for each layer: of a stack, a compiled step would copy the whole at every write into a part (docs/NOTES.md)
+        self.keys, self.values = ([torch.zeros(B, c.num_key_value_heads, length, c.head_dim, dtype=self.model.compute_dtype, device=device)
+                                   for _ in range(c.num_hidden_layers)] for _ in range(2))
         self.tokens, self.positions, self.count, self.limit = (torch.zeros(B, dtype=torch.long, device=device) for _ in range(4))
         self.done = torch.ones(B, dtype=torch.bool, device=device)
         self.out_ids = torch.zeros(B, new_tokens, dtype=torch.long, device=device)
         self.out_logps, self.uniform = (torch.zeros(B, new_tokens, device=device) for _ in range(2))
-        for state in (self.keys, self.values, self.tokens, self.positions, self.count, self.limit, self.done, self.out_ids,
+        for state in (*self.keys, *self.values, self.tokens, self.positions, self.count, self.limit, self.done, self.out_ids,
                       self.out_logps, self.uniform):
             torch._dynamo.mark_static_address(state)
 
@@ -570,7 +575,9 @@ class Sampler:
             logits = F.linear(hidden[rows, ends], self.net.head_weight.to(hidden.dtype)).float()
             source = torch.tensor([row for row, (_, places) in enumerate(group) for _ in places], device=device)
             slots = torch.tensor([s for _, places in group for s, _ in places], device=device)
-            self.keys[:, slots, :, :length], self.values[:, slots, :, :length] = k[:, source], v[:, source]
+            for caches, states in ((self.keys, k), (self.values, v)):
+                for cache, state in zip(caches, states):
+                    cache[slots, :, :length] = state[source]
             first[slots], new[slots] = logits[source], True
             self.positions[slots] = ends[source] + 1
             uniform = np.stack([np.random.default_rng([*np.atleast_1d(seeds[i]).tolist(), j]).random(max_new_tokens, dtype=np.float32)

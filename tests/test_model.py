@@ -129,6 +129,24 @@ def test_compiled_is_eager_and_never_recompiles_after_warm_up(make_model, make_e
     near(torch.stack(compiled_losses), torch.stack(steps(eager, 0, 1) + steps(eager, 1, 3)), rtol=1e-3, atol=1e-3)
 
 
+@torch.no_grad()
+def test_one_compiled_decode_block_serves_all_layers(make_model, monkeypatch):
+    model = make_model(num_hidden_layers=2)
+    rows, positions = torch.arange(3), torch.tensor([4, 0, 6])
+    c, angles = model.config, [table[positions][:, None, None] for table in (model.cos, model.sin)]
+
+    def step(block, fn):
+        keys, values = (randn(3, c.num_key_value_heads, 16, c.head_dim, seed=seed) for seed in (1, 2))
+        x = fn(block, randn(3, 1, c.hidden_size), *angles, (keys, values, rows, positions, 8, (torch.arange(8) <= positions[:, None])[:, None, None]))
+        return torch.cat([x.flatten(), keys.flatten(), values.flatten()])
+
+    monkeypatch.setattr(M, "compile_kernels", True)
+    first, second = model.model.layers
+    near(step(first, M.decode_block), step(first, M.decode_block.eager))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        near(step(second, M.decode_block), step(second, M.decode_block.eager))
+
+
 # ------------------------------------------------------------------------------------------------------------------- sampling
 
 PROMPTS = [list(range(9, 9 + n)) for n in (3, 40, 17, 1, 32, 5, 5, 33)]
