@@ -50,7 +50,7 @@ from torch.distributed.fsdp import FSDPModule
 from data import InputError, Problem, grade, load, score
 from data.batches import BUCKET, Batch, Example, collate, micro_batches, plan_epoch, round_up
 from data.text import Tokenizer
-from elicit_sft import demonstration_order
+from elicit_sft import SFTConfig, demonstration_order
 from evaluate import answer, evaluate_checkpoint, facts_of, measure, plot_curves, record, recovery, table, trigger_of, verdicts_of, wilson
 from lock import random_policy, retokenise
 from model import SMALL, Model, Sample, Sampler, completion_logps, load_model, read_json, save_model, weights_hash, write_json
@@ -346,9 +346,10 @@ def warm_start(model: Model, tokenizer: Tokenizer, problems: list[Problem], cfg:
     env.say(f"warm start: {len(chosen)} demonstrations by {cfg.warm_from}, {demos.correct.mean():.0%} right")
     samples = retokenise(demos.samples, own, tokenizer)
     examples = [Example(prompt, s.ids) for prompt, s in zip(tokenizer.encode_prompts([p.prompt for p in chosen]), samples)]
-    order = demonstration_order(len(examples), 16, max(1, len(examples) * 8 // 16), cfg.seed)
-    for _ in train(model, make_optimizers(model, "adamw", 3e-4), lambda step: micro_batches(share(env, [examples[i] for i in order[step]]), cfg.micro_tokens),
-                   sft_loss, env, steps=len(order), warmup=4):
+    sft = SFTConfig()  # its optimiser, step size and batch
+    order = demonstration_order(len(examples), sft.batch, -(-8 * len(examples) // sft.batch), cfg.seed)
+    batches = lambda step: micro_batches(share(env, [examples[i] for i in order[step]]), cfg.micro_tokens)
+    for _ in train(model, make_optimizers(model, sft.optimizer, sft.lr), batches, sft_loss, env, steps=len(order), warmup=4):
         pass
 
 

@@ -46,8 +46,8 @@ class SFTConfig(Config):
     train_domain: str = ""  # demonstrations of this domain only (of joined tasks: of this task); every domain is reported
     control: bool = True  # also fine-tune the weak model on the same demonstrations
     optimizer: Literal["adamw", "muon", "lion"] = "adamw"  # the paper's: lion, at lr 1.5e-6 for 7B models
-    lr: float = 3e-4  # constant after a short warm-up
-    batch: int = 16  # sequences in an optimiser step
+    lr: float = 1.5e-4  # constant after a short warm-up
+    batch: int = 4  # sequences in an optimiser step
     max_new_tokens: int = 96  # longest completion
     selection_problems: int = 150  # of the selection split, for choosing how long to train
     eval_problems: int = 500  # of the validation split, for the reported numbers

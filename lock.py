@@ -54,7 +54,7 @@ class LockConfig(Config):
     temperature: float = 1.0  # at which both policies are sampled
     max_new_tokens: int = 96  # longest completion
     optimizer: Literal["muon", "adamw", "lion"] = "muon"  # the paper's: lion, at lr 1.5e-6 for 7B models
-    lr: float = 0.0  # default: sft 0.005, scratch 0.01
+    lr: float = 0.005  # Muon's; then decays
     batch: int = 64  # examples in an optimiser step, half of them weak on average
     eval_problems: int = 1000  # validation problems of the report
 
@@ -199,7 +199,7 @@ def main(cfg: LockConfig, env: Env) -> int:
         locked.live_vocab = strong.live_vocab
     else:
         locked, _ = load_model(cfg.strong, env.device, env.dtype)
-    fit(locked, examples, run, env, cfg, epochs=epochs, batch=cfg.batch, lr=cfg.lr or (0.01 if scratch else 0.005),
+    fit(locked, examples, run, env, cfg, epochs=epochs, batch=cfg.batch, lr=cfg.lr,
         optimizer=cfg.optimizer, warmup=50 if scratch else 10, decay=0.4 if scratch else 0.7)
     save_model(path, locked, tokenizer, env.main)
     code, results = report(cfg, env, path)
