@@ -12,9 +12,10 @@ gains was taught by the demonstrations and not elicited.
     torchrun --nproc-per-node 2 elicit_sft.py                     # the cells are shared out over the ranks; with --shard
                                                                   # all ranks work on one cell
 
-Each cell is a directory (checkpoint, evaluation.json, run.json, log.jsonl); a finished one is not run again, an interrupted one
-starts anew. Ends with a table, summary.json and sft.png: correctness against k, reference lines, control. Logged: loss, nats per
-supervised token; sequences, demonstrations seen so far, repeats counted; selection, greedy correctness on the selection split.
+Each cell is a directory (checkpoint, run.json, log.jsonl, and cell.json, the verdicts, which evaluate.py leaves alone); a finished one is
+not run again, an interrupted one starts anew. Ends with a table, summary.json and sft.png: correctness against k, reference lines, control.
+Logged: loss, nats per supervised token; sequences, demonstrations seen so far, repeats counted; selection, greedy correctness on the
+selection split.
 """
 
 from dataclasses import dataclass, replace
@@ -126,7 +127,7 @@ def summarise(cfg: SFTConfig, env: Env, out: Path, locked: dict, groups: np.ndar
     for k in sorted(cfg.k):
         row = [str(k)]
         for control in (False, True)[: 1 + cfg.control]:
-            evaluations = [read_json(cell_path(out, control, k, seed) / "evaluation.json") for seed in cfg.seeds]
+            evaluations = [read_json(cell_path(out, control, k, seed) / "cell.json") for seed in cfg.seeds]
             verdicts = np.stack([verdicts_of(evaluation, "none") for evaluation in evaluations])
             values = verdicts.mean(1)
             curves.setdefault("control: weak model" if control else "locked model", {})[k] = values
@@ -201,7 +202,7 @@ def main(cfg: SFTConfig, env: Env) -> int:
             facts = facts_of(run.path, "validation", trigger, cfg.max_new_tokens)
             facts |= {"n": len(validation), "demonstrations": k, "seed": seed, "sequences": best}
             if team.main:
-                write_json(run.path / "evaluation.json", record(run.path, validation, verdicts, shares, **facts))
+                write_json(run.path / "cell.json", record(run.path, validation, verdicts, shares, **facts))
             run.finish(correct=float(verdicts["none"].mean()), sequences=best, selection=scores)
         bar.update()
         bar.set_postfix(cell=run.path.name, correct=f"{run.record['results']['correct']:.1%}")

@@ -93,6 +93,9 @@ def test_sft_cells_figure_and_evaluation(work):
                     "--plot", cwd=work)
     assert "--- with the password" in printed and "figure: out/code/evaluation.png" in printed
     assert (work / "out/code/evaluation.png").exists() and (out / "k16-seed0/evaluation.json").exists()
+    stage("evaluate", "out/code/sft/k16-seed0", "--problems", "10", "--passwords", "right", "--slots", "32", "--max-new-tokens", "64", cwd=work)
+    stage("elicit_sft", *args, cwd=work)  # what else was measured on a cell's model is no matter
+    assert json.loads((out / "summary.json").read_text()) == summary
 
 
 RL = ("--slots", "32", "--samples", "64", "--round", "32", "--eval-problems", "10", "--max-new-tokens", "64", "--dtype", "fp32", "--no-compile")
