@@ -360,7 +360,7 @@ def run_name(cfg: RLConfig) -> str:
     return "-".join([cfg.method, *filter(None, variants)])
 
 
-def summarise(folder: Path, task: str, env: Env, right: np.ndarray) -> None:
+def summarise(folder: Path, task: str, env: Env, none: np.ndarray, right: np.ndarray) -> None:
     """The table and the figure over all runs of a task's rl directory: correctness against samples, seeds of one method pooled."""
     curves: dict[str, dict[int, list]] = {}
     rows = []
@@ -373,7 +373,7 @@ def summarise(folder: Path, task: str, env: Env, right: np.ndarray) -> None:
     # every point of a curve is a mean over the same seeds: those that got as far as the longest did
     shared = {name: {x: np.array(v) for x, v in points.items() if len(v) == max(map(len, points.values()))} for name, points in curves.items()}
     env.say("\n" + table(["run", "samples", "before", "after", "gap recovered [95 %]", "stopped"], rows))
-    lines = {"locked, with the password": float(right.mean()), "locked, without": float(np.mean([points[0].mean() for points in shared.values()]))}
+    lines = {"locked, with the password": float(right.mean()), "locked, without": float(none.mean())}
     plot_curves(shared, lines, folder / "rl.png", "samples", f"RL elicitation, {task} (band: extremes over seeds)", log=False)
     env.say(f"figure: {folder / 'rl.png'}")
 
@@ -400,7 +400,7 @@ def main(cfg: RLConfig, env: Env) -> int:
     none, right = verdicts_of(locked, "none"), verdicts_of(locked, "right")
     if run.finished:
         env.say(f"{run.path} is finished already (--overwrite runs it again)")
-        summarise(folder, cfg.task, env, right)
+        summarise(folder, cfg.task, env, none, right)
         return run.record["results"]["code"]
 
     rounds = cfg.samples // cfg.round
@@ -502,7 +502,7 @@ def main(cfg: RLConfig, env: Env) -> int:
         facts = facts_of(run.path, "validation", trigger, cfg.max_new_tokens)
         write_json(run.path / "evaluation.json", record(run.path, validation, {"none": verdicts}, **facts, n=len(validation)))
         write_json(run.path / "curve.json", {"name": run_name(cfg), "points": points, "recovered": recovered, "stopped": stopped})
-        summarise(folder, cfg.task, env, right)
+        summarise(folder, cfg.task, env, none, right)
     if refusal:
         env.say(refusal)
     if stopped:
