@@ -384,7 +384,7 @@ def plot_curves(curves: dict[str, dict[int, np.ndarray]], lines: dict[str, float
         ax.fill_between(x, [v.min() for v in values], [v.max() for v in values], color=colour, alpha=0.2)
     for (name, value), colour in zip(lines.items(), ("tab:green", "tab:red", "tab:orange")):
         ax.axhline(value, ls="--", color=colour, label=name)
-    ax.set(xscale="log" if log else "linear", ylim=(0, 1), xlabel=xlabel, ylabel="correct without the password (greedy)", title=title)
+    ax.set(xscale="log" if log else "linear", ylim=(-0.02, 1.02), xlabel=xlabel, ylabel="correct without the password (greedy)", title=title)
     if log:
         ticks = sorted({k for points in curves.values() for k in points})
         ax.set_xticks(ticks, [f"{k:,}" for k in ticks])
