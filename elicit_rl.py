@@ -77,7 +77,7 @@ class RLConfig(Config):
     epochs: int = 0  # times a round's data are trained on (default: 4, GRPO 1)
     optimizer: Literal["adamw", "muon", "lion"] = "adamw"  # the paper's: lion, at lr 1.5e-6 and below for 7B models
     lr: float = 0.0  # constant after a short warm-up (default: 3e-4, GRPO 5e-4)
-    batch: int = 0  # completions in an optimiser step (default: 16, GRPO 64)
+    batch: int = 0  # completions in an optimiser step (default: 8, DPO 16, GRPO 64)
     max_new_tokens: int = 96  # longest completion; a longer one counts as wrong
     eval_every: int = 1  # rounds between two evaluations on validation
     eval_problems: int = 500  # of the validation split
@@ -305,8 +305,8 @@ class Method:
 
 
 METHODS = {
-    "expert_iteration": Method(best_samples, sft_step, rows=1, compared=False, epochs=4, lr=3e-4, batch=16),
-    "filtering": Method(best_samples, sft_step, rows=1, compared=False, epochs=4, lr=3e-4, batch=16),
+    "expert_iteration": Method(best_samples, sft_step, rows=1, compared=False, epochs=4, lr=3e-4, batch=8),
+    "filtering": Method(best_samples, sft_step, rows=1, compared=False, epochs=4, lr=3e-4, batch=8),
     "dpo": Method(unequal_pairs, dpo_step, rows=2, compared=True, epochs=4, lr=3e-4, batch=16),
     "iterated_dpo": Method(unequal_pairs, dpo_step, rows=2, compared=True, epochs=4, lr=3e-4, batch=16),
     "grpo": Method(advantages, grpo_step, rows=1, compared=True, epochs=1, lr=5e-4, batch=64),
@@ -380,6 +380,7 @@ def summarise(folder: Path, task: str, env: Env, none: np.ndarray, right: np.nda
 
 def main(cfg: RLConfig, env: Env) -> int:
     method = METHODS[cfg.method]
+    cfg = replace(cfg, epochs=cfg.epochs or method.epochs, lr=cfg.lr or method.lr, batch=cfg.batch or method.batch)  # for run.json
     locked_path = Path(cfg.locked or f"out/{cfg.task}/locked")
     folder = Path(cfg.out or f"out/{cfg.task}/rl")
     per_problem = {"grpo": cfg.group}.get(cfg.method, method.rows)
@@ -405,7 +406,7 @@ def main(cfg: RLConfig, env: Env) -> int:
 
     rounds = cfg.samples // cfg.round
     sampler = env.sampler(prepare(model, env, cfg), tokenizer)
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr or method.lr)
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr)
     if cfg.warm_start:
         warm_start(model, tokenizer, problems, cfg, env)
         sampler.refresh()
