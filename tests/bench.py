@@ -91,6 +91,7 @@ def fastest(label: str, candidates: dict):
 
 def row(what: str, unit: str, ours: list[float], peer: list[float] = (), less: bool = False) -> None:
     ratios = [b / a if less else a / b for a, b in zip(ours, peer)]
+    print(time.strftime("[%H:%M:%S]"), what, f"{median(ours):,.3g} {unit}", f"ratio {median(ratios):.2f}" if peer else "", file=sys.stderr, flush=True)
     rows.append({"what": what, "ours": median(ours), "peer": median(peer) if peer else None, "unit": unit,
                  "ratio": [median(ratios), min(ratios), max(ratios)] if peer else None})
 
