@@ -15,6 +15,7 @@ torch.set_num_threads(1)
 EOS_SET = list(range(0, 300, 8))  # for sampling tests: one id in eight ends a completion, so lengths vary
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Tests that share the lock of test_stages run in one process, which makes it once; the others are shared out."""
     for item in items:

@@ -74,7 +74,8 @@ def test_run_twice_it_is_finished_and_other_settings_are_refused(work):
 
 
 def test_sft_cells_figure_and_evaluation(work):
-    args = ("--k", "1", "16", "--seeds", "0", "--selection-problems", "10", "--eval-problems", "20", "--slots", "32", "--max-new-tokens", "64", "--no-compile")
+    args = ("--k", "1", "16", "--seeds", "0", "--batch", "16", "--selection-problems", "10", "--eval-problems", "20", "--slots", "32",
+            "--max-new-tokens", "64", "--no-compile")
     printed = stage("elicit_sft", *args, cwd=work)
     assert "gap recovered" in printed
     out = work / "out/code/sft"
