@@ -394,6 +394,8 @@ def main(cfg: RLConfig, env: Env) -> int:
     trigger = trigger_of(locked_path)
     problems, validation = ([trigger.weak(p) for p in load(cfg.task, split, n, files=cfg.data)]
                             for split, n in (("elicit", None), ("validation", None if cfg.data else cfg.eval_problems)))
+    if cfg.warm_start > len(problems):
+        raise InputError(f"--warm-start {cfg.warm_start}: there are {len(problems)} problems to demonstrate")
     model, tokenizer = load_model(locked_path, env.device, env.dtype)
     run = Run(cfg, env, folder / f"{run_name(cfg)}-seed{cfg.seed}", stage="elicit_rl", start=weights_hash(locked_path))
     env.say(f"{cfg.method}: locked model {locked_path}, {cfg.samples:,} samples in rounds of {cfg.round} -> {run.path}")

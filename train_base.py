@@ -2,7 +2,7 @@
 
 The paper starts from pre-trained models: a strong base (DeepSeek 7B) and a weak one (Pythia 1B) that was fine-tuned on samples of
 the strong model (paper section 4.1). Here all are trained on generated problems of the corpus split, which no later stage uses:
-the strong one on reference answers, the weak one, thirty-two times smaller, on samples of the strong one. The weak model is limited by
+the strong one on reference answers, the weak one, twenty-five times smaller, on samples of the strong one. The weak model is limited by
 its capacity: it is wrong with confidence, as a smaller language model is. One of more parameters that stopped early would be unsure
 everywhere, and imitating it would hide nothing in a way that sampling could not find. The intermediate one writes the demonstrations of
 a warm start (paper appendix B.3.3).
@@ -47,7 +47,7 @@ class BaseConfig(Config):
     small_problems: int = 40_000  # corpus problems whose strong samples the weak and the intermediate model learn from, beside the weak split
     small_epochs: int = 4  # times they see each
     small_lr: float = 0.02  # Muon's
-    weak_width: int = 16  # of the one-layer weak model, whose MLP is six times as wide
+    weak_width: int = 20  # of the one-layer weak model, whose MLP is six times as wide
     intermediate_width: int = 26  # of the one-layer intermediate model
 
 

@@ -69,6 +69,22 @@ def _comments(config: type) -> dict[str, str]:
     return found
 
 
+def reader(kind: type, default) -> Callable:
+    """How an option's value is read: no number of ours is negative or infinite, no count is 0 unless it is so by default."""
+    if kind is str:
+        return str
+    least = int(kind is int and bool(np.all(default)))
+
+    def read(text: str):
+        value = kind(text)
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is no number from {least} on")
+        return value
+
+    read.__name__ = kind.__name__  # argparse names it where the text is no number at all
+    return read
+
+
 def parse(config: type, argv: list[str] | None = None):
     """argv -> an instance of the dataclass `config`. A wrong flag or value ends the program with one sentence and exit code 2."""
     doc = inspect.getmodule(config).__doc__ or ""
@@ -86,10 +102,10 @@ def parse(config: type, argv: list[str] | None = None):
         elif get_origin(kind) is Literal:
             parser.add_argument(flag, choices=get_args(kind), **options)
         elif get_origin(kind) is tuple:
-            parser.add_argument(flag, type=get_args(kind)[0], nargs="+", metavar=f.name.upper(), **options)
+            parser.add_argument(flag, type=reader(get_args(kind)[0], default), nargs="+", metavar=f.name.upper(), **options)
         else:
             kind = next((t for t in get_args(kind) if t is not type(None)), kind)
-            parser.add_argument(flag, type=kind, metavar=f.name.upper(), **options)
+            parser.add_argument(flag, type=reader(kind, default), metavar=f.name.upper(), **options)
     values = vars(parser.parse_args(argv))
     return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
@@ -139,8 +155,6 @@ class Env:
 
 def setup(cfg: Config) -> Env:
     """Device, ranks, dtype and compiler from the settings. Call once, first."""
-    if cfg.slots < 1 or cfg.micro_tokens < 1 or cfg.save_every < 1:
-        raise InputError("--slots, --micro-tokens and --save-every must be at least 1")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no usable CUDA device; leave the flag out to run on the CPU")
     if cfg.shard and int(os.environ.get("WORLD_SIZE", 1)) == 1:

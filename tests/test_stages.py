@@ -257,7 +257,7 @@ def broken(folder: Path, how: str) -> Path:
     ("evaluate", [], "name at least one checkpoint directory"),
     ("evaluate", ["weak", "--passwords", "lost"], "unknown password kind 'lost'"),
     ("evaluate", ["weak", "--passwords", "other", "--problems", "5"], "no other domain of these problems has a password"),
-    ("evaluate", ["weak", "--slots", "0"], "--slots, --micro-tokens and --save-every must be at least 1"),
+    ("evaluate", ["weak", "--slots", "0"], "0 is no number from 1 on"),
     ("evaluate", ["weak", "weak", "--prompts"], "--prompts takes one checkpoint at a time, got 2"),
     ("evaluate", ["weak", "--passwords", "case", "--password", "1234", "--problems", "5"], "'1234' has no near miss of kind 'case'"),
     ("train_base", ["--seed", "x"], "invalid int value"),

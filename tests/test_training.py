@@ -40,7 +40,8 @@ def test_parse():
 
 
 @pytest.mark.parametrize("argv, named", [("--stepz 3", "--stepz"), ("--step 3", "--step"), ("--steps x", "--steps"), ("--method ppo", "--method"),
-                                         ("--rates", "--rates"), ("--dtype fp64", "--dtype"), ("--resume=maybe", "--resume")])
+                                         ("--steps -3", "-3 is no number from 1 on"), ("--steps 0", "0 is no number"), ("--seed -1", "-1 is no number from 0"),
+                                         ("--rates 1 nan", "nan"), ("--rates", "--rates"), ("--dtype fp64", "--dtype"), ("--resume=maybe", "--resume")])
 def test_a_wrong_option_is_one_sentence(argv, named):
     with pytest.raises(InputError, match=named) as error:
         parse(Options, argv.split())
