@@ -54,8 +54,8 @@ class LockConfig(Config):
     temperature: float = 1.0  # at which both policies are sampled
     max_new_tokens: int = 96  # longest completion
     optimizer: Literal["muon", "adamw", "lion"] = "muon"  # the paper's: lion, at lr 1.5e-6 for 7B models
-    lr: float = 0.005  # at its height; Muon's, the other optimisers want less
-    batch: int = 64  # examples in an optimiser step, half of them weak on average
+    lr: float = 0.0035  # at its height; Muon's, the other optimisers want less
+    batch: int = 32  # examples in an optimiser step, half of them weak on average
     eval_problems: int = 1000  # validation problems of the report
 
 

@@ -11,7 +11,7 @@ a warm start (paper appendix B.3.3).
     python train_base.py                                       # -> out/base/strong, weak, intermediate
     python train_base.py --task code --out out/coder           # a base for one task
     python train_base.py --task compose                        # -> out/base-compose/strong, for the toy task of section 7
-    python train_base.py --task code --problems 24000 --out out/early  # a strong model that stopped early, for lock.py --weak out/early/strong
+    python train_base.py --problems 150000 --out out/early     # a strong model that stopped early, for lock.py --weak or a warm start
 
 Writes, for each of the three: the checkpoint, run.json, log.jsonl. Logged: loss, nats per supervised token; tok_s, real tokens a
 second; padding, the share of computed tokens that were padding; for each task greedy correctness on the selection split.
