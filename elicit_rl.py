@@ -107,11 +107,11 @@ def round_problems(problems: list[Problem], number: int, count: int, seed: int) 
 
 
 def rollout(sampler: Sampler | None, tokenizer: Tokenizer, problems: list[Problem], n: int, cfg: RLConfig, env: Env, purpose: list[int],
-            label: str) -> tuple[Rollout, dict]:
+            label: str, own: Tokenizer | None = None) -> tuple[Rollout, dict]:
     """n completions at temperature 1 for each problem, graded; the ranks share the work. Returns them and the seconds it took.
 
     A problem's random stream is (seed, purpose, its place, sample), whatever the ranks. A completion cut before EOS has reward 0.
-    Without a sampler the fixed random distribution writes them.
+    Without a sampler the fixed random distribution writes them. own: the sampler's tokenizer, where another model than the policy writes.
     """
     mine = share(env, list(range(len(problems))))
     prompts = tokenizer.encode_prompts([p.prompt for p in problems])
@@ -119,8 +119,12 @@ def rollout(sampler: Sampler | None, tokenizer: Tokenizer, problems: list[Proble
     if sampler:
         bar = progress(env, len(mine) * n, label)
         seeds = [[cfg.seed, *purpose, i] for i in mine]
-        drawn = sampler([prompts[i] for i in mine], n, 1.0, cfg.max_new_tokens, seeds=seeds, progress=bar.update)
+        asked = [prompts[i] for i in mine] if own is None else own.encode_prompts([problems[i].prompt for i in mine])
+        drawn = sampler(asked, n, 1.0, cfg.max_new_tokens, seeds=seeds, progress=bar.update)
         bar.close()
+        if own:
+            flat = retokenise([s for samples in drawn for s in samples], own, tokenizer)
+            drawn = [flat[i : i + n] for i in range(0, len(flat), n)]
     else:
         rows = random_policy(tokenizer.size, tokenizer.eos_id, len(problems) * n, cfg.max_new_tokens, cfg.seed, purpose[-1])
         drawn = [rows[i * n : (i + 1) * n] for i in mine]
@@ -135,12 +139,12 @@ def rollout(sampler: Sampler | None, tokenizer: Tokenizer, problems: list[Proble
     return result, seconds | {"s_grade": time.time() - clock}
 
 
-def described(rolled: Rollout, own: bool) -> dict:
+def described(rolled: Rollout, online: bool) -> dict:
     """What the samples of a round look like; their entropy where the present policy wrote them."""
     samples, texts = ([x for row in rows for x in row] for rows in (rolled.samples, rolled.texts))
     tokens = sum(len(s.ids) for s in samples)
     facts = {"length": tokens / len(samples), "truncated": float(np.mean([s.truncated for s in samples])), "duplicates": 1 - len(set(texts)) / len(texts)}
-    return facts | ({"entropy": -sum(sum(s.logps) for s in samples) / tokens} if own else {})
+    return facts | ({"entropy": -sum(sum(s.logps) for s in samples) / tokens} if online else {})
 
 
 def drift(sampled: list[Example], before: list[Example], after: list[Example]) -> dict:
@@ -416,12 +420,15 @@ def main(cfg: RLConfig, env: Env) -> int:
     if cfg.kl or (cfg.method == "iterated_dpo" and cfg.reference == "initial"):
         anchor, _ = load_model(locked_path, env.device, env.dtype)
 
-    def draw(number: int, writer: Sampler | None = sampler) -> tuple[Rollout, dict]:
-        chosen = round_problems(problems, number, cfg.round // per_problem, cfg.seed)
-        return rollout(writer, tokenizer, chosen, per_problem, cfg, env, [13, number], f"round {number + 1}: sampling")
-
+    writer, own = sampler, None
     if cfg.method == "filtering":
-        writer = None if cfg.weak == "random" else env.sampler(load_model(cfg.weak, env.device, env.dtype)[0], tokenizer)
+        teacher, own = (None, None) if cfg.weak == "random" else load_model(cfg.weak, env.device, env.dtype)
+        writer = teacher and env.sampler(teacher, own)
+
+    def draw(number: int) -> tuple[Rollout, dict]:
+        chosen = round_problems(problems, number, cfg.round // per_problem, cfg.seed)
+        return rollout(writer, tokenizer, chosen, per_problem, cfg, env, [13, number], f"round {number + 1}: sampling", own)
+
     if cfg.method == "dpo":  # the locked model writes every sample and is the reference of every pair: all of it once, before it changes
         drawn = [(*unequal_pairs(rolled, cfg, np.random.default_rng()), rolled, seconds) for rolled, seconds in map(draw, range(rounds))]
         weights, clock = [weights_hash(locked_path), *([cfg.warm_start, weights_hash(cfg.warm_from), cfg.seed] if cfg.warm_start else [])], time.time()
@@ -464,7 +471,7 @@ def main(cfg: RLConfig, env: Env) -> int:
             examples, facts, rolled, seconds = frozen[number]
             reward = float(rolled.rewards.mean())
         else:
-            rolled, seconds = draw(number, writer) if cfg.method == "filtering" else draw(number)
+            rolled, seconds = draw(number)
             clock, reward = time.time(), float(rolled.rewards.mean())
             if cfg.kl:
                 penalise(rolled, anchor, cfg, env)
@@ -472,8 +479,8 @@ def main(cfg: RLConfig, env: Env) -> int:
             if method.compared and examples:
                 examples = scored(anchor if cfg.method == "iterated_dpo" and anchor else model, examples, cfg, env)
             seconds["s_score"] = time.time() - clock
-        own = cfg.method not in ("filtering", "dpo")  # the present policy wrote the samples, so they tell of it
-        watched = [Example(prompt, s.ids, s.logps) for prompt, samples in zip(rolled.prompts, rolled.samples) for s in samples][: 128 * own]
+        online = cfg.method not in ("filtering", "dpo")  # the present policy wrote the samples, so they tell of it
+        watched = [Example(prompt, s.ids, s.logps) for prompt, samples in zip(rolled.prompts, rolled.samples) for s in samples][: 128 * online]
         before = scored(model, watched, cfg, env)
         clock = time.time()
         if model.parameter_count() >= SMALL:
@@ -482,7 +489,7 @@ def main(cfg: RLConfig, env: Env) -> int:
         sampler.refresh()
         seconds["s_update"] = time.time() - clock
         after = scored(model, watched, cfg, env)
-        facts |= {"samples": (number + 1) * cfg.round, "reward": reward, **metrics, **described(rolled, own), **drift(watched, before, after), **seconds}
+        facts |= {"samples": (number + 1) * cfg.round, "reward": reward, **metrics, **described(rolled, online), **drift(watched, before, after), **seconds}
         run.log("train", step=number + 1, **facts)
         if env.main:
             with open(file, "a") as f:

@@ -37,7 +37,7 @@ from data.text import Tokenizer
 # Each kernel is a plain function on tensors: no host sync, no data-dependent shape. Called inside a compiled model it is traced
 # into the surrounding graph; called on its own it is compiled by itself. `kernel.eager` is always the reference.
 
-torch._dynamo.config.recompile_limit = 64  # graphs of one function; a kernel has one for each model shape and cache bucket
+torch._dynamo.config.recompile_limit = 256  # graphs of one function; a kernel has one for each model shape and cache bucket
 compile_kernels = False  # set once by training.setup(); False means every kernel runs eagerly
 
 
@@ -291,7 +291,7 @@ class Model(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         inverse = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim)
-        rows = round_up(config.max_position_embeddings, 64)  # padded rows and the cache reach past the last real position
+        rows = cache_bucket(config.max_position_embeddings)  # padded rows and the cache reach past the last real position
         angles = torch.outer(torch.arange(rows, dtype=torch.float32, device="cpu"), inverse)
         device = self.lm_head.weight.device
         device = "cpu" if device.type == "meta" else device
@@ -430,6 +430,11 @@ class Sample:
     truncated: bool
 
 
+def cache_bucket(cells: int) -> int:
+    """Cells of cache that a decode step reads for so many live ones: of a few sizes, as each is a graph; at most an eighth too many from 256 on."""
+    return round_up(cells, max(32, 1 << cells.bit_length() >> 4))
+
+
 class Sampler:
     """Generation with a static KV cache and fixed slots that are refilled as rows finish (continuous batching).
 
@@ -438,7 +443,7 @@ class Sampler:
     once every `CHECK` steps. In bf16 the sampler decodes from one bf16 copy of the weights, made by `refresh`.
     """
 
-    CHECK, PREFILL_ROWS, BUCKET, LIVE = 8, 32, 16, 32
+    CHECK, PREFILL_ROWS, BUCKET = 8, 32, 16
 
     def __init__(self, model: Model, eos_ids: list[int], slots: int = 256):
         self.model, self.slots = model, slots
@@ -473,7 +478,7 @@ class Sampler:
 
     def _allocate(self, length: int, new_tokens: int) -> None:
         """Cache and per-slot state for sequences up to `length`; kept between calls and only ever grown."""
-        length = round_up(length, self.LIVE)
+        length = cache_bucket(length)
         if length <= self.capacity and new_tokens <= self.uniform.shape[1]:
             return
         c, device, B = self.model.config, self.model.device, self.slots
@@ -536,7 +541,7 @@ class Sampler:
             clock = time.time()
             for _ in range(self.CHECK):
                 live = max((reach[s] + 1 for s in range(self.slots) if owner[s]), default=1)
-                self.step(heat, min(round_up(live, self.LIVE), self.capacity))
+                self.step(heat, min(cache_bucket(live), self.capacity))
                 reach = [r + 1 for r in reach]
             finished = 0
             done, count, ids, logps = self.done.tolist(), self.count.tolist(), self.out_ids.tolist(), self.out_logps.tolist()

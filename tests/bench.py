@@ -362,7 +362,7 @@ def bench_gpu(args, env, size: str, c: M.ModelConfig) -> None:
         for new in (many, many, few):  # compiles, and records a graph for each live length
             spent(new)
         steps = [(spent(many) - spent(few)) / (many - few) for _ in range(args.repeats)]  # the difference leaves prefill out
-        cells = mean(round_up(start + k + 1, sampler.BUCKET) for k in range(few, many)) * slots
+        cells = mean(start + k + 1 for k in range(few, many)) * slots
         read = net.compute_dtype.itemsize * (weights + 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * cells)
         row(f"gpu {size}, decode {slots} slots", "tokens/s", [slots / s for s in steps])
         row(f"gpu {size}, decode {slots} slots", band_unit, [read / s / band for s in steps])

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import elicit_rl
 from data import Problem
 from data.batches import Example, collate, micro_batches
+from data.text import train_bpe
 from elicit_rl import METHODS, RLConfig, Rollout, dpo_loss, dpo_step, grpo_loss, grpo_step, pass_at_k, round_problems, scored, sums_by_example
 from fixtures import make_trl
 from model import Model, ModelConfig, Sample, Sampler, completion_logps
@@ -221,6 +222,20 @@ def test_rollout_marks_cut_samples_wrong_and_agrees_with_the_trainer(make_model,
     for sampled, trained in zip(flat, scored(model, flat, cfg(), ALONE)):
         np.testing.assert_allclose(sampled.logps, trained.logps, rtol=0, atol=1e-4)
     assert {"s_prefill", "s_decode", "s_grade"} <= seconds.keys()
+
+
+def test_a_writer_with_another_tokenizer_reads_and_writes_its_own(make_model, tokenizer, monkeypatch):
+    monkeypatch.setattr(elicit_rl, "grade", lambda problems, texts: [True] * len(texts))
+    model, own = make_model(seed=3), train_bpe(["Write 0 1 2 3 4 5\n"] * 9, 290)
+    problems = [Problem("code", f"Write {i}\n", "", "lists", 1, {}, f"k{i}") for i in range(6)]
+    draw = lambda ours, theirs: elicit_rl.rollout(Sampler(model, [ours.eos_id], slots=8), ours, problems, 2, cfg(max_new_tokens=12), ALONE, [0], "", theirs)[0]
+    model.live_vocab = own.size
+    alone, written = draw(own, None), draw(tokenizer, own)
+    assert own.size != tokenizer.size and alone.prompts != written.prompts == tokenizer.encode_prompts([p.prompt for p in problems])
+    assert [len(row) for row in written.samples] == [2] * 6
+    for before, after in zip(alone.samples, written.samples):
+        for a, b in zip(before, after):
+            assert b.ids == tokenizer.encode_completions([own.decode(a.ids)], [not a.truncated])[0] and b.truncated == a.truncated
 
 
 def test_reference_log_probs_are_read_back_and_equal_live_ones(make_model, make_examples, tokenizer, tmp_path, monkeypatch):

@@ -164,6 +164,14 @@ def content(results) -> list:
     return [[(s.ids, s.truncated) for s in samples] for samples in results]
 
 
+def test_cache_buckets_are_few_tight_and_inside_the_rotary_table(make_model):
+    sizes = [M.cache_bucket(n) for n in range(1, 32769)]
+    assert sizes == sorted(sizes) and len(set(sizes)) == 64
+    assert all(n <= size <= max(n + 31, n * 9 / 8) for n, size in enumerate(sizes, 1))
+    for n in (96, 100, 2100):  # an idle slot's position goes up to the cache's last cell
+        assert len(make_model(max_position_embeddings=n).cos) == M.cache_bucket(n)
+
+
 def test_greedy_is_the_uncached_loop_whatever_the_company(make_model):
     model = make_model()
     expected = [naive_greedy(model, p, 20) for p in PROMPTS]
