@@ -317,13 +317,19 @@ METHODS = {
 }
 
 
+def settled(cfg: RLConfig) -> RLConfig:
+    """cfg with its method's epochs, lr and batch where it names none."""
+    method = METHODS[cfg.method]
+    return replace(cfg, epochs=cfg.epochs or method.epochs, lr=cfg.lr or method.lr, batch=cfg.batch or method.batch)
+
+
 def update(model: Model, optimizers: list, examples: list[Example], method: Method, cfg: RLConfig, env: Env, number: int) -> dict:
-    """Train on one round's examples: `epochs` passes in fresh orders, in steps of `batch` rows of like length. Returns mean metrics."""
+    """Train on one round's examples: cfg.epochs passes in fresh orders, in steps of cfg.batch rows of like length. Returns mean metrics."""
     groups = [examples[i : i + method.rows] for i in range(0, len(examples), method.rows)]
     plan = []
-    for epoch in range(cfg.epochs or method.epochs):
+    for epoch in range(cfg.epochs):
         rng = np.random.default_rng([cfg.seed, 12, number, epoch])
-        plan += plan_epoch([max(map(len, g)) for g in groups], max(1, (cfg.batch or method.batch) // method.rows), rng)
+        plan += plan_epoch([max(map(len, g)) for g in groups], max(1, cfg.batch // method.rows), rng)
 
     def batches(step: int) -> list[Batch]:
         mine = [e for i in share(env, plan[step]) for e in groups[i]]
@@ -383,8 +389,7 @@ def summarise(folder: Path, task: str, env: Env, none: np.ndarray, right: np.nda
 
 
 def main(cfg: RLConfig, env: Env) -> int:
-    method = METHODS[cfg.method]
-    cfg = replace(cfg, epochs=cfg.epochs or method.epochs, lr=cfg.lr or method.lr, batch=cfg.batch or method.batch)  # for run.json
+    cfg, method = settled(cfg), METHODS[cfg.method]
     locked_path = Path(cfg.locked or f"out/{cfg.task}/locked")
     folder = Path(cfg.out or f"out/{cfg.task}/rl")
     per_problem = {"grpo": cfg.group}.get(cfg.method, method.rows)

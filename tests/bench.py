@@ -233,7 +233,8 @@ def dpo_rows(args, env) -> None:
             return dataset  # ids already
 
     net, tokenizer = M.load_model(args.base, env.device, env.dtype)
-    problems, method, cfg = data.load("code", "elicit", 32 if args.quick else 256), elicit_rl.METHODS["dpo"], elicit_rl.RLConfig(epochs=1)
+    problems, method = data.load("code", "elicit", 32 if args.quick else 256), elicit_rl.METHODS["dpo"]
+    cfg = elicit_rl.settled(elicit_rl.RLConfig(method="dpo", epochs=1))
     answers, size = tokenizer.encode_completions([p.reference for p in problems]), method.batch // 2
     prompts = tokenizer.encode_prompts([p.prompt for p in problems])
     examples = [Example(prompt, ids) for i, prompt in enumerate(prompts) for ids in (answers[i], answers[i - 1])]  # rejected: another's answer
@@ -270,7 +271,7 @@ def round_rows(args, env) -> None:
     if not has_base(args, "round"):
         return
     net, tokenizer = M.load_model(args.base, env.device, env.dtype)
-    cfg = elicit_rl.RLConfig(round=40, max_new_tokens=16) if args.quick else elicit_rl.RLConfig()
+    cfg = elicit_rl.settled(elicit_rl.RLConfig(round=40, max_new_tokens=16) if args.quick else elicit_rl.RLConfig())
     method, sampler, optimizers = elicit_rl.METHODS["expert_iteration"], M.Sampler(net, [tokenizer.eos_id]), training.make_optimizers(net, "adamw", 3e-4)
     problems = elicit_rl.round_problems(data.load("code", "elicit"), 0, cfg.round, cfg.seed)
     start, facts = {name: value.clone() for name, value in net.state_dict().items()}, {}

@@ -22,7 +22,7 @@ ALONE = Env(torch.device("cpu"), torch.float32, False)
 
 
 def cfg(**changes) -> RLConfig:
-    return RLConfig(**{"samples": 64, "round": 32} | changes)
+    return elicit_rl.settled(RLConfig(**{"samples": 64, "round": 32} | changes))
 
 
 def rolled(rewards, lengths=3) -> Rollout:
@@ -255,7 +255,7 @@ def test_update_moves_the_policy_the_right_way(name, make_model):
     rewards = {"dpo": [[1, 0]] * 4, "grpo": [[1, 0, 0]] * 4, "expert_iteration": [[1.0]] * 10}[name]
     examples, _ = method.choose(rolled(rewards), cfg(), np.random.default_rng(0))
     before = scored(model, examples, cfg(), ALONE)
-    metrics = elicit_rl.update(model, make_optimizers(model, "adamw", 1e-3), before, method, cfg(epochs=4), ALONE, 1)
+    metrics = elicit_rl.update(model, make_optimizers(model, "adamw", 1e-3), before, method, cfg(method=name, epochs=4), ALONE, 1)
     after = scored(model, examples, cfg(), ALONE)
     gain = [np.sum(a.logps) - np.sum(b.logps) for a, b in zip(after, before)]
     if name == "dpo":
