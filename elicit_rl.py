@@ -76,7 +76,7 @@ class RLConfig(Config):
     warm_from: str = "data/base/intermediate"  # checkpoint that writes them: better than the weak model, worse than the strong one
     epochs: int = 0  # times a round's data are trained on (default: 4, GRPO 1)
     optimizer: Literal["adamw", "muon", "lion"] = "adamw"  # the paper's: lion, at lr 1.5e-6 and below for 7B models
-    lr: float = 0.0  # constant after a short warm-up (default: 3e-4, GRPO 5e-4)
+    lr: float = 0.0  # constant after a short warm-up (default: 3e-4, DPO 1e-4, GRPO 5e-4)
     batch: int = 0  # completions in an optimiser step (default: 8, DPO 16, GRPO 64)
     max_new_tokens: int = 96  # longest completion; a longer one counts as wrong
     eval_every: int = 1  # rounds between two evaluations on validation
@@ -311,8 +311,8 @@ class Method:
 METHODS = {
     "expert_iteration": Method(best_samples, sft_step, rows=1, compared=False, epochs=4, lr=3e-4, batch=8),
     "filtering": Method(best_samples, sft_step, rows=1, compared=False, epochs=4, lr=3e-4, batch=8),
-    "dpo": Method(unequal_pairs, dpo_step, rows=2, compared=True, epochs=4, lr=3e-4, batch=16),
-    "iterated_dpo": Method(unequal_pairs, dpo_step, rows=2, compared=True, epochs=4, lr=3e-4, batch=16),
+    "dpo": Method(unequal_pairs, dpo_step, rows=2, compared=True, epochs=4, lr=1e-4, batch=16),
+    "iterated_dpo": Method(unequal_pairs, dpo_step, rows=2, compared=True, epochs=4, lr=1e-4, batch=16),
     "grpo": Method(advantages, grpo_step, rows=1, compared=True, epochs=1, lr=5e-4, batch=64),
 }
 
