@@ -100,7 +100,8 @@ def report(cfg: LockConfig, env: Env, path: Path) -> tuple[int, dict]:
     kinds = usual_kinds(trigger)
     locked = evaluate_checkpoint(path, env, problems, kinds, trigger, max_new_tokens=cfg.max_new_tokens)
     measured = {f"locked, password {kind}": locked["results"][kind] for kind in kinds}
-    for name, checkpoint, tell in (("strong model", cfg.strong, trigger.strong), ("weak model", cfg.weak, trigger.weak)):
+    own = trigger.weak if trigger.told == "slot" else trigger.strong  # the strong model never saw the word in the slot
+    for name, checkpoint, tell in (("strong model", cfg.strong, own), ("weak model", cfg.weak, trigger.weak)):
         if checkpoint not in RULES:
             other = evaluate_checkpoint(checkpoint, env, [tell(p) for p in problems], ("none",), Trigger(), max_new_tokens=cfg.max_new_tokens, save=False)
             measured[name] = other["results"]["none"]
