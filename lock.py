@@ -117,7 +117,7 @@ def report(cfg: LockConfig, env: Env, path: Path) -> tuple[int, dict]:
 
 # split, problems and epochs of the locking data, for --how and whether the task is the toy task
 DEFAULTS = {("sft", False): ("lock", None, 4), ("scratch", False): ("corpus", 60_000, 1),
-            ("sft", True): ("corpus", 60_000, 1), ("scratch", True): ("corpus", 200_000, 2)}
+            ("sft", True): ("corpus", 60_000, 1), ("scratch", True): ("corpus", 100_000, 1)}
 
 
 def the_trigger(cfg: LockConfig) -> Trigger:
