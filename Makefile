@@ -13,11 +13,10 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
 
-# on a CPU two ranks of one thread each train these small models half as fast again as one process with two threads (docs/NOTES.md)
-demo: export OMP_NUM_THREADS = 1
+# the cells of SFT are shared out over two ranks of one thread each; two ranks lock no faster than two threads (docs/NOTES.md)
 demo: .venv/ready
-	$(BIN)/torchrun --nproc-per-node 2 lock.py --task code --resume
-	$(BIN)/torchrun --nproc-per-node 2 elicit_sft.py --task code --k 1 4 8 32 128
+	$(BIN)/python lock.py --task code --resume
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 elicit_sft.py --task code --k 1 4 8 32 128
 	$(BIN)/python evaluate.py out/code/locked out/code/sft/k8-seed0 --samples 2 --plot
 
 test: .venv/dev
