@@ -82,8 +82,8 @@ def demonstrations(cfg: SFTConfig, env: Env, trigger: Trigger) -> tuple[list[Pro
         if cfg.train_domain not in names:
             raise InputError(f"--train-domain {cfg.train_domain}: choose one of {', '.join(sorted(set(names)))}")
         problems = [p for p, name in zip(problems, names) if name == cfg.train_domain]
-    if max(cfg.k) > len(problems) or min(cfg.k) < 1:
-        raise InputError(f"--k {max(cfg.k)}: there are {len(problems)} problems to demonstrate, choose between 1 and that")
+    if max(cfg.k) > len(problems):
+        raise InputError(f"--k {max(cfg.k)}: there are {len(problems)} problems to demonstrate, choose no more than that")
     if cfg.demos_from == "reference":
         return problems, [p.reference for p in problems]
     model, tokenizer = load_model(cfg.strong if cfg.demos_from == "strong" else cfg.weak, env.device, env.dtype)
