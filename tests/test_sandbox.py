@@ -1,5 +1,6 @@
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -232,6 +233,19 @@ def test_every_system_call_that_is_not_allowed_is_denied():
     numbers = {*range(512), 1 << 30, (1 << 30) + 41, (1 << 31) - 1} - {335, 336}
     return [number for number in numbers if number not in allowed and not denied(number)]"""
     assert values(program, (confine.allowed_calls(),)) == [[]]
+
+
+HEADERS = "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/asm-generic/unistd.h"  # the second is aarch64's table
+
+
+@pytest.mark.skipif(not all(map(os.path.exists, HEADERS)), reason="the kernel's headers are not installed")
+def test_the_allowed_numbers_are_the_kernels():
+    """On either architecture, as only one can be tried on one machine: a wrong number would let another call through."""
+    for column, header in enumerate(HEADERS):
+        with open(header) as f:
+            numbers = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", f.read()))
+        known = {name: calls[column] for name, calls in confine.ALLOWED.items() if column == 0 or name not in ("select", "poll")}
+        assert known == {name: int(numbers[name]) for name in known}
 
 
 @filtered
