@@ -205,7 +205,8 @@ def main(cfg: LockConfig, env: Env) -> int:
     save_model(path, locked, tokenizer, env.main)
     code, results = report(cfg, env, path)
     run.finish(**results)
-    env.say(f"written: {path}; next: python elicit_sft.py --task {cfg.task}")
+    other = "" if path == Path(f"out/{cfg.task}/locked") else f" --locked {path} --out {path}-sft"
+    env.say(f"written: {path}; next: python elicit_sft.py --task {cfg.task}{other}")
     return code
 
 

@@ -199,7 +199,7 @@ def test_a_lock_killed_on_some_ranks_and_resumed_on_one_is_the_same_lock(work, t
     process.wait()
     assert not (other / "model.safetensors").exists(), "it ended before it could be killed"
     assert "--resume continues it" in stage("lock", *args, "--out", other, cwd=work, code=2)
-    stage("lock", *args, "--out", other, "--resume", cwd=work, code=None)
+    assert f"next: python elicit_sft.py --task code --locked {other} --out" in stage("lock", *args, "--out", other, "--resume", cwd=work, code=None)
     losses = [[row["loss"] for row in rows_of(path, "train")] for path in (straight, other)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-3 if launcher else 0)  # Muon orthogonalises in bf16, which magnifies the order of summation
     if not launcher:
