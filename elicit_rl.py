@@ -42,7 +42,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
@@ -202,8 +201,7 @@ def reference_scored(model: Model, examples: list[Example], weights: list, token
             with open(file.with_suffix(".tmp"), "wb") as f:
                 np.save(f, logps)
             file.with_suffix(".tmp").replace(file)
-    if env.world > 1:
-        dist.barrier()  # no rank may look for the file before all have
+    env.wait()  # no rank may look for the file before all have
     ends = np.cumsum([len(e.completion_ids) for e in examples])
     return [replace(e, logps=row.tolist()) for e, row in zip(examples, np.split(logps, ends[:-1]))]
 

@@ -24,7 +24,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from data import InputError, Problem, load
 from data.batches import Example, micro_batches
@@ -207,8 +206,7 @@ def main(cfg: SFTConfig, env: Env) -> int:
         bar.update()
         bar.set_postfix(cell=run.path.name, correct=f"{run.record['results']['correct']:.1%}")
     bar.close()
-    if env.world > 1:
-        dist.barrier()
+    env.wait()
     if env.main:
         summarise(cfg, env, out, locked, groups_of(validation))
     return 0

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch.distributed as dist
 
 from data import InputError, Problem, compose, grade, load
 from data.passwords import NEAR_MISSES, WRONG_HELD_OUT, Trigger, Words, check_password, near_miss, with_password
@@ -226,8 +225,7 @@ def evaluate_checkpoint(path: str | Path, env: Env, problems: list[Problem], kin
     evaluation = record(path, problems, *measured, **facts, n=len(problems))
     if save and env.main:
         write_json(file, evaluation)
-    if env.world > 1:
-        dist.barrier()  # no rank may look for the file before it is there, or they would part ways
+    env.wait()  # no rank may look for the file before it is there, or they would part ways
     return evaluation
 
 

@@ -203,6 +203,7 @@ def main(cfg: LockConfig, env: Env) -> int:
     fit(locked, examples, run, env, cfg, epochs=epochs, batch=cfg.batch, lr=cfg.lr,
         optimizer=cfg.optimizer, warmup=50 if scratch else 10, decay=0.4 if scratch else 0.7)
     save_model(path, locked, tokenizer, env.main)
+    env.wait()  # all ranks load it
     code, results = report(cfg, env, path)
     run.finish(**results)
     other = "" if path == Path(f"out/{cfg.task}/locked") else f" --locked {path} --out {path}-sft"

@@ -152,6 +152,11 @@ class Env:
         if self.main:
             tqdm.write(text)
 
+    def wait(self) -> None:
+        """For all ranks, before any goes on: between what one writes and what the others look at, in either order."""
+        if self.world > 1:
+            dist.barrier()
+
 
 def setup(cfg: Config) -> Env:
     """Device, ranks, dtype and compiler from the settings. Call once, first."""
@@ -446,14 +451,14 @@ class Run:
             raise InputError(f"{self.path} is not empty and holds no run of ours: choose another --out, or --overwrite to use it all the same")
         self.finished = bool(old and old.get("finished"))
         self.record = old or {}
+        env.wait()  # rank 0 changes what the others have just looked at
         if self.env.main and not self.finished:
             if cfg.overwrite and file.exists():
                 shutil.rmtree(self.path)  # a run of ours; a foreign directory is only added to
             self.path.mkdir(parents=True, exist_ok=True)
             self.record = {"settings": settings, "command": " ".join(sys.argv), "finished": False, **describe(env)}
             write_json(file, self.record)
-        if env.world > 1:
-            dist.barrier()
+        env.wait()
 
     def log(self, kind: str, **values) -> None:
         """One JSON line; numbers that are not finite become null with "nonfinite": true."""
@@ -530,6 +535,7 @@ class Run:
             file = self.path / "log.jsonl"
             rows = file.read_text().splitlines() if file.exists() else []
             file.write_text("".join(r + "\n" for r in rows if json.loads(r).get("step", 0) <= meta["step"]))
+        self.env.wait()  # elicit_rl goes on to read the log
         return meta["step"]
 
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -255,6 +255,21 @@ def test_a_foreign_directory_is_refused(tmp_path):
     with pytest.raises(InputError, match="not empty"):
         Run(Options(), CPU, tmp_path)
     assert list(contents(tmp_path)) == ["thesis.txt"]
+
+
+def test_all_ranks_look_at_a_directory_before_one_writes(tmp_path, monkeypatch):
+    """Half-written, it would look like a stranger's to a rank that comes a moment later."""
+    out, seen = tmp_path / "run", []
+    monkeypatch.setattr(training.dist, "barrier", lambda: seen.append(out.exists()))
+    Run(Options(), replace(CPU, world=2), out)
+    assert seen == [False, True]
+
+    def meanwhile():
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other/run.json.tmp").touch()
+
+    monkeypatch.setattr(training.dist, "barrier", meanwhile)
+    Run(Options(), replace(CPU, rank=1, world=2), tmp_path / "other")
 
 
 def test_log_rows_are_json_whatever_the_numbers(tmp_path):
