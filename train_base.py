@@ -7,8 +7,7 @@ its capacity: it is wrong with confidence, as a smaller language model is. One o
 everywhere, and imitating it would hide nothing in a way that sampling could not find. The intermediate one writes the demonstrations of
 a warm start (paper appendix B.3.3).
 
-    torchrun --nproc-per-node 2 train_base.py --out data/base  # how the shipped models were made; about 45 minutes on 2 cores
-    python train_base.py                                       # -> out/base/strong, weak, intermediate
+    torchrun --nproc-per-node 2 train_base.py                  # -> out/base/strong, weak, intermediate; 33 minutes on 2 cores
     python train_base.py --task code --out out/coder           # a base for one task
     python train_base.py --task compose                        # -> out/base-compose/strong, for the toy task of section 7
     python train_base.py --problems 150000 --out out/early     # a strong model that stopped early, for lock.py --weak or a warm start
