@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 # imitating a fixed random distribution is the quickest lock to learn
 QUICK_LOCK = ("--task", "code", "--weak", "random", "--strong-answers", "reference", "--problems", "320", "--epochs", "6", "--batch", "32",
               "--eval-problems", "40", "--max-new-tokens", "64", "--slots", "64", "--no-compile")
@@ -29,7 +28,7 @@ def stage(name: str, *args, cwd: Path, code: int | None = 0, ranks: int = 1) -> 
     argv = [str(ROOT / f"{name}.py"), *map(str, args)]
     if ranks > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        done = subprocess.run([*launcher, *argv], cwd=cwd, env=ONE_THREAD, capture_output=True, text=True, timeout=170)
+        done = subprocess.run([*launcher, *argv], cwd=cwd, capture_output=True, text=True, timeout=170)
         ended, printed = done.returncode, done.stdout + done.stderr
     else:
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
@@ -139,7 +138,7 @@ def test_rl_killed_and_resumed_or_sharded_over_two_ranks_is_the_same_run(work, t
         for ours, theirs in zip(rows_of(straight / name, "train"), rows_of(other / name, "train"), strict=True):
             assert ours["reward"] == theirs["reward"] and ours.get("loss", 0) == pytest.approx(theirs.get("loss", 0), abs=1e-3)
         return
-    process = subprocess.Popen([sys.executable, ROOT / "elicit_rl.py", *args, "--out", other], cwd=work, env=ONE_THREAD, stdout=subprocess.DEVNULL,
+    process = subprocess.Popen([sys.executable, ROOT / "elicit_rl.py", *args, "--out", other], cwd=work, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
     deadline = time.time() + 60
     while not (other / name / "state/state.json").exists() and time.time() < deadline:
@@ -156,7 +155,7 @@ def test_rl_killed_and_resumed_or_sharded_over_two_ranks_is_the_same_run(work, t
 def test_a_rank_that_dies_ends_the_others_with_a_message(work, tmp_path):
     args = (*RL, "--method", "grpo", "--locked", "data/base/intermediate", "--samples", "9600", "--group", "4", "--out", tmp_path)
     launcher = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ROOT / "elicit_rl.py", *map(str, args)],
-                                cwd=work, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                                cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "grpo-seed0/log.jsonl"
     deadline = time.time() + 120
     while not log.exists() and time.time() < deadline:  # both ranks are at work
@@ -188,7 +187,7 @@ def test_a_lock_killed_on_some_ranks_and_resumed_on_one_is_the_same_lock(work, t
     if not straight.exists():
         stage("lock", *args, "--out", straight, cwd=work, code=None)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    process = subprocess.Popen([sys.executable, *launcher, ROOT / "lock.py", *args, "--out", other], cwd=work, env=ONE_THREAD, stdout=subprocess.DEVNULL,
+    process = subprocess.Popen([sys.executable, *launcher, ROOT / "lock.py", *args, "--out", other], cwd=work, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while not (other / "state/state.json").exists() and time.time() < deadline:

@@ -290,7 +290,6 @@ from data.batches import Example, micro_batches
 from model import Sampler, load_model, save_model
 from training import Config, Run, fit, make_optimizers, prepare, setup, sft_loss, train
 
-torch.set_num_threads(1)
 out, optimizer, shard = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "shard"
 cfg = Config(device="cpu", dtype="fp32", compile=False, shard=shard, checkpoint_activations=shard)
 env = setup(cfg)
@@ -322,7 +321,7 @@ def test_two_ranks_are_one_process(optimizer, shard, make_model, make_examples, 
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "script.py"), str(tmp_path), optimizer,
                "shard" if shard else "whole"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(training.__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(training.__file__).parent)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     optimizers = make_optimizers(model, optimizer, 1e-3)
