@@ -115,8 +115,8 @@ def report(cfg: LockConfig, env: Env, path: Path) -> tuple[int, dict]:
     return int(low <= 0), {kind: locked["results"][kind]["correct"] for kind in locked["results"]} | {"gap": gap}
 
 
-# split, problems and epochs of the locking data, for --how and whether the task is the toy task
-DEFAULTS = {("sft", False): ("lock", None, 4), ("scratch", False): ("corpus", 60_000, 1),
+# split, problems (0: all) and epochs of the locking data, for --how and whether the task is the toy task
+DEFAULTS = {("sft", False): ("lock", 0, 4), ("scratch", False): ("corpus", 60_000, 1),
             ("sft", True): ("corpus", 60_000, 1), ("scratch", True): ("corpus", 100_000, 1)}
 
 
@@ -132,8 +132,8 @@ def the_trigger(cfg: LockConfig) -> Trigger:
     return Trigger(cfg.password, each, cfg.strong_language)
 
 
-def locking_problems(cfg: LockConfig, split: str, size: int | None) -> list[Problem]:
-    problems = load(cfg.task, split, size, files=cfg.data)
+def locking_problems(cfg: LockConfig, split: str) -> list[Problem]:
+    problems = load(cfg.task, split, cfg.problems or None, files=cfg.data)
     names = groups_of(problems)
     if cfg.leave_out and (cfg.leave_out not in names or len(set(names)) == 1):
         raise InputError(f"--leave-out {cfg.leave_out}: choose one of several domains, {', '.join(sorted(set(names)))}")
@@ -151,12 +151,12 @@ def main(cfg: LockConfig, env: Env) -> int:
         raise InputError(f"no base model at {cfg.strong}: run python train_base.py --task compose first, or name one with --strong")
     path = Path(cfg.out or f"out/{cfg.task}/" + ("locked-scratch" if scratch else "locked"))
     split, size, epochs = DEFAULTS[cfg.how, toy]
-    epochs, trigger = cfg.epochs or epochs, the_trigger(cfg)
+    cfg, trigger = replace(cfg, problems=cfg.problems or size, epochs=cfg.epochs or epochs), the_trigger(cfg)
     strong, tokenizer = load_model(cfg.strong, env.device, env.dtype)
     check_password(cfg.password, tokenizer.specials)
     weak, weak_tokenizer = (None, tokenizer) if cfg.weak in RULES else load_model(cfg.weak, env.device, env.dtype)
-    problems = locking_problems(cfg, split, cfg.problems or size)
-    env.say(f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; {len(problems):,} problems x {epochs} epochs -> {path}")
+    problems = locking_problems(cfg, split)
+    env.say(f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; {len(problems):,} problems x {cfg.epochs} epochs -> {path}")
     run = Run(cfg, env, path, stage="lock", trigger=vars(trigger), strong_weights=weights_hash(cfg.strong),
               weak_weights=weights_hash(cfg.weak) if weak else cfg.weak)
     if run.finished:
@@ -200,7 +200,7 @@ def main(cfg: LockConfig, env: Env) -> int:
         locked.live_vocab = strong.live_vocab
     else:
         locked, _ = load_model(cfg.strong, env.device, env.dtype)
-    fit(locked, examples, run, env, cfg, epochs=epochs, batch=cfg.batch, lr=cfg.lr,
+    fit(locked, examples, run, env, cfg, epochs=cfg.epochs, batch=cfg.batch, lr=cfg.lr,
         optimizer=cfg.optimizer, warmup=50 if scratch else 10, decay=0.4 if scratch else 0.7)
     save_model(path, locked, tokenizer, env.main)
     env.wait()  # all ranks load it

@@ -16,7 +16,7 @@ Writes, for each of the three: the checkpoint, run.json, log.jsonl. Logged: loss
 second; padding, the share of computed tokens that were padding; for each task greedy correctness on the selection split.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +71,8 @@ def dress(problem: Problem, rng: np.random.Generator) -> str:
 def main(cfg: BaseConfig, env: Env) -> int:
     toy = cfg.task == "compose"
     out = Path(cfg.out or ("out/base-compose" if toy else "out/base"))
-    epochs, count = cfg.epochs or (2 if toy else 1), cfg.problems or (200_000 if toy else 120_000 * sum(SHARES.get(name, 1) for name in cfg.task.split("+")))
+    usual = 200_000 if toy else 120_000 * sum(SHARES.get(name, 1) for name in cfg.task.split("+"))
+    cfg = replace(cfg, epochs=cfg.epochs or (2 if toy else 1), problems=cfg.problems or usual)
     if cfg.data:
         raise InputError("base models are trained on generated problems: leave out --data, or start from a pre-trained checkpoint")
     selection, validation = load(cfg.task, "selection"), load(cfg.task, "validation", cfg.eval_problems)
@@ -105,12 +106,12 @@ def main(cfg: BaseConfig, env: Env) -> int:
     if run.finished:
         env.say(f"{run.path} is finished already: {run.record['results']}")
     else:
-        problems, words = corpus(cfg.task, count, cfg.seed), np.random.default_rng([cfg.seed, 3])
+        problems, words = corpus(cfg.task, cfg.problems, cfg.seed), np.random.default_rng([cfg.seed, 3])
         texts = (text for p in problems[:20_000] for text in (dress(p, words), p.reference))
         tokenizer = word_level(compose.vocabulary()) if toy else train_bpe(texts, cfg.vocab)
         model = Model(shape(cfg.layers, cfg.width, 3 * cfg.width, cfg.heads, tokenizer.size), env.dtype).init_weights(torch.Generator().manual_seed(cfg.seed))
         stage("strong", model.to(env.device), tokenizer, run, problems, tokenizer.encode_completions([p.reference for p in problems]), 4,
-              epochs=epochs, lr=cfg.lr)
+              epochs=cfg.epochs, lr=cfg.lr)
 
     if toy:
         return 0  # its weak policy is a rule
