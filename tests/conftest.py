@@ -3,7 +3,7 @@
 import os
 import random
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy read it, and for the stages that tests start; saves a sixth of the time
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy read it, and for the stages that tests start
 
 import pytest
 import torch
