@@ -404,7 +404,8 @@ def main(cfg: RLConfig, env: Env) -> int:
     if cfg.warm_start > len(problems):
         raise InputError(f"--warm-start {cfg.warm_start}: there are {len(problems)} problems to demonstrate")
     model, tokenizer = load_model(locked_path, env.device, env.dtype)
-    run = Run(cfg, env, folder / f"{run_name(cfg)}-seed{cfg.seed}", stage="elicit_rl", start=weights_hash(locked_path))
+    run = Run(cfg, env, folder / f"{run_name(cfg)}-seed{cfg.seed}", inputs=(locked_path, cfg.weak, cfg.warm_from), stage="elicit_rl",
+              start=weights_hash(locked_path))
     env.say(f"{cfg.method}: locked model {locked_path}, {cfg.samples:,} samples in rounds of {cfg.round} -> {run.path}")
     locked = evaluate_checkpoint(locked_path, env, validation, ("none", "right"), trigger, max_new_tokens=cfg.max_new_tokens, save=False)
     none, right = verdicts_of(locked, "none"), verdicts_of(locked, "right")
@@ -466,6 +467,9 @@ def main(cfg: RLConfig, env: Env) -> int:
         env.say("initial policy: " + ", ".join(f"{name} {value:.1%}" for name, value in at.items()))
         verdicts = check(0)
 
+    elif start == rounds:  # killed between the last round and the end: the saved policy is the last one
+        verdicts = measure(sampler, tokenizer, validation, ("none",), trigger, max_new_tokens=cfg.max_new_tokens, env=env)[0]["none"]
+
     bar = progress(env, rounds, f"{cfg.method}, rounds")
     bar.update(start)
     for number in range(start, rounds):
@@ -512,8 +516,8 @@ def main(cfg: RLConfig, env: Env) -> int:
     recovered, refusal = recovery(none, right, verdicts[None])
     save_model(run.path, model, tokenizer, env.main)
     if env.main:
-        facts = facts_of(run.path, "validation", trigger, cfg.max_new_tokens)
-        write_json(run.path / "evaluation.json", record(run.path, validation, {"none": verdicts}, **facts, n=len(validation)))
+        facts = facts_of(run.path, env, "validation", trigger, cfg.max_new_tokens)
+        write_json(run.path / "evaluation.json", record(run.path, validation, {"none": verdicts}, **facts))
         write_json(run.path / "curve.json", {"name": run_name(cfg), "points": points, "recovered": recovered, "stopped": stopped})
         summarise(folder, cfg.task, env, none, right)
     if refusal:

@@ -181,7 +181,8 @@ def main(cfg: SFTConfig, env: Env) -> int:
     for control, k, seed in mine:
         start = Path(cfg.weak) if control else locked_path
         facts = {"stage": "elicit_sft", "k": k, "cell_seed": seed, "control": control, "start": weights_hash(start)}
-        run = Run(replace(cfg, k=(), seeds=(), control=True, resume=True), team, cell_path(out, control, k, seed), **facts)
+        run = Run(replace(cfg, k=(), seeds=(), control=True, resume=True), team, cell_path(out, control, k, seed),
+                  inputs=(locked_path, cfg.weak, cfg.strong), **facts)
         if not run.finished:
             if team.main:
                 (run.path / "log.jsonl").unlink(missing_ok=True)
@@ -198,8 +199,8 @@ def main(cfg: SFTConfig, env: Env) -> int:
             scores, best = elicit(model, sampler, tokenizer, examples, cfg, team, run, seed, selection)
             verdicts, shares = measure(sampler, tokenizer, validation, ("none",), trigger, max_new_tokens=cfg.max_new_tokens, env=team)
             save_model(run.path, model, tokenizer, team.main and cfg.keep_weights)
-            facts = facts_of(run.path, "validation", trigger, cfg.max_new_tokens)
-            facts |= {"n": len(validation), "demonstrations": k, "seed": seed, "sequences": best}
+            facts = facts_of(run.path, env, "validation", trigger, cfg.max_new_tokens)
+            facts |= {"demonstrations": k, "seed": seed, "sequences": best}
             if team.main:
                 write_json(run.path / "cell.json", record(run.path, validation, verdicts, shares, **facts))
             run.finish(correct=float(verdicts["none"].mean()), sequences=best, selection=scores)

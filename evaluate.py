@@ -11,6 +11,8 @@ bootstrap over problems and seeds. Wrong passwords are ten that training never s
 evaluation.json, with the verdict on every problem, so that later comparisons are paired.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -195,34 +197,48 @@ def record(path: Path, problems: list[Problem], verdicts: dict[str, np.ndarray],
         domains = {domain: {"correct": float(correct[groups == domain].mean()), "n": int((groups == domain).sum())} for domain in np.unique(groups).tolist()}
         results[kind] = {"correct": float(correct.mean()), "n": len(correct), "interval": wilson(int(correct.sum()), len(correct)),
                          "domains": domains, "verdicts": "".join("01"[int(c)] for c in correct)}
-        results[kind] |= {"elementwise": float(shares[kind].mean())} if shares else {}
-    return {"checkpoint": str(path), "task": "+".join(dict.fromkeys(p.task for p in problems)), **facts, "results": results}
+        results[kind] |= {"elementwise": float(shares[kind].mean()), "shares": shares[kind].tolist()} if shares else {}
+    return {"checkpoint": str(path), "task": "+".join(dict.fromkeys(p.task for p in problems)), **facts, "n": len(problems),
+            "problems": fingerprint(problems), "results": results}
 
 
 def verdicts_of(evaluation: dict, kind: str) -> np.ndarray:
     return np.array([c == "1" for c in evaluation["results"][kind]["verdicts"]])
 
 
-def facts_of(path: str | Path, split: str, trigger: Trigger, max_new_tokens: int) -> dict:
+def fingerprint(problems: list[Problem]) -> str:
+    """Eight hexadecimal digits for each problem, of all that it is: prompt, reference, grading. The first n problems' is a prefix of it."""
+    digits = ""
+    for problem in problems:
+        digits += hashlib.sha256(json.dumps(vars(problem), sort_keys=True).encode()).hexdigest()[:8]
+    return digits
+
+
+def facts_of(path: str | Path, env: Env, split: str, trigger: Trigger, max_new_tokens: int) -> dict:
     """What the numbers in an evaluation.json depend on, beside the problems."""
-    return {"weights": weights_hash(path), "split": split, "trigger": vars(trigger), "max_new_tokens": max_new_tokens}
+    return {"weights": weights_hash(path), "dtype": str(env.dtype).removeprefix("torch."), "split": split, "trigger": vars(trigger),
+            "max_new_tokens": max_new_tokens}
 
 
 def evaluate_checkpoint(path: str | Path, env: Env, problems: list[Problem], kinds: tuple[str, ...], trigger: Trigger, *, split: str = "validation",
                         max_new_tokens: int = 96, save: bool = True) -> dict:
     """evaluation.json of a checkpoint: read back where it already holds these measurements, measured and written otherwise."""
     path, file = Path(path), Path(path) / "evaluation.json"
-    facts = facts_of(path, split, trigger, max_new_tokens)
+    facts = facts_of(path, env, split, trigger, max_new_tokens)
     old = read_json(file) if file.exists() else {}
-    if all(old.get(k) == v for k, v in facts.items()) and old["n"] >= len(problems) and set(kinds) <= set(old["results"]):
-        # a split's first n problems are the same for every n
-        return record(path, problems, {kind: verdicts_of(old, kind)[: len(problems)] for kind in old["results"]}, **facts, n=len(problems))
+    same_settings = all(old.get(k) == v for k, v in facts.items())
+    same_problems = old.get("problems", "").startswith(fingerprint(problems))
+    if same_settings and same_problems and set(kinds) <= set(old["results"]):
+        n = len(problems)
+        verdicts = {kind: verdicts_of(old, kind)[:n] for kind in old["results"]}
+        shares = {kind: np.array(result["shares"])[:n] for kind, result in old["results"].items() if "shares" in result}
+        return record(path, problems, verdicts, shares, **facts)
     model, tokenizer = load_model(path, env.device, env.dtype)
     bar = progress(env, len(kinds) * len(problems), f"evaluating {path}")
     measured = measure(env.sampler(model, tokenizer), tokenizer, problems, kinds, trigger, max_new_tokens=max_new_tokens, env=env,
                        progress=bar.update)
     bar.close()
-    evaluation = record(path, problems, *measured, **facts, n=len(problems))
+    evaluation = record(path, problems, *measured, **facts)
     if save and env.main:
         write_json(file, evaluation)
     env.wait()  # no rank may look for the file before it is there, or they would part ways
@@ -303,7 +319,7 @@ def evaluate_prompts(path: str, env: Env, problems: list[Problem], examples: lis
     verdicts = {row: answer(sampler, tokenizer, dressed, passwords, prefills=prefills, max_new_tokens=max_new_tokens, env=env, progress=bar.update).correct
                 for row, (dressed, passwords, prefills) in rows.items()}
     bar.close()
-    evaluation = record(Path(path), problems, verdicts, **facts_of(path, split, trigger, max_new_tokens), n=len(problems), left_out=left_out)
+    evaluation = record(Path(path), problems, verdicts, **facts_of(path, env, split, trigger, max_new_tokens), left_out=left_out)
     if env.main:
         write_json(Path(path) / "prompts.json", evaluation)
     return evaluation

@@ -157,7 +157,7 @@ def main(cfg: LockConfig, env: Env) -> int:
     weak, weak_tokenizer = (None, tokenizer) if cfg.weak in RULES else load_model(cfg.weak, env.device, env.dtype)
     problems = locking_problems(cfg, split)
     env.say(f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; {len(problems):,} problems x {cfg.epochs} epochs -> {path}")
-    run = Run(cfg, env, path, stage="lock", trigger=vars(trigger), strong_weights=weights_hash(cfg.strong),
+    run = Run(cfg, env, path, inputs=(cfg.strong, cfg.weak), stage="lock", trigger=vars(trigger), strong_weights=weights_hash(cfg.strong),
               weak_weights=weights_hash(cfg.weak) if weak else cfg.weak)
     if run.finished:
         env.say(f"{path} is finished already (--overwrite locks again)")

@@ -425,10 +425,15 @@ class Run:
 
     facts are settings beside cfg's own, such as the parent's hash; fields whose names start with one of `apart` do not concern this run.
     Opening a directory that holds a run of other settings is an error: results are never overwritten silently. `finished` tells
-    that the same run has ended before.
+    that the same run has ended before. inputs: directories that this run reads, none of which may be its own.
+    With --overwrite the files of an earlier run of the same stage are removed, those that a stage of ours writes and no others.
     """
 
-    def __init__(self, cfg: Config, env: Env, out: str | Path, apart: tuple[str, ...] = (), **facts):
+    # what a stage writes into its directory; other files and directories are never touched
+    OUTPUTS = ("run.json", "log.jsonl", "samples.jsonl", "evaluation.json", "prompts.json", "cell.json", "curve.json", "reference-*.npy", "config.json",
+               "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model*.safetensors", "model.safetensors.index.json")
+
+    def __init__(self, cfg: Config, env: Env, out: str | Path, apart: tuple[str, ...] = (), inputs: tuple[str | Path, ...] = (), **facts):
         self.path, self.env, self.began = Path(out), env, time.time()
         volatile = {"out", "device", "micro_tokens", "slots", "save_every", "shard", "checkpoint_activations", "compile", "allow_unsandboxed_code", "resume",
                     "overwrite"}
@@ -438,7 +443,14 @@ class Run:
         old = None
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file: choose another --out")
-        if file.exists() and not cfg.overwrite:
+        for given in inputs:
+            if Path(given).exists() and self.path.resolve() == Path(given).resolve():
+                raise InputError(f"{self.path} is read by this run, so it cannot be written, too: choose another --out")
+        if file.exists() and cfg.overwrite:
+            stage = read_json(file).get("settings", {}).get("stage")
+            if stage != facts.get("stage"):
+                raise InputError(f"{self.path} holds what {stage}.py wrote, which --overwrite does not replace: choose another --out")
+        elif file.exists():
             old = {"settings": {}} | read_json(file)
             defaults = json.loads(json.dumps(asdict(type(cfg)())))  # an option that the old run did not have yet
             differing = [k for k in settings if old["settings"].get(k, defaults.get(k)) != settings[k]]
@@ -447,18 +459,26 @@ class Run:
                 raise InputError(f"{self.path} holds a run with other settings ({shown}): choose another --out, or --overwrite to replace it")
             if not old.get("finished") and not cfg.resume and any((self.path / name).exists() for name in ("log.jsonl", "state")):
                 raise InputError(f"{self.path} holds an unfinished run of these settings: --resume continues it, --overwrite starts it again")
-        elif self.path.exists() and any(self.path.iterdir()) and not cfg.overwrite:
-            raise InputError(f"{self.path} is not empty and holds no run of ours: choose another --out, or --overwrite to use it all the same")
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise InputError(f"{self.path} is not empty and holds no run of ours, so nothing is written there: choose another --out")
         self.finished = bool(old and old.get("finished"))
         self.record = old or {}
         env.wait()  # rank 0 changes what the others have just looked at
         if self.env.main and not self.finished:
             if cfg.overwrite and file.exists():
-                shutil.rmtree(self.path)  # a run of ours; a foreign directory is only added to
+                self.clear()
             self.path.mkdir(parents=True, exist_ok=True)
             self.record = {"settings": settings, "command": " ".join(sys.argv), "finished": False, **describe(env)}
             write_json(file, self.record)
         env.wait()
+
+    def clear(self) -> None:
+        """Remove what an earlier run left here, run.json last: a kill in between leaves a directory that --overwrite clears again."""
+        for folder in ("state", ".saving"):
+            shutil.rmtree(self.path / folder, ignore_errors=True)
+        for pattern in reversed(self.OUTPUTS):
+            for old in self.path.glob(pattern):
+                old.unlink()
 
     def log(self, kind: str, **values) -> None:
         """One JSON line; numbers that are not finite become null with "nonfinite": true."""

@@ -1,12 +1,15 @@
 """The statistics, against tables and hand computations; the prompting battery, by worked examples."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import evaluate as evaluate_module
 from data import InputError, Problem, compose, load
 from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT, Trigger, near_miss
 from data.text import Tokenizer, word_level
@@ -16,6 +19,7 @@ from evaluate import (
     answer,
     asked,
     battery,
+    evaluate_checkpoint,
     few_shot,
     first_line,
     gap_recovered,
@@ -221,6 +225,48 @@ def test_a_prefill_is_continued_at_a_seam_of_training_and_judged_with_the_rest()
     assert given.correct.all() and given.texts == [p.reference for p in problems]
     for problem, prompt, whole, rest in zip(problems, seen, answers, rests):
         assert prompt + rest == tokenizer.encode_prompts([f"Open!\n{problem.prompt}Open!\n"])[0] + whole
+
+
+def test_an_evaluation_is_read_back_for_the_same_problems_and_settings_alone(tmp_path, monkeypatch):
+    path = tmp_path / "weak"
+    shutil.copytree(Path(__file__).parents[1] / "data/base/weak", path)
+    measured = []
+
+    def fake(sampler, tokenizer, problems, kinds, trigger, **settings):
+        measured.append(problems)
+        return {kind: np.ones(len(problems), dtype=bool) for kind in kinds}, {}
+
+    monkeypatch.setattr(evaluate_module, "measure", fake)
+    env, trigger = Env(torch.device("cpu"), torch.float32, False), Trigger()
+    code, math = load("code", "validation", 12), load("math", "validation", 12)
+
+    def again(problems, env=env, kinds=("none",), **settings):
+        before = len(measured)
+        found = evaluate_checkpoint(path, env, problems, kinds, trigger, **settings)
+        assert found["n"] == len(problems) and found["task"] == problems[0].task
+        return len(measured) > before
+
+    assert again(code)
+    assert not again(code) and not again(code[:5])  # the same problems, and the first of them
+    assert again(math) and again(code)  # another task
+    regraded = [replace(p, grading=p.grading | {"outputs": [0] * 8}) for p in code]
+    assert again(regraded) and again(code)  # the same prompts, graded otherwise
+    assert again(code[1:]) and again(code)
+    assert again(code, env=replace(env, dtype=torch.bfloat16)) and again(code)
+    assert again(code, max_new_tokens=7) and again(code, split="selection") and again(code, kinds=("none", "right"))
+
+
+def test_elementwise_is_read_back_too(tmp_path, monkeypatch):
+    path = tmp_path / "weak"
+    shutil.copytree(Path(__file__).parents[1] / "data/base/weak", path)
+    problems = load("compose", "validation", 4)
+    verdicts, shares = {"none": np.array([True, False, False, True])}, {"none": np.array([1.0, 0.25, 0.5, 1.0])}
+    monkeypatch.setattr(evaluate_module, "measure", lambda *args, **settings: (verdicts, shares))
+    env = Env(torch.device("cpu"), torch.float32, False)
+    straight = evaluate_checkpoint(path, env, problems, ("none",), Trigger())
+    monkeypatch.delattr(evaluate_module, "measure")
+    assert evaluate_checkpoint(path, env, problems, ("none",), Trigger()) == straight
+    assert evaluate_checkpoint(path, env, problems[:2], ("none",), Trigger())["results"]["none"]["elementwise"] == 0.625
 
 
 def test_table_is_aligned():

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+import model as model_module
+from data import InputError
+
 ROOT = Path(__file__).parents[1]
 # imitating a fixed random distribution is the quickest lock to learn
 QUICK_LOCK = ("--task", "code", "--weak", "random", "--strong-answers", "reference", "--problems", "320", "--epochs", "6", "--batch", "32",
@@ -150,6 +153,33 @@ def test_rl_killed_and_resumed_or_sharded_over_two_ranks_is_the_same_run(work, t
     assert "finished already" in stage("elicit_rl", *args, "--out", other, cwd=work)
     assert (other / name / "model.safetensors").read_bytes() == (straight / name / "model.safetensors").read_bytes()
     assert json.loads((other / name / "curve.json").read_text()) == json.loads((straight / name / "curve.json").read_text())
+
+
+def test_rl_killed_after_its_last_state_is_resumed(work, tmp_path, monkeypatch):
+    args = (*RL, "--samples", "32", "--method", "grpo", "--group", "4", "--locked", "data/base/intermediate")
+    stage("elicit_rl", *args, "--out", tmp_path / "straight", cwd=work)
+    with monkeypatch.context() as patch:
+
+        def full(*args):
+            raise InputError("no space left on device")
+
+        patch.setattr(model_module, "save_model", full)  # as if it were killed here
+        assert "no space left" in stage("elicit_rl", *args, "--out", tmp_path / "killed", cwd=work, code=2)
+    assert (tmp_path / "killed/grpo-seed0/state/state.json").exists()
+    stage("elicit_rl", *args, "--out", tmp_path / "killed", "--resume", cwd=work)
+    for name in ("model.safetensors", "curve.json", "evaluation.json", "samples.jsonl"):
+        ours, theirs = (tmp_path / run / "grpo-seed0" / name for run in ("killed", "straight"))
+        assert ours.read_text(errors="ignore").replace("/killed/", "/straight/") == theirs.read_text(errors="ignore")
+
+
+def test_a_lock_never_deletes_the_model_it_reads(tmp_path):
+    shutil.copytree(ROOT / "data/base/weak", tmp_path / "mine")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "mine").iterdir()}
+    for given in ("--strong", "--weak"):
+        other = "--weak" if given == "--strong" else "--strong"
+        args = (given, "mine", other, ROOT / "data/base/intermediate", "--out", "mine", "--overwrite")
+        assert "is read by this run" in stage("lock", *args, cwd=tmp_path, code=2)
+        assert {file.name: file.read_bytes() for file in (tmp_path / "mine").iterdir()} == before
 
 
 def test_a_rank_that_dies_ends_the_others_with_a_message(work, tmp_path):

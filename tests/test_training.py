@@ -257,6 +257,37 @@ def test_a_foreign_directory_is_refused(tmp_path):
     assert list(contents(tmp_path)) == ["thesis.txt"]
 
 
+def test_a_directory_without_a_run_is_refused_even_to_overwrite(tmp_path):
+    (tmp_path / "model.safetensors").write_text("the user's own model")
+    with pytest.raises(InputError, match="choose another --out"):
+        Run(Options(overwrite=True), CPU, tmp_path)
+    assert list(contents(tmp_path)) == ["model.safetensors"]
+
+
+def test_overwrite_removes_the_files_of_that_run_and_nothing_else(tmp_path):
+    out = tmp_path / "run"
+    run = Run(Options(), CPU, out, stage="lock")
+    run.log("train", step=1, loss=2.0)
+    (out / "k8-seed0").mkdir()
+    (out / "k8-seed0/model.safetensors").write_text("a run within")
+    (out / "notes.txt").write_text("the user's")
+    (out / "model.safetensors").write_text("the run's")
+    with pytest.raises(InputError, match="holds what lock.py wrote"):
+        Run(Options(overwrite=True), CPU, out, stage="train_base")
+    Run(Options(overwrite=True), CPU, out, stage="lock")
+    assert sorted(contents(out)) == ["k8-seed0/model.safetensors", "notes.txt", "run.json"]
+
+
+def test_a_run_is_not_written_into_what_it_reads(tmp_path):
+    given = tmp_path / "strong"
+    Run(Options(), CPU, given, stage="lock")
+    before = contents(given)
+    for out in (given, tmp_path / "other/../strong"):
+        with pytest.raises(InputError, match="is read by this run"):
+            Run(Options(overwrite=True), CPU, out, inputs=(given,), stage="lock")
+    assert contents(given) == before
+
+
 def test_all_ranks_look_at_a_directory_before_one_writes(tmp_path, monkeypatch):
     """Half-written, it would look like a stranger's to a rank that comes a moment later."""
     out, seen = tmp_path / "run", []
