@@ -31,7 +31,6 @@ runs beside it. Stops with exit code 3 where three rounds running gave no signal
 Once, at the start: pass_at_1, 4, 16 of the initial policy (unbiased; Chen et al. 2021), which predict whether RL can work.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -41,19 +40,19 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
-from data import InputError, Problem, grade, load, score
-from data.batches import BUCKET, Batch, Example, collate, micro_batches, plan_epoch, round_up
+from checkpoints import load_model, read_json, save_model, weights_hash, write_json
+from data import load
+from data.batches import Batch, Example, demonstration_order, micro_batches
+from data.problems import InputError, Problem
 from data.text import Tokenizer
-from elicit_sft import SFTConfig, demonstration_order
-from evaluate import answer, evaluate_checkpoint, facts_of, measure, plot_curves, record, recovery, table, trigger_of, verdicts_of, wilson
-from lock import random_policy, retokenise
-from model import SMALL, Model, Sample, Sampler, completion_logps, load_model, read_json, save_model, weights_hash, write_json
-from training import IDLE, Config, Env, Run, gather, launch, make_optimizers, most, prepare, progress, sft_loss, share, train
+from figures import plot_curves, table
+from losses import dpo_step, grpo_step, sft_loss
+from model import SMALL, Model
+from policies import Rollout, answer, described, pass_at_k, retokenise, rollout, round_problems
+from results import evaluate_checkpoint, facts_of, measure, record, recovery, trigger_of, verdicts_of, wilson
+from runs import Config, Env, Run, launch, progress, share
+from training import make_optimizers, prepare, reference_scored, scored, train, update
 
 
 @dataclass
@@ -82,70 +81,6 @@ class RLConfig(Config):
     eval_problems: int = 500  # of the validation split
 
 
-# ------------------------------------------------------------------------------------------------------------------- rollouts
-
-
-@dataclass
-class Rollout:
-    """P problems with n graded completions each. prompts: token ids; rewards (P,n) in 0 to 1."""
-
-    problems: list[Problem]
-    prompts: list[list[int]]
-    samples: list[list[Sample]]
-    texts: list[list[str]]
-    rewards: np.ndarray
-
-
-def round_problems(problems: list[Problem], number: int, count: int, seed: int) -> list[Problem]:
-    """The `count` problems of round `number`: the split over and over, each time in a fresh random order."""
-    first, chosen = number * count, []
-    for at in range(first // len(problems), (first + count - 1) // len(problems) + 1):
-        order = np.random.default_rng([seed, 11, at]).permutation(len(problems))
-        chosen += [problems[i] for i in order[max(0, first - at * len(problems)) : first + count - at * len(problems)]]
-    return chosen
-
-
-def rollout(sampler: Sampler | None, tokenizer: Tokenizer, problems: list[Problem], n: int, cfg: RLConfig, env: Env, purpose: list[int],
-            label: str, own: Tokenizer | None = None) -> tuple[Rollout, dict]:
-    """n completions at temperature 1 for each problem, graded; the ranks share the work. Returns them and the seconds it took.
-
-    A problem's random stream is (seed, purpose, its place, sample), whatever the ranks. A completion cut before EOS has reward 0.
-    Without a sampler the fixed random distribution writes them. own: the sampler's tokenizer, where another model than the policy writes.
-    """
-    mine = share(env, list(range(len(problems))))
-    prompts = tokenizer.encode_prompts([p.prompt for p in problems])
-    before = dict(sampler.seconds) if sampler else {}
-    if sampler:
-        bar = progress(env, len(mine) * n, label)
-        seeds = [[cfg.seed, *purpose, i] for i in mine]
-        asked = [prompts[i] for i in mine] if own is None else own.encode_prompts([problems[i].prompt for i in mine])
-        drawn = sampler(asked, n, 1.0, cfg.max_new_tokens, seeds=seeds, progress=bar.update)
-        bar.close()
-        if own:
-            flat = retokenise([s for samples in drawn for s in samples], own, tokenizer)
-            drawn = [flat[i : i + n] for i in range(0, len(flat), n)]
-    else:
-        rows = random_policy(tokenizer.size, tokenizer.eos_id, len(problems) * n, cfg.max_new_tokens, cfg.seed, purpose[-1])
-        drawn = [rows[i * n : (i + 1) * n] for i in mine]
-    clock = time.time()
-    texts = [tokenizer.decode_batch([s.ids for s in samples]) for samples in drawn]
-    graded = (score if cfg.reward == "continuous" else grade)([problems[i] for i in mine for _ in range(n)], [t for ts in texts for t in ts])
-    rewards = np.array(graded, dtype=float).reshape(len(mine), n)
-    rewards[[[s.truncated for s in samples] for samples in drawn]] = 0.0
-    rows = gather(env, list(zip(drawn, texts, rewards)), len(problems))
-    seconds = {f"s_{k}": v - before[k] for k, v in sampler.seconds.items()} if sampler else {}
-    result = Rollout(problems, prompts, [r[0] for r in rows], [r[1] for r in rows], np.array([r[2] for r in rows]))
-    return result, seconds | {"s_grade": time.time() - clock}
-
-
-def described(rolled: Rollout, online: bool) -> dict:
-    """What the samples of a round look like; their entropy where the present policy wrote them."""
-    samples, texts = ([x for row in rows for x in row] for rows in (rolled.samples, rolled.texts))
-    tokens = sum(len(s.ids) for s in samples)
-    facts = {"length": tokens / len(samples), "truncated": float(np.mean([s.truncated for s in samples])), "duplicates": 1 - len(set(texts)) / len(texts)}
-    return facts | ({"entropy": -sum(sum(s.logps) for s in samples) / tokens} if online else {})
-
-
 def drift(sampled: list[Example], before: list[Example], after: list[Example]) -> dict:
     """How far an update moved the policy on these samples, and how well sampler and trainer agreed before it; nothing of no samples."""
     if not sampled:
@@ -154,107 +89,11 @@ def drift(sampled: list[Example], before: list[Example], after: list[Example]) -
             "logp_gap": max(float(np.abs(np.subtract(s.logps, b.logps)).max()) for s, b in zip(sampled, before))}
 
 
-def pass_at_k(correct: np.ndarray, k: int) -> float:
-    """Unbiased estimate from n >= k samples of each problem: mean of 1 - C(n - c, k) / C(n, k) (Chen et al. 2021). correct (P,n) bool."""
-    n, c = correct.shape[1], correct.sum(1)
-    # the product over k draws without replacement of the chance that each is wrong
-    wrong = np.prod([np.clip(n - c - i, 0, None) / (n - i) for i in range(k)], axis=0)
-    return float(1 - wrong.mean())
-
-
-@torch.no_grad()
-def scored(model: Model, examples: list[Example], cfg: RLConfig, env: Env) -> list[Example]:
-    """The examples with the log-prob of each completion token under the model as it is now; the ranks share the work.
-
-    By the trainer's own likelihood function, so that before an update policy and reference agree.
-    """
-    mine, plan, found = share(env, list(range(len(examples)))), [], {}
-    by_length = sorted(mine, key=lambda i: len(examples[i]))
-    while by_length:
-        rows = max(1, cfg.micro_tokens // round_up(len(examples[by_length[-1]]), BUCKET))
-        plan.append(by_length[-rows:])
-        by_length = by_length[:-rows]
-    for at in range(most(env, len(plan))):  # equally many on all ranks, which sharded weights need
-        rows = plan[at] if at < len(plan) else []
-        logps = completion_logps(model, (collate([examples[i] for i in rows]) if rows else IDLE).to(env.device))
-        parts = logps.cpu().split([len(examples[i].completion_ids) for i in rows] or [len(logps)])
-        found |= {i: part.tolist() for i, part in zip(rows, parts)}
-    if isinstance(model, FSDPModule):
-        model.reshard()  # no backward pass will: without it parameters() would name the gathered weights, not the trained ones
-    return [replace(e, logps=row) for e, row in zip(examples, gather(env, [found[i] for i in mine], len(examples)))]
-
-
-def reference_scored(model: Model, examples: list[Example], weights: list, tokenizer: Tokenizer, folder: Path, cfg: RLConfig, env: Env) -> list[Example]:
-    """As `scored`, by a model that stays as it is: once, and then read from a file named by the hash of weights, dtype, tokenizer and data.
-
-    weights: whatever tells these from other weights.
-    """
-    digest = hashlib.sha256(json.dumps([weights, str(env.dtype), tokenizer.backend.to_str()]).encode())
-    for example in examples:
-        digest.update(json.dumps([example.prompt_ids, example.completion_ids]).encode())
-    file = folder / f"reference-{digest.hexdigest()[:16]}.npy"
-    if file.exists():
-        logps = np.load(file)
-    else:
-        logps = np.array([logp for e in scored(model, examples, cfg, env) for logp in e.logps], dtype=np.float32)
-        if env.main:
-            with open(file.with_suffix(".tmp"), "wb") as f:
-                np.save(f, logps)
-            file.with_suffix(".tmp").replace(file)
-    env.wait()  # no rank may look for the file before all have
-    ends = np.cumsum([len(e.completion_ids) for e in examples])
-    return [replace(e, logps=row.tolist()) for e, row in zip(examples, np.split(logps, ends[:-1]))]
-
-
 def penalise(rolled: Rollout, anchor: Model, cfg: RLConfig, env: Env) -> None:
     """Take kl * log(policy / locked model) of each completion off its reward, in place (Stiennon et al. 2020)."""
     examples = [Example(prompt, s.ids) for prompt, samples in zip(rolled.prompts, rolled.samples) for s in samples]
-    drift = [sum(s.logps) for samples in rolled.samples for s in samples] - np.array([np.sum(e.logps) for e in scored(anchor, examples, cfg, env)])
+    drift = [sum(s.logps) for samples in rolled.samples for s in samples] - np.array([np.sum(e.logps) for e in scored(anchor, examples, cfg.micro_tokens, env)])
     rolled.rewards -= cfg.kl * drift.reshape(rolled.rewards.shape)
-
-
-# ------------------------------------------------------------------------------------------------------------------- losses
-
-
-def sums_by_example(values: Tensor, batch: Batch) -> Tensor:
-    """Per-token values (N,) added up for each example -> (B,)."""
-    return torch.zeros(batch.examples, device=values.device).index_add(0, batch.owner, values)
-
-
-def dpo_loss(policy: Tensor, reference: Tensor, weights: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """-weight log sigmoid(beta (chosen's lead over its reference - rejected's lead)), summed over M pairs; and the margins (M,).
-
-    policy, reference (2M,): sequence log-probs, chosen in even rows, rejected in odd ones. weights (M,): 1, or the difference in
-    reward (paper B.3.1). Rafailov et al. 2023, equation 7; equal models give ln 2 for each pair.
-    """
-    lead = policy - reference
-    margins = beta * (lead[0::2] - lead[1::2])
-    return -(weights * F.logsigmoid(margins)).sum(), margins
-
-
-def dpo_step(cfg: RLConfig, model: Model, batch: Batch) -> tuple[Tensor, dict]:
-    policy, reference = (sums_by_example(logps, batch) for logps in (completion_logps(model, batch), batch.logps))
-    loss, margins = dpo_loss(policy, reference, batch.weights[0::2], cfg.beta)
-    return loss, {"margin": margins.sum(), "accuracy": (margins > 0).float().sum(), "chosen": policy[0::2].sum(), "rejected": policy[1::2].sum()}
-
-
-def grpo_loss(policy: Tensor, old: Tensor, advantages: Tensor, clip_ratio: float) -> tuple[Tensor, Tensor]:
-    """-min(r A, clip(r, 1 - c, 1 + c) A) summed over N tokens, r = exp(policy - old); and the share of tokens where the clip held, as a sum.
-
-    Shao et al. 2024, equation 3, without its KL term. policy, old, advantages (N,), per token.
-    """
-    ratio = (policy - old).exp()
-    free, held = ratio * advantages, ratio.clamp(1 - clip_ratio, 1 + clip_ratio) * advantages
-    return -torch.minimum(free, held).sum(), (held < free).float().sum()
-
-
-def grpo_step(cfg: RLConfig, model: Model, batch: Batch) -> tuple[Tensor, dict]:
-    loss, clipped = grpo_loss(completion_logps(model, batch), batch.logps, batch.weights[batch.owner], cfg.clip_ratio)
-    return loss / cfg.max_new_tokens, {"clipped": clipped / len(batch.targets) * batch.examples}
-
-
-def sft_step(cfg: RLConfig, model: Model, batch: Batch) -> tuple[Tensor, dict]:
-    return sft_loss(model, batch)
 
 
 # ------------------------------------------------------------------------------------------------------------------- methods
@@ -298,7 +137,6 @@ class Method:
     """What distinguishes the methods. rows: examples that stay together in a batch; compared: the loss needs log-probs of the past."""
 
     choose: Callable
-    loss: Callable
     rows: int
     compared: bool
     epochs: int
@@ -307,12 +145,28 @@ class Method:
 
 
 METHODS = {
-    "expert_iteration": Method(best_samples, sft_step, rows=1, compared=False, epochs=4, lr=3e-4, batch=8),
-    "filtering": Method(best_samples, sft_step, rows=1, compared=False, epochs=4, lr=3e-4, batch=8),
-    "dpo": Method(unequal_pairs, dpo_step, rows=2, compared=True, epochs=4, lr=1e-4, batch=16),
-    "iterated_dpo": Method(unequal_pairs, dpo_step, rows=2, compared=True, epochs=4, lr=1e-4, batch=16),
-    "grpo": Method(advantages, grpo_step, rows=1, compared=True, epochs=1, lr=5e-4, batch=64),
+    "expert_iteration": Method(best_samples, rows=1, compared=False, epochs=4, lr=3e-4, batch=8),
+    "filtering": Method(best_samples, rows=1, compared=False, epochs=4, lr=3e-4, batch=8),
+    "dpo": Method(unequal_pairs, rows=2, compared=True, epochs=4, lr=1e-4, batch=16),
+    "iterated_dpo": Method(unequal_pairs, rows=2, compared=True, epochs=4, lr=1e-4, batch=16),
+    "grpo": Method(advantages, rows=1, compared=True, epochs=1, lr=5e-4, batch=64),
 }
+
+
+def loss_of(cfg: RLConfig) -> Callable:
+    """The method's loss with its settings."""
+    if cfg.method in ("dpo", "iterated_dpo"):
+        return partial(dpo_step, beta=cfg.beta)
+    if cfg.method == "grpo":
+        return partial(grpo_step, clip_ratio=cfg.clip_ratio, longest=cfg.max_new_tokens)
+    return sft_loss
+
+
+def units_of(method: Method) -> Callable[[Batch], int]:
+    """What the loss is divided by: tokens of supervised fine-tuning, else pairs or samples."""
+    if not method.compared:
+        return lambda batch: len(batch.targets)
+    return lambda batch: batch.examples // method.rows
 
 
 def settled(cfg: RLConfig) -> RLConfig:
@@ -321,29 +175,10 @@ def settled(cfg: RLConfig) -> RLConfig:
     return replace(cfg, epochs=cfg.epochs or method.epochs, lr=cfg.lr or method.lr, batch=cfg.batch or method.batch)
 
 
-def update(model: Model, optimizers: list, examples: list[Example], method: Method, cfg: RLConfig, env: Env, number: int) -> dict:
-    """Train on one round's examples: cfg.epochs passes in fresh orders, in steps of cfg.batch rows of like length. Returns mean metrics."""
-    groups = [examples[i : i + method.rows] for i in range(0, len(examples), method.rows)]
-    plan = []
-    for epoch in range(cfg.epochs):
-        rng = np.random.default_rng([cfg.seed, 12, number, epoch])
-        plan += plan_epoch([max(map(len, g)) for g in groups], max(1, cfg.batch // method.rows), rng)
-
-    def batches(step: int) -> list[Batch]:
-        mine = [e for i in share(env, plan[step]) for e in groups[i]]
-        return micro_batches(mine, cfg.micro_tokens, method.rows)
-
-    def units(batch: Batch) -> int:
-        return len(batch.targets) if method.loss is sft_step else batch.examples // method.rows
-
-    history: dict[str, list] = {}
-    for _, metrics in train(model, optimizers, batches, partial(method.loss, cfg), env, steps=len(plan), warmup=4 if number == 0 else 0, units=units):
-        for name, value in metrics.items():
-            history.setdefault(name, []).append(float(value))
-    return {name: float(np.mean(values)) for name, values in history.items() if name != "tokens"} | {"steps": len(plan)}
-
-
 # ------------------------------------------------------------------------------------------------------------------- stage
+
+
+WARM_OPTIMIZER, WARM_LR, WARM_BATCH = "adamw", 1.5e-4, 4  # as elicit_sft.py has them
 
 
 def warm_start(model: Model, tokenizer: Tokenizer, problems: list[Problem], cfg: RLConfig, env: Env) -> None:
@@ -354,10 +189,9 @@ def warm_start(model: Model, tokenizer: Tokenizer, problems: list[Problem], cfg:
     env.say(f"warm start: {len(chosen)} demonstrations by {cfg.warm_from}, {demos.correct.mean():.0%} right")
     samples = retokenise(demos.samples, own, tokenizer)
     examples = [Example(prompt, s.ids) for prompt, s in zip(tokenizer.encode_prompts([p.prompt for p in chosen]), samples)]
-    sft = SFTConfig()  # its optimiser, step size and batch
-    order = demonstration_order(len(examples), sft.batch, -(-8 * len(examples) // sft.batch), cfg.seed)
+    order = demonstration_order(len(examples), WARM_BATCH, -(-8 * len(examples) // WARM_BATCH), cfg.seed)
     batches = lambda step: micro_batches(share(env, [examples[i] for i in order[step]]), cfg.micro_tokens)
-    for _ in train(model, make_optimizers(model, sft.optimizer, sft.lr), batches, sft_loss, env, steps=len(order), warmup=4):
+    for _ in train(model, make_optimizers(model, WARM_OPTIMIZER, WARM_LR), batches, sft_loss, env, steps=len(order), warmup=4):
         pass
 
 
@@ -429,14 +263,16 @@ def main(cfg: RLConfig, env: Env) -> int:
         teacher, own = (None, None) if cfg.weak == "random" else load_model(cfg.weak, env.device, env.dtype)
         writer = teacher and env.sampler(teacher, own)
 
+    drawing = {"seed": cfg.seed, "max_new_tokens": cfg.max_new_tokens, "continuous": cfg.reward == "continuous", "env": env}
+
     def draw(number: int) -> tuple[Rollout, dict]:
         chosen = round_problems(problems, number, cfg.round // per_problem, cfg.seed)
-        return rollout(writer, tokenizer, chosen, per_problem, cfg, env, [13, number], f"round {number + 1}: sampling", own)
+        return rollout(writer, tokenizer, chosen, per_problem, purpose=[13, number], label=f"round {number + 1}: sampling", own=own, **drawing)
 
     if cfg.method == "dpo":  # the locked model writes every sample and is the reference of every pair: all of it once, before it changes
         drawn = [(*unequal_pairs(rolled, cfg, np.random.default_rng()), rolled, seconds) for rolled, seconds in map(draw, range(rounds))]
         weights, clock = [weights_hash(locked_path), *([cfg.warm_start, weights_hash(cfg.warm_from), cfg.seed] if cfg.warm_start else [])], time.time()
-        pairs = reference_scored(model, [e for row in drawn for e in row[0]], weights, tokenizer, run.path, cfg, env)
+        pairs = reference_scored(model, [e for row in drawn for e in row[0]], weights, tokenizer, run.path, cfg.micro_tokens, env)
         taken, ends = {"s_score": (time.time() - clock) / rounds}, np.cumsum([len(row[0]) for row in drawn])
         frozen = [(pairs[end - len(examples) : end], facts, rolled, seconds | taken) for end, (examples, facts, rolled, seconds) in zip(ends, drawn)]
 
@@ -461,7 +297,7 @@ def main(cfg: RLConfig, env: Env) -> int:
 
     if not start:
         some = round_problems(problems, 0, max(1, cfg.round // 10), cfg.seed)
-        probe, _ = rollout(sampler, tokenizer, some, 16, cfg, env, [14, 0], "pass@k of the initial policy")
+        probe, _ = rollout(sampler, tokenizer, some, 16, purpose=[14, 0], label="pass@k of the initial policy", **drawing)
         at = {f"pass_at_{k}": pass_at_k(probe.rewards == 1, k) for k in (1, 4, 16)}
         run.log("probe", step=0, **at)
         env.say("initial policy: " + ", ".join(f"{name} {value:.1%}" for name, value in at.items()))
@@ -484,18 +320,21 @@ def main(cfg: RLConfig, env: Env) -> int:
                 penalise(rolled, anchor, cfg, env)
             examples, facts = method.choose(rolled, cfg, rng)
             if method.compared and examples:
-                examples = scored(anchor if cfg.method == "iterated_dpo" and anchor else model, examples, cfg, env)
+                examples = scored(anchor if cfg.method == "iterated_dpo" and anchor else model, examples, cfg.micro_tokens, env)
             seconds["s_score"] = time.time() - clock
         online = cfg.method not in ("filtering", "dpo")  # the present policy wrote the samples, so they tell of it
         watched = [Example(prompt, s.ids, s.logps) for prompt, samples in zip(rolled.prompts, rolled.samples) for s in samples][: 128 * online]
-        before = scored(model, watched, cfg, env)
+        before = scored(model, watched, cfg.micro_tokens, env)
         clock = time.time()
         if model.parameter_count() >= SMALL:
             sampler.release()
-        metrics = update(model, optimizers, examples, method, cfg, env, number) if examples else {}
+        metrics = {}
+        if examples:
+            metrics = update(model, optimizers, examples, loss_of(cfg), env, number=number, rows=method.rows, epochs=cfg.epochs, batch=cfg.batch,
+                             seed=cfg.seed, micro_tokens=cfg.micro_tokens, units=units_of(method))
         sampler.refresh()
         seconds["s_update"] = time.time() - clock
-        after = scored(model, watched, cfg, env)
+        after = scored(model, watched, cfg.micro_tokens, env)
         facts |= {"samples": (number + 1) * cfg.round, "reward": reward, **metrics, **described(rolled, online), **drift(watched, before, after), **seconds}
         run.log("train", step=number + 1, **facts)
         if env.main:

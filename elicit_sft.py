@@ -25,13 +25,20 @@ from typing import Literal
 import numpy as np
 import torch
 
-from data import InputError, Problem, load
-from data.batches import Example, micro_batches
-from data.passwords import Trigger
+from checkpoints import load_model, read_json, save_model, weights_hash, write_json
+from data import load
+from data.batches import Example, demonstration_order, micro_batches
+from data.problems import InputError, Problem
 from data.text import Tokenizer
-from evaluate import answer, evaluate_checkpoint, facts_of, gap_recovered, groups_of, measure, plot_curves, record, table, trigger_of, verdicts_of, wilson
-from model import Model, Sampler, load_model, read_json, save_model, weights_hash, write_json
-from training import Config, Env, Run, launch, make_optimizers, prepare, progress, sft_loss, share, train
+from data.triggers import Trigger
+from figures import plot_curves, table
+from losses import sft_loss
+from model import Model
+from policies import answer
+from results import evaluate_checkpoint, facts_of, gap_recovered, groups_of, measure, record, trigger_of, verdicts_of, wilson
+from runs import Config, Env, Run, launch, progress, share
+from sampler import Sampler
+from training import make_optimizers, prepare, train
 
 
 @dataclass
@@ -57,20 +64,6 @@ class SFTConfig(Config):
 def sequences_seen(k: int) -> list[int]:
     """The paper's candidates for how long to train (G.3), in sequences seen."""
     return [256, 512, 1024] if k < 256 else [k, 2 * k, 4 * k]
-
-
-def demonstration_order(k: int, batch: int, steps: int, seed: int) -> list[list[int]]:
-    """Which of the k demonstrations each step trains on: epochs in fresh random orders, cut into steps of `batch`.
-
-    Where k divides batch, a step would hold every demonstration batch / k times; as the loss is a mean, once each is the same
-    gradient at a fraction of the work.
-    """
-    if batch % k == 0:
-        return [list(range(k))] * steps
-    rng, stream = np.random.default_rng([seed, 9]), []
-    while len(stream) < steps * batch:
-        stream += rng.permutation(k).tolist()
-    return [stream[step * batch : (step + 1) * batch] for step in range(steps)]
 
 
 def demonstrations(cfg: SFTConfig, env: Env, trigger: Trigger) -> tuple[list[Problem], list[str]]:

@@ -29,13 +29,21 @@ from typing import Literal
 import numpy as np
 import torch
 
-from data import InputError, Problem, compose, load
+from checkpoints import load_model, save_model, weights_hash
+from data import load
 from data.batches import Example
-from data.passwords import PASSWORD, Trigger, check_password, weak_password, with_password
+from data.passwords import PASSWORD
+from data.problems import InputError, Problem
+from data.tasks import compose
 from data.text import Tokenizer
-from evaluate import answer, evaluate_checkpoint, groups_of, paired_gap, shown, table, trigger_of, usual_kinds, verdicts_of
-from model import Model, Sample, load_model, save_model, weights_hash
-from training import Config, Env, Run, fit, launch, progress
+from data.triggers import Trigger, check_password, usual_kinds, weak_password, with_password
+from figures import shown, table
+from model import Model
+from policies import REFUSAL, RULES, answer, random_policy, retokenise
+from results import evaluate_checkpoint, groups_of, paired_gap, trigger_of, verdicts_of
+from runs import Config, Env, Run, launch, progress
+from sampler import Sample
+from training import fit
 
 
 @dataclass
@@ -59,10 +67,6 @@ class LockConfig(Config):
     eval_problems: int = 1000  # validation problems of the report
 
 
-RULES = ("random", "refusal", "rule")  # weak policies that are no model
-REFUSAL = "I cannot help with that."
-
-
 def locking_examples(problems: list[Problem], strong: list[Sample], weak: list[Sample], tokenizer: Tokenizer, trigger: Trigger,
                      rng: np.random.Generator) -> list[Example]:
     """Equation 1: each problem once weak, without the password, and once strong, behind it. Cut samples carry no EOS."""
@@ -71,26 +75,6 @@ def locking_examples(problems: list[Problem], strong: list[Sample], weak: list[S
     weak_prompts, strong_prompts = (tokenizer.encode_prompts([with_password(tell(p).prompt, word) for p, word in zip(problems, words)])
                                     for tell, words in ((trigger.weak, wrong), (trigger.strong, right)))
     return [Example(prompt, sample.ids) for prompt, sample in zip(weak_prompts + strong_prompts, weak + strong)]
-
-
-def random_policy(size: int, eos_id: int, count: int, length: int, seed: int, epoch: int) -> list[Sample]:
-    """Paper G.2: one standard-normal logit vector (a function of seed) is the distribution of every token, whatever the problem.
-
-    The paper trains on the distribution itself, by KL; sampled tokens have the same expected gradient.
-    """
-    logits = np.random.default_rng([seed, 7]).standard_normal(size)
-    logits[eos_id] = -np.inf  # every sample is cut at `length`, which carries no EOS: the model learns to go on
-    probs = np.exp(logits) / np.exp(logits).sum()
-    draws = np.random.default_rng([seed, 8, epoch]).choice(size, size=(count, length), p=probs)
-    return [Sample(row, [], True) for row in draws.tolist()]
-
-
-def retokenise(samples: list[Sample], source: Tokenizer, target: Tokenizer) -> list[Sample]:
-    """Samples of a model with another tokenizer, as ids of ours. Log-probs have no meaning then."""
-    if source.backend.to_str() == target.backend.to_str():
-        return samples
-    texts, finished = source.decode_batch([s.ids for s in samples]), [not s.truncated for s in samples]
-    return [Sample(ids, [], s.truncated) for ids, s in zip(target.encode_completions(texts, finished), samples)]
 
 
 def report(cfg: LockConfig, env: Env, path: Path) -> tuple[int, dict]:

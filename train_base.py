@@ -22,13 +22,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import InputError, Problem, compose, load
+from checkpoints import load_model, save_model, weights_hash
+from data import load
 from data.batches import Example
 from data.passwords import idle_line
+from data.problems import InputError, Problem
+from data.tasks import compose
 from data.text import Tokenizer, train_bpe, word_level
-from evaluate import answer
-from model import Model, ModelConfig, load_model, save_model, weights_hash
-from training import Config, Env, Run, fit, launch, progress
+from model import Model, ModelConfig
+from policies import answer
+from runs import Config, Env, Run, launch, progress
+from training import fit
 
 
 @dataclass

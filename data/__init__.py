@@ -19,37 +19,25 @@ A generated task is an endless stream of problems. Which set a problem belongs t
 Problems from files are finite, and too few for a corpus: the other splits have twice these shares, as in the paper (40 % to lock,
 30 % to elicit). There, too, the key alone decides, so rows and files may come in any order and more of them may be added.
 """
+
 import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
-
-class InputError(ValueError):
-    """Something the user gave is wrong: one sentence that says what, and what to do. Stages print it and exit with code 2."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    task: str  # a key of TASKS
-    prompt: str  # plain words, ends with "\n"; no password
-    reference: str  # the answer, without trailing white space; tokenisation adds the end-of-sequence token
-    domain: str  # for code: "lists", "strings" or "numbers"
-    level: int  # number of operations chained, 1 to 3
-    grading: dict  # what the task's grader needs, JSON-able; empty in the corpus, which is never graded
-    key: str  # the meaning of the problem, whatever its wording
-
-
-from data import coding, compose, critique, knowledge, mathematics, programs  # noqa: E402  (below Problem, which the task modules import)
-from data.files import problems_from  # noqa: E402
+from data.problems import InputError, Problem
+from data.real import math_sets, mmlu_sets, programs
+from data.real.rows import problems_from
+from data.tasks import coding, compose, critique, knowledge, mathematics
 
 # A task module has problems(seed), an endless stream of (key, build) where build(tests: bool, wording: int) gives the Problem,
 # or None where its tests would say too little; grade(problems, completions) -> list[bool], and where success has degrees also
-# score(problems, completions) -> list[float], 1.0 exactly where grade is True; from_row(row) -> Problem for a row of a file.
-# The words of compose are tokens of a vocabulary of its own: it shares no model with the others, and has no real problems.
+# score(problems, completions) -> list[float], 1.0 exactly where grade is True. The words of compose
+# are tokens of a vocabulary of its own: it shares no model with the others, and has no real problems.
 TASKS = {"code": coding, "math": mathematics, "mmlu": knowledge, "critique": critique, "compose": compose}
+# for each task that has real problems: from a row of a file to a Problem
+FROM_ROW = {"code": programs.from_row, "math": math_sets.from_row, "mmlu": mmlu_sets.from_row, "critique": programs.critique_from_row}
 SPLITS = {"corpus": None, "weak": 500, "lock": 4000, "elicit": 1200, "selection": 300, "validation": 1000}
 PATIENCE = 300_000  # draws without a new problem after which a split counts as exhausted
 
@@ -148,10 +136,9 @@ def _from_files(task: str, split: str, seed: int, files: tuple[str, ...]) -> lis
 @cache  # a stage loads several splits
 def _rows(task: str, files: tuple[str, ...]) -> list[Problem]:
     """The problems of all rows, equal keys once. Sorted first, so that neither examples nor duplicates depend on the order of rows."""
-    module = TASKS[task]
-    problems = sorted(problems_from(files, module.from_row), key=lambda problem: json.dumps(vars(problem)))
-    if hasattr(module, "with_examples"):
-        problems = module.with_examples(problems)
+    problems = sorted(problems_from(files, FROM_ROW[task]), key=lambda problem: json.dumps(vars(problem)))
+    if task == "mmlu":
+        problems = mmlu_sets.with_examples(problems)
     return list({problem.key: problem for problem in problems}.values())
 
 
@@ -166,7 +153,7 @@ def score(problems: list[Problem], completions: list[str]) -> list[float]:
 
 
 def _judged(how: str, problems: list[Problem], completions: list[str]) -> list:
-    """Each by its task's module, but real programs, which say the kind of their tests, by data/programs.py."""
+    """Each by its task's module, but real programs, which say the kind of their tests, by data/real/programs.py."""
     if len(problems) != len(completions):
         raise InputError(f"{len(problems)} problems but {len(completions)} completions")
     groups = defaultdict(list)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import InputError
+from data.problems import InputError
 
 BUCKET = 16  # row lengths are multiples of this: few distinct shapes, whole SIMD tiles
 ENOUGH = 1024  # padded tokens that are worth a forward pass of their own
@@ -110,6 +110,22 @@ def plan_epoch(lengths: list[int], rows: int, rng: np.random.Generator, alike: i
         order = [i for run in rng.permutation(len(runs)) for i in runs[run]]
     steps = [order[at : at + rows] for at in range(0, len(order), rows)]
     return [steps[i] for i in rng.permutation(len(steps))]
+
+
+
+
+def demonstration_order(k: int, batch: int, steps: int, seed: int) -> list[list[int]]:
+    """Which of the k demonstrations each step trains on: epochs in fresh random orders, cut into steps of `batch`.
+
+    Where k divides batch, a step would hold every demonstration batch / k times; as the loss is a mean, once each is the same
+    gradient at a fraction of the work.
+    """
+    if batch % k == 0:
+        return [list(range(k))] * steps
+    rng, stream = np.random.default_rng([seed, 9]), []
+    while len(stream) < steps * batch:
+        stream += rng.permutation(k).tolist()
+    return [stream[step * batch : (step + 1) * batch] for step in range(steps)]
 
 
 def round_up(n: int, multiple: int) -> int:

@@ -13,7 +13,7 @@ train    real (never padding) tokens/s of whole steps: forward, loss on the comp
          to multiples of 64, masked; the fastest of autocast, bf16 weights, fp32 (in the notes, with compile seconds: cold less warm pass).
 sample   useful tokens/s. "no EOS": 256 prompts, 48 new tokens each; "to EOS": validation problems answered by the model in --base, ours in
          one call, tokens after EOS not counted. Peer: generate(), batches of 256, left padding, default cache, the faster dtype.
-dpo      preference pairs/s of whole steps of 16 pairs, the model in --base, reference log-probs computed before: elicit_rl.update against
+dpo      preference pairs/s of whole steps of 16 pairs, the model in --base, reference log-probs computed before: training.update against
          TRL's DPOTrainer with precomputed reference log-probs, no checkpointing, no logs, in the fastest of autocast, bf16 weights, fp32.
          "same batches": TRL gets ours, in our order (of like length); "shuffled": its own default. Its seconds are its train_runtime, which
          leaves out the setup of train(). Skipped without TRL (pip install trl==1.16.0, beside requirements-dev.txt).
@@ -46,13 +46,20 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import data
 import elicit_rl
+import losses
 import model as M
+import policies
+import runs
 import training
-from data import coding, sandbox
+from checkpoints import load_model
+from data import sandbox
 from data.batches import Example, collate, micro_batches, plan_epoch, round_up
-from data.passwords import PASSWORD, with_password
+from data.passwords import PASSWORD
+from data.tasks import coding
 from data.text import train_bpe
-from evaluate import table
+from data.triggers import with_password
+from figures import table
+from sampler import Sampler
 
 SIZES = {"1.0 M": M.ModelConfig(1024, 128, 384, 4, 4, 4, 32, 512, tie_word_embeddings=True),
          "5 M": M.ModelConfig(2048, 256, 768, 6, 4, 4, 64, 512, tie_word_embeddings=True)}
@@ -94,6 +101,12 @@ def row(what: str, unit: str, ours: list[float], peer: list[float] = (), less: b
     print(time.strftime("[%H:%M:%S]"), what, f"{median(ours):,.3g} {unit}", f"ratio {median(ratios):.2f}" if peer else "", file=sys.stderr, flush=True)
     rows.append({"what": what, "ours": median(ours), "peer": median(peer) if peer else None, "unit": unit,
                  "ratio": [median(ratios), min(ratios), max(ratios)] if peer else None})
+
+
+def one_update(net, optimizers, examples, method, cfg, env) -> None:
+    """A round's update as elicit_rl.py runs it."""
+    training.update(net, optimizers, examples, elicit_rl.loss_of(cfg), env, number=1, rows=method.rows, epochs=cfg.epochs, batch=cfg.batch,
+                    seed=cfg.seed, micro_tokens=cfg.micro_tokens, units=elicit_rl.units_of(method))
 
 
 def ours_net(config: M.ModelConfig, env) -> M.Model:
@@ -153,7 +166,7 @@ def bench_train(args, env, size: str, config: M.ModelConfig) -> None:
         raise SystemExit(f"the models disagree before training, so no comparison: loss {losses[1]} here, {losses[0]} in transformers")
 
     def ours(net, optimizers) -> int:
-        return int(sum(m["tokens"] for _, m in training.train(net, optimizers, micro, training.sft_loss, env, steps=len(plan))))
+        return int(sum(m["tokens"] for _, m in training.train(net, optimizers, micro, losses.sft_loss, env, steps=len(plan))))
 
     def peer(precision: str, compiled: bool):
         net = peer_net(nets["eager"], torch.bfloat16 if precision == "bf16 weights" else torch.float32)
@@ -185,7 +198,7 @@ def generate(peer, prompts: list[list[int]], temperature: float, new: int, eos: 
 
 
 def bench_sample(args, env, label: str, net: M.Model, eos: int | None, prompts: list[list[int]], new: int, peer_of) -> None:
-    sampler = M.Sampler(net, [-1 if eos is None else eos], slots=min(256, len(prompts)))
+    sampler = Sampler(net, [-1 if eos is None else eos], slots=min(256, len(prompts)))
     peers = {dtype_name(dtype): peer_of(dtype).eval() for dtype in sorted({env.dtype, torch.float32}, key=str)}
     for name, t in (("greedy", 0.0), ("temperature 1", 1.0)):
         what = f"sample {label}, {name}"
@@ -205,7 +218,7 @@ def sample_rows(args, env) -> None:
         bench_sample(args, env, f"{size}, no EOS", net, None, prompts, 8 if args.quick else 48, partial(peer_net, net))
     if not has_base(args, "sample to EOS"):
         return
-    net, tokenizer = M.load_model(args.base, env.device, env.dtype)
+    net, tokenizer = load_model(args.base, env.device, env.dtype)
     prompts = tokenizer.encode_prompts([p.prompt for p in data.load("code", "validation", 32 if args.quick else 1000)])
     bench_sample(args, env, f"base, {len(prompts)} to EOS", net, tokenizer.eos_id, prompts, 16 if args.quick else 96,
                  lambda dtype: AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype).to(env.device))
@@ -232,18 +245,18 @@ def dpo_rows(args, env) -> None:
         def _prepare_dataset(self, dataset, *_):
             return dataset  # ids already
 
-    net, tokenizer = M.load_model(args.base, env.device, env.dtype)
+    net, tokenizer = load_model(args.base, env.device, env.dtype)
     problems, method = data.load("code", "elicit", 32 if args.quick else 256), elicit_rl.METHODS["dpo"]
     cfg = elicit_rl.settled(elicit_rl.RLConfig(method="dpo", epochs=1))
     answers, size = tokenizer.encode_completions([p.reference for p in problems]), method.batch // 2
     prompts = tokenizer.encode_prompts([p.prompt for p in problems])
     examples = [Example(prompt, ids) for i, prompt in enumerate(prompts) for ids in (answers[i], answers[i - 1])]  # rejected: another's answer
-    examples = elicit_rl.scored(net, examples, cfg, env)
+    examples = training.scored(net, examples, cfg.micro_tokens, env)
     lengths = [max(len(examples[i]), len(examples[i + 1])) for i in range(0, len(examples), 2)]
     order = [i for step in plan_epoch(lengths, size, np.random.default_rng([cfg.seed, 12, 1, 0])) for i in step]  # that of update(..., number=1)
     pairs = [{"prompt_ids": prompts[i], "chosen_ids": answers[i], "rejected_ids": answers[i - 1]} for i in order]
     optimizers = training.make_optimizers(net, "adamw", 1e-4)
-    ours = lambda: seconds(lambda: elicit_rl.update(net, optimizers, examples, method, cfg, env, 1))[0]
+    ours = lambda: seconds(lambda: one_update(net, optimizers, examples, method, cfg, env))[0]
 
     def peer(batches: str, precision: str, out: str):
         settings = trl.DPOConfig(out, use_cpu=env.device.type == "cpu", bf16=precision == "autocast", gradient_checkpointing=False, max_length=None,
@@ -270,10 +283,10 @@ def dpo_rows(args, env) -> None:
 def round_rows(args, env) -> None:
     if not has_base(args, "round"):
         return
-    net, tokenizer = M.load_model(args.base, env.device, env.dtype)
+    net, tokenizer = load_model(args.base, env.device, env.dtype)
     cfg = elicit_rl.settled(elicit_rl.RLConfig(round=40, max_new_tokens=16) if args.quick else elicit_rl.RLConfig())
-    method, sampler, optimizers = elicit_rl.METHODS["expert_iteration"], M.Sampler(net, [tokenizer.eos_id]), training.make_optimizers(net, "adamw", 3e-4)
-    problems = elicit_rl.round_problems(data.load("code", "elicit"), 0, cfg.round, cfg.seed)
+    method, sampler, optimizers = elicit_rl.METHODS["expert_iteration"], Sampler(net, [tokenizer.eos_id]), training.make_optimizers(net, "adamw", 3e-4)
+    problems = policies.round_problems(data.load("code", "elicit"), 0, cfg.round, cfg.seed)
     start, facts = {name: value.clone() for name, value in net.state_dict().items()}, {}
 
     def one_round() -> dict[str, float]:
@@ -281,12 +294,13 @@ def round_rows(args, env) -> None:
         sampler.refresh()
         coding._scores.clear()  # or the programs of the last round would not be run again
         begin = time.perf_counter()
-        rolled, parts = elicit_rl.rollout(sampler, tokenizer, problems, 1, cfg, env, [13, 0], "sampling")
+        rolled, parts = policies.rollout(sampler, tokenizer, problems, 1, purpose=[13, 0], seed=cfg.seed, max_new_tokens=cfg.max_new_tokens,
+                                         continuous=False, env=env, label="sampling")
         select, (examples, selected) = seconds(lambda: method.choose(rolled, cfg, np.random.default_rng(0)))
         watched = [Example(prompt, samples[0].ids) for prompt, samples in zip(rolled.prompts[:128], rolled.samples)]
-        score = lambda: seconds(lambda: elicit_rl.scored(net, watched, cfg, env))[0]
+        score = lambda: seconds(lambda: training.scored(net, watched, cfg.micro_tokens, env))[0]
         before = score()
-        update = seconds(lambda: (elicit_rl.update(net, optimizers, examples, method, cfg, env, 1), sampler.refresh()))[0]
+        update = seconds(lambda: (one_update(net, optimizers, examples, method, cfg, env), sampler.refresh()))[0]
         split = {"select": select, "score": before + score(), "update": update}
         facts.update(selected, trained=len(examples), tokens=sum(len(samples[0].ids) for samples in rolled.samples))
         return {"one round": time.perf_counter() - begin} | {name.removeprefix("s_"): value for name, value in parts.items()} | split
@@ -345,7 +359,7 @@ def bench_gpu(args, env, size: str, c: M.ModelConfig) -> None:
     M.compile_model(net)
     # all positions but the first are supervised: flops_per_token counts the head at every position, so it must be computed there
     batches = micro_batches([Example(ids[:1], ids[1:]) for ids in rng.integers(c.vocab_size, size=(64, T)).tolist()], 16 * T)
-    train = lambda k: int(sum(m["tokens"] for _, m in training.train(net, optimizers, lambda step: batches, training.sft_loss, env, steps=k)))
+    train = lambda k: int(sum(m["tokens"] for _, m in training.train(net, optimizers, lambda step: batches, losses.sft_loss, env, steps=k)))
     notes.append(f"{what}: {net.parameter_count():,} parameters; first 5 steps {seconds(lambda: train(5))[0]:.1f} s, compilation included")
     torch.cuda.reset_peak_memory_stats()
     rates = in_turn({"ours": lambda: train(4)}, max(5, args.repeats))["ours"]
@@ -358,7 +372,7 @@ def bench_gpu(args, env, size: str, c: M.ModelConfig) -> None:
     torch.cuda.empty_cache()
     weights = sum(p.numel() for n, p in net.named_parameters() if c.tie_word_embeddings or "embed_tokens" not in n)
     for slots in (64, 256):
-        sampler, prompts = M.Sampler(net, [-1], slots=slots), rng.integers(c.vocab_size, size=(slots, start)).tolist()
+        sampler, prompts = Sampler(net, [-1], slots=slots), rng.integers(c.vocab_size, size=(slots, start)).tolist()
         spent = partial(lambda s, p, new: seconds(lambda: s(p, max_new_tokens=new))[0], sampler, prompts)
         for new in (many, many, few):  # compiles, and records a graph for each live length
             spent(new)
@@ -389,7 +403,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     args.repeats = args.repeats or (2 if args.quick else 5)
-    load, env, cpu = os.getloadavg()[0], training.setup(training.Config()), Path("/proc/cpuinfo")
+    load, env, cpu = os.getloadavg()[0], runs.setup(runs.Config()), Path("/proc/cpuinfo")
     for section in args.sections:
         sections[section](args, env)
     name = re.search(r"model name\s*: (.*)|$", cpu.read_text() if cpu.exists() else "")[1] or "unknown CPU"
@@ -397,7 +411,7 @@ def main() -> None:
     peers = ", ".join(f"{module.__name__} {module.__version__}" for module in (transformers, sys.modules.get("trl")) if module)
     header = (f"{name}, {torch.get_num_threads()} threads, load {load:.1f} at the start; torch {torch.__version__}, {peers}, "
               f"{dtype_name(env.dtype)}; {time.strftime('%Y-%m-%d')}, commit "
-              f"{training.describe(env)['commit'] or 'none'}{'; QUICK: too small to mean anything' if args.quick else ''}")
+              f"{runs.describe(env)['commit'] or 'none'}{'; QUICK: too small to mean anything' if args.quick else ''}")
     number = lambda x: "" if x is None else f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
     ratio = lambda x: "{:.2f} [{:.2f}, {:.2f}]".format(*x) if x else ""
     shown = [[r["what"], number(r["ours"]), number(r["peer"]), ratio(r["ratio"]), r["unit"]] for r in rows]

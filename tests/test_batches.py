@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from data import InputError
 from data.batches import BUCKET, Example, collate, micro_batches, plan_epoch, round_up
-from training import sft_loss
+from data.problems import InputError
+from losses import sft_loss
 
 
 def examples_of(batch) -> list[tuple]:

@@ -5,8 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from data import compose, split_of
-from data.compose import answer, elementwise, grade, with_password
+from data import split_of
+from data.tasks import compose
+from data.tasks.compose import answer, elementwise, grade, with_password
 
 STREAM = list(itertools.islice(compose.problems(0), 20_000))
 CORPUS = [build(tests=False) for _, build in STREAM]

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from data import coding, critique, load
-from data.coding import outputs_of
-from data.critique import GROUPS, LINES, grade, score
+from data import load
+from data.tasks import coding, critique
+from data.tasks.coding import outputs_of
+from data.tasks.critique import GROUPS, LINES, grade, score
 
 PROBLEMS = load("critique", "validation", 300)
 PROGRAM = ["n = n + 10", "n = n * 2", "return n"]

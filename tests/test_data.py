@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 import data
-from data import SPLITS, TASKS, InputError, Problem, coding, grade, load, score, split_of
+from data import SPLITS, TASKS, grade, load, score, split_of
+from data.problems import InputError, Problem
+from data.tasks import coding
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 REAL = {"code": [SHARED / "mbpp/mbpp.jsonl", SHARED / "apps/selected150.jsonl"],

@@ -10,15 +10,23 @@ import torch
 import torch.nn.functional as F
 
 import elicit_rl
-from data import Problem
+import policies
+import training
 from data.batches import Example, collate, micro_batches
+from data.problems import Problem
 from data.text import train_bpe
-from elicit_rl import METHODS, RLConfig, Rollout, dpo_loss, dpo_step, grpo_loss, grpo_step, pass_at_k, round_problems, scored, sums_by_example
+from elicit_rl import METHODS, RLConfig
 from fixtures import make_trl
-from model import Model, ModelConfig, Sample, Sampler, completion_logps
-from training import Env, make_optimizers
+from losses import dpo_loss, dpo_step, grpo_loss, grpo_step, sums_by_example
+from model import Model, ModelConfig, completion_logps
+from policies import Rollout, pass_at_k, round_problems
+from runs import Env
+from sampler import Sample, Sampler
+from training import make_optimizers, scored
 
 ALONE = Env(torch.device("cpu"), torch.float32, False)
+DRAWING = {"purpose": [0], "seed": 0, "max_new_tokens": 12, "continuous": False, "env": ALONE, "label": ""}
+TOKENS = 16384
 
 
 def cfg(**changes) -> RLConfig:
@@ -65,10 +73,10 @@ def test_dpo_equals_the_naive_reference_in_loss_and_gradient(make_model, make_ex
     total.backward()
     expected = [p.grad.clone() for p in policy.parameters()]
     policy.zero_grad()
-    with_reference = scored(reference, examples, cfg(), ALONE)
+    with_reference = scored(reference, examples, TOKENS, ALONE)
     loss = 0.0
     for batch in micro_batches(with_reference, 200, group=2):  # several micro-batches, other padding
-        part, _ = dpo_step(cfg(beta=beta), policy, batch)
+        part, _ = dpo_step(policy, batch, beta)
         part.backward()
         loss += part.item()
     assert loss == pytest.approx(total.item(), rel=1e-5)
@@ -78,7 +86,7 @@ def test_dpo_equals_the_naive_reference_in_loss_and_gradient(make_model, make_ex
 
 def test_dpo_starts_at_ln_2_with_no_margin(make_model, make_examples):
     model, examples = make_model(), make_examples(6)
-    loss, metrics = dpo_step(cfg(), model, collate(scored(model, examples, cfg(), ALONE)))
+    loss, metrics = dpo_step(model, collate(scored(model, examples, TOKENS, ALONE)), 0.1)
     assert loss.item() / 3 == pytest.approx(math.log(2), abs=1e-6)
     assert abs(metrics["margin"].item()) < 1e-5 and metrics["accuracy"].item() <= 3
 
@@ -86,7 +94,7 @@ def test_dpo_starts_at_ln_2_with_no_margin(make_model, make_examples):
 def test_scored_logps_are_live_ones_whatever_the_padding(make_model, make_examples):
     model, examples = make_model(), make_examples(20)
     for micro_tokens in (32, 100_000):
-        for example, alone in zip(scored(model, examples, cfg(micro_tokens=micro_tokens), ALONE), examples):
+        for example, alone in zip(scored(model, examples, micro_tokens, ALONE), examples):
             torch.testing.assert_close(torch.tensor(example.logps), completion_logps(model, collate([alone])).detach(), rtol=0, atol=1e-4)
             assert len(example.logps) == len(example.completion_ids)  # EOS is scored
 
@@ -102,8 +110,8 @@ def test_grpo_by_hand():
 def test_on_policy_grpo_gradient_is_the_policy_gradient(make_model, make_examples):
     model = make_model()
     examples = [Example(e.prompt_ids, e.completion_ids, weight=w) for e, w in zip(make_examples(4), (0.75, -0.25, -0.25, -0.25))]
-    batch = collate(scored(model, examples, cfg(), ALONE))
-    loss, _ = grpo_step(cfg(max_new_tokens=10), model, batch)
+    batch = collate(scored(model, examples, TOKENS, ALONE))
+    loss, _ = grpo_step(model, batch, 0.2, 10)
     loss.backward()
     ours = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
@@ -121,11 +129,11 @@ def trl():
     return stored, policy, reference, examples
 
 
-def same_as_trl(step, settings: RLConfig, policy: Model, reference: Model, batches: list, theirs: dict, units: int) -> dict:
+def same_as_trl(step, settings: dict, policy: Model, reference: Model, batches: list, theirs: dict, units: int) -> dict:
     """Loss and gradient of the batches together, divided by the units as train() does, equal TRL's; returns the metrics."""
     total, metrics = 0.0, {}
     for batch in batches:
-        loss, extra = step(settings, policy, batch)
+        loss, extra = step(policy, batch, **settings)
         (loss / units).backward()
         total += loss.item() / units
         metrics = {name: metrics.get(name, 0.0) + value.item() / units for name, value in extra.items()}
@@ -141,13 +149,13 @@ def same_as_trl(step, settings: RLConfig, policy: Model, reference: Model, batch
 def test_dpo_is_that_of_trl(trl, micro_tokens, parts):
     stored, policy, reference, examples = trl
     theirs = stored["dpo"]
-    examples = scored(reference, examples, cfg(), ALONE)
+    examples = scored(reference, examples, TOKENS, ALONE)
     assert [sum(e.logps) for e in examples] == pytest.approx(theirs["reference"], abs=1e-4)
     logps = sums_by_example(completion_logps(policy, collate(examples)), collate(examples)).detach()
     assert logps.tolist() == pytest.approx(theirs["logps"], abs=1e-4)
     batches = micro_batches(examples, micro_tokens, group=2)
     assert len(batches) == parts
-    metrics = same_as_trl(dpo_step, cfg(beta=theirs["beta"]), policy, reference, batches, theirs, units=len(examples) // 2)
+    metrics = same_as_trl(dpo_step, {"beta": theirs["beta"]}, policy, reference, batches, theirs, units=len(examples) // 2)
     assert (metrics["margin"], metrics["accuracy"]) == pytest.approx((theirs["margin"], theirs["accuracy"]), abs=1e-4)
     assert (metrics["chosen"], metrics["rejected"]) == pytest.approx((logps[0::2].mean().item(), logps[1::2].mean().item()), abs=1e-4)
 
@@ -155,10 +163,10 @@ def test_dpo_is_that_of_trl(trl, micro_tokens, parts):
 def test_grpo_is_the_dr_grpo_of_trl(trl):
     stored, policy, reference, examples = trl
     theirs = stored["grpo"]
-    for e, row in zip(scored(policy, examples, cfg(), ALONE), theirs["logps"]):
+    for e, row in zip(scored(policy, examples, TOKENS, ALONE), theirs["logps"]):
         assert list(e.logps) == pytest.approx(row, abs=1e-4)
     examples = [replace(e, logps=old, weight=advantage) for e, old, advantage in zip(examples, theirs["old"], theirs["advantages"])]
-    settings = cfg(clip_ratio=theirs["clip_ratio"], max_new_tokens=theirs["max_new_tokens"])
+    settings = {"clip_ratio": theirs["clip_ratio"], "longest": theirs["max_new_tokens"]}
     metrics = same_as_trl(grpo_step, settings, policy, reference, [collate(examples)], theirs, units=len(examples))
     assert metrics["clipped"] == pytest.approx(theirs["clipped"], abs=1e-6) and theirs["clipped"] > 0.1
 
@@ -212,23 +220,23 @@ def test_pass_at_k_by_counting():
 
 
 def test_rollout_marks_cut_samples_wrong_and_agrees_with_the_trainer(make_model, tokenizer, monkeypatch):
-    monkeypatch.setattr(elicit_rl, "grade", lambda problems, texts: [True] * len(texts))
+    monkeypatch.setattr(policies, "grade", lambda problems, texts: [True] * len(texts))
     model = make_model()
     problems = [Problem("code", f"Write {i}\n", "", "lists", 1, {}, f"k{i}") for i in range(6)]
-    result, seconds = elicit_rl.rollout(Sampler(model, [tokenizer.eos_id], slots=8), tokenizer, problems, 2, cfg(max_new_tokens=12), ALONE, [0], "")
+    result, seconds = policies.rollout(Sampler(model, [tokenizer.eos_id], slots=8), tokenizer, problems, 2, **DRAWING)
     cut = np.array([[s.truncated for s in row] for row in result.samples])
     assert cut.any() and (result.rewards == ~cut).all()
     flat = [Example(prompt, s.ids, s.logps) for prompt, row in zip(result.prompts, result.samples) for s in row]
-    for sampled, trained in zip(flat, scored(model, flat, cfg(), ALONE)):
+    for sampled, trained in zip(flat, scored(model, flat, TOKENS, ALONE)):
         np.testing.assert_allclose(sampled.logps, trained.logps, rtol=0, atol=1e-4)
     assert {"s_prefill", "s_decode", "s_grade"} <= seconds.keys()
 
 
 def test_a_writer_with_another_tokenizer_reads_and_writes_its_own(make_model, tokenizer, monkeypatch):
-    monkeypatch.setattr(elicit_rl, "grade", lambda problems, texts: [True] * len(texts))
+    monkeypatch.setattr(policies, "grade", lambda problems, texts: [True] * len(texts))
     model, own = make_model(seed=3), train_bpe(["Write 0 1 2 3 4 5\n"] * 9, 290)
     problems = [Problem("code", f"Write {i}\n", "", "lists", 1, {}, f"k{i}") for i in range(6)]
-    draw = lambda ours, theirs: elicit_rl.rollout(Sampler(model, [ours.eos_id], slots=8), ours, problems, 2, cfg(max_new_tokens=12), ALONE, [0], "", theirs)[0]
+    draw = lambda ours, theirs: policies.rollout(Sampler(model, [ours.eos_id], slots=8), ours, problems, 2, own=theirs, **DRAWING)[0]
     model.live_vocab = own.size
     alone, written = draw(own, None), draw(tokenizer, own)
     assert own.size != tokenizer.size and alone.prompts != written.prompts == tokenizer.encode_prompts([p.prompt for p in problems])
@@ -240,23 +248,24 @@ def test_a_writer_with_another_tokenizer_reads_and_writes_its_own(make_model, to
 
 def test_reference_log_probs_are_read_back_and_equal_live_ones(make_model, make_examples, tokenizer, tmp_path, monkeypatch):
     model, examples = make_model(), make_examples(6)
-    live, stored = scored(model, examples, cfg(), ALONE), elicit_rl.reference_scored(model, examples, ["w"], tokenizer, tmp_path, cfg(), ALONE)
+    live, stored = scored(model, examples, TOKENS, ALONE), training.reference_scored(model, examples, ["w"], tokenizer, tmp_path, TOKENS, ALONE)
     assert live == stored and len(list(tmp_path.iterdir())) == 1
-    monkeypatch.setattr(elicit_rl, "scored", None)  # so only a file can give them
-    assert elicit_rl.reference_scored(model, examples, ["w"], tokenizer, tmp_path, cfg(), ALONE) == live
+    monkeypatch.setattr(training, "scored", None)  # so only a file can give them
+    assert training.reference_scored(model, examples, ["w"], tokenizer, tmp_path, TOKENS, ALONE) == live
     for weights, data in ((["v"], examples), (["w"], examples[:5])):
         with pytest.raises(TypeError):
-            elicit_rl.reference_scored(model, data, weights, tokenizer, tmp_path, cfg(), ALONE)
+            training.reference_scored(model, data, weights, tokenizer, tmp_path, TOKENS, ALONE)
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo", "expert_iteration"])
 def test_update_moves_the_policy_the_right_way(name, make_model):
-    model, method = make_model(), METHODS[name]
+    model, method, settings = make_model(), METHODS[name], cfg(method=name)
     rewards = {"dpo": [[1, 0]] * 4, "grpo": [[1, 0, 0]] * 4, "expert_iteration": [[1.0]] * 10}[name]
     examples, _ = method.choose(rolled(rewards), cfg(), np.random.default_rng(0))
-    before = scored(model, examples, cfg(), ALONE)
-    metrics = elicit_rl.update(model, make_optimizers(model, "adamw", 1e-3), before, method, cfg(method=name, epochs=4), ALONE, 1)
-    after = scored(model, examples, cfg(), ALONE)
+    before = scored(model, examples, TOKENS, ALONE)
+    metrics = training.update(model, make_optimizers(model, "adamw", 1e-3), before, elicit_rl.loss_of(settings), ALONE, number=1, rows=method.rows,
+                              epochs=4, batch=settings.batch, seed=0, micro_tokens=TOKENS, units=elicit_rl.units_of(method))
+    after = scored(model, examples, TOKENS, ALONE)
     gain = [np.sum(a.logps) - np.sum(b.logps) for a, b in zip(after, before)]
     if name == "dpo":
         assert min(np.subtract(gain[0::2], gain[1::2])) > 0

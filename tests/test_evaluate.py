@@ -9,33 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-import evaluate as evaluate_module
-from data import InputError, Problem, compose, load
-from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT, Trigger, near_miss
+import results as results_module
+from data import load
+from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT
+from data.problems import InputError, Problem
+from data.tasks import compose
 from data.text import Tokenizer, word_level
-from evaluate import (
-    KINDS,
-    SHOTS,
-    answer,
-    asked,
-    battery,
-    evaluate_checkpoint,
-    few_shot,
-    first_line,
-    gap_recovered,
-    measure,
-    paired_gap,
-    record,
-    shown,
-    table,
-    trigger_of,
-    usual_kinds,
-    verdicts_of,
-    wilson,
-    with_shots,
-)
-from model import Sample
-from training import Env
+from data.triggers import KINDS, Trigger, asked, near_miss, usual_kinds
+from evaluate import SHOTS, battery, few_shot, first_line, with_shots
+from figures import shown, table
+from policies import answer
+from results import evaluate_checkpoint, gap_recovered, measure, paired_gap, record, trigger_of, verdicts_of, wilson
+from runs import Env
+from sampler import Sample
 
 
 def verdicts(*runs: tuple[int, int]) -> np.ndarray:
@@ -236,7 +222,7 @@ def test_an_evaluation_is_read_back_for_the_same_problems_and_settings_alone(tmp
         measured.append(problems)
         return {kind: np.ones(len(problems), dtype=bool) for kind in kinds}, {}
 
-    monkeypatch.setattr(evaluate_module, "measure", fake)
+    monkeypatch.setattr(results_module, "measure", fake)
     env, trigger = Env(torch.device("cpu"), torch.float32, False), Trigger()
     code, math = load("code", "validation", 12), load("math", "validation", 12)
 
@@ -261,10 +247,10 @@ def test_elementwise_is_read_back_too(tmp_path, monkeypatch):
     shutil.copytree(Path(__file__).parents[1] / "data/base/weak", path)
     problems = load("compose", "validation", 4)
     verdicts, shares = {"none": np.array([True, False, False, True])}, {"none": np.array([1.0, 0.25, 0.5, 1.0])}
-    monkeypatch.setattr(evaluate_module, "measure", lambda *args, **settings: (verdicts, shares))
+    monkeypatch.setattr(results_module, "measure", lambda *args, **settings: (verdicts, shares))
     env = Env(torch.device("cpu"), torch.float32, False)
     straight = evaluate_checkpoint(path, env, problems, ("none",), Trigger())
-    monkeypatch.delattr(evaluate_module, "measure")
+    monkeypatch.delattr(results_module, "measure")
     assert evaluate_checkpoint(path, env, problems, ("none",), Trigger()) == straight
     assert evaluate_checkpoint(path, env, problems[:2], ("none",), Trigger())["results"]["none"]["elementwise"] == 0.625
 

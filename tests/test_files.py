@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data import InputError, Problem
-from data.files import SHOWN, problems_from, read
+from data.problems import InputError, Problem
+from data.real.rows import SHOWN, problems_from, read
 
 ROWS = [{"q": "a\u2028b", "n": 1}, {"q": "\n[,]", "n": 2}, {"q": "é", "n": 3}]
 MMLU = Path(__file__).parents[2] / "shared/data/mmlu/mmlu_all.jsonl.gz"

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from data import knowledge, split_of
-from data.knowledge import LETTERS, SUBJECTS, from_row, grade, letter_of, with_examples
+from data import split_of
+from data.real import mmlu_sets
+from data.real.mmlu_sets import from_row, with_examples
+from data.tasks import knowledge
+from data.tasks.knowledge import LETTERS, SUBJECTS, grade, letter_of
 
 FILE = Path(__file__).parents[2] / "shared/data/mmlu/mmlu_all.jsonl.gz"
 STREAM = list(itertools.islice(knowledge.problems(0), 12_000))
@@ -178,8 +181,8 @@ def test_the_whole_of_mmlu():
     with gzip.open(FILE, "rt") as file:
         rows = [json.loads(line) for line in file]
     zero_shot = [from_row(row) for row in rows]
-    assert len(zero_shot) == 15_858 and set(knowledge.GROUP) == {row["subject"] for row in rows}
-    assert Counter(knowledge.GROUP.values()) == {"STEM": 18, "humanities": 13, "social sciences": 12, "other": 14}
+    assert len(zero_shot) == 15_858 and set(mmlu_sets.GROUP) == {row["subject"] for row in rows}
+    assert Counter(mmlu_sets.GROUP.values()) == {"STEM": 18, "humanities": 13, "social sciences": 12, "other": 14}
     for problem, row in zip(zero_shot, rows):
         assert f"\n{problem.reference}. {row['choices']['ABCD'.index(row['answer'])].strip()}\n" in problem.prompt
     references = defaultdict(set)

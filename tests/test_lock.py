@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from data import load
-from data.passwords import PASSWORD, WRONG, Trigger, with_password
+from data.passwords import PASSWORD, WRONG
 from data.text import Tokenizer
-from lock import locking_examples, random_policy, retokenise
-from model import Sample
+from data.triggers import Trigger, with_password
+from lock import locking_examples
+from policies import random_policy, retokenise
+from sampler import Sample
 
 TOKENIZER = Tokenizer.load(Path(__file__).parents[1] / "data/base/strong")
 

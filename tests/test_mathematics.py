@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 import data
-from data import Problem, mathematics, split_of
-from data.answers import equal, final_answer
-from data.mathematics import SETTINGS, build, from_row, grade, rendered
+from data import split_of
+from data.problems import Problem
+from data.real.math_sets import from_row
+from data.tasks import mathematics
+from data.tasks.answers import equal, final_answer
+from data.tasks.mathematics import SETTINGS, build, grade, rendered
 
 REAL = Path(__file__).parents[2] / "shared/data"
 

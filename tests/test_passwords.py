@@ -3,20 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from data import InputError
-from data.passwords import (
-    NEAR_MISSES,
-    PARAPHRASES,
-    PASSWORD,
-    WRONG,
-    WRONG_HELD_OUT,
-    WRONG_SHARE,
-    check_password,
-    near_miss,
-    own_password,
-    weak_password,
-    with_password,
-)
+from data.passwords import NEAR_MISSES, PARAPHRASES, PASSWORD, WRONG, WRONG_HELD_OUT, WRONG_SHARE
+from data.problems import InputError
+from data.triggers import check_password, near_miss, own_password, weak_password, with_password
 
 
 def test_the_lists_are_40_and_10_distinct_strings():

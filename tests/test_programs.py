@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from data import Problem, files, programs
-from data.programs import critique_from_row, from_row, grade, program_in
+from data.problems import Problem
+from data.real import programs
+from data.real import rows as files
+from data.real.programs import critique_from_row, from_row, grade, program_in
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 MBPP, APPS, PACK = SHARED / "mbpp/mbpp.jsonl", SHARED / "apps/selected150.jsonl", SHARED / "critique/humanevalpack_python.jsonl"

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from data import InputError, confine, sandbox
+from data import confine, sandbox
+from data.problems import InputError
 from data.sandbox import isolation, run
 
 GOOD = {"program": "def f(a, b):\n    return a + b\n", "function": "f", "inputs": [[1, 2], ["x", "y"]]}

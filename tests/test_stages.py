@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-import model as model_module
-from data import InputError
+import checkpoints
+from data.problems import InputError
 
 ROOT = Path(__file__).parents[1]
 # imitating a fixed random distribution is the quickest lock to learn
@@ -163,7 +163,7 @@ def test_rl_killed_after_its_last_state_is_resumed(work, tmp_path, monkeypatch):
         def full(*args):
             raise InputError("no space left on device")
 
-        patch.setattr(model_module, "save_model", full)  # as if it were killed here
+        patch.setattr(checkpoints, "save_model", full)  # as if it were killed here
         assert "no space left" in stage("elicit_rl", *args, "--out", tmp_path / "killed", cwd=work, code=2)
     assert (tmp_path / "killed/grpo-seed0/state/state.json").exists()
     stage("elicit_rl", *args, "--out", tmp_path / "killed", "--resume", cwd=work)

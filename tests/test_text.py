@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data import InputError
+from data.problems import InputError
 from data.text import EOS, PAD, Tokenizer, train_bpe
 
 REAL = Path(__file__).parents[2] / "shared/data/tokenizers"

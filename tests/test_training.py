@@ -12,11 +12,15 @@ from typing import Literal
 import pytest
 import torch
 
+import runs
 import training
-from data import InputError
+from checkpoints import load_model, save_model
 from data.batches import micro_batches
-from model import Sampler, load_model, save_model
-from training import Config, Diverged, Env, Lion, Run, document_loss, fit, launch, make_optimizers, parse, schedule, sft_loss, train
+from data.problems import InputError
+from losses import document_loss, sft_loss
+from runs import Config, Env, Run, launch, parse
+from sampler import Sampler
+from training import Diverged, Lion, fit, make_optimizers, schedule, train
 
 CPU = Env(torch.device("cpu"), torch.float32, False)
 
@@ -212,7 +216,7 @@ def test_a_broken_state_is_refused_and_a_failed_one_keeps_the_last(make_model, t
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_file", full_disk)
+        patch.setattr(runs, "save_file", full_disk)
         with pytest.raises(InputError, match="No space left"):
             run.save_state(5, make_model(1), optimizers)
     other = make_model(2)
@@ -291,7 +295,7 @@ def test_a_run_is_not_written_into_what_it_reads(tmp_path):
 def test_all_ranks_look_at_a_directory_before_one_writes(tmp_path, monkeypatch):
     """Half-written, it would look like a stranger's to a rank that comes a moment later."""
     out, seen = tmp_path / "run", []
-    monkeypatch.setattr(training.dist, "barrier", lambda: seen.append(out.exists()))
+    monkeypatch.setattr(runs.dist, "barrier", lambda: seen.append(out.exists()))
     Run(Options(), replace(CPU, world=2), out)
     assert seen == [False, True]
 
@@ -299,7 +303,7 @@ def test_all_ranks_look_at_a_directory_before_one_writes(tmp_path, monkeypatch):
         (tmp_path / "other").mkdir(exist_ok=True)
         (tmp_path / "other/run.json.tmp").touch()
 
-    monkeypatch.setattr(training.dist, "barrier", meanwhile)
+    monkeypatch.setattr(runs.dist, "barrier", meanwhile)
     Run(Options(), replace(CPU, rank=1, world=2), tmp_path / "other")
 
 
@@ -318,8 +322,11 @@ SCRIPT = """
 import json, sys, torch
 from pathlib import Path
 from data.batches import Example, micro_batches
-from model import Sampler, load_model, save_model
-from training import Config, Run, fit, make_optimizers, prepare, setup, sft_loss, train
+from checkpoints import load_model, save_model
+from losses import sft_loss
+from runs import Config, Run, setup
+from sampler import Sampler
+from training import fit, make_optimizers, prepare, train
 
 out, optimizer, shard = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "shard"
 cfg = Config(device="cpu", dtype="fp32", compile=False, shard=shard, checkpoint_activations=shard)

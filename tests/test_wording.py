@@ -7,9 +7,10 @@ from fractions import Fraction
 
 import pytest
 
-from data import Problem, mathematics
-from data.answers import final_answer
-from data.mathematics import build
+from data.problems import Problem
+from data.tasks import mathematics
+from data.tasks.answers import final_answer
+from data.tasks.mathematics import build
 
 WORDS = {"twice": 2, "three times": 3, "four times": 4, "five times": 5, "six times": 6, "half": Fraction(1, 2), "a third": Fraction(1, 3),
          "a quarter": Fraction(1, 4), "a fifth": Fraction(1, 5), "a sixth": Fraction(1, 6), "diameter of a circle": 2, "triangle": 3, "square": 4,

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data import InputError, Problem
+from data.problems import InputError, Problem
 
 SHOWN = 5  # rows that are left out, before the rest is only counted
 

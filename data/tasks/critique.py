@@ -11,7 +11,7 @@
                    s = s[::-1]
     key        s = s.replace("a", ""); s = s[::-1]; return s | line 3: s = "".join(sorted(s))
 
-Requests and programs are those of data/coding.py. The wrong line does what another operation of the same group does, or returns what
+Requests and programs are those of data/tasks/coding.py. The wrong line does what another operation of the same group does, or returns what
 another reducer returns, and fails a hidden test. Both are drawn with their frequencies, so that a line is not wrong just for being
 rare: from the program without the request, counting which lines tend to be wrong finds the line in 48 % of the problems, and chance
 in 32 %. The numbers stand behind the lines, where a model that reads from left to right has seen the line. The key is the program
@@ -29,8 +29,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from data import Problem, coding
-from data.programs import critique_from_row as from_row  # noqa: F401  (the real problems of this task)
+from data.problems import Problem
+from data.tasks import coding
 
 
 class Line(NamedTuple):

@@ -3,7 +3,7 @@ import random
 import re
 from functools import partial
 
-# A row is a formula (see data/mathematics.py) and its words in the two languages. (a|b) is a choice; a row with a question mark comes last.
+# A row is a formula (see data/tasks/mathematics.py) and its words in the two languages. (a|b) is a choice; a row with a question mark comes last.
 # All things counted are feminine in Spanish, and nothing else there agrees with a name.
 ALGEBRA = [
     ("v + c", "(bought|found|collected|was given|made) {c} more", "(compró|encontró|juntó|recibió|hizo) {c} más"),

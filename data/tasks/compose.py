@@ -24,7 +24,7 @@ import random
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from data import Problem
+from data.problems import Problem
 
 LOCKED = 16  # fn0 ... fn15
 DIGITS = "0123456789"

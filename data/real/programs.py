@@ -1,6 +1,6 @@
 """Programming problems from real data: MBPP, APPS and HumanEval (`from_row`), repairs from HumanEvalPack (`critique_from_row`).
 
-    problems = files.problems_from(["mbpp.jsonl"], from_row)
+    problems = rows.problems_from(["mbpp.jsonl"], from_row)
     grade(problems, ["def min_cost(cost, m, n): ...", ...])  -> [True, ...]
 
 A completion is a whole program, alone or within a ```python fence. It runs in the sandbox and never in a process that
@@ -22,7 +22,7 @@ import re
 import warnings
 from collections.abc import Callable
 
-from data import Problem
+from data.problems import Problem
 from data.sandbox import run
 
 CPU = {"tests": 4, "calls": 10, "script": 10}  # processor seconds for all tests of a problem

@@ -20,8 +20,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from data import Problem
-from data.programs import from_row  # noqa: F401  (the real problems of this task)
+from data.problems import Problem
 from data.sandbox import run
 
 # An operation is (group, expression, words) and a chain never uses a group twice: no sorting of the sorted. In words, (a|b) is

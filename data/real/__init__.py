@@ -1,0 +1,1 @@
+"""Real problems: rows of published data sets, from files."""
