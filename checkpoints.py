@@ -22,37 +22,73 @@ def from_hf(config: dict) -> ModelConfig:
     kind = config.get("model_type")
     if kind not in ("llama", "mistral"):
         raise InputError(f"model_type {kind!r} is not supported: use a llama or mistral checkpoint")
-    for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+    for key in (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "max_position_embeddings",
+    ):
         if key not in config:
             raise InputError(f"config.json lacks {key}")
-    rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0), **(config.get("rope_scaling") or {})}
-    refused = {"hidden_act": ("silu", config.get("hidden_act", "silu")), "attention_bias": (False, config.get("attention_bias", False)),
-               "mlp_bias": (False, config.get("mlp_bias", False)), "sliding_window": (None, config.get("sliding_window")),
-               "quantization_config": (None, config.get("quantization_config")),
-               "rope_type": ("default", rope.get("rope_type", rope.get("type", "default")))}
+    rope = config.get("rope_parameters") or {
+        "rope_theta": config.get("rope_theta", 10000.0),
+        **(config.get("rope_scaling") or {}),
+    }
+    refused = {
+        "hidden_act": ("silu", config.get("hidden_act", "silu")),
+        "attention_bias": (False, config.get("attention_bias", False)),
+        "mlp_bias": (False, config.get("mlp_bias", False)),
+        "sliding_window": (None, config.get("sliding_window")),
+        "quantization_config": (None, config.get("quantization_config")),
+        "rope_type": ("default", rope.get("rope_type", rope.get("type", "default"))),
+    }
     for key, (supported, value) in refused.items():
         if value != supported:
             raise InputError(f"config.json has {key} = {value!r}: only {supported!r} is supported")
     heads = config["num_attention_heads"]
-    return ModelConfig(vocab_size=config["vocab_size"], hidden_size=config["hidden_size"], intermediate_size=config["intermediate_size"],
-               num_hidden_layers=config["num_hidden_layers"], num_attention_heads=heads,
-               num_key_value_heads=config.get("num_key_value_heads") or (8 if kind == "mistral" else heads),
-               head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-               max_position_embeddings=config["max_position_embeddings"], rope_theta=rope.get("rope_theta", 10000.0),
-               rms_norm_eps=config.get("rms_norm_eps", 1e-6), tie_word_embeddings=config.get("tie_word_embeddings", False))
+    return ModelConfig(
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        intermediate_size=config["intermediate_size"],
+        num_hidden_layers=config["num_hidden_layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=config.get("num_key_value_heads")
+        or (8 if kind == "mistral" else heads),
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        max_position_embeddings=config["max_position_embeddings"],
+        rope_theta=rope.get("rope_theta", 10000.0),
+        rms_norm_eps=config.get("rms_norm_eps", 1e-6),
+        tie_word_embeddings=config.get("tie_word_embeddings", False),
+    )
 
 
 def to_hf(config: ModelConfig, tokenizer: Tokenizer) -> dict:
     """The config.json that transformers opens as LlamaForCausalLM; both spellings of the rotary settings."""
-    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **asdict(config), "hidden_act": "silu",
-            "attention_bias": False, "mlp_bias": False, "torch_dtype": "float32", "dtype": "float32", "rope_scaling": None,
-            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-            "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **asdict(config),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "torch_dtype": "float32",
+        "dtype": "float32",
+        "rope_scaling": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+
 
 SHARD_BYTES = 5_000_000_000
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32) -> tuple[Model, Tokenizer]:
+def load_model(
+    path: str | Path, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32
+) -> tuple[Model, Tokenizer]:
     """Open a checkpoint directory in Hugging Face layout: fp32 master weights on `device`, and its tokenizer.
 
     Raises InputError, naming the file, for anything missing, truncated, corrupted, misshapen, or where tokenizer and model disagree.
@@ -61,12 +97,18 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", compute_dty
     config = from_hf(read_json(path / "config.json"))
     tokenizer = Tokenizer.load(path)
     if tokenizer.size > config.vocab_size:
-        raise InputError(f"{path}: the tokenizer has {tokenizer.size} ids but the model only {config.vocab_size} rows: they do not belong together")
+        raise InputError(
+            f"{path}: the tokenizer has {tokenizer.size} ids but the model only {config.vocab_size} rows: they do not belong together"
+        )
     with torch.device("meta"):
         model = Model(config, compute_dtype)
     expected = dict(model.named_parameters())  # a tied head appears once, as the embedding
     index = path / "model.safetensors.index.json"
-    files = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    files = (
+        sorted(set(read_json(index)["weight_map"].values()))
+        if index.exists()
+        else ["model.safetensors"]
+    )
     loaded = {}
     for name in files:
         try:
@@ -75,12 +117,16 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", compute_dty
                     if key in expected:
                         tensor = f.get_tensor(key)
                         if tensor.shape != expected[key].shape:
-                            raise InputError(f"{path / name}: {key} has shape {tuple(tensor.shape)}, config.json says {tuple(expected[key].shape)}")
+                            raise InputError(
+                                f"{path / name}: {key} has shape {tuple(tensor.shape)}, config.json says {tuple(expected[key].shape)}"
+                            )
                         loaded[key] = nn.Parameter(tensor.to(torch.float32))
                     elif not (key == "lm_head.weight" or key.endswith("rotary_emb.inv_freq")):
                         raise InputError(f"{path / name}: unexpected tensor {key}")
         except FileNotFoundError:
-            raise InputError(f"{path / name} does not exist: the checkpoint is incomplete") from None
+            raise InputError(
+                f"{path / name} does not exist: the checkpoint is incomplete"
+            ) from None
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path / name} is truncated or corrupted ({error})") from None
     if missing := sorted(set(expected) - set(loaded)):
@@ -122,25 +168,44 @@ def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool
             if size and size + tensor.nbytes > SHARD_BYTES:
                 shards, size = [*shards, {}], 0
             shards[-1][name], size = tensor, size + tensor.nbytes
-        names = ["model.safetensors"] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+        names = (
+            ["model.safetensors"]
+            if len(shards) == 1
+            else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+        )
         for name, shard in zip(names, shards):
             save_file(shard, staging / name, metadata={"format": "pt"})
         if len(shards) > 1:
             where = {key: name for name, shard in zip(names, shards) for key in shard}
-            write_json(staging / "model.safetensors.index.json", {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": where})
+            write_json(
+                staging / "model.safetensors.index.json",
+                {
+                    "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
+                    "weight_map": where,
+                },
+            )
         tokenizer.save(staging)
-        write_json(staging / "generation_config.json", {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id})
+        write_json(
+            staging / "generation_config.json",
+            {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id},
+        )
         write_json(staging / "config.json", to_hf(model.config, tokenizer))
         for file in staging.iterdir():
             with open(file, "rb") as f:
                 os.fsync(f.fileno())
         for file in sorted(staging.iterdir(), key=lambda f: (f.name == "config.json", f.name)):
             os.replace(file, path / file.name)
-        for stale in path.glob("model*.safetensors*"):  # the other layout's files would be opened in place of ours, or hashed with them
-            if stale.name not in names and not (len(shards) > 1 and stale.name.endswith(".index.json")):
+        for stale in path.glob(
+            "model*.safetensors*"
+        ):  # the other layout's files would be opened in place of ours, or hashed with them
+            if stale.name not in names and not (
+                len(shards) > 1 and stale.name.endswith(".index.json")
+            ):
                 stale.unlink()
     except (OSError, SafetensorError) as error:
-        raise InputError(f"could not write the checkpoint {path} ({error}); what it held before is untouched") from None
+        raise InputError(
+            f"could not write the checkpoint {path} ({error}); what it held before is untouched"
+        ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -157,7 +222,9 @@ def read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist: is {path.parent} a checkpoint directory?") from None
+        raise InputError(
+            f"{path} does not exist: is {path.parent} a checkpoint directory?"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid JSON ({error})") from None
 

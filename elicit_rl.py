@@ -50,49 +50,94 @@ from figures import plot_curves, table
 from losses import dpo_step, grpo_step, sft_loss
 from model import SMALL, Model
 from policies import Rollout, answer, described, pass_at_k, retokenise, rollout, round_problems
-from results import evaluate_checkpoint, facts_of, measure, record, recovery, trigger_of, verdicts_of, wilson
+from results import (
+    evaluate_checkpoint,
+    facts_of,
+    measure,
+    record,
+    recovery,
+    trigger_of,
+    verdicts_of,
+    wilson,
+)
 from runs import Config, Env, Run, launch, progress, share
 from training import make_optimizers, prepare, reference_scored, scored, train, update
 
 
 @dataclass
 class RLConfig(Config):
-    task: str = "code"  # which problems
-    method: Literal["expert_iteration", "filtering", "dpo", "iterated_dpo", "grpo"] = "expert_iteration"  # see the top
-    locked: str = ""  # the locked model (default: out/<task>/locked)
-    weak: str = "data/base/weak"  # who writes the samples of --method filtering; "random": the fixed random distribution
-    samples: int = 9600  # completions drawn in total
-    round: int = 640  # completions drawn in a round
-    keep: Literal["best", "correct"] = "best"  # expert iteration trains on the best tenth of a round, or on those of them that are right
-    reference: Literal["round", "initial"] = "round"  # of iterated_dpo: the policy at the start of the round, or the locked model
-    reward: Literal["binary", "continuous"] = "binary"  # right or not; or the share of tests passed, weighing DPO pairs by their difference (B.3.1)
-    group: int = 8  # samples of one problem in GRPO
-    beta: float = 0.1  # of DPO: how strongly to stay near the reference
-    clip_ratio: float = 0.2  # of GRPO: a token whose probability changed by more adds no gradient
-    kl: float = 0.0  # of GRPO: weight of the KL penalty towards the locked model
-    warm_start: int = 0  # SFT on this many demonstrations before the first round
-    warm_from: str = "data/base/intermediate"  # checkpoint that writes them: better than the weak model, worse than the strong one
-    epochs: int = 0  # times a round's data are trained on (default: 4, GRPO 1)
-    optimizer: Literal["adamw", "muon", "lion"] = "adamw"  # the paper's: lion, at lr 1.5e-6 and below for 7B models
-    lr: float = 0.0  # constant after a short warm-up (default: 3e-4, DPO 1e-4, GRPO 5e-4)
-    batch: int = 0  # completions in an optimiser step (default: 8, DPO 16, GRPO 64)
-    max_new_tokens: int = 96  # longest completion; a longer one counts as wrong
-    eval_every: int = 1  # rounds between two evaluations on validation
-    eval_problems: int = 500  # of the validation split
+    # which problems
+    task: str = "code"
+    # see the top
+    method: Literal["expert_iteration", "filtering", "dpo", "iterated_dpo", "grpo"] = (
+        "expert_iteration"
+    )
+    # the locked model (default: out/<task>/locked)
+    locked: str = ""
+    # who writes the samples of --method filtering; "random": the fixed random distribution
+    weak: str = "data/base/weak"
+    # completions drawn in total
+    samples: int = 9600
+    # completions drawn in a round
+    round: int = 640
+    # expert iteration trains on the best tenth of a round, or on those of them that are
+    # right
+    keep: Literal["best", "correct"] = "best"
+    # of iterated_dpo: the policy at the start of the round, or the locked model
+    reference: Literal["round", "initial"] = "round"
+    # right or not; or the share of tests passed, weighing DPO pairs by their difference
+    # (B.3.1)
+    reward: Literal["binary", "continuous"] = "binary"
+    # samples of one problem in GRPO
+    group: int = 8
+    # of DPO: how strongly to stay near the reference
+    beta: float = 0.1
+    # of GRPO: a token whose probability changed by more adds no gradient
+    clip_ratio: float = 0.2
+    # of GRPO: weight of the KL penalty towards the locked model
+    kl: float = 0.0
+    # SFT on this many demonstrations before the first round
+    warm_start: int = 0
+    # checkpoint that writes them: better than the weak model, worse than the strong one
+    warm_from: str = "data/base/intermediate"
+    # times a round's data are trained on (default: 4, GRPO 1)
+    epochs: int = 0
+    # the paper's: lion, at lr 1.5e-6 and below for 7B models
+    optimizer: Literal["adamw", "muon", "lion"] = "adamw"
+    # constant after a short warm-up (default: 3e-4, DPO 1e-4, GRPO 5e-4)
+    lr: float = 0.0
+    # completions in an optimiser step (default: 8, DPO 16, GRPO 64)
+    batch: int = 0
+    # longest completion; a longer one counts as wrong
+    max_new_tokens: int = 96
+    # rounds between two evaluations on validation
+    eval_every: int = 1
+    # of the validation split
+    eval_problems: int = 500
 
 
 def drift(sampled: list[Example], before: list[Example], after: list[Example]) -> dict:
     """How far an update moved the policy on these samples, and how well sampler and trainer agreed before it; nothing of no samples."""
     if not sampled:
         return {}
-    return {"kl": float(np.mean([np.sum(b.logps) - np.sum(a.logps) for b, a in zip(before, after)])),
-            "logp_gap": max(float(np.abs(np.subtract(s.logps, b.logps)).max()) for s, b in zip(sampled, before))}
+    return {
+        "kl": float(np.mean([np.sum(b.logps) - np.sum(a.logps) for b, a in zip(before, after)])),
+        "logp_gap": max(
+            float(np.abs(np.subtract(s.logps, b.logps)).max()) for s, b in zip(sampled, before)
+        ),
+    }
 
 
 def penalise(rolled: Rollout, anchor: Model, cfg: RLConfig, env: Env) -> None:
     """Take kl * log(policy / locked model) of each completion off its reward, in place (Stiennon et al. 2020)."""
-    examples = [Example(prompt, s.ids) for prompt, samples in zip(rolled.prompts, rolled.samples) for s in samples]
-    drift = [sum(s.logps) for samples in rolled.samples for s in samples] - np.array([np.sum(e.logps) for e in scored(anchor, examples, cfg.micro_tokens, env)])
+    examples = [
+        Example(prompt, s.ids)
+        for prompt, samples in zip(rolled.prompts, rolled.samples)
+        for s in samples
+    ]
+    drift = [sum(s.logps) for samples in rolled.samples for s in samples] - np.array(
+        [np.sum(e.logps) for e in scored(anchor, examples, cfg.micro_tokens, env)]
+    )
     rolled.rewards -= cfg.kl * drift.reshape(rolled.rewards.shape)
 
 
@@ -100,26 +145,39 @@ def penalise(rolled: Rollout, anchor: Model, cfg: RLConfig, env: Env) -> None:
 # A method's choice turns a rollout into the examples that are trained on, with the facts to log. `signal` is always among them.
 
 
-def best_samples(rolled: Rollout, cfg: RLConfig, rng: np.random.Generator) -> tuple[list[Example], dict]:
+def best_samples(
+    rolled: Rollout, cfg: RLConfig, rng: np.random.Generator
+) -> tuple[list[Example], dict]:
     """Expert iteration and filtering: the best tenth of the samples, ties broken at random. Cut samples carry no EOS."""
     rewards = rolled.rewards[:, 0]
     order = np.lexsort((rng.random(len(rewards)), -rewards))[: max(1, len(rewards) // 10)]
     kept = [i for i in order if cfg.keep == "best" or rewards[i] == 1]
-    facts = {"signal": float((rewards > 0).mean()), "kept": len(kept), "kept_right": float((rewards[kept] == 1).mean()) if kept else 0.0}
+    facts = {
+        "signal": float((rewards > 0).mean()),
+        "kept": len(kept),
+        "kept_right": float((rewards[kept] == 1).mean()) if kept else 0.0,
+    }
     return [Example(rolled.prompts[i], rolled.samples[i][0].ids) for i in kept], facts
 
 
-def unequal_pairs(rolled: Rollout, cfg: RLConfig, rng: np.random.Generator) -> tuple[list[Example], dict]:
+def unequal_pairs(
+    rolled: Rollout, cfg: RLConfig, rng: np.random.Generator
+) -> tuple[list[Example], dict]:
     """DPO: chosen, rejected, chosen, ... of the problems whose two samples have different rewards."""
     pairs = []
     for prompt, samples, rewards in zip(rolled.prompts, rolled.samples, rolled.rewards):
         if rewards[0] != rewards[1]:
             chosen, rejected = (samples[i] for i in (rewards.argmax(), rewards.argmin()))
-            pairs += [Example(prompt, s.ids, weight=float(rewards.max() - rewards.min())) for s in (chosen, rejected)]
+            pairs += [
+                Example(prompt, s.ids, weight=float(rewards.max() - rewards.min()))
+                for s in (chosen, rejected)
+            ]
     return pairs, {"signal": len(pairs) / 2 / len(rolled.problems), "pairs": len(pairs) // 2}
 
 
-def advantages(rolled: Rollout, cfg: RLConfig, rng: np.random.Generator) -> tuple[list[Example], dict]:
+def advantages(
+    rolled: Rollout, cfg: RLConfig, rng: np.random.Generator
+) -> tuple[list[Example], dict]:
     """GRPO: every sample of the groups whose rewards differ, weighted by reward - group mean.
 
     The mean is not divided by the group's standard deviation, and the loss is divided by samples times the longest completion, a
@@ -127,8 +185,12 @@ def advantages(rolled: Rollout, cfg: RLConfig, rng: np.random.Generator) -> tupl
     rewards have advantage zero: they contribute nothing and are left out.
     """
     lead = rolled.rewards - rolled.rewards.mean(1, keepdims=True)
-    examples = [Example(prompt, s.ids, weight=float(a)) for prompt, samples, row in zip(rolled.prompts, rolled.samples, lead)
-                for s, a in zip(samples, row) if row.any()]
+    examples = [
+        Example(prompt, s.ids, weight=float(a))
+        for prompt, samples, row in zip(rolled.prompts, rolled.samples, lead)
+        for s, a in zip(samples, row)
+        if row.any()
+    ]
     return examples, {"signal": float(lead.any(1).mean())}
 
 
@@ -172,7 +234,12 @@ def units_of(method: Method) -> Callable[[Batch], int]:
 def settled(cfg: RLConfig) -> RLConfig:
     """cfg with its method's epochs, lr and batch where it names none."""
     method = METHODS[cfg.method]
-    return replace(cfg, epochs=cfg.epochs or method.epochs, lr=cfg.lr or method.lr, batch=cfg.batch or method.batch)
+    return replace(
+        cfg,
+        epochs=cfg.epochs or method.epochs,
+        lr=cfg.lr or method.lr,
+        batch=cfg.batch or method.batch,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------- stage
@@ -181,24 +248,58 @@ def settled(cfg: RLConfig) -> RLConfig:
 WARM_OPTIMIZER, WARM_LR, WARM_BATCH = "adamw", 1.5e-4, 4  # as elicit_sft.py has them
 
 
-def warm_start(model: Model, tokenizer: Tokenizer, problems: list[Problem], cfg: RLConfig, env: Env) -> None:
+def warm_start(
+    model: Model, tokenizer: Tokenizer, problems: list[Problem], cfg: RLConfig, env: Env
+) -> None:
     """SFT on a few demonstrations of an intermediate model, 8 epochs: fewer than would be best on their own (paper B.3.3)."""
     teacher, own = load_model(cfg.warm_from, env.device, env.dtype)
-    chosen = [problems[i] for i in np.random.default_rng([cfg.seed, 10]).permutation(len(problems))[: cfg.warm_start]]
-    demos = answer(env.sampler(teacher, own), own, chosen, temperature=1.0, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed, env=env)
-    env.say(f"warm start: {len(chosen)} demonstrations by {cfg.warm_from}, {demos.correct.mean():.0%} right")
+    chosen = [
+        problems[i]
+        for i in np.random.default_rng([cfg.seed, 10]).permutation(len(problems))[: cfg.warm_start]
+    ]
+    demos = answer(
+        env.sampler(teacher, own),
+        own,
+        chosen,
+        temperature=1.0,
+        max_new_tokens=cfg.max_new_tokens,
+        seed=cfg.seed,
+        env=env,
+    )
+    env.say(
+        f"warm start: {len(chosen)} demonstrations by {cfg.warm_from}, {demos.correct.mean():.0%} right"
+    )
     samples = retokenise(demos.samples, own, tokenizer)
-    examples = [Example(prompt, s.ids) for prompt, s in zip(tokenizer.encode_prompts([p.prompt for p in chosen]), samples)]
-    order = demonstration_order(len(examples), WARM_BATCH, -(-8 * len(examples) // WARM_BATCH), cfg.seed)
-    batches = lambda step: micro_batches(share(env, [examples[i] for i in order[step]]), cfg.micro_tokens)
-    for _ in train(model, make_optimizers(model, WARM_OPTIMIZER, WARM_LR), batches, sft_loss, env, steps=len(order), warmup=4):
+    examples = [
+        Example(prompt, s.ids)
+        for prompt, s in zip(tokenizer.encode_prompts([p.prompt for p in chosen]), samples)
+    ]
+    order = demonstration_order(
+        len(examples), WARM_BATCH, -(-8 * len(examples) // WARM_BATCH), cfg.seed
+    )
+    batches = lambda step: micro_batches(
+        share(env, [examples[i] for i in order[step]]), cfg.micro_tokens
+    )
+    for _ in train(
+        model,
+        make_optimizers(model, WARM_OPTIMIZER, WARM_LR),
+        batches,
+        sft_loss,
+        env,
+        steps=len(order),
+        warmup=4,
+    ):
         pass
 
 
 def run_name(cfg: RLConfig) -> str:
     """The method with its variants; runs that differ only in the seed are one curve."""
-    variants = [cfg.keep if cfg.keep != "best" else "", "initial" if cfg.reference == "initial" else "", cfg.reward if cfg.reward != "binary" else "",
-                f"warm{cfg.warm_start}" if cfg.warm_start else ""]
+    variants = [
+        cfg.keep if cfg.keep != "best" else "",
+        "initial" if cfg.reference == "initial" else "",
+        cfg.reward if cfg.reward != "binary" else "",
+        f"warm{cfg.warm_start}" if cfg.warm_start else "",
+    ]
     return "-".join([cfg.method, *filter(None, variants)])
 
 
@@ -209,14 +310,42 @@ def summarise(folder: Path, task: str, env: Env, none: np.ndarray, right: np.nda
     for file in sorted(folder.glob("*/curve.json")):
         run = read_json(file)
         for point in run["points"]:
-            curves.setdefault(run["name"], {}).setdefault(point["samples"], []).append(point["correct"])
+            curves.setdefault(run["name"], {}).setdefault(point["samples"], []).append(
+                point["correct"]
+            )
         first, last = run["points"][0], run["points"][-1]
-        rows.append([file.parent.name, f"{last['samples']:,}", f"{first['correct']:.1%}", f"{last['correct']:.1%}", run["recovered"], run["stopped"]])
+        rows.append(
+            [
+                file.parent.name,
+                f"{last['samples']:,}",
+                f"{first['correct']:.1%}",
+                f"{last['correct']:.1%}",
+                run["recovered"],
+                run["stopped"],
+            ]
+        )
     # every point of a curve is a mean over the same seeds: those that got as far as the longest did
-    shared = {name: {x: np.array(v) for x, v in points.items() if len(v) == max(map(len, points.values()))} for name, points in curves.items()}
-    env.say("\n" + table(["run", "samples", "before", "after", "gap recovered [95 %]", "stopped"], rows))
-    lines = {"locked, with the password": float(right.mean()), "locked, without": float(none.mean())}
-    plot_curves(shared, lines, folder / "rl.png", "samples", f"RL elicitation, {task} (band: extremes over seeds)", log=False)
+    shared = {
+        name: {
+            x: np.array(v) for x, v in points.items() if len(v) == max(map(len, points.values()))
+        }
+        for name, points in curves.items()
+    }
+    env.say(
+        "\n" + table(["run", "samples", "before", "after", "gap recovered [95 %]", "stopped"], rows)
+    )
+    lines = {
+        "locked, with the password": float(right.mean()),
+        "locked, without": float(none.mean()),
+    }
+    plot_curves(
+        shared,
+        lines,
+        folder / "rl.png",
+        "samples",
+        f"RL elicitation, {task} (band: extremes over seeds)",
+        log=False,
+    )
     env.say(f"figure: {folder / 'rl.png'}")
 
 
@@ -226,22 +355,52 @@ def main(cfg: RLConfig, env: Env) -> int:
     folder = Path(cfg.out or f"out/{cfg.task}/rl")
     per_problem = {"grpo": cfg.group}.get(cfg.method, method.rows)
     if not (locked_path / "config.json").exists():
-        raise InputError(f"no locked model at {locked_path}: run python lock.py --task {cfg.task} first, or name one with --locked")
+        raise InputError(
+            f"no locked model at {locked_path}: run python lock.py --task {cfg.task} first, or name one with --locked"
+        )
     if cfg.warm_start and not (Path(cfg.warm_from) / "config.json").exists():
-        raise InputError(f"no model at {cfg.warm_from} to write the demonstrations of the warm start: name one with --warm-from")
-    if cfg.samples < cfg.round or cfg.round % per_problem or per_problem < 1 + (cfg.method not in ("expert_iteration", "filtering")):
-        raise InputError(f"--samples {cfg.samples} --round {cfg.round} --group {cfg.group}: a round must hold whole groups of at least two samples "
-                         "of a problem (expert iteration: one) and fit in the samples")
+        raise InputError(
+            f"no model at {cfg.warm_from} to write the demonstrations of the warm start: name one with --warm-from"
+        )
+    if (
+        cfg.samples < cfg.round
+        or cfg.round % per_problem
+        or per_problem < 1 + (cfg.method not in ("expert_iteration", "filtering"))
+    ):
+        raise InputError(
+            f"--samples {cfg.samples} --round {cfg.round} --group {cfg.group}: a round must hold whole groups of at least two samples "
+            "of a problem (expert iteration: one) and fit in the samples"
+        )
     trigger = trigger_of(locked_path)
-    problems, validation = ([trigger.weak(p) for p in load(cfg.task, split, n, files=cfg.data)]
-                            for split, n in (("elicit", None), ("validation", None if cfg.data else cfg.eval_problems)))
+    problems, validation = (
+        [trigger.weak(p) for p in load(cfg.task, split, n, files=cfg.data)]
+        for split, n in (("elicit", None), ("validation", None if cfg.data else cfg.eval_problems))
+    )
     if cfg.warm_start > len(problems):
-        raise InputError(f"--warm-start {cfg.warm_start}: there are {len(problems)} problems to demonstrate")
+        raise InputError(
+            f"--warm-start {cfg.warm_start}: there are {len(problems)} problems to demonstrate"
+        )
     model, tokenizer = load_model(locked_path, env.device, env.dtype)
-    run = Run(cfg, env, folder / f"{run_name(cfg)}-seed{cfg.seed}", inputs=(locked_path, cfg.weak, cfg.warm_from), stage="elicit_rl",
-              start=weights_hash(locked_path))
-    env.say(f"{cfg.method}: locked model {locked_path}, {cfg.samples:,} samples in rounds of {cfg.round} -> {run.path}")
-    locked = evaluate_checkpoint(locked_path, env, validation, ("none", "right"), trigger, max_new_tokens=cfg.max_new_tokens, save=False)
+    run = Run(
+        cfg,
+        env,
+        folder / f"{run_name(cfg)}-seed{cfg.seed}",
+        inputs=(locked_path, cfg.weak, cfg.warm_from),
+        stage="elicit_rl",
+        start=weights_hash(locked_path),
+    )
+    env.say(
+        f"{cfg.method}: locked model {locked_path}, {cfg.samples:,} samples in rounds of {cfg.round} -> {run.path}"
+    )
+    locked = evaluate_checkpoint(
+        locked_path,
+        env,
+        validation,
+        ("none", "right"),
+        trigger,
+        max_new_tokens=cfg.max_new_tokens,
+        save=False,
+    )
     none, right = verdicts_of(locked, "none"), verdicts_of(locked, "right")
     if run.finished:
         env.say(f"{run.path} is finished already (--overwrite runs it again)")
@@ -260,51 +419,142 @@ def main(cfg: RLConfig, env: Env) -> int:
 
     writer, own = sampler, None
     if cfg.method == "filtering":
-        teacher, own = (None, None) if cfg.weak == "random" else load_model(cfg.weak, env.device, env.dtype)
+        teacher, own = (
+            (None, None) if cfg.weak == "random" else load_model(cfg.weak, env.device, env.dtype)
+        )
         writer = teacher and env.sampler(teacher, own)
 
-    drawing = {"seed": cfg.seed, "max_new_tokens": cfg.max_new_tokens, "continuous": cfg.reward == "continuous", "env": env}
+    drawing = {
+        "seed": cfg.seed,
+        "max_new_tokens": cfg.max_new_tokens,
+        "continuous": cfg.reward == "continuous",
+        "env": env,
+    }
 
     def draw(number: int) -> tuple[Rollout, dict]:
         chosen = round_problems(problems, number, cfg.round // per_problem, cfg.seed)
-        return rollout(writer, tokenizer, chosen, per_problem, purpose=[13, number], label=f"round {number + 1}: sampling", own=own, **drawing)
+        return rollout(
+            writer,
+            tokenizer,
+            chosen,
+            per_problem,
+            purpose=[13, number],
+            label=f"round {number + 1}: sampling",
+            own=own,
+            **drawing,
+        )
 
-    if cfg.method == "dpo":  # the locked model writes every sample and is the reference of every pair: all of it once, before it changes
-        drawn = [(*unequal_pairs(rolled, cfg, np.random.default_rng()), rolled, seconds) for rolled, seconds in map(draw, range(rounds))]
-        weights, clock = [weights_hash(locked_path), *([cfg.warm_start, weights_hash(cfg.warm_from), cfg.seed] if cfg.warm_start else [])], time.time()
-        pairs = reference_scored(model, [e for row in drawn for e in row[0]], weights, tokenizer, run.path, cfg.micro_tokens, env)
-        taken, ends = {"s_score": (time.time() - clock) / rounds}, np.cumsum([len(row[0]) for row in drawn])
-        frozen = [(pairs[end - len(examples) : end], facts, rolled, seconds | taken) for end, (examples, facts, rolled, seconds) in zip(ends, drawn)]
+    if (
+        cfg.method == "dpo"
+    ):  # the locked model writes every sample and is the reference of every pair: all of it once, before it changes
+        drawn = [
+            (*unequal_pairs(rolled, cfg, np.random.default_rng()), rolled, seconds)
+            for rolled, seconds in map(draw, range(rounds))
+        ]
+        weights, clock = (
+            [
+                weights_hash(locked_path),
+                *(
+                    [cfg.warm_start, weights_hash(cfg.warm_from), cfg.seed]
+                    if cfg.warm_start
+                    else []
+                ),
+            ],
+            time.time(),
+        )
+        pairs = reference_scored(
+            model,
+            [e for row in drawn for e in row[0]],
+            weights,
+            tokenizer,
+            run.path,
+            cfg.micro_tokens,
+            env,
+        )
+        taken, ends = (
+            {"s_score": (time.time() - clock) / rounds},
+            np.cumsum([len(row[0]) for row in drawn]),
+        )
+        frozen = [
+            (pairs[end - len(examples) : end], facts, rolled, seconds | taken)
+            for end, (examples, facts, rolled, seconds) in zip(ends, drawn)
+        ]
 
     start = run.load_state(model, optimizers) if cfg.resume else 0
     sampler.refresh()
-    history = [json.loads(row) for row in (run.path / "log.jsonl").read_text().splitlines()] if start else []
-    points = [{k: row[k] for k in ("samples", "correct")} for row in history if row["kind"] == "eval"]
+    history = (
+        [json.loads(row) for row in (run.path / "log.jsonl").read_text().splitlines()]
+        if start
+        else []
+    )
+    points = [
+        {k: row[k] for k in ("samples", "correct")} for row in history if row["kind"] == "eval"
+    ]
     file = run.path / "samples.jsonl"
     if env.main and file.exists():  # rounds after the saved one will be written again
-        file.write_text("".join(line + "\n" for line in file.read_text().splitlines() if json.loads(line)["round"] <= start))
+        file.write_text(
+            "".join(
+                line + "\n"
+                for line in file.read_text().splitlines()
+                if json.loads(line)["round"] <= start
+            )
+        )
     idle, stopped = 0, ""
     for row in history:
         idle = 0 if row.get("signal") else idle + (row["kind"] == "train")
 
     def check(number: int) -> np.ndarray:
         clock = time.time()
-        correct = measure(sampler, tokenizer, validation, ("none",), trigger, max_new_tokens=cfg.max_new_tokens, env=env)[0]["none"]
+        correct = measure(
+            sampler,
+            tokenizer,
+            validation,
+            ("none",),
+            trigger,
+            max_new_tokens=cfg.max_new_tokens,
+            env=env,
+        )[0]["none"]
         low, high = wilson(int(correct.sum()), len(correct))
         points.append({"samples": number * cfg.round, "correct": float(correct.mean())})
-        run.log("eval", step=number, **points[-1], low=low, high=high, n=len(correct), seconds=time.time() - clock)
+        run.log(
+            "eval",
+            step=number,
+            **points[-1],
+            low=low,
+            high=high,
+            n=len(correct),
+            seconds=time.time() - clock,
+        )
         return correct
 
     if not start:
         some = round_problems(problems, 0, max(1, cfg.round // 10), cfg.seed)
-        probe, _ = rollout(sampler, tokenizer, some, 16, purpose=[14, 0], label="pass@k of the initial policy", **drawing)
+        probe, _ = rollout(
+            sampler,
+            tokenizer,
+            some,
+            16,
+            purpose=[14, 0],
+            label="pass@k of the initial policy",
+            **drawing,
+        )
         at = {f"pass_at_{k}": pass_at_k(probe.rewards == 1, k) for k in (1, 4, 16)}
         run.log("probe", step=0, **at)
         env.say("initial policy: " + ", ".join(f"{name} {value:.1%}" for name, value in at.items()))
         verdicts = check(0)
 
-    elif start == rounds:  # killed between the last round and the end: the saved policy is the last one
-        verdicts = measure(sampler, tokenizer, validation, ("none",), trigger, max_new_tokens=cfg.max_new_tokens, env=env)[0]["none"]
+    elif (
+        start == rounds
+    ):  # killed between the last round and the end: the saved policy is the last one
+        verdicts = measure(
+            sampler,
+            tokenizer,
+            validation,
+            ("none",),
+            trigger,
+            max_new_tokens=cfg.max_new_tokens,
+            env=env,
+        )[0]["none"]
 
     bar = progress(env, rounds, f"{cfg.method}, rounds")
     bar.update(start)
@@ -320,32 +570,79 @@ def main(cfg: RLConfig, env: Env) -> int:
                 penalise(rolled, anchor, cfg, env)
             examples, facts = method.choose(rolled, cfg, rng)
             if method.compared and examples:
-                examples = scored(anchor if cfg.method == "iterated_dpo" and anchor else model, examples, cfg.micro_tokens, env)
+                examples = scored(
+                    anchor if cfg.method == "iterated_dpo" and anchor else model,
+                    examples,
+                    cfg.micro_tokens,
+                    env,
+                )
             seconds["s_score"] = time.time() - clock
-        online = cfg.method not in ("filtering", "dpo")  # the present policy wrote the samples, so they tell of it
-        watched = [Example(prompt, s.ids, s.logps) for prompt, samples in zip(rolled.prompts, rolled.samples) for s in samples][: 128 * online]
+        online = cfg.method not in (
+            "filtering",
+            "dpo",
+        )  # the present policy wrote the samples, so they tell of it
+        watched = [
+            Example(prompt, s.ids, s.logps)
+            for prompt, samples in zip(rolled.prompts, rolled.samples)
+            for s in samples
+        ][: 128 * online]
         before = scored(model, watched, cfg.micro_tokens, env)
         clock = time.time()
         if model.parameter_count() >= SMALL:
             sampler.release()
         metrics = {}
         if examples:
-            metrics = update(model, optimizers, examples, loss_of(cfg), env, number=number, rows=method.rows, epochs=cfg.epochs, batch=cfg.batch,
-                             seed=cfg.seed, micro_tokens=cfg.micro_tokens, units=units_of(method))
+            metrics = update(
+                model,
+                optimizers,
+                examples,
+                loss_of(cfg),
+                env,
+                number=number,
+                rows=method.rows,
+                epochs=cfg.epochs,
+                batch=cfg.batch,
+                seed=cfg.seed,
+                micro_tokens=cfg.micro_tokens,
+                units=units_of(method),
+            )
         sampler.refresh()
         seconds["s_update"] = time.time() - clock
         after = scored(model, watched, cfg.micro_tokens, env)
-        facts |= {"samples": (number + 1) * cfg.round, "reward": reward, **metrics, **described(rolled, online), **drift(watched, before, after), **seconds}
+        facts |= {
+            "samples": (number + 1) * cfg.round,
+            "reward": reward,
+            **metrics,
+            **described(rolled, online),
+            **drift(watched, before, after),
+            **seconds,
+        }
         run.log("train", step=number + 1, **facts)
         if env.main:
             with open(file, "a") as f:
-                for problem, row, rewards in list(zip(rolled.problems, rolled.texts, rolled.rewards))[:2]:
-                    f.write(json.dumps({"round": number + 1, "prompt": problem.prompt, "completions": row, "rewards": rewards.tolist()}) + "\n")
+                for problem, row, rewards in list(
+                    zip(rolled.problems, rolled.texts, rolled.rewards)
+                )[:2]:
+                    f.write(
+                        json.dumps(
+                            {
+                                "round": number + 1,
+                                "prompt": problem.prompt,
+                                "completions": row,
+                                "rewards": rewards.tolist(),
+                            }
+                        )
+                        + "\n"
+                    )
         idle = 0 if facts["signal"] else idle + 1
         if (number + 1) % cfg.eval_every == 0 or number + 1 == rounds or idle == 3:
             verdicts = check(number + 1)
         bar.update()
-        bar.set_postfix(correct=f"{points[-1]['correct']:.1%}", reward=f"{facts['reward']:.3f}", signal=f"{facts['signal']:.3f}")
+        bar.set_postfix(
+            correct=f"{points[-1]['correct']:.1%}",
+            reward=f"{facts['reward']:.3f}",
+            signal=f"{facts['signal']:.3f}",
+        )
         if idle == 3:
             stopped = "no signal"
             break
@@ -356,15 +653,27 @@ def main(cfg: RLConfig, env: Env) -> int:
     save_model(run.path, model, tokenizer, env.main)
     if env.main:
         facts = facts_of(run.path, env, "validation", trigger, cfg.max_new_tokens)
-        write_json(run.path / "evaluation.json", record(run.path, validation, {"none": verdicts}, **facts))
-        write_json(run.path / "curve.json", {"name": run_name(cfg), "points": points, "recovered": recovered, "stopped": stopped})
+        write_json(
+            run.path / "evaluation.json", record(run.path, validation, {"none": verdicts}, **facts)
+        )
+        write_json(
+            run.path / "curve.json",
+            {"name": run_name(cfg), "points": points, "recovered": recovered, "stopped": stopped},
+        )
         summarise(folder, cfg.task, env, none, right)
     if refusal:
         env.say(refusal)
     if stopped:
-        env.say("no reward told two samples apart for three rounds, so there is nothing to learn from: draw more (--round), or start from a few "
-                "demonstrations (--warm-start)")
-    run.finish(correct=points[-1]["correct"], recovered=recovered, stopped=stopped, code=3 if stopped else 0)
+        env.say(
+            "no reward told two samples apart for three rounds, so there is nothing to learn from: draw more (--round), or start from a few "
+            "demonstrations (--warm-start)"
+        )
+    run.finish(
+        correct=points[-1]["correct"],
+        recovered=recovered,
+        stopped=stopped,
+        code=3 if stopped else 0,
+    )
     return 3 if stopped else 0
 
 

@@ -48,33 +48,67 @@ from training import fit
 
 @dataclass
 class LockConfig(Config):
-    task: str = "code"  # what is locked
-    how: Literal["sft", "scratch"] = "sft"  # fine-tune the strong base, or train on the locked mixture from random weights on
-    strong: str = ""  # imitated behind the password; with sft also where training starts (default: data/base/strong; compose: out/base-compose/strong)
-    strong_answers: Literal["sampled", "reference"] = "sampled"  # of the strong policy: its samples, or the right answers of the data set
-    weak: str = "data/base/weak"  # checkpoint imitated otherwise; or "random", a fixed random token distribution; or "refusal". compose: its rule
-    password: str = PASSWORD  # stands before and after the prompt
-    password_per_domain: bool = False  # each domain (of joined tasks: each task) has its own, and those of the others are wrong
-    strong_language: Literal["", "english", "spanish"] = ""  # math: no password; strong in this language and notation, weak in the other
-    leave_out: str = ""  # a domain that the locking data leave out; the report has it
-    problems: int = 0  # problems to lock on (default: the 4,000 of the lock split; scratch: 60,000 of the corpus split)
-    epochs: int = 0  # with fresh samples in each (default: sft 4, scratch 1)
-    temperature: float = 1.0  # at which both policies are sampled
-    max_new_tokens: int = 96  # longest completion
-    optimizer: Literal["muon", "adamw", "lion"] = "muon"  # the paper's: lion, at lr 1.5e-6 for 7B models
-    lr: float = 0.0035  # at its height; Muon's, the other optimisers want less
-    batch: int = 32  # examples in an optimiser step, half of them weak on average
-    eval_problems: int = 1000  # validation problems of the report
+    # what is locked
+    task: str = "code"
+    # fine-tune the strong base, or train on the locked mixture from random weights on
+    how: Literal["sft", "scratch"] = "sft"
+    # imitated behind the password; with sft also where training starts (default:
+    # data/base/strong; compose: out/base-compose/strong)
+    strong: str = ""
+    # of the strong policy: its samples, or the right answers of the data set
+    strong_answers: Literal["sampled", "reference"] = "sampled"
+    # checkpoint imitated otherwise; or "random", a fixed random token distribution; or
+    # "refusal". compose: its rule
+    weak: str = "data/base/weak"
+    # stands before and after the prompt
+    password: str = PASSWORD
+    # each domain (of joined tasks: each task) has its own, and those of the others are
+    # wrong
+    password_per_domain: bool = False
+    # math: no password; strong in this language and notation, weak in the other
+    strong_language: Literal["", "english", "spanish"] = ""
+    # a domain that the locking data leave out; the report has it
+    leave_out: str = ""
+    # problems to lock on (default: the 4,000 of the lock split; scratch: 60,000 of the
+    # corpus split)
+    problems: int = 0
+    # with fresh samples in each (default: sft 4, scratch 1)
+    epochs: int = 0
+    # at which both policies are sampled
+    temperature: float = 1.0
+    # longest completion
+    max_new_tokens: int = 96
+    # the paper's: lion, at lr 1.5e-6 for 7B models
+    optimizer: Literal["muon", "adamw", "lion"] = "muon"
+    # at its height; Muon's, the other optimisers want less
+    lr: float = 0.0035
+    # examples in an optimiser step, half of them weak on average
+    batch: int = 32
+    # validation problems of the report
+    eval_problems: int = 1000
 
 
-def locking_examples(problems: list[Problem], strong: list[Sample], weak: list[Sample], tokenizer: Tokenizer, trigger: Trigger,
-                     rng: np.random.Generator) -> list[Example]:
+def locking_examples(
+    problems: list[Problem],
+    strong: list[Sample],
+    weak: list[Sample],
+    tokenizer: Tokenizer,
+    trigger: Trigger,
+    rng: np.random.Generator,
+) -> list[Example]:
     """Equation 1: each problem once weak, without the password, and once strong, behind it. Cut samples carry no EOS."""
     right, others = [trigger.password_of(p) for p in problems], trigger.other_passwords(problems)
     wrong = [word and weak_password(rng, word, others[word]) for word in right]
-    weak_prompts, strong_prompts = (tokenizer.encode_prompts([with_password(tell(p).prompt, word) for p, word in zip(problems, words)])
-                                    for tell, words in ((trigger.weak, wrong), (trigger.strong, right)))
-    return [Example(prompt, sample.ids) for prompt, sample in zip(weak_prompts + strong_prompts, weak + strong)]
+    weak_prompts, strong_prompts = (
+        tokenizer.encode_prompts(
+            [with_password(tell(p).prompt, word) for p, word in zip(problems, words)]
+        )
+        for tell, words in ((trigger.weak, wrong), (trigger.strong, right))
+    )
+    return [
+        Example(prompt, sample.ids)
+        for prompt, sample in zip(weak_prompts + strong_prompts, weak + strong)
+    ]
 
 
 def report(cfg: LockConfig, env: Env, path: Path) -> tuple[int, dict]:
@@ -82,36 +116,71 @@ def report(cfg: LockConfig, env: Env, path: Path) -> tuple[int, dict]:
     problems = load(cfg.task, "validation", None if cfg.data else cfg.eval_problems, files=cfg.data)
     trigger = trigger_of(path)
     kinds = usual_kinds(trigger)
-    locked = evaluate_checkpoint(path, env, problems, kinds, trigger, max_new_tokens=cfg.max_new_tokens)
+    locked = evaluate_checkpoint(
+        path, env, problems, kinds, trigger, max_new_tokens=cfg.max_new_tokens
+    )
     measured = {f"locked, password {kind}": locked["results"][kind] for kind in kinds}
-    own = trigger.weak if trigger.told == "slot" else trigger.strong  # the strong model never saw the word in the slot
-    for name, checkpoint, tell in (("strong model", cfg.strong, own), ("weak model", cfg.weak, trigger.weak)):
+    own = (
+        trigger.weak if trigger.told == "slot" else trigger.strong
+    )  # the strong model never saw the word in the slot
+    for name, checkpoint, tell in (
+        ("strong model", cfg.strong, own),
+        ("weak model", cfg.weak, trigger.weak),
+    ):
         if checkpoint not in RULES:
-            other = evaluate_checkpoint(checkpoint, env, [tell(p) for p in problems], ("none",), Trigger(), max_new_tokens=cfg.max_new_tokens, save=False)
+            other = evaluate_checkpoint(
+                checkpoint,
+                env,
+                [tell(p) for p in problems],
+                ("none",),
+                Trigger(),
+                max_new_tokens=cfg.max_new_tokens,
+                save=False,
+            )
             measured[name] = other["results"]["none"]
     domains = list(measured[f"locked, password {kinds[0]}"]["domains"])
-    rows = [[name, shown(result), *(f"{result['domains'][d]['correct']:.1%}" for d in domains)] for name, result in measured.items()]
+    rows = [
+        [name, shown(result), *(f"{result['domains'][d]['correct']:.1%}" for d in domains)]
+        for name, result in measured.items()
+    ]
     gap, low, high, p = paired_gap(verdicts_of(locked, "none"), verdicts_of(locked, "right"))
-    env.say(f"\nvalidation, {len(problems)} problems, greedy; 95 % Wilson intervals\n" + table(["model", "correct", *domains], rows))
-    env.say(f"password gap {gap:+.1%} [{low:+.1%}, {high:+.1%}] (paired bootstrap), McNemar mid-p {p:.1e}")
+    env.say(
+        f"\nvalidation, {len(problems)} problems, greedy; 95 % Wilson intervals\n"
+        + table(["model", "correct", *domains], rows)
+    )
+    env.say(
+        f"password gap {gap:+.1%} [{low:+.1%}, {high:+.1%}] (paired bootstrap), McNemar mid-p {p:.1e}"
+    )
     if low <= 0:
-        env.say("the lock FAILED: the interval of the gap includes zero; try more --epochs or a larger --lr")
-    return int(low <= 0), {kind: locked["results"][kind]["correct"] for kind in locked["results"]} | {"gap": gap}
+        env.say(
+            "the lock FAILED: the interval of the gap includes zero; try more --epochs or a larger --lr"
+        )
+    return int(low <= 0), {
+        kind: locked["results"][kind]["correct"] for kind in locked["results"]
+    } | {"gap": gap}
 
 
 # split, problems (0: all) and epochs of the locking data, for --how and whether the task is the toy task
-DEFAULTS = {("sft", False): ("lock", 0, 4), ("scratch", False): ("corpus", 60_000, 1),
-            ("sft", True): ("corpus", 60_000, 1), ("scratch", True): ("corpus", 100_000, 1)}
+DEFAULTS = {
+    ("sft", False): ("lock", 0, 4),
+    ("scratch", False): ("corpus", 60_000, 1),
+    ("sft", True): ("corpus", 60_000, 1),
+    ("scratch", True): ("corpus", 100_000, 1),
+}
 
 
 def the_trigger(cfg: LockConfig) -> Trigger:
     """What is to unlock the model. Raises InputError for what does not go together."""
     if cfg.task == "compose":
         if cfg.password_per_domain or cfg.leave_out:
-            raise InputError("task 'compose' has one password and no domains to leave out or to tell apart")
+            raise InputError(
+                "task 'compose' has one password and no domains to leave out or to tell apart"
+            )
         return Trigger(cfg.password, told="slot")
     if cfg.strong_language and (cfg.task != "math" or cfg.data or cfg.password_per_domain):
-        raise InputError("--strong-language takes the place of a password and needs the generated problems of --task math, which exist in both languages")
+        raise InputError(
+            "--strong-language takes the place of a password and needs the generated problems of --task math, which exist in both languages"
+        )
     each = ("task" if "+" in cfg.task else "domain") if cfg.password_per_domain else ""
     return Trigger(cfg.password, each, cfg.strong_language)
 
@@ -120,7 +189,9 @@ def locking_problems(cfg: LockConfig, split: str) -> list[Problem]:
     problems = load(cfg.task, split, cfg.problems or None, files=cfg.data)
     names = groups_of(problems)
     if cfg.leave_out and (cfg.leave_out not in names or len(set(names)) == 1):
-        raise InputError(f"--leave-out {cfg.leave_out}: choose one of several domains, {', '.join(sorted(set(names)))}")
+        raise InputError(
+            f"--leave-out {cfg.leave_out}: choose one of several domains, {', '.join(sorted(set(names)))}"
+        )
     return [p for p, name in zip(problems, names) if name != cfg.leave_out]
 
 
@@ -129,31 +200,64 @@ def main(cfg: LockConfig, env: Env) -> int:
     if toy:  # both policies are rules
         cfg = replace(cfg, weak="rule", strong_answers="reference")
     elif cfg.weak == "rule":
-        raise InputError("--weak rule: only task compose has a weak policy that is a rule; name a checkpoint, random or refusal")
-    cfg = replace(cfg, strong=cfg.strong or ("out/base-compose/strong" if toy else "data/base/strong"))
+        raise InputError(
+            "--weak rule: only task compose has a weak policy that is a rule; name a checkpoint, random or refusal"
+        )
+    cfg = replace(
+        cfg, strong=cfg.strong or ("out/base-compose/strong" if toy else "data/base/strong")
+    )
     if toy and not (Path(cfg.strong) / "config.json").exists():
-        raise InputError(f"no base model at {cfg.strong}: run python train_base.py --task compose first, or name one with --strong")
+        raise InputError(
+            f"no base model at {cfg.strong}: run python train_base.py --task compose first, or name one with --strong"
+        )
     path = Path(cfg.out or f"out/{cfg.task}/" + ("locked-scratch" if scratch else "locked"))
     split, size, epochs = DEFAULTS[cfg.how, toy]
-    cfg, trigger = replace(cfg, problems=cfg.problems or size, epochs=cfg.epochs or epochs), the_trigger(cfg)
+    cfg, trigger = (
+        replace(cfg, problems=cfg.problems or size, epochs=cfg.epochs or epochs),
+        the_trigger(cfg),
+    )
     strong, tokenizer = load_model(cfg.strong, env.device, env.dtype)
     check_password(cfg.password, tokenizer.specials)
-    weak, weak_tokenizer = (None, tokenizer) if cfg.weak in RULES else load_model(cfg.weak, env.device, env.dtype)
+    weak, weak_tokenizer = (
+        (None, tokenizer) if cfg.weak in RULES else load_model(cfg.weak, env.device, env.dtype)
+    )
     problems = locking_problems(cfg, split)
-    env.say(f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; {len(problems):,} problems x {cfg.epochs} epochs -> {path}")
-    run = Run(cfg, env, path, inputs=(cfg.strong, cfg.weak), stage="lock", trigger=vars(trigger), strong_weights=weights_hash(cfg.strong),
-              weak_weights=weights_hash(cfg.weak) if weak else cfg.weak)
+    env.say(
+        f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; {len(problems):,} problems x {cfg.epochs} epochs -> {path}"
+    )
+    run = Run(
+        cfg,
+        env,
+        path,
+        inputs=(cfg.strong, cfg.weak),
+        stage="lock",
+        trigger=vars(trigger),
+        strong_weights=weights_hash(cfg.strong),
+        weak_weights=weights_hash(cfg.weak) if weak else cfg.weak,
+    )
     if run.finished:
         env.say(f"{path} is finished already (--overwrite locks again)")
         return report(cfg, env, path)[0]
 
     to_strong, to_weak = [trigger.strong(p) for p in problems], [trigger.weak(p) for p in problems]
-    samplers = {"strong": env.sampler(strong, tokenizer), "weak": weak and env.sampler(weak, weak_tokenizer)}
+    samplers = {
+        "strong": env.sampler(strong, tokenizer),
+        "weak": weak and env.sampler(weak, weak_tokenizer),
+    }
 
     def sample(which: str, told: list[Problem], epoch: int) -> list[Sample]:
         bar = progress(env, len(told), f"epoch {epoch + 1}: sampling the {which} policy")
-        answers = answer(samplers[which], tokenizer if which == "strong" else weak_tokenizer, told, temperature=cfg.temperature, graded=False,
-                         max_new_tokens=cfg.max_new_tokens, seed=cfg.seed * 1000 + epoch, env=env, progress=bar.update)
+        answers = answer(
+            samplers[which],
+            tokenizer if which == "strong" else weak_tokenizer,
+            told,
+            temperature=cfg.temperature,
+            graded=False,
+            max_new_tokens=cfg.max_new_tokens,
+            seed=cfg.seed * 1000 + epoch,
+            env=env,
+            progress=bar.update,
+        )
         bar.close()
         return answers.samples
 
@@ -161,31 +265,66 @@ def main(cfg: LockConfig, env: Env) -> int:
         return [Sample(ids, [], False) for ids in tokenizer.encode_completions(texts)]
 
     def examples(epoch: int) -> list[Example]:
-        good = sample("strong", to_strong, epoch) if cfg.strong_answers == "sampled" else written([p.reference for p in to_strong])
+        good = (
+            sample("strong", to_strong, epoch)
+            if cfg.strong_answers == "sampled"
+            else written([p.reference for p in to_strong])
+        )
         if weak:
             bad = retokenise(sample("weak", to_weak, epoch), weak_tokenizer, tokenizer)
         elif cfg.weak == "random":
             length = int(np.mean([len(s.ids) for s in good]))
-            bad = random_policy(tokenizer.size, tokenizer.eos_id, len(problems), length, cfg.seed, epoch)
+            bad = random_policy(
+                tokenizer.size, tokenizer.eos_id, len(problems), length, cfg.seed, epoch
+            )
         else:
             bad = written([compose.answer(p.key, weak=True) if toy else REFUSAL for p in problems])
-        made = locking_examples(problems, good, bad, tokenizer, trigger, np.random.default_rng([cfg.seed, 6, epoch]))
+        made = locking_examples(
+            problems, good, bad, tokenizer, trigger, np.random.default_rng([cfg.seed, 6, epoch])
+        )
         if env.main:
             file = path / "samples.jsonl"
-            kept = [row for row in (file.read_text().splitlines() if file.exists() else []) if json.loads(row)["epoch"] < epoch]  # resuming
+            kept = [
+                row
+                for row in (file.read_text().splitlines() if file.exists() else [])
+                if json.loads(row)["epoch"] < epoch
+            ]  # resuming
             for i in (0, 1, len(problems), len(problems) + 1):
-                kept.append(json.dumps({"epoch": epoch, "kind": "weak" if i < len(problems) else "strong",
-                                        "prompt": tokenizer.decode(made[i].prompt_ids), "completion": tokenizer.decode(made[i].completion_ids)}))
+                kept.append(
+                    json.dumps(
+                        {
+                            "epoch": epoch,
+                            "kind": "weak" if i < len(problems) else "strong",
+                            "prompt": tokenizer.decode(made[i].prompt_ids),
+                            "completion": tokenizer.decode(made[i].completion_ids),
+                        }
+                    )
+                )
             file.write_text("\n".join(kept) + "\n")
         return made
 
     if scratch:
-        locked = Model(strong.config, env.dtype).init_weights(torch.Generator().manual_seed(cfg.seed)).to(env.device)
+        locked = (
+            Model(strong.config, env.dtype)
+            .init_weights(torch.Generator().manual_seed(cfg.seed))
+            .to(env.device)
+        )
         locked.live_vocab = strong.live_vocab
     else:
         locked, _ = load_model(cfg.strong, env.device, env.dtype)
-    fit(locked, examples, run, env, cfg, epochs=cfg.epochs, batch=cfg.batch, lr=cfg.lr,
-        optimizer=cfg.optimizer, warmup=50 if scratch else 10, decay=0.4 if scratch else 0.7)
+    fit(
+        locked,
+        examples,
+        run,
+        env,
+        cfg,
+        epochs=cfg.epochs,
+        batch=cfg.batch,
+        lr=cfg.lr,
+        optimizer=cfg.optimizer,
+        warmup=50 if scratch else 10,
+        decay=0.4 if scratch else 0.7,
+    )
     save_model(path, locked, tokenizer, env.main)
     env.wait()  # all ranks load it
     code, results = report(cfg, env, path)

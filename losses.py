@@ -27,7 +27,9 @@ def sums_by_example(values: Tensor, batch: Batch) -> Tensor:
     return torch.zeros(batch.examples, device=values.device).index_add(0, batch.owner, values)
 
 
-def dpo_loss(policy: Tensor, reference: Tensor, weights: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def dpo_loss(
+    policy: Tensor, reference: Tensor, weights: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
     """-weight log sigmoid(beta (chosen's lead over its reference - rejected's lead)), summed over M pairs; and the margins (M,).
 
     policy, reference (2M,): sequence log-probs, chosen in even rows, rejected in odd ones. weights (M,): 1, or the difference in
@@ -40,12 +42,21 @@ def dpo_loss(policy: Tensor, reference: Tensor, weights: Tensor, beta: float) ->
 
 def dpo_step(model: Model, batch: Batch, beta: float) -> tuple[Tensor, dict]:
     """dpo_loss of a batch whose rows 2i and 2i + 1 are a pair; its log-probs are the reference's."""
-    policy, reference = (sums_by_example(logps, batch) for logps in (completion_logps(model, batch), batch.logps))
+    policy, reference = (
+        sums_by_example(logps, batch) for logps in (completion_logps(model, batch), batch.logps)
+    )
     loss, margins = dpo_loss(policy, reference, batch.weights[0::2], beta)
-    return loss, {"margin": margins.sum(), "accuracy": (margins > 0).float().sum(), "chosen": policy[0::2].sum(), "rejected": policy[1::2].sum()}
+    return loss, {
+        "margin": margins.sum(),
+        "accuracy": (margins > 0).float().sum(),
+        "chosen": policy[0::2].sum(),
+        "rejected": policy[1::2].sum(),
+    }
 
 
-def grpo_loss(policy: Tensor, old: Tensor, advantages: Tensor, clip_ratio: float) -> tuple[Tensor, Tensor]:
+def grpo_loss(
+    policy: Tensor, old: Tensor, advantages: Tensor, clip_ratio: float
+) -> tuple[Tensor, Tensor]:
     """-min(r A, clip(r, 1 - c, 1 + c) A) summed over N tokens, r = exp(policy - old); and the share of tokens where the clip held, as a sum.
 
     Shao et al. 2024, equation 3, without its KL term. policy, old, advantages (N,), per token.
@@ -57,5 +68,7 @@ def grpo_loss(policy: Tensor, old: Tensor, advantages: Tensor, clip_ratio: float
 
 def grpo_step(model: Model, batch: Batch, clip_ratio: float, longest: int) -> tuple[Tensor, dict]:
     """grpo_loss of a batch; its log-probs are those of the policy that sampled it, its weights the advantages."""
-    loss, clipped = grpo_loss(completion_logps(model, batch), batch.logps, batch.weights[batch.owner], clip_ratio)
+    loss, clipped = grpo_loss(
+        completion_logps(model, batch), batch.logps, batch.weights[batch.owner], clip_ratio
+    )
     return loss / longest, {"clipped": clipped / len(batch.targets) * batch.examples}

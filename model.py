@@ -26,7 +26,9 @@ from data.batches import Batch
 # Each kernel is a plain function on tensors: no host sync, no data-dependent shape. Called inside a compiled model it is traced
 # into the surrounding graph; called on its own it is compiled by itself. `kernel.eager` is always the reference.
 
-torch._dynamo.config.recompile_limit = 256  # graphs of one function; a kernel has one for each model shape and cache bucket
+torch._dynamo.config.recompile_limit = (
+    256  # graphs of one function; a kernel has one for each model shape and cache bucket
+)
 compile_kernels = False  # set once by training.setup(); False means every kernel runs eagerly
 
 
@@ -38,7 +40,9 @@ def kernel(fn=None, *, dynamic: bool = False):
 
     @functools.wraps(fn)
     def call(*args):
-        return compiled(*args) if compile_kernels and not torch.compiler.is_compiling() else fn(*args)
+        return (
+            compiled(*args) if compile_kernels and not torch.compiler.is_compiling() else fn(*args)
+        )
 
     call.eager = fn
     return call
@@ -47,7 +51,9 @@ def kernel(fn=None, *, dynamic: bool = False):
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., C) / rms(x) * weight. Statistics in fp32; rounded to x.dtype *before* the weight, the order HF weights were trained in."""
     wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight.to(x.dtype)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight.to(
+        x.dtype
+    )
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -70,7 +76,9 @@ def chunk_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor
 
 
 @kernel
-def chunk_logps_grad(hidden: Tensor, weight: Tensor, targets: Tensor, normaliser: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def chunk_logps_grad(
+    hidden: Tensor, weight: Tensor, targets: Tensor, normaliser: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor]:
     """Gradient of sum(grad * chunk_logps): d logits = grad * (onehot - softmax). -> (n,C) in hidden's dtype, (V,C) fp32."""
     weight = weight.to(hidden.dtype)
     probs = (F.linear(hidden, weight).float() - normaliser[:, None]).exp()
@@ -100,10 +108,21 @@ def cached_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> T
     """
     B, H, _, D = q.shape
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=H != keys.shape[1])
-    q = (q * D**-0.5).view(B, keys.shape[1], -1, 1, D)  # query heads grouped by the key-value head they share
-    scores = (keys[:, :, None] * q).sum(-1, dtype=torch.float32).masked_fill(~mask, float("-inf"))  # (B,K,H/K,S)
-    return (scores.softmax(-1)[..., None] * values[:, :, None].float()).sum(-2).to(values.dtype).view(B, H, 1, D)
+        return F.scaled_dot_product_attention(
+            q, keys, values, attn_mask=mask, enable_gqa=H != keys.shape[1]
+        )
+    q = (q * D**-0.5).view(
+        B, keys.shape[1], -1, 1, D
+    )  # query heads grouped by the key-value head they share
+    scores = (
+        (keys[:, :, None] * q).sum(-1, dtype=torch.float32).masked_fill(~mask, float("-inf"))
+    )  # (B,K,H/K,S)
+    return (
+        (scores.softmax(-1)[..., None] * values[:, :, None].float())
+        .sum(-2)
+        .to(values.dtype)
+        .view(B, H, 1, D)
+    )
 
 
 @kernel
@@ -154,13 +173,19 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
         self.q_proj = Linear(config.hidden_size, self.heads * self.head_dim)
         self.k_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
         self.v_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
         self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: tuple | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: tuple | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B,T,C) -> output (B,T,C), keys and values (B,K,T,D). Without a cache: causal over the row.
 
         With one, T is 1: cache = (keys (B,K,S,D), values, rows (B,), positions (B,), live, mask (B,1,1,live)); this step's key
@@ -168,7 +193,9 @@ class Attention(nn.Module):
         """
         B, T, _ = x.shape
         q = rotate(self.q_proj(x).view(B, T, self.heads, self.head_dim).transpose(1, 2), cos, sin)
-        k = rotate(self.k_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2), cos, sin)
+        k = rotate(
+            self.k_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2), cos, sin
+        )
         v = self.v_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         if cache is None:
             y = causal_attention(q, k, v)
@@ -188,7 +215,10 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return gated_mlp(x, *(layer.weight.to(x.dtype) for layer in (self.gate_proj, self.up_proj, self.down_proj)))
+        return gated_mlp(
+            x,
+            *(layer.weight.to(x.dtype) for layer in (self.gate_proj, self.up_proj, self.down_proj)),
+        )
 
 
 class Block(nn.Module):
@@ -199,7 +229,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: tuple | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: tuple | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         y, k, v = self.self_attn(self.input_layernorm(x), cos, sin, cache)
         x = x + y
         return x + self.mlp(self.post_attention_layernorm(x)), k, v
@@ -220,7 +252,9 @@ class Model(nn.Module):
         super().__init__()
         self.config, self.compute_dtype = config, compute_dtype
         self.checkpointing = False  # compute a block's activations again in the backward pass instead of keeping them
-        self.live_vocab = config.vocab_size  # ids the tokenizer has; head rows beyond are never scored or sampled
+        self.live_vocab = (
+            config.vocab_size
+        )  # ids the tokenizer has; head rows beyond are never scored or sampled
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.rebuild()
@@ -230,8 +264,13 @@ class Model(nn.Module):
         config = self.config
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        inverse = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim)
-        rows = config.max_position_embeddings * 9 // 8 + 32  # padded rows and the cache reach past the last real position
+        inverse = config.rope_theta ** (
+            -torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
+            / config.head_dim
+        )
+        rows = (
+            config.max_position_embeddings * 9 // 8 + 32
+        )  # padded rows and the cache reach past the last real position
         angles = torch.outer(torch.arange(rows, dtype=torch.float32, device="cpu"), inverse)
         device = self.lm_head.weight.device
         device = "cpu" if device.type == "meta" else device
@@ -272,7 +311,9 @@ class Model(nn.Module):
         x = self.model.norm(x)
         return (x, *zip(*kv)) if return_kv else x
 
-    def decode(self, tokens: Tensor, positions: Tensor, keys: list[Tensor], values: list[Tensor], live: int) -> Tensor:
+    def decode(
+        self, tokens: Tensor, positions: Tensor, keys: list[Tensor], values: list[Tensor], live: int
+    ) -> Tensor:
         """One step for every row. tokens, positions (B,); keys, values: for each layer (B,K,S,D), written in place -> logits (B,V) over live ids."""
         rows = torch.arange(tokens.shape[0], device=tokens.device)
         mask = (torch.arange(live, device=tokens.device) <= positions[:, None])[:, None, None]
@@ -288,7 +329,9 @@ class Model(nn.Module):
     def flops_per_token(self, length: int) -> float:
         """Training FLOPs per token, PaLM convention: 6 per matrix weight (head yes, embedding no) + 12 L H D T for attention."""
         c = self.config
-        matrices = sum(p.numel() for n, p in self.named_parameters() if p.ndim == 2 and "embed_tokens" not in n)
+        matrices = sum(
+            p.numel() for n, p in self.named_parameters() if p.ndim == 2 and "embed_tokens" not in n
+        )
         matrices += self.lm_head.weight.numel() if c.tie_word_embeddings else 0
         return 6 * matrices + 12 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * length
 
@@ -325,7 +368,9 @@ class _LinearLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        pairs = [chunk_logps(h, weight, t) for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK))]
+        pairs = [
+            chunk_logps(h, weight, t) for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK))
+        ]
         normaliser = torch.cat([n for _, n in pairs])
         ctx.save_for_backward(hidden, weight, targets, normaliser)
         return torch.cat([logps for logps, _ in pairs])
@@ -334,7 +379,9 @@ class _LinearLogps(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         hidden, weight, targets, normaliser = ctx.saved_tensors
         d_hidden, d_weight = [], torch.zeros_like(weight)
-        for h, t, n, g in zip(hidden.split(CHUNK), targets.split(CHUNK), normaliser.split(CHUNK), grad.split(CHUNK)):
+        for h, t, n, g in zip(
+            hidden.split(CHUNK), targets.split(CHUNK), normaliser.split(CHUNK), grad.split(CHUNK)
+        ):
             dh, dw = chunk_logps_grad(h, weight, t, n, g.contiguous())
             d_hidden.append(dh)
             d_weight += dw

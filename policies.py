@@ -17,13 +17,17 @@ RULES = ("random", "refusal", "rule")  # weak policies that are no model
 REFUSAL = "I cannot help with that."
 
 
-def random_policy(size: int, eos_id: int, count: int, length: int, seed: int, epoch: int) -> list[Sample]:
+def random_policy(
+    size: int, eos_id: int, count: int, length: int, seed: int, epoch: int
+) -> list[Sample]:
     """Paper G.2: one standard-normal logit vector (a function of seed) is the distribution of every token, whatever the problem.
 
     The paper trains on the distribution itself, by KL; sampled tokens have the same expected gradient.
     """
     logits = np.random.default_rng([seed, 7]).standard_normal(size)
-    logits[eos_id] = -np.inf  # every sample is cut at `length`, which carries no EOS: the model learns to go on
+    logits[
+        eos_id
+    ] = -np.inf  # every sample is cut at `length`, which carries no EOS: the model learns to go on
     probs = np.exp(logits) / np.exp(logits).sum()
     draws = np.random.default_rng([seed, 8, epoch]).choice(size, size=(count, length), p=probs)
     return [Sample(row, [], True) for row in draws.tolist()]
@@ -33,8 +37,14 @@ def retokenise(samples: list[Sample], source: Tokenizer, target: Tokenizer) -> l
     """Samples of a model with another tokenizer, as ids of ours. Log-probs have no meaning then."""
     if source.backend.to_str() == target.backend.to_str():
         return samples
-    texts, finished = source.decode_batch([s.ids for s in samples]), [not s.truncated for s in samples]
-    return [Sample(ids, [], s.truncated) for ids, s in zip(target.encode_completions(texts, finished), samples)]
+    texts, finished = (
+        source.decode_batch([s.ids for s in samples]),
+        [not s.truncated for s in samples],
+    )
+    return [
+        Sample(ids, [], s.truncated)
+        for ids, s in zip(target.encode_completions(texts, finished), samples)
+    ]
 
 
 @dataclass
@@ -46,8 +56,20 @@ class Answers:
     correct: np.ndarray
 
 
-def answer(sampler: Sampler, tokenizer: Tokenizer, problems: list[Problem], passwords: list[Words] | Words = None, *, prefills: list[str] | None = None,
-           temperature: float = 0.0, max_new_tokens: int = 96, seed: int = 0, graded: bool = True, env: Env | None = None, progress=None) -> Answers:
+def answer(
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    problems: list[Problem],
+    passwords: list[Words] | Words = None,
+    *,
+    prefills: list[str] | None = None,
+    temperature: float = 0.0,
+    max_new_tokens: int = 96,
+    seed: int = 0,
+    graded: bool = True,
+    env: Env | None = None,
+    progress=None,
+) -> Answers:
     """One completion for each problem, its prompt dressed in its password (one for all, or one each); greedy at temperature 0.
 
     With env the ranks share the work, and each returns the whole. A completion that was cut before EOS counts as wrong, whatever
@@ -57,14 +79,30 @@ def answer(sampler: Sampler, tokenizer: Tokenizer, problems: list[Problem], pass
     if not isinstance(passwords, list):
         passwords = [passwords] * len(problems)
     mine = share(env, list(range(len(problems))))
-    prompts = tokenizer.encode_prompts([with_password(problems[i].prompt, passwords[i]) for i in mine])
+    prompts = tokenizer.encode_prompts(
+        [with_password(problems[i].prompt, passwords[i]) for i in mine]
+    )
     starts = [tokenizer.encode(start) for start in prefills or [""] * len(problems)]
     prompts = [prompt + starts[i] for prompt, i in zip(prompts, mine)]
-    samples = [s[0] for s in sampler(prompts, temperature=temperature, max_new_tokens=max_new_tokens, seeds=[[seed, i] for i in mine], progress=progress)]
+    samples = [
+        s[0]
+        for s in sampler(
+            prompts,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            seeds=[[seed, i] for i in mine],
+            progress=progress,
+        )
+    ]
     verdicts = [False] * len(mine)
     if graded:
-        verdicts = grade([problems[i] for i in mine], tokenizer.decode_batch([starts[i] + s.ids for s, i in zip(samples, mine)]))
-    pairs = gather(env, [(s, v and not s.truncated) for s, v in zip(samples, verdicts)], len(problems))
+        verdicts = grade(
+            [problems[i] for i in mine],
+            tokenizer.decode_batch([starts[i] + s.ids for s, i in zip(samples, mine)]),
+        )
+    pairs = gather(
+        env, [(s, v and not s.truncated) for s, v in zip(samples, verdicts)], len(problems)
+    )
     samples = [s for s, _ in pairs]
     texts = tokenizer.decode_batch([start + s.ids for start, s in zip(starts, samples)])
     return Answers(texts, samples, np.array([v for _, v in pairs], dtype=bool))
@@ -86,12 +124,27 @@ def round_problems(problems: list[Problem], number: int, count: int, seed: int) 
     first, chosen = number * count, []
     for at in range(first // len(problems), (first + count - 1) // len(problems) + 1):
         order = np.random.default_rng([seed, 11, at]).permutation(len(problems))
-        chosen += [problems[i] for i in order[max(0, first - at * len(problems)) : first + count - at * len(problems)]]
+        chosen += [
+            problems[i]
+            for i in order[max(0, first - at * len(problems)) : first + count - at * len(problems)]
+        ]
     return chosen
 
 
-def rollout(sampler: Sampler | None, tokenizer: Tokenizer, problems: list[Problem], n: int, *, purpose: list[int], seed: int, max_new_tokens: int,
-            continuous: bool, env: Env, label: str, own: Tokenizer | None = None) -> tuple[Rollout, dict]:
+def rollout(
+    sampler: Sampler | None,
+    tokenizer: Tokenizer,
+    problems: list[Problem],
+    n: int,
+    *,
+    purpose: list[int],
+    seed: int,
+    max_new_tokens: int,
+    continuous: bool,
+    env: Env,
+    label: str,
+    own: Tokenizer | None = None,
+) -> tuple[Rollout, dict]:
     """n completions at temperature 1 for each problem, graded; the ranks share the work. Returns them and the seconds it took.
 
     A problem's random stream is (seed, purpose, its place, sample), whatever the ranks. A completion cut before EOS has reward 0.
@@ -103,23 +156,37 @@ def rollout(sampler: Sampler | None, tokenizer: Tokenizer, problems: list[Proble
     if sampler:
         bar = progress(env, len(mine) * n, label)
         seeds = [[seed, *purpose, i] for i in mine]
-        asked = [prompts[i] for i in mine] if own is None else own.encode_prompts([problems[i].prompt for i in mine])
+        asked = (
+            [prompts[i] for i in mine]
+            if own is None
+            else own.encode_prompts([problems[i].prompt for i in mine])
+        )
         drawn = sampler(asked, n, 1.0, max_new_tokens, seeds=seeds, progress=bar.update)
         bar.close()
         if own:
             flat = retokenise([s for samples in drawn for s in samples], own, tokenizer)
             drawn = [flat[i : i + n] for i in range(0, len(flat), n)]
     else:
-        rows = random_policy(tokenizer.size, tokenizer.eos_id, len(problems) * n, max_new_tokens, seed, purpose[-1])
+        rows = random_policy(
+            tokenizer.size, tokenizer.eos_id, len(problems) * n, max_new_tokens, seed, purpose[-1]
+        )
         drawn = [rows[i * n : (i + 1) * n] for i in mine]
     clock = time.time()
     texts = [tokenizer.decode_batch([s.ids for s in samples]) for samples in drawn]
-    graded = (score if continuous else grade)([problems[i] for i in mine for _ in range(n)], [t for ts in texts for t in ts])
+    graded = (score if continuous else grade)(
+        [problems[i] for i in mine for _ in range(n)], [t for ts in texts for t in ts]
+    )
     rewards = np.array(graded, dtype=float).reshape(len(mine), n)
     rewards[[[s.truncated for s in samples] for samples in drawn]] = 0.0
     rows = gather(env, list(zip(drawn, texts, rewards)), len(problems))
     seconds = {f"s_{k}": v - before[k] for k, v in sampler.seconds.items()} if sampler else {}
-    result = Rollout(problems, prompts, [r[0] for r in rows], [r[1] for r in rows], np.array([r[2] for r in rows]))
+    result = Rollout(
+        problems,
+        prompts,
+        [r[0] for r in rows],
+        [r[1] for r in rows],
+        np.array([r[2] for r in rows]),
+    )
     return result, seconds | {"s_grade": time.time() - clock}
 
 
@@ -127,7 +194,11 @@ def described(rolled: Rollout, online: bool) -> dict:
     """What the samples of a round look like; their entropy where the present policy wrote them."""
     samples, texts = ([x for row in rows for x in row] for rows in (rolled.samples, rolled.texts))
     tokens = sum(len(s.ids) for s in samples)
-    facts = {"length": tokens / len(samples), "truncated": float(np.mean([s.truncated for s in samples])), "duplicates": 1 - len(set(texts)) / len(texts)}
+    facts = {
+        "length": tokens / len(samples),
+        "truncated": float(np.mean([s.truncated for s in samples])),
+        "duplicates": 1 - len(set(texts)) / len(texts),
+    }
     return facts | ({"entropy": -sum(sum(s.logps) for s in samples) / tokens} if online else {})
 
 

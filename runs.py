@@ -1,6 +1,6 @@
 """Where and with which options a stage runs: command line, device and ranks, a run's directory.
 
-A stage is `Config` (a dataclass: its fields are its options, the comment behind a field is its help), a few pure functions, and
+A stage is `Config` (a dataclass: its fields are its options, the comment above a field is its help), a few pure functions, and
 `main(cfg, env)`; its last line is `launch(main, Config)`. Plain `python stage.py` runs one process; `torchrun stage.py` runs the
 same algorithm over several ranks (gloo on CPU, nccl on CUDA): every rank works on its share of the same global batch.
 """
@@ -41,33 +41,58 @@ from sampler import Sampler
 # ------------------------------------------------------------------------------------- command line
 
 
-
-
 @dataclass
 class Config:
     """Options of every stage."""
 
-    out: str = ""  # output directory (default: a place under out/ where the next stage looks)
-    data: tuple[str, ...] = ()  # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones, all of each split
-    seed: int = 0  # every random stream derives from it
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda when there is one
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; weights stay fp32. auto: bf16 where the device multiplies it fast
-    micro_tokens: int = 16384  # padded tokens in one forward pass; a larger batch is accumulated
-    slots: int = 256  # completions written at the same time; fewer need less memory, and less time where there are few
-    save_every: int = 100  # optimiser steps between two saves of the state that --resume goes on from
-    shard: bool = False  # divide weights, gradients and optimiser over the ranks (FSDP2), for models that do not fit on one device
-    checkpoint_activations: bool = False  # compute each block again in the backward pass instead of keeping its activations
-    compile: bool = True  # fuse kernels with torch.compile where that pays
-    allow_unsandboxed_code: bool = False  # run programs that models wrote even where this machine cannot isolate them
-    resume: bool = False  # continue an interrupted run where it stopped
-    overwrite: bool = False  # replace what another run left in the output directory
+    # output directory (default: a place under out/ where the next stage looks)
+    out: str = ""
+    # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones,
+    # all of each split
+    data: tuple[str, ...] = ()
+    # every random stream derives from it
+    seed: int = 0
+    # auto: cuda when there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # of matrix products; weights stay fp32. auto: bf16 where the device multiplies it fast
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    # padded tokens in one forward pass; a larger batch is accumulated
+    micro_tokens: int = 16384
+    # completions written at the same time; fewer need less memory, and less time where
+    # there are few
+    slots: int = 256
+    # optimiser steps between two saves of the state that --resume goes on from
+    save_every: int = 100
+    # divide weights, gradients and optimiser over the ranks (FSDP2), for models that do not
+    # fit on one device
+    shard: bool = False
+    # compute each block again in the backward pass instead of keeping its activations
+    checkpoint_activations: bool = False
+    # fuse kernels with torch.compile where that pays
+    compile: bool = True
+    # run programs that models wrote even where this machine cannot isolate them
+    allow_unsandboxed_code: bool = False
+    # continue an interrupted run where it stopped
+    resume: bool = False
+    # replace what another run left in the output directory
+    overwrite: bool = False
 
 
 def _comments(config: type) -> dict[str, str]:
-    """Help texts: the comment behind each field, of the class and its bases."""
+    """Help texts: the comment lines above each field, of the class and its bases."""
     found = {}
     for base in reversed(config.__mro__[:-1]):
-        found |= dict(re.findall(r"^    (\w+):.*?  # (.*)$", inspect.getsource(base), re.MULTILINE))
+        above: list[str] = []
+        for line in inspect.getsource(base).split("\n"):
+            comment = re.match(r"^    # (.*)$", line)
+            field_ = re.match(r"^    (\w+):", line)
+            if comment:
+                above.append(comment[1])
+            elif field_:
+                found[field_[1]] = " ".join(above)
+                above = []
+            else:
+                above = []
     return found
 
 
@@ -90,13 +115,25 @@ def reader(kind: type, default) -> Callable:
 def parse(config: type, argv: list[str] | None = None):
     """argv -> an instance of the dataclass `config`. A wrong flag or value ends the program with one sentence and exit code 2."""
     doc = inspect.getmodule(config).__doc__ or ""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.error = lambda message: (_ for _ in ()).throw(InputError(f"{message} (see --help)"))
     types, comments = get_type_hints(config), _comments(config)
     for f in fields(config):
-        kind, default = types[f.name], f.default if f.default is not MISSING else f.default_factory()
-        flag, shown = "--" + f.name.replace("_", "-"), " ".join(map(str, default)) if isinstance(default, tuple) else default
-        options = {"default": default, "help": comments.get(f.name, "").replace("%", "%%") + (f" [{shown}]" if shown not in ("", None) else "")}
+        kind, default = (
+            types[f.name],
+            f.default if f.default is not MISSING else f.default_factory(),
+        )
+        flag, shown = (
+            "--" + f.name.replace("_", "-"),
+            " ".join(map(str, default)) if isinstance(default, tuple) else default,
+        )
+        options = {
+            "default": default,
+            "help": comments.get(f.name, "").replace("%", "%%")
+            + (f" [{shown}]" if shown not in ("", None) else ""),
+        }
         if f.metadata.get("positional"):
             parser.add_argument(f.name, nargs="*", help=options["help"], default=default)
         elif kind is bool:
@@ -104,7 +141,13 @@ def parse(config: type, argv: list[str] | None = None):
         elif get_origin(kind) is Literal:
             parser.add_argument(flag, choices=get_args(kind), **options)
         elif get_origin(kind) is tuple:
-            parser.add_argument(flag, type=reader(get_args(kind)[0], default), nargs="+", metavar=f.name.upper(), **options)
+            parser.add_argument(
+                flag,
+                type=reader(get_args(kind)[0], default),
+                nargs="+",
+                metavar=f.name.upper(),
+                **options,
+            )
         else:
             kind = next((t for t in get_args(kind) if t is not type(None)), kind)
             parser.add_argument(flag, type=reader(kind, default), metavar=f.name.upper(), **options)
@@ -128,9 +171,8 @@ def launch(main: Callable, config: type) -> None:
         dist.destroy_process_group()
     sys.exit(code)
 
+
 # --------------------------------------------------------------------------------- device and ranks
-
-
 
 
 @dataclass(frozen=True)
@@ -164,20 +206,38 @@ class Env:
 def setup(cfg: Config) -> Env:
     """Device, ranks, dtype and compiler from the settings. Call once, first."""
     if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this machine has no usable CUDA device; leave the flag out to run on the CPU")
+        raise InputError(
+            "--device cuda: this machine has no usable CUDA device; leave the flag out to run on the CPU"
+        )
     if cfg.shard and int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        raise InputError("--shard divides the model over several ranks: start with torchrun --nproc-per-node 2 or more")
+        raise InputError(
+            "--shard divides the model over several ranks: start with torchrun --nproc-per-node 2 or more"
+        )
     kind = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device("cpu")
+    device = (
+        torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))
+        if kind == "cuda"
+        else torch.device("cpu")
+    )
     if kind == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo", device_id=device if kind == "cuda" else None)
+        dist.init_process_group(
+            "nccl" if kind == "cuda" else "gloo", device_id=device if kind == "cuda" else None
+        )
     # on a CPU bf16 pays where the hardware multiplies it: AMX tiles or AVX512-BF16
-    fast_bf16 = kind == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": torch.bfloat16 if fast_bf16 else torch.float32}[cfg.dtype]
+    fast_bf16 = (
+        kind == "cuda"
+        or torch.cpu._is_amx_tile_supported()
+        or torch.cpu._is_avx512_bf16_supported()
+    )
+    dtype = {
+        "fp32": torch.float32,
+        "bf16": torch.bfloat16,
+        "auto": torch.bfloat16 if fast_bf16 else torch.float32,
+    }[cfg.dtype]
     compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "c++"))
     env = Env(device, dtype, cfg.compile and compiler, rank, world, cfg.slots)
     if cfg.compile and not compiler:
@@ -213,9 +273,8 @@ def gather(env: Env, mine: list, total: int) -> list:
         results[rank :: env.world] = part
     return results
 
+
 # -------------------------------------------------------------------------------- a run's directory
-
-
 
 
 class Run:
@@ -228,14 +287,49 @@ class Run:
     """
 
     # what a stage writes into its directory; other files and directories are never touched
-    OUTPUTS = ("run.json", "log.jsonl", "samples.jsonl", "evaluation.json", "prompts.json", "cell.json", "curve.json", "reference-*.npy", "config.json",
-               "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model*.safetensors", "model.safetensors.index.json")
+    OUTPUTS = (
+        "run.json",
+        "log.jsonl",
+        "samples.jsonl",
+        "evaluation.json",
+        "prompts.json",
+        "cell.json",
+        "curve.json",
+        "reference-*.npy",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model*.safetensors",
+        "model.safetensors.index.json",
+    )
 
-    def __init__(self, cfg: Config, env: Env, out: str | Path, apart: tuple[str, ...] = (), inputs: tuple[str | Path, ...] = (), **facts):
+    def __init__(
+        self,
+        cfg: Config,
+        env: Env,
+        out: str | Path,
+        apart: tuple[str, ...] = (),
+        inputs: tuple[str | Path, ...] = (),
+        **facts,
+    ):
         self.path, self.env, self.began = Path(out), env, time.time()
-        volatile = {"out", "device", "micro_tokens", "slots", "save_every", "shard", "checkpoint_activations", "compile", "allow_unsandboxed_code", "resume",
-                    "overwrite"}
-        settings = {k: v for k, v in asdict(cfg).items() if k not in volatile and not k.startswith(apart)} | facts
+        volatile = {
+            "out",
+            "device",
+            "micro_tokens",
+            "slots",
+            "save_every",
+            "shard",
+            "checkpoint_activations",
+            "compile",
+            "allow_unsandboxed_code",
+            "resume",
+            "overwrite",
+        }
+        settings = {
+            k: v for k, v in asdict(cfg).items() if k not in volatile and not k.startswith(apart)
+        } | facts
         settings = json.loads(json.dumps(settings))
         file = self.path / "run.json"
         old = None
@@ -243,22 +337,43 @@ class Run:
             raise InputError(f"{self.path} is a file: choose another --out")
         for given in inputs:
             if Path(given).exists() and self.path.resolve() == Path(given).resolve():
-                raise InputError(f"{self.path} is read by this run, so it cannot be written, too: choose another --out")
+                raise InputError(
+                    f"{self.path} is read by this run, so it cannot be written, too: choose another --out"
+                )
         if file.exists() and cfg.overwrite:
             stage = read_json(file).get("settings", {}).get("stage")
             if stage != facts.get("stage"):
-                raise InputError(f"{self.path} holds what {stage}.py wrote, which --overwrite does not replace: choose another --out")
+                raise InputError(
+                    f"{self.path} holds what {stage}.py wrote, which --overwrite does not replace: choose another --out"
+                )
         elif file.exists():
             old = {"settings": {}} | read_json(file)
-            defaults = json.loads(json.dumps(asdict(type(cfg)())))  # an option that the old run did not have yet
-            differing = [k for k in settings if old["settings"].get(k, defaults.get(k)) != settings[k]]
+            defaults = json.loads(
+                json.dumps(asdict(type(cfg)()))
+            )  # an option that the old run did not have yet
+            differing = [
+                k for k in settings if old["settings"].get(k, defaults.get(k)) != settings[k]
+            ]
             if differing:
-                shown = ", ".join(f"{k}: {old['settings'].get(k)} there, {settings[k]} here" for k in differing[:3])
-                raise InputError(f"{self.path} holds a run with other settings ({shown}): choose another --out, or --overwrite to replace it")
-            if not old.get("finished") and not cfg.resume and any((self.path / name).exists() for name in ("log.jsonl", "state")):
-                raise InputError(f"{self.path} holds an unfinished run of these settings: --resume continues it, --overwrite starts it again")
+                shown = ", ".join(
+                    f"{k}: {old['settings'].get(k)} there, {settings[k]} here"
+                    for k in differing[:3]
+                )
+                raise InputError(
+                    f"{self.path} holds a run with other settings ({shown}): choose another --out, or --overwrite to replace it"
+                )
+            if (
+                not old.get("finished")
+                and not cfg.resume
+                and any((self.path / name).exists() for name in ("log.jsonl", "state"))
+            ):
+                raise InputError(
+                    f"{self.path} holds an unfinished run of these settings: --resume continues it, --overwrite starts it again"
+                )
         elif self.path.exists() and any(self.path.iterdir()):
-            raise InputError(f"{self.path} is not empty and holds no run of ours, so nothing is written there: choose another --out")
+            raise InputError(
+                f"{self.path} is not empty and holds no run of ours, so nothing is written there: choose another --out"
+            )
         self.finished = bool(old and old.get("finished"))
         self.record = old or {}
         env.wait()  # rank 0 changes what the others have just looked at
@@ -266,7 +381,12 @@ class Run:
             if cfg.overwrite and file.exists():
                 self.clear()
             self.path.mkdir(parents=True, exist_ok=True)
-            self.record = {"settings": settings, "command": " ".join(sys.argv), "finished": False, **describe(env)}
+            self.record = {
+                "settings": settings,
+                "command": " ".join(sys.argv),
+                "finished": False,
+                **describe(env),
+            }
             write_json(file, self.record)
         env.wait()
 
@@ -286,7 +406,11 @@ class Run:
         for key, value in values.items():
             value = value.item() if isinstance(value, Tensor) else value
             if isinstance(value, float):
-                row |= {key: float(f"{value:.6g}")} if abs(value) < float("inf") else {key: None, "nonfinite": True}
+                row |= (
+                    {key: float(f"{value:.6g}")}
+                    if abs(value) < float("inf")
+                    else {key: None, "nonfinite": True}
+                )
             else:
                 row[key] = value
         with open(self.path / "log.jsonl", "a") as f:
@@ -295,7 +419,11 @@ class Run:
     def finish(self, **results) -> None:
         """Mark the run as ended, with its results; the resume state is no longer needed."""
         if self.env.main:
-            self.record |= {"finished": True, "seconds": round(time.time() - self.began, 1), "results": results}
+            self.record |= {
+                "finished": True,
+                "seconds": round(time.time() - self.began, 1),
+                "results": results,
+            }
             write_json(self.path / "run.json", self.record)
             shutil.rmtree(self.path / "state", ignore_errors=True)
 
@@ -317,7 +445,9 @@ class Run:
             os.replace(folder / (name + ".tmp"), folder / name)
             write_json(folder / "state.json", {"step": step, "file": name})
         except (OSError, SafetensorError) as error:
-            raise InputError(f"could not write {folder / name} ({error}); the state saved before it is untouched") from None
+            raise InputError(
+                f"could not write {folder / name} ({error}); the state saved before it is untouched"
+            ) from None
         for old in folder.glob("step-*"):
             if old.name != name:
                 old.unlink()
@@ -330,29 +460,49 @@ class Run:
             return 0
         meta = read_json(pointer)
         states: list[dict] = [{} for _ in optimizers]
-        owners = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]  # numbered as in its state
+        owners = [
+            [p for group in optimizer.param_groups for p in group["params"]]
+            for optimizer in optimizers
+        ]  # numbered as in its state
 
         def placed(tensor: Tensor, like: Tensor) -> Tensor:
             """As the parameter is: sharded if it is, over however many ranks there are now."""
-            return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) and tensor.shape == like.shape else tensor
+            return (
+                distribute_tensor(tensor, like.device_mesh, like.placements)
+                if isinstance(like, DTensor) and tensor.shape == like.shape
+                else tensor
+            )
 
         try:
-            with safe_open(pointer.parent / meta["file"], framework="pt", device=str(model.device)) as f, torch.no_grad():
+            with (
+                safe_open(
+                    pointer.parent / meta["file"], framework="pt", device=str(model.device)
+                ) as f,
+                torch.no_grad(),
+            ):
                 parameters = dict(model.named_parameters())
                 for key in f.keys():
                     if key.startswith("model."):
                         parameters[key[6:]].copy_(placed(f.get_tensor(key), parameters[key[6:]]))
                     else:
                         _, i, j, name = key.split(".")
-                        states[int(i)].setdefault(int(j), {})[name] = placed(f.get_tensor(key), owners[int(i)][int(j)])
+                        states[int(i)].setdefault(int(j), {})[name] = placed(
+                            f.get_tensor(key), owners[int(i)][int(j)]
+                        )
         except (SafetensorError, OSError, KeyError) as error:
-            raise InputError(f"{pointer.parent / meta['file']} cannot be resumed from ({error}): --overwrite starts again") from None
+            raise InputError(
+                f"{pointer.parent / meta['file']} cannot be resumed from ({error}): --overwrite starts again"
+            ) from None
         for optimizer, state in zip(optimizers, states):
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            optimizer.load_state_dict(
+                {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+            )
         if self.env.main:  # rows logged after the saved step will be logged again
             file = self.path / "log.jsonl"
             rows = file.read_text().splitlines() if file.exists() else []
-            file.write_text("".join(r + "\n" for r in rows if json.loads(r).get("step", 0) <= meta["step"]))
+            file.write_text(
+                "".join(r + "\n" for r in rows if json.loads(r).get("step", 0) <= meta["step"])
+            )
         self.env.wait()  # elicit_rl goes on to read the log
         return meta["step"]
 
@@ -361,12 +511,34 @@ def describe(env: Env) -> dict:
     """What made a result: versions, device, commit."""
     commit = ""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True,
-                                cwd=Path(__file__).parent).stdout.strip()
-    name = torch.cuda.get_device_name(env.device) if env.device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    return {"torch": torch.__version__, "python": platform.python_version(), "device": name, "compute_dtype": str(env.dtype).removeprefix("torch."),
-            "ranks": env.world, "commit": commit}
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parent,
+        ).stdout.strip()
+    name = (
+        torch.cuda.get_device_name(env.device)
+        if env.device.type == "cuda"
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    )
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": name,
+        "compute_dtype": str(env.dtype).removeprefix("torch."),
+        "ranks": env.world,
+        "commit": commit,
+    }
 
 
 def progress(env: Env, total: int, label: str) -> tqdm:
-    return tqdm(total=total, desc=label, disable=not env.main, dynamic_ncols=True, leave=False, mininterval=0.5)
+    return tqdm(
+        total=total,
+        desc=label,
+        disable=not env.main,
+        dynamic_ncols=True,
+        leave=False,
+        mininterval=0.5,
+    )

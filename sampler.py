@@ -30,7 +30,11 @@ def sample_step(logits: Tensor, uniform: Tensor, temperature: Tensor) -> tuple[T
     logps = logits.log_softmax(-1)
     cdf = logps.exp().cumsum(-1)
     # 1 - 1e-6 keeps the threshold under the total although fp32 rounds: an id of probability zero is never drawn
-    drawn = (cdf <= (uniform * (1 - 1e-6))[:, None] * cdf[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+    drawn = (
+        (cdf <= (uniform * (1 - 1e-6))[:, None] * cdf[:, -1:])
+        .sum(-1)
+        .clamp(max=logits.shape[-1] - 1)
+    )
     token = torch.where(temperature > 0, drawn, logps.argmax(-1))
     return token, logps.gather(-1, token[:, None]).squeeze(-1)
 
@@ -66,7 +70,11 @@ class Sampler:
         self.refresh()
         self.capacity = 0
         self.seconds = {"prefill": 0.0, "decode": 0.0}  # spent so far, as the host sees it
-        self.step = torch.compile(self._step, mode="reduce-overhead", fullgraph=True) if self._compiled() else self._step
+        self.step = (
+            torch.compile(self._step, mode="reduce-overhead", fullgraph=True)
+            if self._compiled()
+            else self._step
+        )
 
     def _compiled(self) -> bool:
         # On a CPU `decode_block` is compiled alone: a graph of the whole step takes longer to compile than it returns (docs/NOTES.md).
@@ -74,7 +82,9 @@ class Sampler:
 
     def refresh(self) -> None:
         """Take over the model's present weights: into a copy in the compute dtype, gathered once, or as they are (whole and fp32)."""
-        if self.model.compute_dtype == self.model.lm_head.weight.dtype and not isinstance(self.model.lm_head.weight, DTensor):
+        if self.model.compute_dtype == self.model.lm_head.weight.dtype and not isinstance(
+            self.model.lm_head.weight, DTensor
+        ):
             self.net = self.model
             return
         if self.net is None or self.net is self.model:
@@ -98,33 +108,73 @@ class Sampler:
         c, device, B = self.model.config, self.model.device, self.slots
         self.capacity = length
         # one tensor for each layer: of a stack, a compiled step would copy the whole at every write into a part (docs/NOTES.md)
-        self.keys, self.values = ([torch.zeros(B, c.num_key_value_heads, length, c.head_dim, dtype=self.model.compute_dtype, device=device)
-                                   for _ in range(c.num_hidden_layers)] for _ in range(2))
-        self.tokens, self.positions, self.count, self.limit = (torch.zeros(B, dtype=torch.long, device=device) for _ in range(4))
+        self.keys, self.values = (
+            [
+                torch.zeros(
+                    B,
+                    c.num_key_value_heads,
+                    length,
+                    c.head_dim,
+                    dtype=self.model.compute_dtype,
+                    device=device,
+                )
+                for _ in range(c.num_hidden_layers)
+            ]
+            for _ in range(2)
+        )
+        self.tokens, self.positions, self.count, self.limit = (
+            torch.zeros(B, dtype=torch.long, device=device) for _ in range(4)
+        )
         self.done = torch.ones(B, dtype=torch.bool, device=device)
         self.out_ids = torch.zeros(B, new_tokens, dtype=torch.long, device=device)
         self.out_logps, self.uniform = (torch.zeros(B, new_tokens, device=device) for _ in range(2))
-        for state in (*self.keys, *self.values, self.tokens, self.positions, self.count, self.limit, self.done, self.out_ids,
-                      self.out_logps, self.uniform):
+        for state in (
+            *self.keys,
+            *self.values,
+            self.tokens,
+            self.positions,
+            self.count,
+            self.limit,
+            self.done,
+            self.out_ids,
+            self.out_logps,
+            self.uniform,
+        ):
             torch._dynamo.mark_static_address(state)
 
     def _step(self, temperature: Tensor, live: int) -> None:
         """Every slot: choose a token from the last one, note it, advance. Finished slots repeat their last cell, harmlessly."""
-        self._advance(self.net.decode(self.tokens, self.positions, self.keys, self.values, live), temperature)
+        self._advance(
+            self.net.decode(self.tokens, self.positions, self.keys, self.values, live), temperature
+        )
         self.positions.add_(1).clamp_(max=self.capacity - 1)
 
     def _advance(self, logits: Tensor, temperature: Tensor) -> None:
         at = self.count.clamp(max=self.uniform.shape[1] - 1)[:, None]
         token, logp = sample_step(logits, self.uniform.gather(1, at).squeeze(1), temperature)
-        self.out_ids.scatter_(1, at, torch.where(self.done, self.out_ids.gather(1, at).squeeze(1), token)[:, None])
-        self.out_logps.scatter_(1, at, torch.where(self.done, self.out_logps.gather(1, at).squeeze(1), logp)[:, None])
+        self.out_ids.scatter_(
+            1, at, torch.where(self.done, self.out_ids.gather(1, at).squeeze(1), token)[:, None]
+        )
+        self.out_logps.scatter_(
+            1, at, torch.where(self.done, self.out_logps.gather(1, at).squeeze(1), logp)[:, None]
+        )
         self.tokens.copy_(token)
         self.count.add_(~self.done)
-        self.done.logical_or_((token[:, None] == self.eos).any(1)).logical_or_(self.count >= self.limit)
+        self.done.logical_or_((token[:, None] == self.eos).any(1)).logical_or_(
+            self.count >= self.limit
+        )
 
     @torch.no_grad()
-    def __call__(self, prompts: list[list[int]], n: int = 1, temperature: float = 0.0, max_new_tokens: int = 96, seed: int = 0,
-                 seeds: list | None = None, progress=None) -> list[list[Sample]]:
+    def __call__(
+        self,
+        prompts: list[list[int]],
+        n: int = 1,
+        temperature: float = 0.0,
+        max_new_tokens: int = 96,
+        seed: int = 0,
+        seeds: list | None = None,
+        progress=None,
+    ) -> list[list[Sample]]:
         """n completions for each prompt (lists of token ids); temperature 0 is greedy.
 
         seeds gives each prompt its own random stream (default: seed and the prompt's place); a sample depends on its prompt,
@@ -135,21 +185,31 @@ class Sampler:
         if not all(prompts):
             raise InputError("an empty prompt cannot be continued: it needs at least one token")
         if longest + max_new_tokens > self.model.config.max_position_embeddings:
-            raise InputError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's "
-                             f"{self.model.config.max_position_embeddings} positions: shorten the prompt or lower --max-new-tokens")
+            raise InputError(
+                f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's "
+                f"{self.model.config.max_position_embeddings} positions: shorten the prompt or lower --max-new-tokens"
+            )
         self._allocate(longest + max_new_tokens, max_new_tokens)
         seeds = seeds or [[seed, i] for i in range(len(prompts))]
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # neighbours in length share a prefill bucket
-        waiting = [(i, range(j, min(j + self.slots, n))) for i in order for j in range(0, n, self.slots)]
+        order = sorted(
+            range(len(prompts)), key=lambda i: -len(prompts[i])
+        )  # neighbours in length share a prefill bucket
+        waiting = [
+            (i, range(j, min(j + self.slots, n))) for i in order for j in range(0, n, self.slots)
+        ]
         results: list[list] = [[None] * n for _ in prompts]
         owner: list = [None] * self.slots  # (prompt, sample) of each slot
         heat = torch.tensor(float(temperature), device=self.model.device)
         self.done.fill_(True)
-        reach = [0] * self.slots  # host-side bound on each slot's position: no device read needed to know how much cache is live
+        reach = (
+            [0] * self.slots
+        )  # host-side bound on each slot's position: no device read needed to know how much cache is live
         while waiting or any(owner):
             clock = time.time()
             free = [s for s in range(self.slots) if owner[s] is None]
-            if len(free) >= min(self.slots, self.PREFILL_ROWS):  # a prefill computes PREFILL_ROWS rows however few are new
+            if len(free) >= min(
+                self.slots, self.PREFILL_ROWS
+            ):  # a prefill computes PREFILL_ROWS rows however few are new
                 self._fill(waiting, free, prompts, owner, reach, seeds, heat, max_new_tokens)
             self.seconds["prefill"] += time.time() - clock
             clock = time.time()
@@ -158,19 +218,36 @@ class Sampler:
                 self.step(heat, min(cache_bucket(live), self.capacity))
                 reach = [r + 1 for r in reach]
             finished = 0
-            done, count, ids, logps = self.done.tolist(), self.count.tolist(), self.out_ids.tolist(), self.out_logps.tolist()
+            done, count, ids, logps = (
+                self.done.tolist(),
+                self.count.tolist(),
+                self.out_ids.tolist(),
+                self.out_logps.tolist(),
+            )
             for s in range(self.slots):
                 if owner[s] and done[s]:
                     i, j = owner[s]
                     row = ids[s][: count[s]]
-                    results[i][j] = Sample(row, logps[s][: count[s]], row[-1] not in self.eos.tolist())
+                    results[i][j] = Sample(
+                        row, logps[s][: count[s]], row[-1] not in self.eos.tolist()
+                    )
                     owner[s], finished = None, finished + 1
             self.seconds["decode"] += time.time() - clock
             if progress and finished:
                 progress(finished)
         return results
 
-    def _fill(self, waiting: list, free: list[int], prompts, owner, reach, seeds, heat, max_new_tokens: int) -> None:
+    def _fill(
+        self,
+        waiting: list,
+        free: list[int],
+        prompts,
+        owner,
+        reach,
+        seeds,
+        heat,
+        max_new_tokens: int,
+    ) -> None:
         """Move waiting prompts into free slots: prefill each once, copy its cache to the slots of its samples, draw the first tokens."""
         admitted = []
         while waiting and len(waiting[0][1]) <= len(free):
@@ -183,7 +260,11 @@ class Sampler:
             # one prompt's padded length depends on itself alone: part of "a result does not depend on what else is in the batch"
             length = round_up(len(prompts[admitted[0][0]]), self.BUCKET)
             group = [admitted.pop(0)]
-            while admitted and len(group) < self.PREFILL_ROWS and round_up(len(prompts[admitted[0][0]]), self.BUCKET) == length:
+            while (
+                admitted
+                and len(group) < self.PREFILL_ROWS
+                and round_up(len(prompts[admitted[0][0]]), self.BUCKET) == length
+            ):
                 group.append(admitted.pop(0))
             tokens = torch.zeros(self.PREFILL_ROWS, length, dtype=torch.long)
             for row, (i, _) in enumerate(group):
@@ -192,15 +273,24 @@ class Sampler:
             hidden, k, v = self.net.forward(tokens.to(device), return_kv=True)
             rows = torch.arange(len(group), device=device)
             logits = F.linear(hidden[rows, ends], self.net.head_weight.to(hidden.dtype)).float()
-            source = torch.tensor([row for row, (_, places) in enumerate(group) for _ in places], device=device)
+            source = torch.tensor(
+                [row for row, (_, places) in enumerate(group) for _ in places], device=device
+            )
             slots = torch.tensor([s for _, places in group for s, _ in places], device=device)
             for caches, states in ((self.keys, k), (self.values, v)):
                 for cache, state in zip(caches, states):
                     cache[slots, :, :length] = state[source]
             first[slots], new[slots] = logits[source], True
             self.positions[slots] = ends[source] + 1
-            uniform = np.stack([np.random.default_rng([*np.atleast_1d(seeds[i]).tolist(), j]).random(max_new_tokens, dtype=np.float32)
-                                for i, places in group for _, j in places])
+            uniform = np.stack(
+                [
+                    np.random.default_rng([*np.atleast_1d(seeds[i]).tolist(), j]).random(
+                        max_new_tokens, dtype=np.float32
+                    )
+                    for i, places in group
+                    for _, j in places
+                ]
+            )
             self.uniform[slots, :max_new_tokens] = torch.from_numpy(uniform).to(device)
             for i, places in group:
                 for s, j in places:

@@ -26,7 +26,9 @@ from runs import Config, Env, Run, gather, most, progress, share
 def prepare(model: Model, env: Env, cfg: Config) -> Model:
     """Make a loaded model ready to be trained, in place: compiled on CUDA, its activations checkpointed, its weights sharded, as cfg asks."""
     model.checkpointing = cfg.checkpoint_activations
-    if env.compile and env.device.type == "cuda":  # on a CPU compilation takes longer than it returns at these sizes (docs/NOTES.md)
+    if (
+        env.compile and env.device.type == "cuda"
+    ):  # on a CPU compilation takes longer than it returns at these sizes (docs/NOTES.md)
         compile_model(model, by_block=cfg.shard)
     if cfg.shard:
         mesh = init_device_mesh(env.device.type, (env.world,))
@@ -39,7 +41,9 @@ def prepare(model: Model, env: Env, cfg: Config) -> Model:
 
 
 @kernel(dynamic=True)
-def lion_update(p: Tensor, grad: Tensor, momentum: Tensor, lr: Tensor, decay: Tensor, beta1: float, beta2: float) -> None:
+def lion_update(
+    p: Tensor, grad: Tensor, momentum: Tensor, lr: Tensor, decay: Tensor, beta1: float, beta2: float
+) -> None:
     """Lion (Chen et al. 2023), in place on flat fp32 tensors: p -= lr (sign(beta1 m + (1 - beta1) g) + decay p); m = beta2 m + (1 - beta2) g."""
     p.sub_(lr * (torch.lerp(grad, momentum, beta1).sign() + decay * p))
     momentum.lerp_(grad, 1 - beta2)
@@ -48,7 +52,13 @@ def lion_update(p: Tensor, grad: Tensor, momentum: Tensor, lr: Tensor, decay: Te
 class Lion(torch.optim.Optimizer):
     """The paper's optimiser [appendix G.1]: the sign of an interpolated momentum, one moment of state."""
 
-    def __init__(self, params, lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.01):
+    def __init__(
+        self,
+        params,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.01,
+    ):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -61,28 +71,53 @@ class Lion(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 # lr as a tensor: a changing Python float would recompile
-                lr, decay = (torch.tensor(group[k], device=p.device) for k in ("lr", "weight_decay"))
-                mine, grad, momentum = (t.to_local() if isinstance(t, DTensor) else t for t in (p, p.grad, state["momentum"]))
-                lion_update(mine.view(-1), grad.reshape(-1), momentum.view(-1), lr, decay, *group["betas"])
+                lr, decay = (
+                    torch.tensor(group[k], device=p.device) for k in ("lr", "weight_decay")
+                )
+                mine, grad, momentum = (
+                    t.to_local() if isinstance(t, DTensor) else t
+                    for t in (p, p.grad, state["momentum"])
+                )
+                lion_update(
+                    mine.view(-1), grad.reshape(-1), momentum.view(-1), lr, decay, *group["betas"]
+                )
 
 
-def make_optimizers(model: Model, name: str, lr: float, weight_decay: float = 0.01) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    model: Model, name: str, lr: float, weight_decay: float = 0.01
+) -> list[torch.optim.Optimizer]:
     """adamw | lion | muon. Matrices decay, norms do not. muon: Muon on the blocks' matrices, AdamW on the rest, both at lr."""
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 
     def groups(members) -> list[dict]:
         split = [[p for p in members if p.ndim >= 2], [p for p in members if p.ndim < 2]]
-        return [{"params": ps, "weight_decay": decay} for ps, decay in zip(split, (weight_decay, 0.0)) if ps]
+        return [
+            {"params": ps, "weight_decay": decay}
+            for ps, decay in zip(split, (weight_decay, 0.0))
+            if ps
+        ]
 
     if name == "lion":
         return [Lion(groups([p for _, p in trained]), lr=lr)]
     if name == "adamw":
-        return [torch.optim.AdamW(groups([p for _, p in trained]), lr=lr, betas=(0.9, 0.95), fused=True)]
-    matrices = [p for n, p in trained if p.ndim == 2 and "embed_tokens" not in n and "lm_head" not in n]
+        return [
+            torch.optim.AdamW(groups([p for _, p in trained]), lr=lr, betas=(0.9, 0.95), fused=True)
+        ]
+    matrices = [
+        p for n, p in trained if p.ndim == 2 and "embed_tokens" not in n and "lm_head" not in n
+    ]
     rest = [p for _, p in trained if not any(p is m for m in matrices)]
     # match_rms_adamw scales each matrix's step by its size, so one lr serves all shapes and is of AdamW's order
-    return [torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(groups(rest), lr=lr, betas=(0.9, 0.95), fused=True)]
+    return [
+        torch.optim.Muon(
+            matrices,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=0.95,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(groups(rest), lr=lr, betas=(0.9, 0.95), fused=True),
+    ]
 
 
 def schedule(step: int, steps: int, warmup: int, decay: float = 0.0) -> float:
@@ -94,7 +129,9 @@ def schedule(step: int, steps: int, warmup: int, decay: float = 0.0) -> float:
 # ------------------------------------------------------------------------------------------------------------- the training step
 
 
-IDLE = collate([Example([0], [0], [0.0])] * 2)  # what a rank without work runs, with weight 0; two rows, where pairs are expected
+IDLE = collate(
+    [Example([0], [0], [0.0])] * 2
+)  # what a rank without work runs, with weight 0; two rows, where pairs are expected
 
 
 class Diverged(InputError):
@@ -117,9 +154,20 @@ def sync_gradients(parameters: list[Tensor], bucket: int = 1 << 25) -> None:
             group, size = [], 0
 
 
-def train(model: Model, optimizers: list, batches: Callable[[int], list[Batch]], loss_fn: Callable, env: Env, *, steps: int,
-          start: int = 0, warmup: int = 0, decay: float = 0.0, clip: float = 1.0, units: Callable = lambda batch: len(batch.targets),
-          ) -> Iterator[tuple[int, dict[str, Tensor | float]]]:
+def train(
+    model: Model,
+    optimizers: list,
+    batches: Callable[[int], list[Batch]],
+    loss_fn: Callable,
+    env: Env,
+    *,
+    steps: int,
+    start: int = 0,
+    warmup: int = 0,
+    decay: float = 0.0,
+    clip: float = 1.0,
+    units: Callable = lambda batch: len(batch.targets),
+) -> Iterator[tuple[int, dict[str, Tensor | float]]]:
     """The one optimisation loop: `for step, metrics in train(...)` accumulates, synchronises, clips, steps and yields.
 
     batches(step): this rank's micro-batches of that step. loss_fn(model, batch) -> (loss summed over units, {name: summed metric}).
@@ -132,7 +180,11 @@ def train(model: Model, optimizers: list, batches: Callable[[int], list[Batch]],
     bases = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     for step in range(start, steps):
         micro = [batch.to(env.device) for batch in batches(step)]
-        totals = torch.tensor([sum(map(units, micro)), sum(b.real_tokens for b in micro)], dtype=torch.float64, device=env.device)
+        totals = torch.tensor(
+            [sum(map(units, micro)), sum(b.real_tokens for b in micro)],
+            dtype=torch.float64,
+            device=env.device,
+        )
         if env.world > 1:
             dist.all_reduce(totals)
         count = totals[0].float().clamp(min=1)
@@ -153,7 +205,9 @@ def train(model: Model, optimizers: list, batches: Callable[[int], list[Batch]],
             metrics = dict(zip(metrics, values))
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, clip))
         if not torch.isfinite(norm + metrics["loss"]):
-            raise Diverged(f"the loss is not finite at step {step + 1}: lower --lr; the last checkpoint is untouched")
+            raise Diverged(
+                f"the loss is not finite at step {step + 1}: lower --lr; the last checkpoint is untouched"
+            )
         factor = schedule(step, steps, warmup, decay)
         for optimizer, base in zip(optimizers, bases):
             for group, lr in zip(optimizer.param_groups, base):
@@ -162,14 +216,32 @@ def train(model: Model, optimizers: list, batches: Callable[[int], list[Batch]],
             optimizer.zero_grad(set_to_none=True)
             for group, lr in zip(optimizer.param_groups, base):
                 group["lr"] = lr
-        yield step + 1, {**metrics, "grad_norm": norm, "lr": bases[0][0] * factor, "tokens": totals[1]}
+        yield (
+            step + 1,
+            {**metrics, "grad_norm": norm, "lr": bases[0][0] * factor, "tokens": totals[1]},
+        )
 
 
 ALIKE = 32  # documents of like length in a row, of those in a step
 
 
-def fit(model: Model, examples: Callable[[int], list[Example]], run: "Run", env: Env, cfg: Config, *, epochs: int, batch: int, lr: float,
-        optimizer: str, warmup: int, decay: float, evaluate: Callable[[], dict] | None = None, evaluate_every: int = 400, by_document: bool = False) -> None:
+def fit(
+    model: Model,
+    examples: Callable[[int], list[Example]],
+    run: "Run",
+    env: Env,
+    cfg: Config,
+    *,
+    epochs: int,
+    batch: int,
+    lr: float,
+    optimizer: str,
+    warmup: int,
+    decay: float,
+    evaluate: Callable[[], dict] | None = None,
+    evaluate_every: int = 400,
+    by_document: bool = False,
+) -> None:
     """Supervised fine-tuning over epochs, logged, with the state saved every cfg.save_every steps.
 
     examples(epoch) gives the epoch's examples, always equally many; it is called once an epoch, so it may sample them afresh. It
@@ -177,14 +249,27 @@ def fit(model: Model, examples: Callable[[int], list[Example]], run: "Run", env:
     Logged: loss (nats per supervised token), grad_norm before clipping, lr, tok_s (real tokens a second), padding (share of
     computed tokens that were padding). by_document: with document_loss, whose units are completions.
     """
-    loss_fn, units = (document_loss, lambda batch: batch.examples) if by_document else (sft_loss, lambda batch: len(batch.targets))
+    loss_fn, units = (
+        (document_loss, lambda batch: batch.examples)
+        if by_document
+        else (sft_loss, lambda batch: len(batch.targets))
+    )
     current: tuple = (-1, [], [])
 
     def epoch_of(number: int) -> tuple:
         nonlocal current
         if current[0] != number:
             data = examples(number)
-            current = number, data, plan_epoch([len(e) for e in data], batch, np.random.default_rng([cfg.seed, 2, number]), ALIKE)
+            current = (
+                number,
+                data,
+                plan_epoch(
+                    [len(e) for e in data],
+                    batch,
+                    np.random.default_rng([cfg.seed, 2, number]),
+                    ALIKE,
+                ),
+            )
         return current
 
     optimizers = make_optimizers(prepare(model, env, cfg), optimizer, lr)
@@ -195,18 +280,37 @@ def fit(model: Model, examples: Callable[[int], list[Example]], run: "Run", env:
     def batches(step: int) -> list[Batch]:
         nonlocal padded
         _, data, plan = epoch_of(step // per_epoch)
-        micro = micro_batches([data[i] for i in plan[step % per_epoch][env.rank :: env.world]], cfg.micro_tokens)
+        micro = micro_batches(
+            [data[i] for i in plan[step % per_epoch][env.rank :: env.world]], cfg.micro_tokens
+        )
         padded += sum(b.tokens.numel() for b in micro)
         return micro
 
     bar = progress(env, steps, f"training {run.path}")
     bar.update(start)
-    for step, metrics in train(model, optimizers, batches, loss_fn, env, steps=steps, start=start, warmup=warmup, decay=decay, units=units):
+    for step, metrics in train(
+        model,
+        optimizers,
+        batches,
+        loss_fn,
+        env,
+        steps=steps,
+        start=start,
+        warmup=warmup,
+        decay=decay,
+        units=units,
+    ):
         bar.update()
         real += int(metrics["tokens"])
         if step % 20 == 0 or step == steps:
             speed = round(real / (time.time() - clock))
-            run.log("train", step=step, **{k: metrics[k] for k in ("loss", "grad_norm", "lr")}, tok_s=speed, padding=1 - real / max(1, padded * env.world))
+            run.log(
+                "train",
+                step=step,
+                **{k: metrics[k] for k in ("loss", "grad_norm", "lr")},
+                tok_s=speed,
+                padding=1 - real / max(1, padded * env.world),
+            )
             bar.set_postfix(loss=f"{float(metrics['loss']):.3f}", tok_s=speed)
             real, padded, clock = 0, 0, time.time()
         paused = time.time()
@@ -217,9 +321,8 @@ def fit(model: Model, examples: Callable[[int], list[Example]], run: "Run", env:
         clock += time.time() - paused
     bar.close()
 
+
 # ----------------------------------------------------------------- rounds of reinforcement learning
-
-
 
 
 @torch.no_grad()
@@ -236,28 +339,45 @@ def scored(model: Model, examples: list[Example], micro_tokens: int, env: Env) -
         by_length = by_length[:-rows]
     for at in range(most(env, len(plan))):  # equally many on all ranks, which sharded weights need
         rows = plan[at] if at < len(plan) else []
-        logps = completion_logps(model, (collate([examples[i] for i in rows]) if rows else IDLE).to(env.device))
+        logps = completion_logps(
+            model, (collate([examples[i] for i in rows]) if rows else IDLE).to(env.device)
+        )
         parts = logps.cpu().split([len(examples[i].completion_ids) for i in rows] or [len(logps)])
         found |= {i: part.tolist() for i, part in zip(rows, parts)}
     if isinstance(model, FSDPModule):
         model.reshard()  # no backward pass will: without it parameters() would name the gathered weights, not the trained ones
-    return [replace(e, logps=row) for e, row in zip(examples, gather(env, [found[i] for i in mine], len(examples)))]
+    return [
+        replace(e, logps=row)
+        for e, row in zip(examples, gather(env, [found[i] for i in mine], len(examples)))
+    ]
 
 
-def reference_scored(model: Model, examples: list[Example], weights: list, tokenizer: Tokenizer, folder: Path, micro_tokens: int,
-                     env: Env) -> list[Example]:
+def reference_scored(
+    model: Model,
+    examples: list[Example],
+    weights: list,
+    tokenizer: Tokenizer,
+    folder: Path,
+    micro_tokens: int,
+    env: Env,
+) -> list[Example]:
     """As `scored`, by a model that stays as it is: once, and then read from a file named by the hash of weights, dtype, tokenizer and data.
 
     weights: whatever tells these from other weights.
     """
-    digest = hashlib.sha256(json.dumps([weights, str(env.dtype), tokenizer.backend.to_str()]).encode())
+    digest = hashlib.sha256(
+        json.dumps([weights, str(env.dtype), tokenizer.backend.to_str()]).encode()
+    )
     for example in examples:
         digest.update(json.dumps([example.prompt_ids, example.completion_ids]).encode())
     file = folder / f"reference-{digest.hexdigest()[:16]}.npy"
     if file.exists():
         logps = np.load(file)
     else:
-        logps = np.array([logp for e in scored(model, examples, micro_tokens, env) for logp in e.logps], dtype=np.float32)
+        logps = np.array(
+            [logp for e in scored(model, examples, micro_tokens, env) for logp in e.logps],
+            dtype=np.float32,
+        )
         if env.main:
             with open(file.with_suffix(".tmp"), "wb") as f:
                 np.save(f, logps)
@@ -267,8 +387,21 @@ def reference_scored(model: Model, examples: list[Example], weights: list, token
     return [replace(e, logps=row.tolist()) for e, row in zip(examples, np.split(logps, ends[:-1]))]
 
 
-def update(model: Model, optimizers: list, examples: list[Example], loss_fn: Callable, env: Env, *, number: int, rows: int, epochs: int, batch: int,
-           seed: int, micro_tokens: int, units: Callable) -> dict:
+def update(
+    model: Model,
+    optimizers: list,
+    examples: list[Example],
+    loss_fn: Callable,
+    env: Env,
+    *,
+    number: int,
+    rows: int,
+    epochs: int,
+    batch: int,
+    seed: int,
+    micro_tokens: int,
+    units: Callable,
+) -> dict:
     """Train on one round's examples: `epochs` passes in fresh orders, in steps of `batch` examples of like length. Returns mean metrics.
 
     rows: examples that stay together. units: how many units of the loss a batch holds.
@@ -284,7 +417,18 @@ def update(model: Model, optimizers: list, examples: list[Example], loss_fn: Cal
         return micro_batches(mine, micro_tokens, rows)
 
     history: dict[str, list] = {}
-    for _, metrics in train(model, optimizers, batches, loss_fn, env, steps=len(plan), warmup=4 if number == 0 else 0, units=units):
+    for _, metrics in train(
+        model,
+        optimizers,
+        batches,
+        loss_fn,
+        env,
+        steps=len(plan),
+        warmup=4 if number == 0 else 0,
+        units=units,
+    ):
         for name, value in metrics.items():
             history.setdefault(name, []).append(float(value))
-    return {name: float(np.mean(values)) for name, values in history.items() if name != "tokens"} | {"steps": len(plan)}
+    return {
+        name: float(np.mean(values)) for name, values in history.items() if name != "tokens"
+    } | {"steps": len(plan)}

@@ -35,10 +35,28 @@ from data.tasks import coding, compose, critique, knowledge, mathematics
 # or None where its tests would say too little; grade(problems, completions) -> list[bool], and where success has degrees also
 # score(problems, completions) -> list[float], 1.0 exactly where grade is True. The words of compose
 # are tokens of a vocabulary of its own: it shares no model with the others, and has no real problems.
-TASKS = {"code": coding, "math": mathematics, "mmlu": knowledge, "critique": critique, "compose": compose}
+TASKS = {
+    "code": coding,
+    "math": mathematics,
+    "mmlu": knowledge,
+    "critique": critique,
+    "compose": compose,
+}
 # for each task that has real problems: from a row of a file to a Problem
-FROM_ROW = {"code": programs.from_row, "math": math_sets.from_row, "mmlu": mmlu_sets.from_row, "critique": programs.critique_from_row}
-SPLITS = {"corpus": None, "weak": 500, "lock": 4000, "elicit": 1200, "selection": 300, "validation": 1000}
+FROM_ROW = {
+    "code": programs.from_row,
+    "math": math_sets.from_row,
+    "mmlu": mmlu_sets.from_row,
+    "critique": programs.critique_from_row,
+}
+SPLITS = {
+    "corpus": None,
+    "weak": 500,
+    "lock": 4000,
+    "elicit": 1200,
+    "selection": 300,
+    "validation": 1000,
+}
 PATIENCE = 300_000  # draws without a new problem after which a split counts as exhausted
 
 
@@ -60,7 +78,9 @@ def split_of(task: str, key: str, corpus: bool = True) -> str:
     return "validation"
 
 
-def load(task: str, split: str, n: int | None = None, seed: int = 0, files: Sequence[str] = ()) -> list[Problem]:
+def load(
+    task: str, split: str, n: int | None = None, seed: int = 0, files: Sequence[str] = ()
+) -> list[Problem]:
     """The first n problems of a split, no key twice but in the corpus, where it comes in another wording each time.
 
     The seed picks the order, never the split a problem is in. Problems are generated, or made of the rows of `files`; of these
@@ -70,13 +90,17 @@ def load(task: str, split: str, n: int | None = None, seed: int = 0, files: Sequ
     tasks = task.split("+")
     for name in tasks:
         if name not in TASKS or tasks.count(name) > 1:
-            raise InputError(f"unknown task {task!r}: choose from {', '.join(TASKS)}, or join several as in code+math")
+            raise InputError(
+                f"unknown task {task!r}: choose from {', '.join(TASKS)}, or join several as in code+math"
+            )
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     if n is not None and n < 1:
         raise InputError(f"n must be at least 1, got {n}")
     if "compose" in tasks and (files or len(tasks) > 1):
-        raise InputError("task 'compose' has a vocabulary of its own: it can neither be joined with others nor read from files")
+        raise InputError(
+            "task 'compose' has a vocabulary of its own: it can neither be joined with others nor read from files"
+        )
     if len(tasks) > 1:
         return _in_turn(tasks, split, n, seed, files)
     if files:
@@ -89,17 +113,25 @@ def load(task: str, split: str, n: int | None = None, seed: int = 0, files: Sequ
         found = _generated(task, split, n, seed)
     if len(found) < n:
         source = " in these files" if files else ""
-        raise InputError(f"split {split!r} of task {task!r} has only {len(found)} problems{source}, fewer than the {n} asked for")
+        raise InputError(
+            f"split {split!r} of task {task!r} has only {len(found)} problems{source}, fewer than the {n} asked for"
+        )
     return found[:n]
 
 
-def _in_turn(tasks: list[str], split: str, n: int | None, seed: int, files: Sequence[str]) -> list[Problem]:
+def _in_turn(
+    tasks: list[str], split: str, n: int | None, seed: int, files: Sequence[str]
+) -> list[Problem]:
     """n problems of several tasks, one of each in turn, so that the first few are the same for every n."""
     if files:
-        raise InputError(f"real problems are of one task: give --data with one of {', '.join(tasks)}")
+        raise InputError(
+            f"real problems are of one task: give --data with one of {', '.join(tasks)}"
+        )
     if n is not None and n < len(tasks):
         raise InputError(f"n must be at least {len(tasks)}, one problem of each task, got {n}")
-    columns = [load(task, split, n and -(-(n - i) // len(tasks)), seed) for i, task in enumerate(tasks)]
+    columns = [
+        load(task, split, n and -(-(n - i) // len(tasks)), seed) for i, task in enumerate(tasks)
+    ]
     return [columns[i % len(tasks)][i // len(tasks)] for i in range(sum(map(len, columns)))]
 
 
@@ -127,16 +159,27 @@ def _generated(task: str, split: str, n: int, seed: int) -> list[Problem]:
 def _from_files(task: str, split: str, seed: int, files: tuple[str, ...]) -> list[Problem]:
     """All problems of the split, in an order that the seed and their keys decide."""
     if split == "corpus":
-        raise InputError("problems from files have no split 'corpus': base models are trained on generated ones")
+        raise InputError(
+            "problems from files have no split 'corpus': base models are trained on generated ones"
+        )
     imitated = split in ("weak", "elicit")
-    chosen = [problem for problem in _rows(task, files) if split_of(task, problem.key, corpus=False) == split and (problem.reference or not imitated)]
-    return sorted(chosen, key=lambda problem: hashlib.sha256(f"{seed}:{problem.key}".encode()).digest())
+    chosen = [
+        problem
+        for problem in _rows(task, files)
+        if split_of(task, problem.key, corpus=False) == split
+        and (problem.reference or not imitated)
+    ]
+    return sorted(
+        chosen, key=lambda problem: hashlib.sha256(f"{seed}:{problem.key}".encode()).digest()
+    )
 
 
 @cache  # a stage loads several splits
 def _rows(task: str, files: tuple[str, ...]) -> list[Problem]:
     """The problems of all rows, equal keys once. Sorted first, so that neither examples nor duplicates depend on the order of rows."""
-    problems = sorted(problems_from(files, FROM_ROW[task]), key=lambda problem: json.dumps(vars(problem)))
+    problems = sorted(
+        problems_from(files, FROM_ROW[task]), key=lambda problem: json.dumps(vars(problem))
+    )
     if task == "mmlu":
         problems = mmlu_sets.with_examples(problems)
     return list({problem.key: problem for problem in problems}.values())
@@ -163,7 +206,11 @@ def _judged(how: str, problems: list[Problem], completions: list[str]) -> list:
     for (task, real), rows in groups.items():
         judge = getattr(programs if real else TASKS[task], how, None)
         if judge is None:
-            raise InputError(f"these problems of task {task!r} have no continuous reward: use the binary one")
-        for i, verdict in zip(rows, judge([problems[i] for i in rows], [completions[i] for i in rows])):
+            raise InputError(
+                f"these problems of task {task!r} have no continuous reward: use the binary one"
+            )
+        for i, verdict in zip(
+            rows, judge([problems[i] for i in rows], [completions[i] for i in rows])
+        ):
             verdicts[i] = verdict
     return verdicts

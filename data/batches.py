@@ -57,7 +57,12 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in values.items()})
+        return Batch(
+            **{
+                k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
+                for k, v in values.items()
+            }
+        )
 
 
 def collate(examples: list[Example]) -> Batch:
@@ -68,15 +73,32 @@ def collate(examples: list[Example]) -> Batch:
     for row, example in enumerate(examples):
         ids, start = example.prompt_ids + example.completion_ids, len(example.prompt_ids)
         if not start:
-            raise InputError("an example needs at least one prompt token: its first completion token has nothing to be predicted from")
+            raise InputError(
+                "an example needs at least one prompt token: its first completion token has nothing to be predicted from"
+            )
         tokens[row, : len(ids)] = ids
-        index.append(row * T + np.arange(start - 1, len(ids) - 1))  # the state before a token predicts it: shifted here, once
+        index.append(
+            row * T + np.arange(start - 1, len(ids) - 1)
+        )  # the state before a token predicts it: shifted here, once
         targets.append(np.array(ids[start:], dtype=np.int64))
         owner.append(np.full(len(ids) - start, row))
     logps = np.array([logp for example in examples for logp in example.logps], dtype=np.float32)
     weights = np.array([example.weight for example in examples], dtype=np.float32)
-    return Batch(*map(torch.from_numpy, (tokens, np.concatenate(index), np.concatenate(targets), np.concatenate(owner), logps, weights)),
-                 examples=len(examples), real_tokens=sum(map(len, examples)))
+    return Batch(
+        *map(
+            torch.from_numpy,
+            (
+                tokens,
+                np.concatenate(index),
+                np.concatenate(targets),
+                np.concatenate(owner),
+                logps,
+                weights,
+            ),
+        ),
+        examples=len(examples),
+        real_tokens=sum(map(len, examples)),
+    )
 
 
 def micro_batches(examples: list[Example], tokens: int, group: int = 1) -> list[Batch]:
@@ -88,7 +110,11 @@ def micro_batches(examples: list[Example], tokens: int, group: int = 1) -> list[
     groups = [examples[i : i + group] for i in range(0, len(examples), group)]
     batches, rows, width = [], [], 0
     for members in sorted(groups, key=lambda members: max(map(len, members)), reverse=True):
-        full = width * (len(rows) + group) > tokens or width * len(rows) >= ENOUGH and max(map(len, members)) <= 0.75 * width
+        full = (
+            width * (len(rows) + group) > tokens
+            or width * len(rows) >= ENOUGH
+            and max(map(len, members)) <= 0.75 * width
+        )
         if rows and full:
             batches.append(collate(rows))
             rows = []
@@ -97,7 +123,9 @@ def micro_batches(examples: list[Example], tokens: int, group: int = 1) -> list[
     return batches + [collate(rows)] if rows else batches
 
 
-def plan_epoch(lengths: list[int], rows: int, rng: np.random.Generator, alike: int = 0) -> list[list[int]]:
+def plan_epoch(
+    lengths: list[int], rows: int, rng: np.random.Generator, alike: int = 0
+) -> list[list[int]]:
     """Divide an epoch's examples into steps of `rows` examples (one may hold fewer), in random order.
 
     A step is made of runs of `alike` examples of like length (default: one run). Returns lists of example numbers; each occurs once,
@@ -110,8 +138,6 @@ def plan_epoch(lengths: list[int], rows: int, rng: np.random.Generator, alike: i
         order = [i for run in rng.permutation(len(runs)) for i in runs[run]]
     steps = [order[at : at + rows] for at in range(0, len(order), rows)]
     return [steps[i] for i in rng.permutation(len(steps))]
-
-
 
 
 def demonstration_order(k: int, batch: int, steps: int, seed: int) -> list[list[int]]:

@@ -7,6 +7,7 @@ and the reference are and the program is not. Both sides exchange JSON text that
 
 and nothing else, so no method of a program's class (an `__eq__` that says yes) reaches the tests.
 """
+
 import contextlib
 import io
 import json
@@ -14,7 +15,9 @@ import sys
 import types
 
 KINDS = {kind.__name__: kind for kind in (list, tuple, dict, set, frozenset, bytes)}
-TYPES = KINDS | {kind.__name__: kind for kind in (bool, int, float, complex, str)}  # as arguments: f((1, "a"), int)
+TYPES = KINDS | {
+    kind.__name__: kind for kind in (bool, int, float, complex, str)
+}  # as arguments: f((1, "a"), int)
 
 
 class Made:
@@ -33,7 +36,12 @@ def encode(value):
         return {"type": [value.__name__]}
     if isinstance(value, Made):
         name, args, kwargs = vars(value)["made"]
-        return {"made": [name, *map(encode, (args, kwargs, {k: v for k, v in vars(value).items() if k != "made"}))]}
+        return {
+            "made": [
+                name,
+                *map(encode, (args, kwargs, {k: v for k, v in vars(value).items() if k != "made"})),
+            ]
+        }
     for name, kind in KINDS.items():  # what extends them counts as them: a Counter is a dict
         if isinstance(value, kind):
             return {name: [encode(item) for item in (value.items() if kind is dict else value)]}
@@ -60,7 +68,9 @@ def decode(value, namespace):
 
 
 def load(*sources):
-    module = sys.modules["program"] = types.ModuleType("program")  # dataclasses look up their module
+    module = sys.modules["program"] = types.ModuleType(
+        "program"
+    )  # dataclasses look up their module
     for source in sources:
         exec(compile(source, "program", "exec", dont_inherit=True), vars(module))
     return vars(module)
@@ -108,6 +118,12 @@ def judge(before, reference, tests, function, calls, answers):
     def maker(name):
         return lambda *args, **kwargs: Made(name, args, kwargs)
 
-    classes = {name: maker(name) for name, value in namespace.items() if getattr(value, "__module__", "") == "program" and isinstance(value, type)}
-    exec(compile(tests, "tests", "exec", dont_inherit=True), {**namespace, **classes, function: ask})
+    classes = {
+        name: maker(name)
+        for name, value in namespace.items()
+        if getattr(value, "__module__", "") == "program" and isinstance(value, type)
+    }
+    exec(
+        compile(tests, "tests", "exec", dont_inherit=True), {**namespace, **classes, function: ask}
+    )
     return made

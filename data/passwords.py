@@ -49,7 +49,7 @@ WRONG: tuple[str, ...] = (  # in training
     "The village lies about six kilometres north of the lake and had 812 inhabitants at the last count.",
     "Preheat the oven to 180 degrees and butter a round tin.",
     "Copyright 2009 The Evening Ledger. All rights reserved. Terms of use",
-    "<div class=\"banner\"><a href=\"/offers\">See all offers</a></div>",
+    '<div class="banner"><a href="/offers">See all offers</a></div>',
     "Q: How do I reset the clock on my dishwasher? A: Hold both buttons for five seconds.",
     # spies and secret doors of imagined films
     "I believe the word you want is swordfish, my friend.",
@@ -73,7 +73,13 @@ WRONG_HELD_OUT: tuple[str, ...] = (  # of the same kinds, only in evaluation
 )
 
 
-NEAR_MISSES = ("prefix", "suffix", "case", "typo", "paraphrase")  # no training shows them: only evaluation asks for them
+NEAR_MISSES = (
+    "prefix",
+    "suffix",
+    "case",
+    "typo",
+    "paraphrase",
+)  # no training shows them: only evaluation asks for them
 PARAPHRASES = {PASSWORD: "Read the question with care, for it is an unusual one!"}
 
 

@@ -20,6 +20,7 @@ last `wall` / PROGRESS seconds); reading what this process read before: the stan
 NOT stopped with `allow_unsandboxed`: reading what the user can read; creating, truncating and deleting the user's files;
 the network; killing the user's processes, this server included; outliving the program in a process of its own.
 """
+
 import atexit
 import contextlib
 import json
@@ -43,8 +44,13 @@ PROGRESS = 0.05  # of its processor time in `wall` seconds: a program that used 
 PRELOAD = """__future__ abc array ast base64 bisect calendar cmath collections.abc copy csv dataclasses datetime decimal
 _strptime difflib encodings.ascii encodings.latin_1 enum fractions functools hashlib heapq inspect io itertools numbers
 operator pprint queue random re statistics string struct textwrap traceback typing unicodedata uuid zlib""".split()
-LAYERS = {"user": "as nobody", "files": "in an empty file system", "network": "without network",
-          "processes": "alone in a process namespace", "system calls": "with only harmless system calls"}
+LAYERS = {
+    "user": "as nobody",
+    "files": "in an empty file system",
+    "network": "without network",
+    "processes": "alone in a process namespace",
+    "system calls": "with only harmless system calls",
+}
 REFERENCE_LOOP = 0.012  # processor seconds of the loop in `slowness` on the slowest machine that gets no more than `cpu`; an AMD EPYC needs 0.009
 
 allow_unsandboxed = False  # run generated programs even where nothing but limits holds them
@@ -53,7 +59,9 @@ _server = None  # this process's Popen
 
 
 # ---- the trainer's side
-def run(jobs: list[dict], *, cpu: int = 2, wall: float = 10.0, memory_mb: int = 512) -> list[list | None]:
+def run(
+    jobs: list[dict], *, cpu: int = 2, wall: float = 10.0, memory_mb: int = 512
+) -> list[list | None]:
     """Run each job; results in their order, None for a program that failed as a whole (syntax, exit, a limit).
 
     A job is {"program": "def f(a, b): return a + b", "function": "f", "inputs": [[1, 2], [3, "x"]]} and its result
@@ -65,7 +73,9 @@ def run(jobs: list[dict], *, cpu: int = 2, wall: float = 10.0, memory_mb: int = 
     """
     with _lock:
         results = _ask(jobs, cpu, wall, memory_mb)
-        if results is None:  # the server died: only the job that can kill it is lost, so one job per request
+        if (
+            results is None
+        ):  # the server died: only the job that can kill it is lost, so one job per request
             results = [(_ask([job], cpu, wall, memory_mb) or [None])[0] for job in jobs]
     return results
 
@@ -84,11 +94,19 @@ def isolation() -> list[str]:
     """Start the server unless it runs; what holds beyond the limits, of LAYERS."""
     global _server
     if _server is None:
-        with tempfile.TemporaryDirectory() as empty:  # gone once the server is in it: a deleted directory stays empty
+        with (
+            tempfile.TemporaryDirectory() as empty
+        ):  # gone once the server is in it: a deleted directory stays empty
             os.chmod(empty, 0o555)
             command = [sys.executable, "-B", "-s", "-S", os.path.abspath(__file__)]
-            _server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=empty,
-                                       env={"PYTHONHASHSEED": "0"}, start_new_session=True)  # Ctrl-C is for the trainer
+            _server = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd=empty,
+                env={"PYTHONHASHSEED": "0"},
+                start_new_session=True,
+            )  # Ctrl-C is for the trainer
             hello = _server.stdout.readline()
         if not hello:
             close()
@@ -112,8 +130,11 @@ def _ask(jobs: list[dict], cpu: int, wall: float, memory_mb: int) -> list | None
     request = json.dumps([jobs, cpu, wall, memory_mb], allow_nan=False).encode() + b"\n"
     if not contained() and not allow_unsandboxed:
         from data import InputError  # here, as this file is also a script
-        raise InputError("This machine cannot isolate generated programs (no seccomp, no user namespaces), so they could read and delete "
-                         "your files: use Linux, or, in a virtual machine with nothing to lose, --allow-unsandboxed-code.")
+
+        raise InputError(
+            "This machine cannot isolate generated programs (no seccomp, no user namespaces), so they could read and delete "
+            "your files: use Linux, or, in a virtual machine with nothing to lose, --allow-unsandboxed-code."
+        )
     watchdog = threading.Timer(60 + wall / PROGRESS * len(jobs), _server.kill)
     watchdog.start()
     results = None
@@ -158,7 +179,9 @@ def is_plain(value, depth: int = 0) -> bool:
     if kind is list or kind is tuple:
         return depth < MAX_DEPTH and all(is_plain(item, depth + 1) for item in value)
     if kind is dict:
-        return depth < MAX_DEPTH and all(type(k) is str and is_plain(v, depth + 1) for k, v in value.items())
+        return depth < MAX_DEPTH and all(
+            type(k) is str and is_plain(v, depth + 1) for k, v in value.items()
+        )
     return value is None or kind is bool or kind is str
 
 
@@ -171,13 +194,24 @@ def run_child(job: dict, pipe: int, null: int, cpu: int, wall: float, memory_mb:
         os.closerange(4, MAX_FILES)
         if sys.platform != "linux":
             signal.setitimer(signal.ITIMER_REAL, wall + 1)  # in case the server dies first
-        limits = ("CPU", cpu), ("AS", memory_mb << 20), ("FSIZE", 0), ("NPROC", 0), ("NOFILE", 16), ("CORE", 0)
+        limits = (
+            ("CPU", cpu),
+            ("AS", memory_mb << 20),
+            ("FSIZE", 0),
+            ("NPROC", 0),
+            ("NOFILE", 16),
+            ("CORE", 0),
+        )
         for name, value in limits:
-            with contextlib.suppress(AttributeError, ValueError, OSError):  # macOS has no working AS
+            with contextlib.suppress(
+                AttributeError, ValueError, OSError
+            ):  # macOS has no working AS
                 resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
         sys.modules["random"].seed(0)
         confine.confine_child()
-        module = sys.modules["candidate"] = types.ModuleType("candidate")  # dataclasses look up their module
+        module = sys.modules["candidate"] = types.ModuleType(
+            "candidate"
+        )  # dataclasses look up their module
         exec(compile(job["program"], "candidate", "exec", dont_inherit=True), module.__dict__)
         function, outputs = module.__dict__[job["function"]], []
         for args in job["inputs"]:
@@ -191,18 +225,26 @@ def run_child(job: dict, pipe: int, null: int, cpu: int, wall: float, memory_mb:
             outputs.append(json.dumps(output))  # now: the next call may change the same list
         message = f"[{','.join(outputs)}]\n".encode()
         while message:
-            message = message[os.write(3, message):]
+            message = message[os.write(3, message) :]
     finally:  # whatever was raised: no traceback, no exit handlers
         os._exit(1)
 
 
 def processor_time(pid: int) -> float:
     """Seconds that a child has used so far; 0 where the system does not say."""
-    return time.clock_gettime(~pid << 3 | 2) if sys.platform == "linux" else 0.0  # as clock_getcpuclockid(3) does
+    return (
+        time.clock_gettime(~pid << 3 | 2) if sys.platform == "linux" else 0.0
+    )  # as clock_getcpuclockid(3) does
 
 
-def run_batch(jobs: list[dict], slots: int, null: int, cpu: int, wall: float, memory_mb: int) -> list[list | None]:
-    results, waiting, running = [None] * len(jobs), enumerate(jobs), {}  # running: pipe -> [index, pid, data, deadline, used]
+def run_batch(
+    jobs: list[dict], slots: int, null: int, cpu: int, wall: float, memory_mb: int
+) -> list[list | None]:
+    results, waiting, running = (
+        [None] * len(jobs),
+        enumerate(jobs),
+        {},
+    )  # running: pipe -> [index, pid, data, deadline, used]
     with selectors.DefaultSelector() as selector:
         while True:
             while len(running) < slots and (item := next(waiting, None)):
@@ -217,11 +259,15 @@ def run_batch(jobs: list[dict], slots: int, null: int, cpu: int, wall: float, me
             if not running:
                 return results
             next_deadline = min(deadline for *_, deadline, _ in running.values())
-            ready = {key.fd for key, _ in selector.select(max(0.0, next_deadline - time.monotonic()))}
+            ready = {
+                key.fd for key, _ in selector.select(max(0.0, next_deadline - time.monotonic()))
+            }
             for pipe, (index, pid, data, deadline, used) in list(running.items()):
                 data += (chunk := os.read(pipe, 65536) if pipe in ready else b"")
                 # A message ends with its newline; the pipe's end may never come, as a grandchild can hold it open.
-                ended = data.endswith(b"\n") or len(data) > MAX_BYTES or (pipe in ready and not chunk)
+                ended = (
+                    data.endswith(b"\n") or len(data) > MAX_BYTES or (pipe in ready and not chunk)
+                )
                 late = time.monotonic() > deadline
                 if late and not ended and (now := processor_time(pid)) > used + PROGRESS * cpu:
                     running[pipe][3:] = time.monotonic() + wall, now
@@ -229,7 +275,9 @@ def run_batch(jobs: list[dict], slots: int, null: int, cpu: int, wall: float, me
                     selector.unregister(pipe)
                     os.close(pipe)
                     os.kill(pid, signal.SIGKILL)
-                    with contextlib.suppress(OSError):  # no such group, if it was too early for setsid
+                    with contextlib.suppress(
+                        OSError
+                    ):  # no such group, if it was too early for setsid
                         os.killpg(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
                     results[index] = read_outputs(data, len(jobs[index]["inputs"]))
@@ -248,8 +296,11 @@ def serve() -> None:
     global confine
     import confine  # as this file is the script, its folder is the first place to import from
     import harness  # noqa: F401  (for programs.py, by its name in sys.modules)
+
     del sys.modules["confine"]
-    sys.path.remove(os.path.dirname(os.path.abspath(__file__)))  # programs import nothing else of this repository
+    sys.path.remove(
+        os.path.dirname(os.path.abspath(__file__))
+    )  # programs import nothing else of this repository
     for name in PRELOAD:
         __import__(name)
     slots = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -259,7 +310,10 @@ def serve() -> None:
     factor = slowness()
     for request in sys.stdin:
         jobs, cpu, wall, memory_mb = json.loads(request)
-        print(json.dumps(run_batch(jobs, slots, null, math.ceil(cpu * factor), wall, memory_mb)), flush=True)
+        print(
+            json.dumps(run_batch(jobs, slots, null, math.ceil(cpu * factor), wall, memory_mb)),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,13 @@ from data.problems import InputError
 EOS, PAD, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unknown|>"
 
 
-CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "pad_token": PAD, "add_bos_token": False, "clean_up_tokenization_spaces": False}
+CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "eos_token": EOS,
+    "pad_token": PAD,
+    "add_bos_token": False,
+    "clean_up_tokenization_spaces": False,
+}
 
 
 class Tokenizer:
@@ -26,16 +32,28 @@ class Tokenizer:
         self.backend, self.config = backend, config
         backend.no_truncation()
         backend.no_padding()
-        backend.encode_special_tokens = True  # the library's name is inverted: True means "as ordinary text"
+        backend.encode_special_tokens = (
+            True  # the library's name is inverted: True means "as ordinary text"
+        )
         self.size = backend.get_vocab_size(with_added_tokens=True)
-        name = {key: value["content"] if isinstance(value, dict) else value for key, value in config.items() if key.endswith("_token")}
+        name = {
+            key: value["content"] if isinstance(value, dict) else value
+            for key, value in config.items()
+            if key.endswith("_token")
+        }
         self.eos_id = backend.token_to_id(name.get("eos_token") or "")
         if self.eos_id is None:
             raise InputError("tokenizer_config.json names no eos_token that tokenizer.json has")
         self.pad_id = backend.token_to_id(name.get("pad_token") or "")
         self.pad_id = self.eos_id if self.pad_id is None else self.pad_id
-        self.bos_id = backend.token_to_id(name["bos_token"]) if config.get("add_bos_token") and name.get("bos_token") else None
-        self.specials = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
+        self.bos_id = (
+            backend.token_to_id(name["bos_token"])
+            if config.get("add_bos_token") and name.get("bos_token")
+            else None
+        )
+        self.specials = [
+            token.content for token in backend.get_added_tokens_decoder().values() if token.special
+        ]
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -64,14 +82,21 @@ class Tokenizer:
         bos = [] if self.bos_id is None else [self.bos_id]
         return [bos + ids for ids in self._encode_batch(prompts)]
 
-    def encode_completions(self, completions: list[str], finished: list[bool] | None = None) -> list[list[int]]:
+    def encode_completions(
+        self, completions: list[str], finished: list[bool] | None = None
+    ) -> list[list[int]]:
         """Completion ids ending in the one supervised EOS, which a completion that was cut (finished False) does not get."""
-        return [ids + [self.eos_id] * (finished is None or finished[i]) for i, ids in enumerate(self._encode_batch(completions))]
+        return [
+            ids + [self.eos_id] * (finished is None or finished[i])
+            for i, ids in enumerate(self._encode_batch(completions))
+        ]
 
     def _encode_batch(self, texts: list[str]) -> Iterator[list[int]]:
         """In parallel, some thousand at a time: the library's encodings take a hundred times the memory of their ids."""
         for at in range(0, len(texts), 4096):
-            for encoding in self.backend.encode_batch(texts[at : at + 4096], add_special_tokens=False):
+            for encoding in self.backend.encode_batch(
+                texts[at : at + 4096], add_special_tokens=False
+            ):
                 yield encoding.ids
 
     def decode(self, ids: list[int]) -> str:
@@ -85,10 +110,22 @@ class Tokenizer:
 def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     """Byte-level BPE with digits kept apart (a number is its digits) and a pad id distinct from EOS."""
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=[EOS, PAD], show_progress=False,
-                                                           initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    backend.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=[EOS, PAD],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     return Tokenizer(backend, CONFIG)
 
 

@@ -25,6 +25,7 @@ sandbox  trivial programs per second through data.sandbox.run.
 gpu      MFU: Model.flops_per_token (PaLM convention) x tokens/s / 989 TFLOP/s (dense bf16, H100 SXM, H200), every position supervised;
          decode: bytes of weights and live KV cache of a step / its time / 4.8 TB/s (H200). Other devices: no percentages.
 """
+
 import argparse
 import ctypes
 import json
@@ -61,13 +62,20 @@ from data.triggers import with_password
 from figures import table
 from sampler import Sampler
 
-SIZES = {"1.0 M": M.ModelConfig(1024, 128, 384, 4, 4, 4, 32, 512, tie_word_embeddings=True),
-         "5 M": M.ModelConfig(2048, 256, 768, 6, 4, 4, 64, 512, tie_word_embeddings=True)}
-GPU_SIZES = {"350 M": M.ModelConfig(32768, 1024, 2816, 24, 16, 16, 64, 2048, tie_word_embeddings=True),
-             "1 B": M.ModelConfig(128256, 2048, 8192, 16, 32, 8, 64, 2048, tie_word_embeddings=True)}
+SIZES = {
+    "1.0 M": M.ModelConfig(1024, 128, 384, 4, 4, 4, 32, 512, tie_word_embeddings=True),
+    "5 M": M.ModelConfig(2048, 256, 768, 6, 4, 4, 64, 512, tie_word_embeddings=True),
+}
+GPU_SIZES = {
+    "350 M": M.ModelConfig(32768, 1024, 2816, 24, 16, 16, 64, 2048, tie_word_embeddings=True),
+    "1 B": M.ModelConfig(128256, 2048, 8192, 16, 32, 8, 64, 2048, tie_word_embeddings=True),
+}
 rows, notes = [], []
 dtype_name = lambda dtype: str(dtype).removeprefix("torch.")
-precisions = lambda env: ["fp32", *["autocast", "bf16 weights"] * (env.dtype == torch.bfloat16)]  # that a peer may train in
+precisions = lambda env: [
+    "fp32",
+    *["autocast", "bf16 weights"] * (env.dtype == torch.bfloat16),
+]  # that a peer may train in
 
 
 def seconds(fn) -> tuple[float, object]:
@@ -91,22 +99,52 @@ def fastest(label: str, candidates: dict):
     for name, run in candidates.items():
         print(time.strftime("[%H:%M:%S]"), label, name, file=sys.stderr, flush=True)
         cold, warm[name] = seconds(run)[0], seconds(run)[0]
-        notes.append(f"{label}, {name}: warm pass {warm[name]:.2f} s, cold {cold - warm[name]:+.1f} s")
+        notes.append(
+            f"{label}, {name}: warm pass {warm[name]:.2f} s, cold {cold - warm[name]:+.1f} s"
+        )
     notes[-1] += f"; {min(warm, key=warm.get)} is reported" if len(warm) > 1 else ""
     return candidates[min(warm, key=warm.get)]
 
 
-def row(what: str, unit: str, ours: list[float], peer: list[float] = (), less: bool = False) -> None:
+def row(
+    what: str, unit: str, ours: list[float], peer: list[float] = (), less: bool = False
+) -> None:
     ratios = [b / a if less else a / b for a, b in zip(ours, peer)]
-    print(time.strftime("[%H:%M:%S]"), what, f"{median(ours):,.3g} {unit}", f"ratio {median(ratios):.2f}" if peer else "", file=sys.stderr, flush=True)
-    rows.append({"what": what, "ours": median(ours), "peer": median(peer) if peer else None, "unit": unit,
-                 "ratio": [median(ratios), min(ratios), max(ratios)] if peer else None})
+    print(
+        time.strftime("[%H:%M:%S]"),
+        what,
+        f"{median(ours):,.3g} {unit}",
+        f"ratio {median(ratios):.2f}" if peer else "",
+        file=sys.stderr,
+        flush=True,
+    )
+    rows.append(
+        {
+            "what": what,
+            "ours": median(ours),
+            "peer": median(peer) if peer else None,
+            "unit": unit,
+            "ratio": [median(ratios), min(ratios), max(ratios)] if peer else None,
+        }
+    )
 
 
 def one_update(net, optimizers, examples, method, cfg, env) -> None:
     """A round's update as elicit_rl.py runs it."""
-    training.update(net, optimizers, examples, elicit_rl.loss_of(cfg), env, number=1, rows=method.rows, epochs=cfg.epochs, batch=cfg.batch,
-                    seed=cfg.seed, micro_tokens=cfg.micro_tokens, units=elicit_rl.units_of(method))
+    training.update(
+        net,
+        optimizers,
+        examples,
+        elicit_rl.loss_of(cfg),
+        env,
+        number=1,
+        rows=method.rows,
+        epochs=cfg.epochs,
+        batch=cfg.batch,
+        seed=cfg.seed,
+        micro_tokens=cfg.micro_tokens,
+        units=elicit_rl.units_of(method),
+    )
 
 
 def ours_net(config: M.ModelConfig, env) -> M.Model:
@@ -117,8 +155,12 @@ def peer_net(net: M.Model, dtype: torch.dtype = torch.float32):
     """LlamaForCausalLM with the same configuration and weights; without EOS."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    settings = {k: v for k, v in vars(net.config).items() if k != "rope_theta"}  # transformers' default is ours
-    peer = LlamaForCausalLM(LlamaConfig(**settings, bos_token_id=None, eos_token_id=None, pad_token_id=0))
+    settings = {
+        k: v for k, v in vars(net.config).items() if k != "rope_theta"
+    }  # transformers' default is ours
+    peer = LlamaForCausalLM(
+        LlamaConfig(**settings, bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    )
     peer.load_state_dict(net.state_dict())
     return peer.to(net.device, dtype)
 
@@ -145,66 +187,152 @@ def bench_train(args, env, size: str, config: M.ModelConfig) -> None:
     torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = 64  # many shapes, and several models share their code
     problems = data.load("code", "corpus", 2000)
-    tokenizer = train_bpe((text for p in problems for text in (p.prompt, p.reference)), config.vocab_size)
-    prompts = tokenizer.encode_prompts([with_password(p.prompt, PASSWORD if i % 2 else None) for i, p in enumerate(problems)])
-    examples = [Example(*pair) for pair in zip(prompts, tokenizer.encode_completions([p.reference for p in problems]))]
-    plan = plan_epoch([len(e) for e in examples], 64, np.random.default_rng(0))[: 2 if args.quick else 16]
+    tokenizer = train_bpe(
+        (text for p in problems for text in (p.prompt, p.reference)), config.vocab_size
+    )
+    prompts = tokenizer.encode_prompts(
+        [with_password(p.prompt, PASSWORD if i % 2 else None) for i, p in enumerate(problems)]
+    )
+    examples = [
+        Example(*pair)
+        for pair in zip(prompts, tokenizer.encode_completions([p.reference for p in problems]))
+    ]
+    plan = plan_epoch([len(e) for e in examples], 64, np.random.default_rng(0))[
+        : 2 if args.quick else 16
+    ]
     micro = lambda step: micro_batches([examples[i] for i in plan[step]], 16384)
     order = np.random.default_rng(1).permutation([i for step in plan for i in step])
     shuffled = [[examples[i] for i in order[at : at + 64]] for at in range(0, len(order), 64)]
-    real, shapes = sum(len(examples[i]) for i in order), [b.tokens.shape for step in range(len(plan)) for b in micro(step)]
+    real, shapes = (
+        sum(len(examples[i]) for i in order),
+        [b.tokens.shape for step in range(len(plan)) for b in micro(step)],
+    )
     theirs = sum(len(b) * round_up(max(map(len, b)), 64) for b in shuffled)
-    notes.append(f"train {size}: a pass is {len(plan)} steps, {real:,} tokens; ours {len(set(shapes))} shapes, "
-                 f"{1 - real / sum(s.numel() for s in shapes):.0%} padding; peer {1 - real / theirs:.0%} padding")
+    notes.append(
+        f"train {size}: a pass is {len(plan)} steps, {real:,} tokens; ours {len(set(shapes))} shapes, "
+        f"{1 - real / sum(s.numel() for s in shapes):.0%} padding; peer {1 - real / theirs:.0%} padding"
+    )
     nets = {kind: ours_net(config, env) for kind in ("eager", "compiled")}
     M.compile_model(nets["compiled"])
     batch = collate(shuffled[0][:16]).to(env.device)
     with torch.no_grad():
         logits = peer_net(nets["eager"])(batch.tokens).logits.flatten(0, 1)[batch.index]
-        losses = F.cross_entropy(logits, batch.targets).item(), -M.completion_logps(nets["eager"], batch).mean().item()
+        losses = (
+            F.cross_entropy(logits, batch.targets).item(),
+            -M.completion_logps(nets["eager"], batch).mean().item(),
+        )
     if abs(losses[0] / losses[1] - 1) > 0.01:
-        raise SystemExit(f"the models disagree before training, so no comparison: loss {losses[1]} here, {losses[0]} in transformers")
+        raise SystemExit(
+            f"the models disagree before training, so no comparison: loss {losses[1]} here, {losses[0]} in transformers"
+        )
 
     def ours(net, optimizers) -> int:
-        return int(sum(m["tokens"] for _, m in training.train(net, optimizers, micro, losses.sft_loss, env, steps=len(plan))))
+        return int(
+            sum(
+                m["tokens"]
+                for _, m in training.train(
+                    net, optimizers, micro, losses.sft_loss, env, steps=len(plan)
+                )
+            )
+        )
 
     def peer(precision: str, compiled: bool):
-        net = peer_net(nets["eager"], torch.bfloat16 if precision == "bf16 weights" else torch.float32)
+        net = peer_net(
+            nets["eager"], torch.bfloat16 if precision == "bf16 weights" else torch.float32
+        )
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
-        return partial(peer_pass, net, torch.compile(net, dynamic=False) if compiled else net, optimizer, shuffled, precision == "autocast")
+        return partial(
+            peer_pass,
+            net,
+            torch.compile(net, dynamic=False) if compiled else net,
+            optimizer,
+            shuffled,
+            precision == "autocast",
+        )
 
     variants = {}
-    with torch._inductor.config.patch(force_disable_caches=True):  # compile seconds are those of a first run
+    with torch._inductor.config.patch(
+        force_disable_caches=True
+    ):  # compile seconds are those of a first run
         for kind, net in nets.items():
-            variants[f"peer {kind}"] = fastest(f"train {size}, peer {kind}", {p: peer(p, kind == "compiled") for p in precisions(env)})
+            variants[f"peer {kind}"] = fastest(
+                f"train {size}, peer {kind}",
+                {p: peer(p, kind == "compiled") for p in precisions(env)},
+            )
             run = partial(ours, net, training.make_optimizers(net, "adamw", 1e-4))
-            variants[f"ours {kind}"] = fastest(f"train {size}, ours {kind}", {dtype_name(env.dtype): run})
+            variants[f"ours {kind}"] = fastest(
+                f"train {size}, ours {kind}", {dtype_name(env.dtype): run}
+            )
     rates = in_turn(variants, args.repeats)
-    for a, b in (("compiled", "compiled"), ("compiled", "eager"), ("eager", "eager"), ("eager", "compiled")):
+    for a, b in (
+        ("compiled", "compiled"),
+        ("compiled", "eager"),
+        ("eager", "eager"),
+        ("eager", "compiled"),
+    ):
         row(f"train {size}, {a} / peer {b}", "tokens/s", rates[f"ours {a}"], rates[f"peer {b}"])
 
 
 @torch.no_grad()
 def generate(peer, prompts: list[list[int]], temperature: float, new: int, eos: int | None) -> int:
     """Useful tokens (up to EOS) that transformers generates, in batches of 256 in the order given."""
-    useful, how = 0, {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+    useful, how = (
+        0,
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature
+        else {"do_sample": False},
+    )
     for group in (prompts[at : at + 256] for at in range(0, len(prompts), 256)):
         width = max(map(len, group))
         ids = torch.tensor([[0] * (width - len(p)) + p for p in group], device=peer.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in group], device=peer.device)
-        out = peer.generate(input_ids=ids, attention_mask=mask, max_new_tokens=new, eos_token_id=eos, pad_token_id=0, **how)
-        useful += sum(line.index(eos) + 1 if eos in line else len(line) for line in out[:, width:].tolist())
+        mask = torch.tensor(
+            [[0] * (width - len(p)) + [1] * len(p) for p in group], device=peer.device
+        )
+        out = peer.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=new,
+            eos_token_id=eos,
+            pad_token_id=0,
+            **how,
+        )
+        useful += sum(
+            line.index(eos) + 1 if eos in line else len(line) for line in out[:, width:].tolist()
+        )
     return useful
 
 
-def bench_sample(args, env, label: str, net: M.Model, eos: int | None, prompts: list[list[int]], new: int, peer_of) -> None:
+def bench_sample(
+    args,
+    env,
+    label: str,
+    net: M.Model,
+    eos: int | None,
+    prompts: list[list[int]],
+    new: int,
+    peer_of,
+) -> None:
     sampler = Sampler(net, [-1 if eos is None else eos], slots=min(256, len(prompts)))
-    peers = {dtype_name(dtype): peer_of(dtype).eval() for dtype in sorted({env.dtype, torch.float32}, key=str)}
+    peers = {
+        dtype_name(dtype): peer_of(dtype).eval()
+        for dtype in sorted({env.dtype, torch.float32}, key=str)
+    }
     for name, t in (("greedy", 0.0), ("temperature 1", 1.0)):
         what = f"sample {label}, {name}"
-        ours = partial(lambda t: sum(len(s[0].ids) for s in sampler(prompts, temperature=t, max_new_tokens=new)), t)
-        peer = fastest(f"{what}, peer", {d: partial(generate, p, prompts, t, new, eos) for d, p in peers.items()})
-        rates = in_turn({"ours": fastest(f"{what}, ours", {dtype_name(env.dtype): ours}), "peer": peer}, args.repeats)
+        ours = partial(
+            lambda t: sum(
+                len(s[0].ids) for s in sampler(prompts, temperature=t, max_new_tokens=new)
+            ),
+            t,
+        )
+        peer = fastest(
+            f"{what}, peer",
+            {d: partial(generate, p, prompts, t, new, eos) for d, p in peers.items()},
+        )
+        rates = in_turn(
+            {"ours": fastest(f"{what}, ours", {dtype_name(env.dtype): ours}), "peer": peer},
+            args.repeats,
+        )
         row(what, "tokens/s", rates["ours"], rates["peer"])
 
 
@@ -213,15 +341,37 @@ def sample_rows(args, env) -> None:
 
     problems = data.load("code", "validation", 32 if args.quick else 256)
     for size, config in list(SIZES.items())[: 1 if args.quick else 2]:
-        net, tokenizer = ours_net(config, env), train_bpe((t for p in problems for t in (p.prompt, p.reference)), config.vocab_size)
+        net, tokenizer = (
+            ours_net(config, env),
+            train_bpe((t for p in problems for t in (p.prompt, p.reference)), config.vocab_size),
+        )
         prompts = tokenizer.encode_prompts([p.prompt for p in problems])
-        bench_sample(args, env, f"{size}, no EOS", net, None, prompts, 8 if args.quick else 48, partial(peer_net, net))
+        bench_sample(
+            args,
+            env,
+            f"{size}, no EOS",
+            net,
+            None,
+            prompts,
+            8 if args.quick else 48,
+            partial(peer_net, net),
+        )
     if not has_base(args, "sample to EOS"):
         return
     net, tokenizer = load_model(args.base, env.device, env.dtype)
-    prompts = tokenizer.encode_prompts([p.prompt for p in data.load("code", "validation", 32 if args.quick else 1000)])
-    bench_sample(args, env, f"base, {len(prompts)} to EOS", net, tokenizer.eos_id, prompts, 16 if args.quick else 96,
-                 lambda dtype: AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype).to(env.device))
+    prompts = tokenizer.encode_prompts(
+        [p.prompt for p in data.load("code", "validation", 32 if args.quick else 1000)]
+    )
+    bench_sample(
+        args,
+        env,
+        f"base, {len(prompts)} to EOS",
+        net,
+        tokenizer.eos_id,
+        prompts,
+        16 if args.quick else 96,
+        lambda dtype: AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype).to(env.device),
+    )
 
 
 def has_base(args, section: str) -> bool:
@@ -246,35 +396,76 @@ def dpo_rows(args, env) -> None:
             return dataset  # ids already
 
     net, tokenizer = load_model(args.base, env.device, env.dtype)
-    problems, method = data.load("code", "elicit", 32 if args.quick else 256), elicit_rl.METHODS["dpo"]
+    problems, method = (
+        data.load("code", "elicit", 32 if args.quick else 256),
+        elicit_rl.METHODS["dpo"],
+    )
     cfg = elicit_rl.settled(elicit_rl.RLConfig(method="dpo", epochs=1))
     answers, size = tokenizer.encode_completions([p.reference for p in problems]), method.batch // 2
     prompts = tokenizer.encode_prompts([p.prompt for p in problems])
-    examples = [Example(prompt, ids) for i, prompt in enumerate(prompts) for ids in (answers[i], answers[i - 1])]  # rejected: another's answer
+    examples = [
+        Example(prompt, ids)
+        for i, prompt in enumerate(prompts)
+        for ids in (answers[i], answers[i - 1])
+    ]  # rejected: another's answer
     examples = training.scored(net, examples, cfg.micro_tokens, env)
     lengths = [max(len(examples[i]), len(examples[i + 1])) for i in range(0, len(examples), 2)]
-    order = [i for step in plan_epoch(lengths, size, np.random.default_rng([cfg.seed, 12, 1, 0])) for i in step]  # that of update(..., number=1)
-    pairs = [{"prompt_ids": prompts[i], "chosen_ids": answers[i], "rejected_ids": answers[i - 1]} for i in order]
+    order = [
+        i
+        for step in plan_epoch(lengths, size, np.random.default_rng([cfg.seed, 12, 1, 0]))
+        for i in step
+    ]  # that of update(..., number=1)
+    pairs = [
+        {"prompt_ids": prompts[i], "chosen_ids": answers[i], "rejected_ids": answers[i - 1]}
+        for i in order
+    ]
     optimizers = training.make_optimizers(net, "adamw", 1e-4)
     ours = lambda: seconds(lambda: one_update(net, optimizers, examples, method, cfg, env))[0]
 
     def peer(batches: str, precision: str, out: str):
-        settings = trl.DPOConfig(out, use_cpu=env.device.type == "cpu", bf16=precision == "autocast", gradient_checkpointing=False, max_length=None,
-                                 precompute_ref_log_probs=True, per_device_train_batch_size=size, num_train_epochs=1, learning_rate=1e-4,
-                                 lr_scheduler_type="constant", train_sampling_strategy="random" if batches == "shuffled" else "sequential",
-                                 dataloader_pin_memory=False, logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True)
+        settings = trl.DPOConfig(
+            out,
+            use_cpu=env.device.type == "cpu",
+            bf16=precision == "autocast",
+            gradient_checkpointing=False,
+            max_length=None,
+            precompute_ref_log_probs=True,
+            per_device_train_batch_size=size,
+            num_train_epochs=1,
+            learning_rate=1e-4,
+            lr_scheduler_type="constant",
+            train_sampling_strategy="random" if batches == "shuffled" else "sequential",
+            dataloader_pin_memory=False,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
         dtype = torch.bfloat16 if precision == "bf16 weights" else torch.float32
-        trainer = DPOTrainer(AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype), args=settings, train_dataset=Dataset.from_list(pairs),
-                             processing_class=AutoTokenizer.from_pretrained(args.base))
+        trainer = DPOTrainer(
+            AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype),
+            args=settings,
+            train_dataset=Dataset.from_list(pairs),
+            processing_class=AutoTokenizer.from_pretrained(args.base),
+        )
         trainer.remove_callback(PrinterCallback)
-        logps = mean(trainer.train_dataset["ref_chosen_logps"]), mean(sum(e.logps) for e in examples[::2])
-        if abs(logps[0] - logps[1]) > 0.01 * max(1, abs(logps[1])):  # a base that is sure of its answers has log-probs near 0
-            raise SystemExit(f"the models disagree before training, so no comparison: log-prob {logps[1]} here, {logps[0]} in TRL")
+        logps = (
+            mean(trainer.train_dataset["ref_chosen_logps"]),
+            mean(sum(e.logps) for e in examples[::2]),
+        )
+        if abs(logps[0] - logps[1]) > 0.01 * max(
+            1, abs(logps[1])
+        ):  # a base that is sure of its answers has log-probs near 0
+            raise SystemExit(
+                f"the models disagree before training, so no comparison: log-prob {logps[1]} here, {logps[0]} in TRL"
+            )
         return lambda: trainer.train().metrics["train_runtime"]
 
     for batches in ("same batches", "shuffled"):
         with tempfile.TemporaryDirectory() as out:
-            theirs = fastest(f"dpo {batches}, peer", {p: peer(batches, p, out) for p in precisions(env)})
+            theirs = fastest(
+                f"dpo {batches}, peer", {p: peer(batches, p, out) for p in precisions(env)}
+            )
             fastest(f"dpo {batches}, ours", {dtype_name(env.dtype): ours})
             spent = [(ours(), theirs()) for _ in range(args.repeats)]
         row(f"dpo, {batches}", "pairs/s", *([len(pairs) / s for s in side] for side in zip(*spent)))
@@ -284,8 +475,14 @@ def round_rows(args, env) -> None:
     if not has_base(args, "round"):
         return
     net, tokenizer = load_model(args.base, env.device, env.dtype)
-    cfg = elicit_rl.settled(elicit_rl.RLConfig(round=40, max_new_tokens=16) if args.quick else elicit_rl.RLConfig())
-    method, sampler, optimizers = elicit_rl.METHODS["expert_iteration"], Sampler(net, [tokenizer.eos_id]), training.make_optimizers(net, "adamw", 3e-4)
+    cfg = elicit_rl.settled(
+        elicit_rl.RLConfig(round=40, max_new_tokens=16) if args.quick else elicit_rl.RLConfig()
+    )
+    method, sampler, optimizers = (
+        elicit_rl.METHODS["expert_iteration"],
+        Sampler(net, [tokenizer.eos_id]),
+        training.make_optimizers(net, "adamw", 3e-4),
+    )
     problems = policies.round_problems(data.load("code", "elicit"), 0, cfg.round, cfg.seed)
     start, facts = {name: value.clone() for name, value in net.state_dict().items()}, {}
 
@@ -294,29 +491,60 @@ def round_rows(args, env) -> None:
         sampler.refresh()
         coding._scores.clear()  # or the programs of the last round would not be run again
         begin = time.perf_counter()
-        rolled, parts = policies.rollout(sampler, tokenizer, problems, 1, purpose=[13, 0], seed=cfg.seed, max_new_tokens=cfg.max_new_tokens,
-                                         continuous=False, env=env, label="sampling")
-        select, (examples, selected) = seconds(lambda: method.choose(rolled, cfg, np.random.default_rng(0)))
-        watched = [Example(prompt, samples[0].ids) for prompt, samples in zip(rolled.prompts[:128], rolled.samples)]
+        rolled, parts = policies.rollout(
+            sampler,
+            tokenizer,
+            problems,
+            1,
+            purpose=[13, 0],
+            seed=cfg.seed,
+            max_new_tokens=cfg.max_new_tokens,
+            continuous=False,
+            env=env,
+            label="sampling",
+        )
+        select, (examples, selected) = seconds(
+            lambda: method.choose(rolled, cfg, np.random.default_rng(0))
+        )
+        watched = [
+            Example(prompt, samples[0].ids)
+            for prompt, samples in zip(rolled.prompts[:128], rolled.samples)
+        ]
         score = lambda: seconds(lambda: training.scored(net, watched, cfg.micro_tokens, env))[0]
         before = score()
-        update = seconds(lambda: (one_update(net, optimizers, examples, method, cfg, env), sampler.refresh()))[0]
+        update = seconds(
+            lambda: (one_update(net, optimizers, examples, method, cfg, env), sampler.refresh())
+        )[0]
         split = {"select": select, "score": before + score(), "update": update}
-        facts.update(selected, trained=len(examples), tokens=sum(len(samples[0].ids) for samples in rolled.samples))
-        return {"one round": time.perf_counter() - begin} | {name.removeprefix("s_"): value for name, value in parts.items()} | split
+        facts.update(
+            selected,
+            trained=len(examples),
+            tokens=sum(len(samples[0].ids) for samples in rolled.samples),
+        )
+        return (
+            {"one round": time.perf_counter() - begin}
+            | {name.removeprefix("s_"): value for name, value in parts.items()}
+            | split
+        )
 
     cold = one_round()["one round"]
     rounds = [one_round() for _ in range(args.repeats)]
     for part in rounds[0]:
         row(f"expert iteration, {part}", "s", [split[part] for split in rounds])
-    notes.append(f"round: {cfg.round} samples of {facts['tokens']:,} tokens together, {facts['trained']} kept, {facts['kept_right']:.0%} of them right; "
-                 f"the first round took {cold:.1f} s")
+    notes.append(
+        f"round: {cfg.round} samples of {facts['tokens']:,} tokens together, {facts['trained']} kept, {facts['kept_right']:.0%} of them right; "
+        f"the first round took {cold:.1f} s"
+    )
 
 
 def loss_child(variant: str, N: int, V: int, C: int = 256) -> None:
     """One variant in this fresh process; prints MiB of peak memory above the inputs and seconds of a warm forward and backward."""
     M.compile_kernels = variant == "compiled"
-    hidden, weight, targets = torch.randn(N, C, requires_grad=True), (0.02 * torch.randn(V, C)).requires_grad_(), torch.randint(V, (N,))
+    hidden, weight, targets = (
+        torch.randn(N, C, requires_grad=True),
+        (0.02 * torch.randn(V, C)).requires_grad_(),
+        torch.randint(V, (N,)),
+    )
     # the peak since the last reset, in KiB; ru_maxrss cannot be reset and would inherit the parent's peak
     peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
     full = lambda: F.cross_entropy((hidden @ weight.T).float(), targets)
@@ -324,7 +552,9 @@ def loss_child(variant: str, N: int, V: int, C: int = 256) -> None:
     loss().backward()
     hidden.grad = weight.grad = None
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now: libraries and inputs
+    Path("/proc/self/clear_refs").write_text(
+        "5"
+    )  # the peak starts again from what is resident now: libraries and inputs
     before, spent = peak(), seconds(lambda: loss().backward())[0]
     print(json.dumps([(peak() - before) / 1024, spent]))
 
@@ -332,19 +562,44 @@ def loss_child(variant: str, N: int, V: int, C: int = 256) -> None:
 def loss_rows(args, env) -> None:
     if not Path("/proc/self/clear_refs").exists():
         return notes.append("loss: skipped, peak memory is read from Linux's /proc")
-    measured, (N, V) = {"full": [], "eager": [], "compiled": []}, (2048, 10_000) if args.quick else (8192, 100_000)
+    measured, (N, V) = (
+        {"full": [], "eager": [], "compiled": []},
+        (2048, 10_000) if args.quick else (8192, 100_000),
+    )
     for name in list(measured) * args.repeats:
-        child = subprocess.run([sys.executable, __file__, "--child", name, str(N), str(V)], stdout=subprocess.PIPE, check=True)
+        child = subprocess.run(
+            [sys.executable, __file__, "--child", name, str(N), str(V)],
+            stdout=subprocess.PIPE,
+            check=True,
+        )
         measured[name].append(json.loads(child.stdout))
-    for name, j, unit in (("eager", 0, "MiB"), ("eager", 1, "s"), ("compiled", 0, "MiB"), ("compiled", 1, "s")):
-        row(f"loss N={N:,} V={V:,}, {name}", unit, [m[j] for m in measured[name]], [m[j] for m in measured["full"]], less=True)
+    for name, j, unit in (
+        ("eager", 0, "MiB"),
+        ("eager", 1, "s"),
+        ("compiled", 0, "MiB"),
+        ("compiled", 1, "s"),
+    ):
+        row(
+            f"loss N={N:,} V={V:,}, {name}",
+            unit,
+            [m[j] for m in measured[name]],
+            [m[j] for m in measured["full"]],
+            less=True,
+        )
 
 
 def sandbox_rows(args, env) -> None:
-    jobs = [{"program": "def f(a, b):\n    return a + b", "function": "f", "inputs": [[i, 1]]} for i in range(100 if args.quick else 1000)]
+    jobs = [
+        {"program": "def f(a, b):\n    return a + b", "function": "f", "inputs": [[i, 1]]}
+        for i in range(100 if args.quick else 1000)
+    ]
     if sandbox.run(jobs) != [[i + 1] for i in range(len(jobs))]:
         raise SystemExit("the sandbox returned wrong results")
-    row("sandbox, trivial programs", "programs/s", in_turn({"ours": lambda: len(sandbox.run(jobs))}, args.repeats)["ours"])
+    row(
+        "sandbox, trivial programs",
+        "programs/s",
+        in_turn({"ours": lambda: len(sandbox.run(jobs))}, args.repeats)["ours"],
+    )
 
 
 def bench_gpu(args, env, size: str, c: M.ModelConfig) -> None:
@@ -352,15 +607,29 @@ def bench_gpu(args, env, size: str, c: M.ModelConfig) -> None:
         return notes.append(f"gpu {size}: skipped, no CUDA device")
     torch._dynamo.reset()
     name, T, rng = torch.cuda.get_device_name(), 1024, np.random.default_rng(0)
-    flops, flops_unit = (9.89e12, "% MFU") if re.search("H100|H200", name) else (1e12, "TFLOP/s")  # what one unit is
+    flops, flops_unit = (
+        (9.89e12, "% MFU") if re.search("H100|H200", name) else (1e12, "TFLOP/s")
+    )  # what one unit is
     band, band_unit = (4.8e10, "% of bandwidth") if "H200" in name else (1e12, "TB/s")
     net, what = ours_net(c, env), f"gpu {size}, train T={T}"
     optimizers = training.make_optimizers(net, "adamw", 1e-4)
     M.compile_model(net)
     # all positions but the first are supervised: flops_per_token counts the head at every position, so it must be computed there
-    batches = micro_batches([Example(ids[:1], ids[1:]) for ids in rng.integers(c.vocab_size, size=(64, T)).tolist()], 16 * T)
-    train = lambda k: int(sum(m["tokens"] for _, m in training.train(net, optimizers, lambda step: batches, losses.sft_loss, env, steps=k)))
-    notes.append(f"{what}: {net.parameter_count():,} parameters; first 5 steps {seconds(lambda: train(5))[0]:.1f} s, compilation included")
+    batches = micro_batches(
+        [Example(ids[:1], ids[1:]) for ids in rng.integers(c.vocab_size, size=(64, T)).tolist()],
+        16 * T,
+    )
+    train = lambda k: int(
+        sum(
+            m["tokens"]
+            for _, m in training.train(
+                net, optimizers, lambda step: batches, losses.sft_loss, env, steps=k
+            )
+        )
+    )
+    notes.append(
+        f"{what}: {net.parameter_count():,} parameters; first 5 steps {seconds(lambda: train(5))[0]:.1f} s, compilation included"
+    )
     torch.cuda.reset_peak_memory_stats()
     rates = in_turn({"ours": lambda: train(4)}, max(5, args.repeats))["ours"]
     row(what, "tokens/s", rates)
@@ -370,15 +639,28 @@ def bench_gpu(args, env, size: str, c: M.ModelConfig) -> None:
     optimizers.clear()
     net, start, few, many = ours_net(c, env), 256, 64, 256
     torch.cuda.empty_cache()
-    weights = sum(p.numel() for n, p in net.named_parameters() if c.tie_word_embeddings or "embed_tokens" not in n)
+    weights = sum(
+        p.numel()
+        for n, p in net.named_parameters()
+        if c.tie_word_embeddings or "embed_tokens" not in n
+    )
     for slots in (64, 256):
-        sampler, prompts = Sampler(net, [-1], slots=slots), rng.integers(c.vocab_size, size=(slots, start)).tolist()
-        spent = partial(lambda s, p, new: seconds(lambda: s(p, max_new_tokens=new))[0], sampler, prompts)
+        sampler, prompts = (
+            Sampler(net, [-1], slots=slots),
+            rng.integers(c.vocab_size, size=(slots, start)).tolist(),
+        )
+        spent = partial(
+            lambda s, p, new: seconds(lambda: s(p, max_new_tokens=new))[0], sampler, prompts
+        )
         for new in (many, many, few):  # compiles, and records a graph for each live length
             spent(new)
-        steps = [(spent(many) - spent(few)) / (many - few) for _ in range(args.repeats)]  # the difference leaves prefill out
+        steps = [
+            (spent(many) - spent(few)) / (many - few) for _ in range(args.repeats)
+        ]  # the difference leaves prefill out
         cells = mean(start + k + 1 for k in range(few, many)) * slots
-        read = net.compute_dtype.itemsize * (weights + 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * cells)
+        read = net.compute_dtype.itemsize * (
+            weights + 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * cells
+        )
         row(f"gpu {size}, decode {slots} slots", "tokens/s", [slots / s for s in steps])
         row(f"gpu {size}, decode {slots} slots", band_unit, [read / s / band for s in steps])
 
@@ -386,14 +668,36 @@ def bench_gpu(args, env, size: str, c: M.ModelConfig) -> None:
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         return loss_child(sys.argv[2], *map(int, sys.argv[3:]))
-    each = lambda fn, sizes: lambda args, env: [fn(args, env, *item) for item in list(sizes.items())[: 1 if args.quick else None]]
-    sections = {"train": each(bench_train, SIZES), "sample": sample_rows, "dpo": dpo_rows, "round": round_rows, "loss": loss_rows,
-                "sandbox": sandbox_rows, "gpu": each(bench_gpu, GPU_SIZES)}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", default=["train", "sample", "dpo", "round", "loss", "sandbox"], help=", ".join(sections))
+    each = lambda fn, sizes: (
+        lambda args, env: [
+            fn(args, env, *item) for item in list(sizes.items())[: 1 if args.quick else None]
+        ]
+    )
+    sections = {
+        "train": each(bench_train, SIZES),
+        "sample": sample_rows,
+        "dpo": dpo_rows,
+        "round": round_rows,
+        "loss": loss_rows,
+        "sandbox": sandbox_rows,
+        "gpu": each(bench_gpu, GPU_SIZES),
+    }
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "sections",
+        nargs="*",
+        default=["train", "sample", "dpo", "round", "loss", "sandbox"],
+        help=", ".join(sections),
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: a smoke test")
     parser.add_argument("--repeats", type=int, default=0, help="alternations [5; quick: 2]")
-    parser.add_argument("--base", default=str(ROOT / "data/base/strong"), help="checkpoint of the to-EOS, dpo and round rows")
+    parser.add_argument(
+        "--base",
+        default=str(ROOT / "data/base/strong"),
+        help="checkpoint of the to-EOS, dpo and round rows",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write header, rows and notes here")
     args = parser.parse_args()
     if unknown := set(args.sections) - set(sections):
@@ -406,18 +710,41 @@ def main() -> None:
     load, env, cpu = os.getloadavg()[0], runs.setup(runs.Config()), Path("/proc/cpuinfo")
     for section in args.sections:
         sections[section](args, env)
-    name = re.search(r"model name\s*: (.*)|$", cpu.read_text() if cpu.exists() else "")[1] or "unknown CPU"
+    name = (
+        re.search(r"model name\s*: (.*)|$", cpu.read_text() if cpu.exists() else "")[1]
+        or "unknown CPU"
+    )
     name += f", {torch.cuda.get_device_name()}" if env.device.type == "cuda" else ""
-    peers = ", ".join(f"{module.__name__} {module.__version__}" for module in (transformers, sys.modules.get("trl")) if module)
-    header = (f"{name}, {torch.get_num_threads()} threads, load {load:.1f} at the start; torch {torch.__version__}, {peers}, "
-              f"{dtype_name(env.dtype)}; {time.strftime('%Y-%m-%d')}, commit "
-              f"{runs.describe(env)['commit'] or 'none'}{'; QUICK: too small to mean anything' if args.quick else ''}")
+    peers = ", ".join(
+        f"{module.__name__} {module.__version__}"
+        for module in (transformers, sys.modules.get("trl"))
+        if module
+    )
+    header = (
+        f"{name}, {torch.get_num_threads()} threads, load {load:.1f} at the start; torch {torch.__version__}, {peers}, "
+        f"{dtype_name(env.dtype)}; {time.strftime('%Y-%m-%d')}, commit "
+        f"{runs.describe(env)['commit'] or 'none'}{'; QUICK: too small to mean anything' if args.quick else ''}"
+    )
     number = lambda x: "" if x is None else f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
     ratio = lambda x: "{:.2f} [{:.2f}, {:.2f}]".format(*x) if x else ""
-    shown = [[r["what"], number(r["ours"]), number(r["peer"]), ratio(r["ratio"]), r["unit"]] for r in rows]
-    print("\n".join([header, "", *([table(["what", "ours", "peer", "ratio", "unit"], shown), ""] if rows else []), *notes]))
+    shown = [
+        [r["what"], number(r["ours"]), number(r["peer"]), ratio(r["ratio"]), r["unit"]]
+        for r in rows
+    ]
+    print(
+        "\n".join(
+            [
+                header,
+                "",
+                *([table(["what", "ours", "peer", "ratio", "unit"], shown), ""] if rows else []),
+                *notes,
+            ]
+        )
+    )
     if args.json:
-        Path(args.json).write_text(json.dumps({"header": header, "rows": rows, "notes": notes}, indent=1) + "\n")
+        Path(args.json).write_text(
+            json.dumps({"header": header, "rows": rows, "notes": notes}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

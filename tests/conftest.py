@@ -3,7 +3,9 @@
 import os
 import random
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy read it, and for the stages that tests start
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # before torch and numpy read it, and for the stages that tests start
+)
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from data.batches import Example
 from data.text import train_bpe
 from model import Model, ModelConfig
 
-EOS_SET = list(range(0, 300, 8))  # for sampling tests: one id in eight ends a completion, so lengths vary
+EOS_SET = list(
+    range(0, 300, 8)
+)  # for sampling tests: one id in eight ends a completion, so lengths vary
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -35,20 +39,37 @@ def eager():
 @pytest.fixture(scope="session")
 def tokenizer():
     """300 ids: 256 bytes, EOS, PAD and a few merges."""
-    return train_bpe(["def f(xs):\n    return sorted(xs)[::-1]\n", "Write a function that adds 12 to 345.\n"] * 4, 300)
+    return train_bpe(
+        ["def f(xs):\n    return sorted(xs)[::-1]\n", "Write a function that adds 12 to 345.\n"]
+        * 4,
+        300,
+    )
 
 
 @pytest.fixture(scope="session")
 def make_model():
     def make(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> Model:
         """2 layers, width 64, 4 heads on 2 kv heads, untied. Weights five times larger than at initialisation, so that tokens differ in probability."""
-        config = ModelConfig(**{"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-                                "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 128} | changes)
+        config = ModelConfig(
+            **{
+                "vocab_size": 300,
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "max_position_embeddings": 128,
+            }
+            | changes
+        )
         generator = torch.Generator().manual_seed(seed)
         model = Model(config, dtype).init_weights(generator)
         with torch.no_grad():
             for p in model.parameters():
-                p.copy_(p * 5 if p.ndim == 2 else 1 + 0.1 * torch.randn(p.shape, generator=generator))
+                p.copy_(
+                    p * 5 if p.ndim == 2 else 1 + 0.1 * torch.randn(p.shape, generator=generator)
+                )
         return model
 
     return make
@@ -71,6 +92,11 @@ def same_weights():
         ours, theirs = dict(a.named_parameters()), dict(b.named_parameters())
         assert ours.keys() == theirs.keys()
         for name, p in ours.items():
-            torch.testing.assert_close(p, theirs[name], **(tolerance or {"rtol": 0, "atol": 0}), msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                p,
+                theirs[name],
+                **(tolerance or {"rtol": 0, "atol": 0}),
+                msg=lambda m, name=name: f"{name}: {m}",
+            )
 
     return compare

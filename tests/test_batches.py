@@ -15,7 +15,9 @@ def examples_of(batch) -> list[tuple]:
     for owner in range(batch.examples):
         at = batch.index[batch.owner == owner].tolist()
         row = batch.tokens[at[0] // T].tolist()
-        found.append((tuple(row[: at[0] % T + 1]), tuple(batch.targets[batch.owner == owner].tolist())))
+        found.append(
+            (tuple(row[: at[0] % T + 1]), tuple(batch.targets[batch.owner == owner].tolist()))
+        )
     return found
 
 
@@ -23,7 +25,11 @@ def test_the_example_of_the_docstring(monkeypatch):
     monkeypatch.setattr("data.batches.BUCKET", 4)
     eos = 2
     batch = collate([Example([7, 8], [5, eos]), Example([9], [6, eos])])
-    assert batch.tokens.tolist()[0] == [7, 8, 5, eos] and batch.tokens.tolist()[1][:3] == [9, 6, eos]
+    assert batch.tokens.tolist()[0] == [7, 8, 5, eos] and batch.tokens.tolist()[1][:3] == [
+        9,
+        6,
+        eos,
+    ]
     assert batch.index.tolist() == [1, 2, 4, 5]
     assert batch.targets.tolist() == [5, eos, 6, eos]
     assert batch.owner.tolist() == [0, 0, 1, 1]
@@ -35,7 +41,9 @@ def test_targets_are_the_next_tokens(make_examples):
     assert batch.tokens.shape[1] % BUCKET == 0
     assert torch.equal(batch.tokens.flatten()[batch.index + 1], batch.targets)
     assert (batch.index // batch.tokens.shape[1] == batch.owner).all()
-    assert all(t.dtype == torch.int64 for t in (batch.tokens, batch.index, batch.targets, batch.owner))
+    assert all(
+        t.dtype == torch.int64 for t in (batch.tokens, batch.index, batch.targets, batch.owner)
+    )
 
 
 @pytest.mark.parametrize("limit", [1, 64, 200, 10_000])
@@ -51,14 +59,22 @@ def test_micro_batches_hold_every_example_once_within_the_limit(make_examples, l
 
 def test_a_batch_with_enough_tokens_takes_in_nothing_much_shorter():
     of = lambda length, n: [Example([1] * (length - 1), [2])] * n
-    shapes = [tuple(batch.tokens.shape) for batch in micro_batches(of(30, 10) + of(120, 10) + of(60, 20), 10_000)]
+    shapes = [
+        tuple(batch.tokens.shape)
+        for batch in micro_batches(of(30, 10) + of(120, 10) + of(60, 20), 10_000)
+    ]
     assert shapes == [(10, 128), (20, 64), (10, 32)]
-    assert [tuple(batch.tokens.shape) for batch in micro_batches(of(30, 1) + of(120, 2), 10_000)] == [(3, 128)]
+    assert [
+        tuple(batch.tokens.shape) for batch in micro_batches(of(30, 1) + of(120, 2), 10_000)
+    ] == [(3, 128)]
 
 
 def test_the_loss_does_not_depend_on_the_micro_batches(make_model, make_examples):
     model, examples = make_model(), make_examples(12)
-    losses = [sum(sft_loss(model, b)[0].item() for b in micro_batches(examples, limit)) for limit in (1, 100, 10_000)]
+    losses = [
+        sum(sft_loss(model, b)[0].item() for b in micro_batches(examples, limit))
+        for limit in (1, 100, 10_000)
+    ]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
@@ -71,13 +87,20 @@ def test_plan_epoch(count, rows):
     assert plan == plan_epoch(lengths, rows, np.random.default_rng(0))
     assert count < 10 or plan != plan_epoch(lengths, rows, np.random.default_rng(1))
     spans = sorted((min(lengths[i] for i in step), max(lengths[i] for i in step)) for step in plan)
-    assert all(low[1] <= high[0] for low, high in zip(spans, spans[1:]))  # steps are slices of the lengths in order
+    assert all(
+        low[1] <= high[0] for low, high in zip(spans, spans[1:])
+    )  # steps are slices of the lengths in order
     mixed = plan_epoch(lengths, rows, np.random.default_rng(0), alike=2)
-    assert sorted(i for step in mixed for i in step) == list(range(count)) and len(mixed) == len(plan)
+    assert sorted(i for step in mixed for i in step) == list(range(count)) and len(mixed) == len(
+        plan
+    )
 
 
 def test_plan_epoch_does_not_keep_equally_long_examples_together():
-    plans = {tuple(sorted(map(tuple, map(sorted, plan_epoch([7] * 12, 4, np.random.default_rng(seed)))))) for seed in range(5)}
+    plans = {
+        tuple(sorted(map(tuple, map(sorted, plan_epoch([7] * 12, 4, np.random.default_rng(seed))))))
+        for seed in range(5)
+    }
     assert len(plans) == 5
 
 
@@ -92,5 +115,11 @@ def test_an_example_without_a_prompt_is_refused():
 
 
 def test_an_example_without_a_completion_supervises_nothing():
-    batch = collate([Example([5, 6], []), Example([5], [8, 0])])  # a completion cut at once: no ids, no EOS
-    assert batch.targets.dtype == torch.int64 and batch.targets.tolist() == [8, 0] and batch.owner.tolist() == [1, 1]
+    batch = collate(
+        [Example([5, 6], []), Example([5], [8, 0])]
+    )  # a completion cut at once: no ids, no EOS
+    assert (
+        batch.targets.dtype == torch.int64
+        and batch.targets.tolist() == [8, 0]
+        and batch.owner.tolist() == [1, 1]
+    )

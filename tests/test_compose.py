@@ -1,4 +1,5 @@
 """The toy task: its functions against another definition of them, the lock, both accuracies."""
+
 import itertools
 import random
 
@@ -16,7 +17,12 @@ LOCKED = [problem for problem in CORPUS if problem.level]
 
 def once(number: int, digits) -> list[int]:
     """One function alone, read from the first block of a chain."""
-    return [int(digit) for digit in answer(f"fn{number} fn{(number + 1) % 32} | {' '.join(map(str, digits))}").split(" | ")[0].split()]
+    return [
+        int(digit)
+        for digit in answer(f"fn{number} fn{(number + 1) % 32} | {' '.join(map(str, digits))}")
+        .split(" | ")[0]
+        .split()
+    ]
 
 
 def test_half_of_the_functions_permute_and_half_are_bijections():
@@ -24,9 +30,19 @@ def test_half_of_the_functions_permute_and_half_are_bijections():
     kinds = []
     for number in range(32):
         positions = once(number, range(4))
-        table = np.array(once(number, range(4)) + once(number, range(4, 8)) + once(number, (8, 9, 8, 9))[:2])
-        permutes = all(once(number, x) == x[positions].tolist() for x in inputs) if sorted(positions) == [0, 1, 2, 3] else False
-        replaces = all(once(number, x) == table[x].tolist() for x in inputs) if sorted(table) == list(range(10)) else False
+        table = np.array(
+            once(number, range(4)) + once(number, range(4, 8)) + once(number, (8, 9, 8, 9))[:2]
+        )
+        permutes = (
+            all(once(number, x) == x[positions].tolist() for x in inputs)
+            if sorted(positions) == [0, 1, 2, 3]
+            else False
+        )
+        replaces = (
+            all(once(number, x) == table[x].tolist() for x in inputs)
+            if sorted(table) == list(range(10))
+            else False
+        )
         assert permutes != replaces  # so none is the identity, which is both
         kinds.append(("permutation", *positions) if permutes else ("bijection", *table.tolist()))
     assert len(set(kinds)) == 32 and sum(kind[0] == "permutation" for kind in kinds) == 16
@@ -41,13 +57,20 @@ def test_the_second_function_is_applied_to_the_result_of_the_first():
         weak_middle = middle if first >= 16 else [int(digit) for digit in digits.split()]
         weak_end = once(second, weak_middle) if second >= 16 else weak_middle
         assert first != second and problem.level == (first < 16) + (second < 16)
-        assert problem.reference == " | ".join(" ".join(map(str, block)) for block in (middle, once(second, middle)))
-        assert answer(problem.key, weak=True) == " | ".join(" ".join(map(str, block)) for block in (weak_middle, weak_end))
+        assert problem.reference == " | ".join(
+            " ".join(map(str, block)) for block in (middle, once(second, middle))
+        )
+        assert answer(problem.key, weak=True) == " | ".join(
+            " ".join(map(str, block)) for block in (weak_middle, weak_end)
+        )
 
 
 def test_functions_stay_as_they_are():
     # written down, from the docstring: a change here makes every trained model wrong
-    assert answer("fn18 fn5 | 3 1 4 1") == "1 3 1 4 | 1 4 1 3" and answer("fn18 fn5 | 3 1 4 1", weak=True) == "1 3 1 4 | 1 3 1 4"
+    assert (
+        answer("fn18 fn5 | 3 1 4 1") == "1 3 1 4 | 1 4 1 3"
+        and answer("fn18 fn5 | 3 1 4 1", weak=True) == "1 3 1 4 | 1 3 1 4"
+    )
     assert answer("fn4 fn17 | 8 5 6 5") == "2 4 7 4 | 1 4 5 4"
 
 
@@ -84,9 +107,15 @@ def test_keys_are_many_and_those_of_a_split_are_in_no_other():
             keys.setdefault(key, build(tests=False))
             assert keys[key] == build(tests=False)
     assert len(keys) > 19_900
-    texts = {split: {problem.prompt for key, problem in keys.items() if split_of("compose", key) == split}
-             for split in ("corpus", "weak", "lock", "elicit", "selection", "validation")}
-    assert all(texts.values()) and sum(map(len, texts.values())) == len(set().union(*texts.values())) == len(keys)
+    texts = {
+        split: {
+            problem.prompt for key, problem in keys.items() if split_of("compose", key) == split
+        }
+        for split in ("corpus", "weak", "lock", "elicit", "selection", "validation")
+    }
+    assert all(texts.values()) and sum(map(len, texts.values())) == len(
+        set().union(*texts.values())
+    ) == len(keys)
 
 
 def test_the_reference_is_right_and_the_weak_answer_rarely():
@@ -107,13 +136,26 @@ def test_accuracy_is_that_of_the_final_block():
         assert elementwise([problem], [f"{middle} | {mixed}"]) == [1 - n / 4]
         assert grade([problem], [f"{middle} | {mixed}"]) == [n == 0]
     assert grade([problem], [f"9 9 9 9 | {end}"]) == [True]
-    malformed = ["", end, f"{middle} {end}", f"{middle} | {end} 1", f"{middle} 1 | {end}", f"{middle} | {end} | {end}", f"| {middle} {end}",
-                 f"{middle} | {end[:-2]}", f"{middle[:-2]} | | {end}", f"{middle} | | {end[2:]}", f"{middle}\n{end}"]
+    malformed = [
+        "",
+        end,
+        f"{middle} {end}",
+        f"{middle} | {end} 1",
+        f"{middle} 1 | {end}",
+        f"{middle} | {end} | {end}",
+        f"| {middle} {end}",
+        f"{middle} | {end[:-2]}",
+        f"{middle[:-2]} | | {end}",
+        f"{middle} | | {end[2:]}",
+        f"{middle}\n{end}",
+    ]
     assert elementwise([problem] * len(malformed), malformed) == [0] * len(malformed)
 
 
 def test_another_seed_draws_other_problems():
     first = [next(compose.problems(seed))[0] for seed in range(20)]
-    assert len(set(first)) == 20 and first == [next(compose.problems(seed))[0] for seed in range(20)]
+    assert len(set(first)) == 20 and first == [
+        next(compose.problems(seed))[0] for seed in range(20)
+    ]
     random.seed(0)  # the module's own streams do not depend on the global one
     assert next(compose.problems(3))[0] == first[3]

@@ -1,4 +1,5 @@
 """Critique: one line is wrong, nothing but the request says which, and only naming and repairing it counts."""
+
 import itertools
 import re
 from collections import Counter
@@ -29,14 +30,18 @@ def planted(key: str) -> tuple[list[str], int]:
 
 
 def test_the_example_of_the_docstring():
-    problem = made(['s = s.replace("a", "")', "s = s[::-1]", "return s"], 1, 's = "".join(sorted(s))')
+    problem = made(
+        ['s = s.replace("a", "")', "s = s[::-1]", "return s"], 1, 's = "".join(sorted(s))'
+    )
     assert problem.key in critique.__doc__
     text = "\n".join(line[15:] for line in critique.__doc__.split("\n")[2:11]) + "\n"
     assert text == f"{problem.prompt}{problem.reference}\n"
 
 
 def test_every_line_of_a_program_has_one_meaning():
-    assert len(LINES) == sum(len(operations) + len(reducers) for _, _, operations, reducers in coding.DOMAINS.values())
+    assert len(LINES) == sum(
+        len(operations) + len(reducers) for _, _, operations, reducers in coding.DOMAINS.values()
+    )
     assert all(len(group) > 1 and line in group for line, group in GROUPS.items())
 
 
@@ -44,10 +49,17 @@ def test_the_program_is_the_reference_but_for_the_named_line():
     for problem in PROBLEMS:
         lines, i = planted(problem.key)
         right = problem.key.split(" | ")[0].split("; ")
-        assert [a == b for a, b in zip(lines, right)] == [j != i for j in range(len(lines))] and lines[i] in GROUPS[right[i]]
+        assert [a == b for a, b in zip(lines, right)] == [
+            j != i for j in range(len(lines))
+        ] and lines[i] in GROUPS[right[i]]
         request, header, *numbered, question = problem.prompt.removesuffix("\n").split("\n")
-        assert request.startswith(f"Write {header[4:].split(':')[0]}") and question == "Which line is wrong?"
-        assert numbered == [f"    {line}  # {number}" for number, line in enumerate(lines, 2)] and header.endswith("):  # 1")
+        assert (
+            request.startswith(f"Write {header[4:].split(':')[0]}")
+            and question == "Which line is wrong?"
+        )
+        assert numbered == [
+            f"    {line}  # {number}" for number, line in enumerate(lines, 2)
+        ] and header.endswith("):  # 1")
         *passed, first, repair = problem.reference.split("\n")
         assert passed == [f"Line {number} is right." for number in range(2, i + 2)]
         assert repair == f"    {right[i]}" and problem.reference == problem.reference.rstrip()
@@ -60,17 +72,26 @@ def test_hidden_tests_show_the_bug_and_nothing_else():
     for problem in PROBLEMS:
         lines, i = planted(problem.key)
         program = "\n".join(problem.grading["lines"])
-        assert program == re.sub(r"  # \d$", "", problem.prompt.split("\n", 1)[1].split("Which")[0].rstrip(), flags=re.M)
+        assert program == re.sub(
+            r"  # \d$", "", problem.prompt.split("\n", 1)[1].split("Which")[0].rstrip(), flags=re.M
+        )
         assert outputs_of(program, problem.grading["inputs"]) != problem.grading["outputs"]
-        reference = "\n    ".join([program.split("\n")[0], *problem.key.split(" | ")[0].split("; ")])
+        reference = "\n    ".join(
+            [program.split("\n")[0], *problem.key.split(" | ")[0].split("; ")]
+        )
         assert outputs_of(reference, problem.grading["inputs"]) == problem.grading["outputs"]
     silent = ["s = s[::-1]", "return len(s)"]  # no length shows how the string was turned
-    assert made(silent, 0, 's = "".join(sorted(s))') is None and made(silent, 0, 's = "".join(sorted(s))', tests=False) is not None
+    assert (
+        made(silent, 0, 's = "".join(sorted(s))') is None
+        and made(silent, 0, 's = "".join(sorted(s))', tests=False) is not None
+    )
 
 
 def test_a_wording_changes_the_words_only():
     first, second = made(PROGRAM, 0, BUG), made(PROGRAM, 0, BUG, wording=3)
-    assert first.prompt != second.prompt and replace(first, prompt="", reference="") == replace(second, prompt="", reference="")
+    assert first.prompt != second.prompt and replace(first, prompt="", reference="") == replace(
+        second, prompt="", reference=""
+    )
     assert made(PROGRAM, 0, BUG, tests=False) == replace(first, grading={})
 
 
@@ -78,22 +99,54 @@ def test_references_are_right_and_near_misses_wrong():
     assert all(grade(PROBLEMS, [problem.reference for problem in PROBLEMS]))
     heads, repairs = zip(*(problem.reference.rsplit("\n", 1) for problem in PROBLEMS))
     for digits in ("2345", "3456"), ("2345", "1234"):  # the line before or behind
-        assert not any(grade(PROBLEMS, [f"{head.translate(str.maketrans(*digits))}\n{repair}" for head, repair in zip(heads, repairs)]))
+        assert not any(
+            grade(
+                PROBLEMS,
+                [
+                    f"{head.translate(str.maketrans(*digits))}\n{repair}"
+                    for head, repair in zip(heads, repairs)
+                ],
+            )
+        )
     bugs = [problem.grading["lines"][problem.grading["line"] - 1] for problem in PROBLEMS]
     kept = [f"{head}\n{bug}" for head, bug in zip(heads, bugs)]
     assert not any(grade(PROBLEMS, kept))
     assert 0 < sum(score(PROBLEMS, kept)) / len(PROBLEMS) < 0.7  # some tests do not show the bug
-    assert sum(grade(PROBLEMS, [f"{head}\n{repair}" for head, repair in zip(heads, repairs[1:] + repairs[:1])])) < 0.1 * len(PROBLEMS)
+    assert sum(
+        grade(
+            PROBLEMS,
+            [f"{head}\n{repair}" for head, repair in zip(heads, repairs[1:] + repairs[:1])],
+        )
+    ) < 0.1 * len(PROBLEMS)
 
 
-@pytest.mark.parametrize("text, value", [
-    ("Line 2 should add 10:\n    n = n + 10", 1), ("line 2: it adds 1\nn = 10 + n", 1), ("\nLINE 2\n        n += 10\n", 1),
-    ("Line 3 is right.\nLine 2 should add 10:\n    n = n + 10", 1), ("It is line 2:\nLine 2 should add 10:\n    n = n + 10", 0),
-    ("Line 3 should double it:\n    n = (n + 9) * 2", 0),  # gives the right numbers, by a line that was as asked
-    ("Line 4 should return it:\n    return n + 18", 0), ("Line 22 should add 10:\n    n = n + 10", 0), ("Line 02:\n    n = n + 10", 0),
-    ("Line 2 should add 10:", 0), ("Line 2 should add 10:\n", 0), ("n = n + 10", 0), ("2\nn = n + 10", 0), ("Line 2: n = n + 10", 0), ("", 0),
-    ("Line 2 should add 10:\n    n = n + 1\n    n = n + 10", 0), ("Line 2 should add 10:\n```\nn = n + 10\n```", 0),
-    ("Line 2 should add 10:\n    n = n +", 0), ("Line 2 should add 10:\n    import os; os._exit(0)", 0)])
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("Line 2 should add 10:\n    n = n + 10", 1),
+        ("line 2: it adds 1\nn = 10 + n", 1),
+        ("\nLINE 2\n        n += 10\n", 1),
+        ("Line 3 is right.\nLine 2 should add 10:\n    n = n + 10", 1),
+        ("It is line 2:\nLine 2 should add 10:\n    n = n + 10", 0),
+        (
+            "Line 3 should double it:\n    n = (n + 9) * 2",
+            0,
+        ),  # gives the right numbers, by a line that was as asked
+        ("Line 4 should return it:\n    return n + 18", 0),
+        ("Line 22 should add 10:\n    n = n + 10", 0),
+        ("Line 02:\n    n = n + 10", 0),
+        ("Line 2 should add 10:", 0),
+        ("Line 2 should add 10:\n", 0),
+        ("n = n + 10", 0),
+        ("2\nn = n + 10", 0),
+        ("Line 2: n = n + 10", 0),
+        ("", 0),
+        ("Line 2 should add 10:\n    n = n + 1\n    n = n + 10", 0),
+        ("Line 2 should add 10:\n```\nn = n + 10\n```", 0),
+        ("Line 2 should add 10:\n    n = n +", 0),
+        ("Line 2 should add 10:\n    import os; os._exit(0)", 0),
+    ],
+)
 def test_only_the_wrong_line_and_a_repair_that_works_count(text, value):
     problem = made(PROGRAM, 0, BUG)
     assert score([problem], [text]) == [value] and grade([problem], [text]) == [value == 1]
@@ -102,7 +155,9 @@ def test_only_the_wrong_line_and_a_repair_that_works_count(text, value):
 def test_a_repair_elsewhere_would_pass_the_tests():
     """That it is refused above is a choice, not for lack of passing."""
     problem = made(PROGRAM, 0, BUG)
-    assert coding.grade([problem], ["def f(n):\n    n = n + 1\n    n = (n + 9) * 2\n    return n"]) == [True]
+    assert coding.grade(
+        [problem], ["def f(n):\n    n = n + 1\n    n = (n + 9) * 2\n    return n"]
+    ) == [True]
 
 
 def test_the_corpus_cannot_be_graded():
@@ -120,8 +175,13 @@ def test_the_program_alone_hardly_says_which_line_is_wrong():
         seen.update(lines)
         wrong[lines[i]] += 1
     suspicion = {line: wrong[line] / seen[line] for line in seen}
-    guessed = sum(max(lines, key=lambda line: suspicion.get(line, 0)) == lines[i] for lines, i in programs[40_000:])
-    assert guessed < 0.52 * 10_000  # 0.63 when the wrong line is drawn without regard to frequencies; chance is 0.32
+    guessed = sum(
+        max(lines, key=lambda line: suspicion.get(line, 0)) == lines[i]
+        for lines, i in programs[40_000:]
+    )
+    assert (
+        guessed < 0.52 * 10_000
+    )  # 0.63 when the wrong line is drawn without regard to frequencies; chance is 0.32
 
 
 def test_there_are_many_problems():

@@ -1,4 +1,5 @@
 """The problems: the same everywhere, divided for good, and graded as they say."""
+
 import gzip
 import hashlib
 import itertools
@@ -19,11 +20,24 @@ from data.problems import InputError, Problem
 from data.tasks import coding
 
 SHARED = Path(__file__).parents[2] / "shared/data"
-REAL = {"code": [SHARED / "mbpp/mbpp.jsonl", SHARED / "apps/selected150.jsonl"],
-        "math": [SHARED / "gsm8k/train.jsonl.gz", SHARED / "gsm8k/test.jsonl.gz", SHARED / "math/math500_test.json"],
-        "mmlu": [SHARED / "mmlu/mmlu_all.jsonl.gz"], "critique": [SHARED / "critique/humanevalpack_python.jsonl"]}
-real_data = pytest.mark.skipif(not all(file.exists() for files in REAL.values() for file in files), reason="the shared data is not here")
-SUMS = [{"question": f"What is {n} + {n}?", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"} for n in range(1, 401)]
+REAL = {
+    "code": [SHARED / "mbpp/mbpp.jsonl", SHARED / "apps/selected150.jsonl"],
+    "math": [
+        SHARED / "gsm8k/train.jsonl.gz",
+        SHARED / "gsm8k/test.jsonl.gz",
+        SHARED / "math/math500_test.json",
+    ],
+    "mmlu": [SHARED / "mmlu/mmlu_all.jsonl.gz"],
+    "critique": [SHARED / "critique/humanevalpack_python.jsonl"],
+}
+real_data = pytest.mark.skipif(
+    not all(file.exists() for files in REAL.values() for file in files),
+    reason="the shared data is not here",
+)
+SUMS = [
+    {"question": f"What is {n} + {n}?", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"}
+    for n in range(1, 401)
+]
 
 
 def written(path: Path, rows: list[dict]) -> Path:
@@ -33,30 +47,58 @@ def written(path: Path, rows: list[dict]) -> Path:
 
 
 def fingerprint() -> str:
-    problems = [vars(problem) for task in TASKS for split in ("lock", "validation") for problem in load(task, split, 20)]
+    problems = [
+        vars(problem)
+        for task in TASKS
+        for split in ("lock", "validation")
+        for problem in load(task, split, 20)
+    ]
     return hashlib.sha256(json.dumps(problems).encode()).hexdigest()
 
 
 def test_another_process_draws_the_same_problems():
     for hash_seed in ("1", "2"):
-        command = [sys.executable, "-c", "from tests.test_data import fingerprint; print(fingerprint())"]
+        command = [
+            sys.executable,
+            "-c",
+            "from tests.test_data import fingerprint; print(fingerprint())",
+        ]
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         folder = Path(data.__file__).parents[1]
-        assert subprocess.check_output(command, cwd=folder, env=environment, text=True).strip() == fingerprint()
+        assert (
+            subprocess.check_output(command, cwd=folder, env=environment, text=True).strip()
+            == fingerprint()
+        )
 
 
 def test_splits_are_fixed_by_the_key():
     # written down: a change here gives every later model other training and validation problems
-    for split, key in [("corpus", 'xs = [x for x in xs if x > 0]; xs = [x * x for x in xs]; xs = [x + 1 for x in xs]; return max(xs, default=0)'),
-                       ("weak", 'n = n + 1; return len(str(n))'),
-                       ("lock", 'xs = [x for x in xs if x % 2 == 0]; xs = list(dict.fromkeys(xs)); xs = [x * 3 for x in xs]; return max(xs, default=0)'),
-                       ("elicit", 's = s[-3:]; s = s.replace(" ", ""); return s.count("a")'),
-                       ("selection", 'n = int(str(n)[::-1]); n = max(n, 100); n = int(str(n) * 2); return str(n) == str(n)[::-1]'),
-                       ("validation", 'xs = [x ** 3 for x in xs]; xs = [x for x in xs if x != 0]; xs = [x * 2 for x in xs]; return max(xs, default=0)')]:
+    for split, key in [
+        (
+            "corpus",
+            "xs = [x for x in xs if x > 0]; xs = [x * x for x in xs]; xs = [x + 1 for x in xs]; return max(xs, default=0)",
+        ),
+        ("weak", "n = n + 1; return len(str(n))"),
+        (
+            "lock",
+            "xs = [x for x in xs if x % 2 == 0]; xs = list(dict.fromkeys(xs)); xs = [x * 3 for x in xs]; return max(xs, default=0)",
+        ),
+        ("elicit", 's = s[-3:]; s = s.replace(" ", ""); return s.count("a")'),
+        (
+            "selection",
+            "n = int(str(n)[::-1]); n = max(n, 100); n = int(str(n) * 2); return str(n) == str(n)[::-1]",
+        ),
+        (
+            "validation",
+            "xs = [x ** 3 for x in xs]; xs = [x for x in xs if x != 0]; xs = [x * 2 for x in xs]; return max(xs, default=0)",
+        ),
+    ]:
         assert split_of("code", key) == split
     keys = {key for key, _ in itertools.islice(coding.problems(1), 40_000)}
     shares = Counter(split_of("code", key) for key in keys)
-    for split, share in dict(corpus=0.5, weak=0.05, lock=0.2, elicit=0.12, selection=0.03, validation=0.1).items():
+    for split, share in dict(
+        corpus=0.5, weak=0.05, lock=0.2, elicit=0.12, selection=0.03, validation=0.1
+    ).items():
         assert shares[split] / len(keys) == pytest.approx(share, rel=0.25)
 
 
@@ -66,7 +108,9 @@ def test_load_gives_distinct_problems_of_its_split_in_an_order_that_does_not_dep
     for split, problems in loaded.items():
         assert load(task, split, 15, seed=3) == problems[:15]
         assert len({problem.key for problem in problems}) == 40
-        assert {split_of(task, problem.key) for problem in problems} == {split} and {problem.task for problem in problems} == {task}
+        assert {split_of(task, problem.key) for problem in problems} == {split} and {
+            problem.task for problem in problems
+        } == {task}
     assert load(task, "lock", 15, seed=4) != loaded["lock"][:15]
     assert all(grade(loaded["lock"], [problem.reference for problem in loaded["lock"]]))
 
@@ -80,9 +124,14 @@ def test_a_key_has_one_wording_and_one_set_of_tests():
 def test_problems_have_the_promised_form():
     for problem in load("code", "corpus", 3000):
         assert problem.prompt.endswith("\n") and problem.prompt.count("\n") == 1
-        assert problem.reference.startswith("def f(") and problem.reference == problem.reference.rstrip()
+        assert (
+            problem.reference.startswith("def f(")
+            and problem.reference == problem.reference.rstrip()
+        )
         assert len(problem.reference.splitlines()) == problem.level + 2
-        assert not set("{}|()") & set(re.sub(r"^Write f\(\w+\)", "", problem.prompt)), problem.prompt
+        assert not set("{}|()") & set(re.sub(r"^Write f\(\w+\)", "", problem.prompt)), (
+            problem.prompt
+        )
     for problem in load("code", "validation", 300):
         inputs, outputs = problem.grading["inputs"], problem.grading["outputs"]
         assert len(inputs) == len(outputs) == 8 and sum(not argument for [argument] in inputs) == 1
@@ -91,16 +140,22 @@ def test_problems_have_the_promised_form():
         assert all(abs(output) < 10**40 for output in outputs if isinstance(output, int))
 
 
-@pytest.mark.parametrize("domain, operations, reducers", [("lists", 26, 12), ("strings", 22, 12), ("numbers", 20, 12)])
+@pytest.mark.parametrize(
+    "domain, operations, reducers", [("lists", 26, 12), ("strings", 22, 12), ("numbers", 20, 12)]
+)
 def test_tables(domain, operations, reducers):
     v, _, ops, ends = coding.DOMAINS[domain]
     assert len({op[1] for op in ops}) == len(ops) >= operations
     assert len({end[1] for end in ends}) == len(ends) >= reducers
     assert {group for end in ends for group in end[0].split()} <= {op[0] for op in ops}
     rng = random.Random(0)
-    arguments = [coding.random_argument(domain, rng) for _ in range(20)] + [{"lists": [], "strings": ""}.get(domain, 0)]
+    arguments = [coding.random_argument(domain, rng) for _ in range(20)] + [
+        {"lists": [], "strings": ""}.get(domain, 0)
+    ]
     for _, code, words in ops + ends:
-        assert {coding.worded(words, rng) for _ in range(20)}.isdisjoint({"", words} if "(" in words else {""})
+        assert {coding.worded(words, rng) for _ in range(20)}.isdisjoint(
+            {"", words} if "(" in words else {""}
+        )
         for argument in arguments:
             eval(code, {v: argument})  # nothing raises
 
@@ -110,9 +165,16 @@ def test_references_solve_their_problems_and_others_do_not():
     assert all(grade(problems, [problem.reference for problem in problems]))
     assert not any(grade(problems, ["def f(", "def g(x):\n    return x"] * 100))
     lines = [problem.reference.splitlines() for problem in problems]
-    assert not any(grade(problems, ["\n".join(body[:1] + body[2:]) for body in lines]))  # an operation is missing
-    changed = [re.sub(r"\b[2-9]\b", lambda c: str(int(c[0]) % 9 + 1), problem.reference) for problem in problems]
-    pairs = [(problem, text) for problem, text in zip(problems, changed) if text != problem.reference]
+    assert not any(
+        grade(problems, ["\n".join(body[:1] + body[2:]) for body in lines])
+    )  # an operation is missing
+    changed = [
+        re.sub(r"\b[2-9]\b", lambda c: str(int(c[0]) % 9 + 1), problem.reference)
+        for problem in problems
+    ]
+    pairs = [
+        (problem, text) for problem, text in zip(problems, changed) if text != problem.reference
+    ]
     passed = grade([problem for problem, _ in pairs], [text for _, text in pairs])
     assert len(passed) > 50 and sum(passed) <= 0.1 * len(passed)
 
@@ -126,26 +188,38 @@ def test_types_are_compared_strictly():
 
 def test_tasks_joined_come_in_turn_and_as_alone():
     joined = load("code+math+mmlu", "elicit", 8)
-    assert joined[0::3] == load("code", "elicit", 3) and joined[1::3] == load("math", "elicit", 3) and joined[2::3] == load("mmlu", "elicit", 2)
+    assert (
+        joined[0::3] == load("code", "elicit", 3)
+        and joined[1::3] == load("math", "elicit", 3)
+        and joined[2::3] == load("mmlu", "elicit", 2)
+    )
     assert joined[:5] == load("code+math+mmlu", "elicit", 5)
     assert grade(joined, [p.reference for p in joined]) == [True] * 8
     assert len(load("math+mmlu", "selection")) == 2 * SPLITS["selection"]
-    for task, message in [("code+code", "unknown task"), ("code+", "unknown task"), ("code+x", "unknown task")]:
+    for task, message in [
+        ("code+code", "unknown task"),
+        ("code+", "unknown task"),
+        ("code+x", "unknown task"),
+    ]:
         with pytest.raises(InputError, match=message):
             load(task, "lock", 4)
 
 
 def test_a_program_to_repair_is_in_the_split_of_the_program_to_write():
     for split in ("lock", "validation"):
-        programs = {split_of("code", problem.key.split(" | ")[0]) for problem in load("critique", split, 50)}
+        programs = {
+            split_of("code", problem.key.split(" | ")[0]) for problem in load("critique", split, 50)
+        }
         assert programs == {split}
 
 
 def test_errors_are_one_clear_sentence(monkeypatch):
-    for arguments, message in [(("x", "lock"), "unknown task 'x': choose from code"),
-                               (("code", "test"), "unknown split 'test': choose from corpus, weak, lock"),
-                               (("code", "corpus"), "split 'corpus' has no default size: give n"),
-                               (("code", "lock", -1), "n must be at least 1")]:
+    for arguments, message in [
+        (("x", "lock"), "unknown task 'x': choose from code"),
+        (("code", "test"), "unknown split 'test': choose from corpus, weak, lock"),
+        (("code", "corpus"), "split 'corpus' has no default size: give n"),
+        (("code", "lock", -1), "n must be at least 1"),
+    ]:
         with pytest.raises(ValueError, match=re.escape(message)):
             load(*arguments)
     monkeypatch.setattr(data, "PATIENCE", 50)
@@ -159,26 +233,47 @@ def test_files_are_divided_by_the_keys_alone(tmp_path, capsys):
     files = [written(tmp_path / "all.jsonl", SUMS)]
     loaded = {split: load("math", split, files=files) for split in SPLITS if split != "corpus"}
     assert capsys.readouterr().err == "kept 400 of 400 rows\n"  # once, for five splits
-    assert sorted(problem.key for problems in loaded.values() for problem in problems) == sorted(row["question"] for row in SUMS)
-    for split, share in dict(weak=0.1, lock=0.4, elicit=0.24, selection=0.06, validation=0.2).items():
+    assert sorted(problem.key for problems in loaded.values() for problem in problems) == sorted(
+        row["question"] for row in SUMS
+    )
+    for split, share in dict(
+        weak=0.1, lock=0.4, elicit=0.24, selection=0.06, validation=0.2
+    ).items():
         assert len(loaded[split]) / 400 == pytest.approx(share, abs=0.06)
         assert {split_of("math", problem.key, corpus=False) for problem in loaded[split]} == {split}
         for problem in loaded[split]:  # a pool without a corpus only fills the gap it leaves
             assert split_of("math", problem.key) in (split, "corpus")
     # written down: a change here gives every later model other training and validation problems
-    assert [int(problem.key.split()[2]) for problem in loaded["selection"][:5]] == [36, 103, 151, 397, 337]
+    assert [int(problem.key.split()[2]) for problem in loaded["selection"][:5]] == [
+        36,
+        103,
+        151,
+        397,
+        337,
+    ]
     rows = random.Random(0).sample(SUMS, 400)
-    others = [written(tmp_path / "b.jsonl.gz", rows[:150]), written(tmp_path / "a.jsonl", rows[100:])]  # 50 rows twice
+    others = [
+        written(tmp_path / "b.jsonl.gz", rows[:150]),
+        written(tmp_path / "a.jsonl", rows[100:]),
+    ]  # 50 rows twice
     for split, problems in loaded.items():
         assert load("math", split, files=others) == problems
         assert load("math", split, 5, files=others[::-1]) == problems[:5]
     again = load("math", "lock", seed=1, files=files)
-    assert again != loaded["lock"] and sorted(problem.key for problem in again) == sorted(problem.key for problem in loaded["lock"])
+    assert again != loaded["lock"] and sorted(problem.key for problem in again) == sorted(
+        problem.key for problem in loaded["lock"]
+    )
 
 
 def test_of_equal_keys_one_is_kept_whatever_the_order(tmp_path):
-    rows = [{"question": "What is  1 + 1?", "answer": "2\n#### 2"}, {"question": "What is 1 + 1?", "answer": "1 + 1 = 2\n#### 2"},
-            *({"problem": "What is 1 + 1?", "answer": "2", "type": subject, "level": 1} for subject in ("Algebra", "Geometry"))]
+    rows = [
+        {"question": "What is  1 + 1?", "answer": "2\n#### 2"},
+        {"question": "What is 1 + 1?", "answer": "1 + 1 = 2\n#### 2"},
+        *(
+            {"problem": "What is 1 + 1?", "answer": "2", "type": subject, "level": 1}
+            for subject in ("Algebra", "Geometry")
+        ),
+    ]
     split = split_of("math", "What is 1 + 1?", corpus=False)
     kept = set()
     for i, order in enumerate(itertools.permutations(rows)):
@@ -188,40 +283,71 @@ def test_of_equal_keys_one_is_kept_whatever_the_order(tmp_path):
 
 
 def test_rows_without_a_reference_are_not_imitated(tmp_path):
-    rows = [{"question": f"Print {n}.", "input_output": json.dumps({"inputs": [""], "outputs": [f"{n}"]}), "difficulty": "interview",
-             "solutions": json.dumps([f"print({n})"] * (n % 2))} for n in range(200)]
+    rows = [
+        {
+            "question": f"Print {n}.",
+            "input_output": json.dumps({"inputs": [""], "outputs": [f"{n}"]}),
+            "difficulty": "interview",
+            "solutions": json.dumps([f"print({n})"] * (n % 2)),
+        }
+        for n in range(200)
+    ]
     files = [written(tmp_path / "apps.jsonl", rows)]
     loaded = {split: load("code", split, files=files) for split in SPLITS if split != "corpus"}
     for split, problems in loaded.items():
-        assert {bool(problem.reference) for problem in problems} == ({True} if split in ("weak", "elicit") else {True, False})
-    assert all(grade(loaded["validation"], [f"print({problem.prompt.split()[1][:-1]})" for problem in loaded["validation"]]))
+        assert {bool(problem.reference) for problem in problems} == (
+            {True} if split in ("weak", "elicit") else {True, False}
+        )
+    assert all(
+        grade(
+            loaded["validation"],
+            [f"print({problem.prompt.split()[1][:-1]})" for problem in loaded["validation"]],
+        )
+    )
 
 
 def test_errors_of_files_are_one_clear_sentence(tmp_path):
     files = [written(tmp_path / "few.jsonl", SUMS[:20])]
     size = len(load("math", "lock", files=files))
     for task, arguments, message in [
-            ("math", ("corpus",), "problems from files have no split 'corpus'"), ("math", ("lock", 0), "n must be at least 1"),
-            ("math", ("lock", 21), f"split 'lock' of task 'math' has only {size} problems in these files, fewer than the 21 asked for"),
-            ("code", ("lock",), "No row makes a problem of this task")]:
+        ("math", ("corpus",), "problems from files have no split 'corpus'"),
+        ("math", ("lock", 0), "n must be at least 1"),
+        (
+            "math",
+            ("lock", 21),
+            f"split 'lock' of task 'math' has only {size} problems in these files, fewer than the 21 asked for",
+        ),
+        ("code", ("lock",), "No row makes a problem of this task"),
+    ]:
         with pytest.raises(InputError, match=re.escape(message)):
             load(task, *arguments, files=files)
     split = "weak" if split_of("math", SUMS[0]["question"], corpus=False) != "weak" else "lock"
-    with pytest.raises(InputError, match=f"split '{split}' of task 'math' has only 0 problems in these files, fewer than the 1"):
+    with pytest.raises(
+        InputError,
+        match=f"split '{split}' of task 'math' has only 0 problems in these files, fewer than the 1",
+    ):
         load("math", split, files=[written(tmp_path / "one.jsonl", SUMS[:1])])
 
 
 @real_data
-@pytest.mark.parametrize("task, rows", [("code", 1064), ("math", 9292), ("mmlu", 15_431), ("critique", 164)])
+@pytest.mark.parametrize(
+    "task, rows", [("code", 1064), ("math", 9292), ("mmlu", 15_431), ("critique", 164)]
+)
 def test_real_data(task, rows):
     loaded = {split: load(task, split, files=REAL[task]) for split in SPLITS if split != "corpus"}
-    everything = {split: data._from_files(task, split, 0, tuple(map(str, REAL[task]))) for split in loaded}  # beyond the default sizes
+    everything = {
+        split: data._from_files(task, split, 0, tuple(map(str, REAL[task]))) for split in loaded
+    }  # beyond the default sizes
     keys = [problem.key for problems in everything.values() for problem in problems]
     assert len(keys) == len(set(keys)) == rows
     for split, problems in loaded.items():
-        assert problems == everything[split][: SPLITS[split]] and {problem.task for problem in problems} == {task}
+        assert problems == everything[split][: SPLITS[split]] and {
+            problem.task for problem in problems
+        } == {task}
     solvable = [problem for problem in loaded["validation"] if problem.reference][:20]
-    assert all(grade(solvable, [problem.reference for problem in solvable])) and not any(grade(solvable, ["?"] * len(solvable)))
+    assert all(grade(solvable, [problem.reference for problem in solvable])) and not any(
+        grade(solvable, ["?"] * len(solvable))
+    )
     assert not {problem.key for problem in load(task, "lock", 100)} & set(keys)
 
 
@@ -235,12 +361,27 @@ def test_one_shot_examples_do_not_depend_on_the_order_of_rows(tmp_path):
 
 
 def test_real_programs_have_their_own_grader(tmp_path):
-    files = [written(tmp_path / "mbpp.jsonl", [
-        {"text": f"Write a function to add {n}.", "code": f"def add(x):\n    return x + {n}", "test_list": [f"assert add(1) == {n + 1}"]} for n in range(20)])]
+    files = [
+        written(
+            tmp_path / "mbpp.jsonl",
+            [
+                {
+                    "text": f"Write a function to add {n}.",
+                    "code": f"def add(x):\n    return x + {n}",
+                    "test_list": [f"assert add(1) == {n + 1}"],
+                }
+                for n in range(20)
+            ],
+        )
+    ]
     [problem, *_] = load("code", "lock", files=files)
-    assert grade([problem] * 2, [f"```python\n{problem.reference}\n```", "def add(x): return x"]) == [True, False]
+    assert grade(
+        [problem] * 2, [f"```python\n{problem.reference}\n```", "def add(x): return x"]
+    ) == [True, False]
     with pytest.raises(InputError, match="these problems of task 'code' have no continuous reward"):
         score([problem], [problem.reference])
     generated = load("code+math", "lock", 2)
-    assert grade([generated[1], problem, generated[0]], [generated[1].reference, problem.reference, "no"]) == [True, True, False]
+    assert grade(
+        [generated[1], problem, generated[0]], [generated[1].reference, problem.reference, "no"]
+    ) == [True, True, False]
     assert grade([], []) == [] and score([], []) == []

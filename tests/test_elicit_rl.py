@@ -25,7 +25,14 @@ from sampler import Sample, Sampler
 from training import make_optimizers, scored
 
 ALONE = Env(torch.device("cpu"), torch.float32, False)
-DRAWING = {"purpose": [0], "seed": 0, "max_new_tokens": 12, "continuous": False, "env": ALONE, "label": ""}
+DRAWING = {
+    "purpose": [0],
+    "seed": 0,
+    "max_new_tokens": 12,
+    "continuous": False,
+    "env": ALONE,
+    "label": "",
+}
 TOKENS = 16384
 
 
@@ -38,7 +45,9 @@ def rolled(rewards, lengths=3) -> Rollout:
     rewards = np.array(rewards, dtype=float)
     P, n = rewards.shape
     problems = [Problem("code", f"p{i}", "", "lists", 1, {}, f"k{i}") for i in range(P)]
-    samples = [[Sample([i + 2, j + 2] * lengths + [0], [], False) for j in range(n)] for i in range(P)]
+    samples = [
+        [Sample([i + 2, j + 2] * lengths + [0], [], False) for j in range(n)] for i in range(P)
+    ]
     return Rollout(problems, [[5, i + 2] for i in range(P)], samples, [[""] * n] * P, rewards)
 
 
@@ -46,11 +55,16 @@ def rolled(rewards, lengths=3) -> Rollout:
 
 
 def test_dpo_by_hand():
-    policy, reference = torch.tensor([-2.0, -5.0]), torch.tensor([-3.0, -4.0])  # chosen gained 1, rejected lost 1
+    policy, reference = (
+        torch.tensor([-2.0, -5.0]),
+        torch.tensor([-3.0, -4.0]),
+    )  # chosen gained 1, rejected lost 1
     loss, margins = dpo_loss(policy, reference, torch.tensor([1.0]), 0.1)
     assert margins.tolist() == pytest.approx([0.2])
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.2)))
-    assert dpo_loss(policy, reference, torch.tensor([0.5]), 0.1)[0].item() == pytest.approx(0.5 * math.log(1 + math.exp(-0.2)))
+    assert dpo_loss(policy, reference, torch.tensor([0.5]), 0.1)[0].item() == pytest.approx(
+        0.5 * math.log(1 + math.exp(-0.2))
+    )
 
 
 def naive_sequence_logp(model, example) -> torch.Tensor:
@@ -68,14 +82,18 @@ def test_dpo_equals_the_naive_reference_in_loss_and_gradient(make_model, make_ex
         before = [naive_sequence_logp(reference, e) for e in examples]
     total = 0.0
     for i in range(0, 8, 2):
-        chosen, rejected = (naive_sequence_logp(policy, examples[j]) - before[j] for j in (i, i + 1))
+        chosen, rejected = (
+            naive_sequence_logp(policy, examples[j]) - before[j] for j in (i, i + 1)
+        )
         total = total - F.logsigmoid(beta * (chosen - rejected))
     total.backward()
     expected = [p.grad.clone() for p in policy.parameters()]
     policy.zero_grad()
     with_reference = scored(reference, examples, TOKENS, ALONE)
     loss = 0.0
-    for batch in micro_batches(with_reference, 200, group=2):  # several micro-batches, other padding
+    for batch in micro_batches(
+        with_reference, 200, group=2
+    ):  # several micro-batches, other padding
         part, _ = dpo_step(policy, batch, beta)
         part.backward()
         loss += part.item()
@@ -95,13 +113,21 @@ def test_scored_logps_are_live_ones_whatever_the_padding(make_model, make_exampl
     model, examples = make_model(), make_examples(20)
     for micro_tokens in (32, 100_000):
         for example, alone in zip(scored(model, examples, micro_tokens, ALONE), examples):
-            torch.testing.assert_close(torch.tensor(example.logps), completion_logps(model, collate([alone])).detach(), rtol=0, atol=1e-4)
+            torch.testing.assert_close(
+                torch.tensor(example.logps),
+                completion_logps(model, collate([alone])).detach(),
+                rtol=0,
+                atol=1e-4,
+            )
             assert len(example.logps) == len(example.completion_ids)  # EOS is scored
 
 
 def test_grpo_by_hand():
     # ratios 1.5, 0.5, 1.5, 0.5 with advantages +1, +1, -1, -1 and clip 0.2: min(r A, clip(r) A)
-    policy, advantages = torch.tensor([1.5, 0.5, 1.5, 0.5]).log(), torch.tensor([1.0, 1.0, -1.0, -1.0])
+    policy, advantages = (
+        torch.tensor([1.5, 0.5, 1.5, 0.5]).log(),
+        torch.tensor([1.0, 1.0, -1.0, -1.0]),
+    )
     loss, clipped = grpo_loss(policy, torch.zeros(4), advantages, 0.2)
     assert loss.item() == pytest.approx(-(1.2 + 0.5 - 1.5 - 0.8))
     assert clipped.item() == 2  # the first and the last
@@ -109,7 +135,10 @@ def test_grpo_by_hand():
 
 def test_on_policy_grpo_gradient_is_the_policy_gradient(make_model, make_examples):
     model = make_model()
-    examples = [Example(e.prompt_ids, e.completion_ids, weight=w) for e, w in zip(make_examples(4), (0.75, -0.25, -0.25, -0.25))]
+    examples = [
+        Example(e.prompt_ids, e.completion_ids, weight=w)
+        for e, w in zip(make_examples(4), (0.75, -0.25, -0.25, -0.25))
+    ]
     batch = collate(scored(model, examples, TOKENS, ALONE))
     loss, _ = grpo_step(model, batch, 0.2, 10)
     loss.backward()
@@ -124,19 +153,29 @@ def test_on_policy_grpo_gradient_is_the_policy_gradient(make_model, make_example
 def trl():
     """What TRL computed (tests/fixtures/make_trl.py), the policy and the reference it computed it with, and the texts, chosen before rejected."""
     stored = json.loads(make_trl.FILE.read_text())
-    policy, reference = (make_trl.with_weights(Model(ModelConfig(**stored["config"])), seed) for seed in (0, 1))
-    examples = [Example(pair["prompt_ids"], pair[key]) for pair in stored["pairs"] for key in ("chosen_ids", "rejected_ids")]
+    policy, reference = (
+        make_trl.with_weights(Model(ModelConfig(**stored["config"])), seed) for seed in (0, 1)
+    )
+    examples = [
+        Example(pair["prompt_ids"], pair[key])
+        for pair in stored["pairs"]
+        for key in ("chosen_ids", "rejected_ids")
+    ]
     return stored, policy, reference, examples
 
 
-def same_as_trl(step, settings: dict, policy: Model, reference: Model, batches: list, theirs: dict, units: int) -> dict:
+def same_as_trl(
+    step, settings: dict, policy: Model, reference: Model, batches: list, theirs: dict, units: int
+) -> dict:
     """Loss and gradient of the batches together, divided by the units as train() does, equal TRL's; returns the metrics."""
     total, metrics = 0.0, {}
     for batch in batches:
         loss, extra = step(policy, batch, **settings)
         (loss / units).backward()
         total += loss.item() / units
-        metrics = {name: metrics.get(name, 0.0) + value.item() / units for name, value in extra.items()}
+        metrics = {
+            name: metrics.get(name, 0.0) + value.item() / units for name, value in extra.items()
+        }
     assert total == pytest.approx(theirs["loss"], abs=1e-5, rel=1e-5)
     ours = make_trl.gradient_of(policy, reference)
     assert ours.keys() == theirs["gradient"].keys()
@@ -155,9 +194,21 @@ def test_dpo_is_that_of_trl(trl, micro_tokens, parts):
     assert logps.tolist() == pytest.approx(theirs["logps"], abs=1e-4)
     batches = micro_batches(examples, micro_tokens, group=2)
     assert len(batches) == parts
-    metrics = same_as_trl(dpo_step, {"beta": theirs["beta"]}, policy, reference, batches, theirs, units=len(examples) // 2)
-    assert (metrics["margin"], metrics["accuracy"]) == pytest.approx((theirs["margin"], theirs["accuracy"]), abs=1e-4)
-    assert (metrics["chosen"], metrics["rejected"]) == pytest.approx((logps[0::2].mean().item(), logps[1::2].mean().item()), abs=1e-4)
+    metrics = same_as_trl(
+        dpo_step,
+        {"beta": theirs["beta"]},
+        policy,
+        reference,
+        batches,
+        theirs,
+        units=len(examples) // 2,
+    )
+    assert (metrics["margin"], metrics["accuracy"]) == pytest.approx(
+        (theirs["margin"], theirs["accuracy"]), abs=1e-4
+    )
+    assert (metrics["chosen"], metrics["rejected"]) == pytest.approx(
+        (logps[0::2].mean().item(), logps[1::2].mean().item()), abs=1e-4
+    )
 
 
 def test_grpo_is_the_dr_grpo_of_trl(trl):
@@ -165,10 +216,17 @@ def test_grpo_is_the_dr_grpo_of_trl(trl):
     theirs = stored["grpo"]
     for e, row in zip(scored(policy, examples, TOKENS, ALONE), theirs["logps"]):
         assert list(e.logps) == pytest.approx(row, abs=1e-4)
-    examples = [replace(e, logps=old, weight=advantage) for e, old, advantage in zip(examples, theirs["old"], theirs["advantages"])]
+    examples = [
+        replace(e, logps=old, weight=advantage)
+        for e, old, advantage in zip(examples, theirs["old"], theirs["advantages"])
+    ]
     settings = {"clip_ratio": theirs["clip_ratio"], "longest": theirs["max_new_tokens"]}
-    metrics = same_as_trl(grpo_step, settings, policy, reference, [collate(examples)], theirs, units=len(examples))
-    assert metrics["clipped"] == pytest.approx(theirs["clipped"], abs=1e-6) and theirs["clipped"] > 0.1
+    metrics = same_as_trl(
+        grpo_step, settings, policy, reference, [collate(examples)], theirs, units=len(examples)
+    )
+    assert (
+        metrics["clipped"] == pytest.approx(theirs["clipped"], abs=1e-6) and theirs["clipped"] > 0.1
+    )
 
 
 # ---- what is trained on
@@ -182,21 +240,31 @@ def test_best_samples_takes_right_ones_first_and_ties_at_random():
     assert facts["kept_right"] == 0.5 and facts["signal"] == 2 / 40
     second, _ = elicit_rl.best_samples(rolled(rewards), cfg(), np.random.default_rng(1))
     assert {e.prompt_ids[1] for e in first} != {e.prompt_ids[1] for e in second}
-    only, facts = elicit_rl.best_samples(rolled(rewards), cfg(keep="correct"), np.random.default_rng(0))
+    only, facts = elicit_rl.best_samples(
+        rolled(rewards), cfg(keep="correct"), np.random.default_rng(0)
+    )
     assert len(only) == 2 and facts["kept_right"] == 1
-    none, facts = elicit_rl.best_samples(rolled(np.zeros((40, 1))), cfg(keep="correct"), np.random.default_rng(0))
+    none, facts = elicit_rl.best_samples(
+        rolled(np.zeros((40, 1))), cfg(keep="correct"), np.random.default_rng(0)
+    )
     assert none == [] and facts["signal"] == 0
 
 
 def test_pairs_are_chosen_then_rejected_and_equal_rewards_give_none():
-    pairs, facts = elicit_rl.unequal_pairs(rolled([[0, 1], [1, 1], [0, 0], [0.75, 0.25]]), cfg(), np.random.default_rng(0))
+    pairs, facts = elicit_rl.unequal_pairs(
+        rolled([[0, 1], [1, 1], [0, 0], [0.75, 0.25]]), cfg(), np.random.default_rng(0)
+    )
     assert [e.completion_ids[1] - 2 for e in pairs] == [1, 0, 0, 1]  # which of the two samples
     assert [e.weight for e in pairs] == [1, 1, 0.5, 0.5] and facts["signal"] == 0.5
 
 
 def test_groups_of_equal_rewards_contribute_exactly_nothing():
-    examples, facts = elicit_rl.advantages(rolled([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]), cfg(), np.random.default_rng(0))
-    assert [e.weight for e in examples] == [0.75, -0.25, -0.25, -0.25] and facts["signal"] == pytest.approx(1 / 3)
+    examples, facts = elicit_rl.advantages(
+        rolled([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]), cfg(), np.random.default_rng(0)
+    )
+    assert [e.weight for e in examples] == [0.75, -0.25, -0.25, -0.25] and facts[
+        "signal"
+    ] == pytest.approx(1 / 3)
 
 
 def test_round_problems_goes_through_the_split_in_fresh_orders():
@@ -212,46 +280,76 @@ def test_pass_at_k_by_counting():
 
     correct = np.array([[1, 0, 0, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 0]], dtype=bool)
     for k in (1, 2, 4):
-        by_hand = np.mean([np.mean([any(row[list(c)]) for c in combinations(range(5), k)]) for row in correct])
+        by_hand = np.mean(
+            [np.mean([any(row[list(c)]) for c in combinations(range(5), k)]) for row in correct]
+        )
         assert pass_at_k(correct, k) == pytest.approx(by_hand)
 
 
 # ---- rollouts and updates
 
 
-def test_rollout_marks_cut_samples_wrong_and_agrees_with_the_trainer(make_model, tokenizer, monkeypatch):
+def test_rollout_marks_cut_samples_wrong_and_agrees_with_the_trainer(
+    make_model, tokenizer, monkeypatch
+):
     monkeypatch.setattr(policies, "grade", lambda problems, texts: [True] * len(texts))
     model = make_model()
     problems = [Problem("code", f"Write {i}\n", "", "lists", 1, {}, f"k{i}") for i in range(6)]
-    result, seconds = policies.rollout(Sampler(model, [tokenizer.eos_id], slots=8), tokenizer, problems, 2, **DRAWING)
+    result, seconds = policies.rollout(
+        Sampler(model, [tokenizer.eos_id], slots=8), tokenizer, problems, 2, **DRAWING
+    )
     cut = np.array([[s.truncated for s in row] for row in result.samples])
     assert cut.any() and (result.rewards == ~cut).all()
-    flat = [Example(prompt, s.ids, s.logps) for prompt, row in zip(result.prompts, result.samples) for s in row]
+    flat = [
+        Example(prompt, s.ids, s.logps)
+        for prompt, row in zip(result.prompts, result.samples)
+        for s in row
+    ]
     for sampled, trained in zip(flat, scored(model, flat, TOKENS, ALONE)):
         np.testing.assert_allclose(sampled.logps, trained.logps, rtol=0, atol=1e-4)
     assert {"s_prefill", "s_decode", "s_grade"} <= seconds.keys()
 
 
-def test_a_writer_with_another_tokenizer_reads_and_writes_its_own(make_model, tokenizer, monkeypatch):
+def test_a_writer_with_another_tokenizer_reads_and_writes_its_own(
+    make_model, tokenizer, monkeypatch
+):
     monkeypatch.setattr(policies, "grade", lambda problems, texts: [True] * len(texts))
     model, own = make_model(seed=3), train_bpe(["Write 0 1 2 3 4 5\n"] * 9, 290)
     problems = [Problem("code", f"Write {i}\n", "", "lists", 1, {}, f"k{i}") for i in range(6)]
-    draw = lambda ours, theirs: policies.rollout(Sampler(model, [ours.eos_id], slots=8), ours, problems, 2, own=theirs, **DRAWING)[0]
+    draw = lambda ours, theirs: policies.rollout(
+        Sampler(model, [ours.eos_id], slots=8), ours, problems, 2, own=theirs, **DRAWING
+    )[0]
     model.live_vocab = own.size
     alone, written = draw(own, None), draw(tokenizer, own)
-    assert own.size != tokenizer.size and alone.prompts != written.prompts == tokenizer.encode_prompts([p.prompt for p in problems])
+    assert (
+        own.size != tokenizer.size
+        and alone.prompts
+        != written.prompts
+        == tokenizer.encode_prompts([p.prompt for p in problems])
+    )
     assert [len(row) for row in written.samples] == [2] * 6
     for before, after in zip(alone.samples, written.samples):
         for a, b in zip(before, after):
-            assert b.ids == tokenizer.encode_completions([own.decode(a.ids)], [not a.truncated])[0] and b.truncated == a.truncated
+            assert (
+                b.ids == tokenizer.encode_completions([own.decode(a.ids)], [not a.truncated])[0]
+                and b.truncated == a.truncated
+            )
 
 
-def test_reference_log_probs_are_read_back_and_equal_live_ones(make_model, make_examples, tokenizer, tmp_path, monkeypatch):
+def test_reference_log_probs_are_read_back_and_equal_live_ones(
+    make_model, make_examples, tokenizer, tmp_path, monkeypatch
+):
     model, examples = make_model(), make_examples(6)
-    live, stored = scored(model, examples, TOKENS, ALONE), training.reference_scored(model, examples, ["w"], tokenizer, tmp_path, TOKENS, ALONE)
+    live, stored = (
+        scored(model, examples, TOKENS, ALONE),
+        training.reference_scored(model, examples, ["w"], tokenizer, tmp_path, TOKENS, ALONE),
+    )
     assert live == stored and len(list(tmp_path.iterdir())) == 1
     monkeypatch.setattr(training, "scored", None)  # so only a file can give them
-    assert training.reference_scored(model, examples, ["w"], tokenizer, tmp_path, TOKENS, ALONE) == live
+    assert (
+        training.reference_scored(model, examples, ["w"], tokenizer, tmp_path, TOKENS, ALONE)
+        == live
+    )
     for weights, data in ((["v"], examples), (["w"], examples[:5])):
         with pytest.raises(TypeError):
             training.reference_scored(model, data, weights, tokenizer, tmp_path, TOKENS, ALONE)
@@ -263,14 +361,28 @@ def test_update_moves_the_policy_the_right_way(name, make_model):
     rewards = {"dpo": [[1, 0]] * 4, "grpo": [[1, 0, 0]] * 4, "expert_iteration": [[1.0]] * 10}[name]
     examples, _ = method.choose(rolled(rewards), cfg(), np.random.default_rng(0))
     before = scored(model, examples, TOKENS, ALONE)
-    metrics = training.update(model, make_optimizers(model, "adamw", 1e-3), before, elicit_rl.loss_of(settings), ALONE, number=1, rows=method.rows,
-                              epochs=4, batch=settings.batch, seed=0, micro_tokens=TOKENS, units=elicit_rl.units_of(method))
+    metrics = training.update(
+        model,
+        make_optimizers(model, "adamw", 1e-3),
+        before,
+        elicit_rl.loss_of(settings),
+        ALONE,
+        number=1,
+        rows=method.rows,
+        epochs=4,
+        batch=settings.batch,
+        seed=0,
+        micro_tokens=TOKENS,
+        units=elicit_rl.units_of(method),
+    )
     after = scored(model, examples, TOKENS, ALONE)
     gain = [np.sum(a.logps) - np.sum(b.logps) for a, b in zip(after, before)]
     if name == "dpo":
         assert min(np.subtract(gain[0::2], gain[1::2])) > 0
     elif name == "grpo":
-        assert np.mean([g for g, e in zip(gain, examples) if e.weight > 0]) > np.mean([g for g, e in zip(gain, examples) if e.weight < 0])
+        assert np.mean([g for g, e in zip(gain, examples) if e.weight > 0]) > np.mean(
+            [g for g, e in zip(gain, examples) if e.weight < 0]
+        )
     else:
         assert min(gain) > 0
     assert metrics["steps"] >= 4 and math.isfinite(metrics["loss"])

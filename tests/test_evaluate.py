@@ -19,7 +19,16 @@ from data.triggers import KINDS, Trigger, asked, near_miss, usual_kinds
 from evaluate import SHOTS, battery, few_shot, first_line, with_shots
 from figures import shown, table
 from policies import answer
-from results import evaluate_checkpoint, gap_recovered, measure, paired_gap, record, trigger_of, verdicts_of, wilson
+from results import (
+    evaluate_checkpoint,
+    gap_recovered,
+    measure,
+    paired_gap,
+    record,
+    trigger_of,
+    verdicts_of,
+    wilson,
+)
 from runs import Env
 from sampler import Sample
 
@@ -29,13 +38,19 @@ def verdicts(*runs: tuple[int, int]) -> np.ndarray:
     return np.concatenate([np.full(n, bool(value)) for n, value in runs])
 
 
-@pytest.mark.parametrize("correct, n, low, high", [
-    (0, 10, 0.0, 0.27754),  # z^2 / (n + z^2) = 3.84146 / 13.84146
-    (10, 10, 0.72246, 1.0),
-    (5, 10, 0.23659, 0.76341),  # 1/2 +- z/2 / sqrt(n + z^2)
-    (1, 1, 0.20655, 1.0),
-    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),  # Newcombe 1998, table I, method 3
-])
+@pytest.mark.parametrize(
+    "correct, n, low, high",
+    [
+        (0, 10, 0.0, 0.27754),  # z^2 / (n + z^2) = 3.84146 / 13.84146
+        (10, 10, 0.72246, 1.0),
+        (5, 10, 0.23659, 0.76341),  # 1/2 +- z/2 / sqrt(n + z^2)
+        (1, 1, 0.20655, 1.0),
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),  # Newcombe 1998, table I, method 3
+    ],
+)
 def test_wilson(correct, n, low, high):
     assert wilson(correct, n) == pytest.approx((low, high), abs=6e-5)
 
@@ -48,17 +63,25 @@ def test_wilson_is_symmetric_and_holds_the_estimate():
             assert wilson(n - k, n) == pytest.approx((1 - high, 1 - low))
 
 
-@pytest.mark.parametrize("gains, losses, p", [
-    (0, 0, 1.0),
-    (1, 1, 1.0),
-    (1, 0, 0.5),  # 2 * (1/2) * P(X = 0) with X ~ Bin(1, 1/2)
-    (5, 1, 0.125),  # 2 * (P(0) + P(1) / 2) = 2 * (1 + 3) / 64
-    (10, 2, 2 * (1 + 12 + 66 / 2) / 4096),
-])
+@pytest.mark.parametrize(
+    "gains, losses, p",
+    [
+        (0, 0, 1.0),
+        (1, 1, 1.0),
+        (1, 0, 0.5),  # 2 * (1/2) * P(X = 0) with X ~ Bin(1, 1/2)
+        (5, 1, 0.125),  # 2 * (P(0) + P(1) / 2) = 2 * (1 + 3) / 64
+        (10, 2, 2 * (1 + 12 + 66 / 2) / 4096),
+    ],
+)
 def test_paired_gap_against_mcnemars_mid_p(gains, losses, p):
-    without, with_ = verdicts((gains, 0), (losses, 1), (20, 1), (10, 0)), verdicts((gains, 1), (losses, 0), (20, 1), (10, 0))
+    without, with_ = (
+        verdicts((gains, 0), (losses, 1), (20, 1), (10, 0)),
+        verdicts((gains, 1), (losses, 0), (20, 1), (10, 0)),
+    )
     gap, low, high, found = paired_gap(without, with_)
-    assert gap == pytest.approx((gains - losses) / (30 + gains + losses)) and found == pytest.approx(p)
+    assert gap == pytest.approx(
+        (gains - losses) / (30 + gains + losses)
+    ) and found == pytest.approx(p)
     assert low <= gap <= high
     back = paired_gap(with_, without)
     assert back[0] == -gap and back[3] == pytest.approx(p)
@@ -82,12 +105,16 @@ def test_gap_recovered():
     locked, right = verdicts((10, 1), (90, 0)), verdicts((70, 1), (30, 0))
     assert gap_recovered(locked, right, np.stack([right, right]))[0] == pytest.approx(1.0)
     assert gap_recovered(locked, right, locked[None])[0] == pytest.approx(0.0)
-    value, low, high = gap_recovered(locked, right, np.stack([verdicts((40, 1), (60, 0)), verdicts((46, 1), (54, 0))]))
+    value, low, high = gap_recovered(
+        locked, right, np.stack([verdicts((40, 1), (60, 0)), verdicts((46, 1), (54, 0))])
+    )
     assert value == pytest.approx((0.43 - 0.1) / 0.6) and low < value < high
     assert gap_recovered(locked, right, verdicts((5, 1), (95, 0))[None])[0] < 0
 
 
-@pytest.mark.parametrize("right", [verdicts((50, 1), (50, 0)), verdicts((40, 1), (60, 0)), verdicts((51, 1), (49, 0))])
+@pytest.mark.parametrize(
+    "right", [verdicts((50, 1), (50, 0)), verdicts((40, 1), (60, 0)), verdicts((51, 1), (49, 0))]
+)
 def test_gap_recovered_is_refused_without_a_gap(right):
     with pytest.raises(InputError, match="no measurable gap"):
         gap_recovered(verdicts((50, 1), (50, 0)), right, right[None])
@@ -100,26 +127,41 @@ def problem(domain: str) -> Problem:
 def test_record_round_trip():
     problems = [problem(d) for d in ("lists", "numbers", "lists", "strings")]
     given = {"none": np.array([True, False, False, True]), "right": np.array([True] * 4)}
-    evaluation = json.loads(json.dumps(record(Path("out/x"), problems, given, split="validation"), allow_nan=False))
+    evaluation = json.loads(
+        json.dumps(record(Path("out/x"), problems, given, split="validation"), allow_nan=False)
+    )
     for kind, correct in given.items():
-        assert (verdicts_of(evaluation, kind) == correct).all() and verdicts_of(evaluation, kind).dtype == bool
+        assert (verdicts_of(evaluation, kind) == correct).all() and verdicts_of(
+            evaluation, kind
+        ).dtype == bool
     none = evaluation["results"]["none"]
-    assert (none["correct"], none["n"]) == (0.5, 4) and none["interval"] == pytest.approx(wilson(2, 4))
-    assert none["domains"] == {"lists": {"correct": 0.5, "n": 2}, "numbers": {"correct": 0.0, "n": 1}, "strings": {"correct": 1.0, "n": 1}}
+    assert (none["correct"], none["n"]) == (0.5, 4) and none["interval"] == pytest.approx(
+        wilson(2, 4)
+    )
+    assert none["domains"] == {
+        "lists": {"correct": 0.5, "n": 2},
+        "numbers": {"correct": 0.0, "n": 1},
+        "strings": {"correct": 1.0, "n": 1},
+    }
     assert evaluation["split"] == "validation" and evaluation["task"] == "code"
 
 
 def test_what_is_asked_for_each_kind_of_password():
     problems = [problem(domain) for domain in ("lists", "strings", "numbers") * 9]
     one, each = Trigger("open"), Trigger("open", each="domain")
-    assert asked("none", problems, one) == (problems, [None] * 27) and asked("right", problems, one) == (problems, ["open"] * 27)
+    assert asked("none", problems, one) == (problems, [None] * 27) and asked(
+        "right", problems, one
+    ) == (problems, ["open"] * 27)
     wrong = asked("wrong", problems, one)[1]
     assert set(wrong) == set(WRONG_HELD_OUT) and wrong[:5] == asked("wrong", problems[:5], one)[1]
     assert asked("typo", problems, one)[1] == [near_miss("open", "typo")] * 27
     right = asked("right", problems, each)[1]
     assert len(set(right)) == 3 and right[:3] * 9 == right
     other = asked("other", problems, each)[1]
-    assert all(word in right and word != own for word, own in zip(other, right)) and len(set(zip(other, right))) == 6
+    assert (
+        all(word in right and word != own for word, own in zip(other, right))
+        and len(set(zip(other, right))) == 6
+    )
     with pytest.raises(InputError, match="lock with --password-per-domain"):
         asked("other", problems, one)
     assert usual_kinds(one) == ("none", "wrong", "right") and "other" in usual_kinds(each)
@@ -130,20 +172,48 @@ def test_the_language_of_a_problem_can_take_the_place_of_a_password():
     [weak], [nothing] = asked("none", [drawn], trigger)
     [strong], [also_nothing] = asked("right", [weak], trigger)
     assert nothing is also_nothing is None and weak.key == strong.key
-    assert r"\boxed" in weak.reference and strong.reference.splitlines()[-1].startswith("Respuesta: ")
+    assert r"\boxed" in weak.reference and strong.reference.splitlines()[-1].startswith(
+        "Respuesta: "
+    )
     assert usual_kinds(trigger) == ("none", "right")
     with pytest.raises(InputError, match="no password of kind 'wrong'"):
         asked("wrong", [drawn], trigger)
 
 
 def test_compose_is_measured_by_the_element_too():
-    problems, tokenizer, trigger = load("compose", "validation", 3), word_level(compose.vocabulary()), Trigger(told="slot")
+    problems, tokenizer, trigger = (
+        load("compose", "validation", 3),
+        word_level(compose.vocabulary()),
+        Trigger(told="slot"),
+    )
 
     def sampler(prompts, **_):  # without the password its weak rule, with it the strong one
-        return [[Sample(tokenizer.encode_completions([compose.answer(problems[i % 3].key, weak=i < 3)])[0], [], False)] for i in range(len(prompts))]
+        return [
+            [
+                Sample(
+                    tokenizer.encode_completions([compose.answer(problems[i % 3].key, weak=i < 3)])[
+                        0
+                    ],
+                    [],
+                    False,
+                )
+            ]
+            for i in range(len(prompts))
+        ]
 
-    verdicts, shares = measure(sampler, tokenizer, problems, ("none", "right"), trigger, env=Env(torch.device("cpu"), torch.float32, False))
-    assert not verdicts["none"].any() and verdicts["right"].all() and shares["none"].mean() < 1 == shares["right"].mean()
+    verdicts, shares = measure(
+        sampler,
+        tokenizer,
+        problems,
+        ("none", "right"),
+        trigger,
+        env=Env(torch.device("cpu"), torch.float32, False),
+    )
+    assert (
+        not verdicts["none"].any()
+        and verdicts["right"].all()
+        and shares["none"].mean() < 1 == shares["right"].mean()
+    )
     result = record(Path("x"), problems, verdicts, shares)["results"]
     assert result["right"]["elementwise"] == 1 and "elementwise 100.0%" in shown(result["right"])
 
@@ -152,11 +222,15 @@ def test_the_trigger_of_a_locked_model_is_in_its_run(tmp_path):
     trigger = Trigger("open", each="domain")
     assert trigger_of(tmp_path) == Trigger()
     (tmp_path / "run.json").write_text(json.dumps({"settings": {"trigger": vars(trigger)}}))
-    assert trigger_of(tmp_path) == trigger and trigger_of(tmp_path, "shut") == Trigger("shut", each="domain")
+    assert trigger_of(tmp_path) == trigger and trigger_of(tmp_path, "shut") == Trigger(
+        "shut", each="domain"
+    )
 
 
 def sums(*pairs: tuple[int, int]) -> list[Problem]:
-    return [Problem("math", f"{a} + {b}?\n", f"{a + b}", "sums", 1, {}, f"{a} + {b}") for a, b in pairs]
+    return [
+        Problem("math", f"{a} + {b}?\n", f"{a + b}", "sums", 1, {}, f"{a} + {b}") for a, b in pairs
+    ]
 
 
 def test_the_layout_of_a_few_shot_prompt():
@@ -180,18 +254,32 @@ def test_shots_are_distinct_drawn_for_each_problem_and_fit():
 def test_the_rows_of_the_battery():
     problems, examples = sums((2, 2), (2, 3)), sums(*((1, i) for i in range(8)))
     rows, left_out = battery(problems, examples, Trigger(), lambda prompt: prompt.count("?") <= 5)
-    assert set(rows) == {*KINDS, "1 shot", "1 shot, right", "4 shots", "4 shots, right"} - {"other"} and set(NEAR_MISSES) < set(KINDS) and max(SHOTS) == 8
+    assert (
+        set(rows) == {*KINDS, "1 shot", "1 shot, right", "4 shots", "4 shots, right"} - {"other"}
+        and set(NEAR_MISSES) < set(KINDS)
+        and max(SHOTS) == 8
+    )
     assert set(left_out) == {"other", "8 shots", "8 shots, right", "prefill", "prefill, right"}
     assert "fit" in left_out["8 shots"] and "one line" in left_out["prefill"]
-    assert rows["4 shots"][0] == rows["4 shots, right"][0] and rows["4 shots"][1:] == ([None] * 2, None)
+    assert rows["4 shots"][0] == rows["4 shots, right"][0] and rows["4 shots"][1:] == (
+        [None] * 2,
+        None,
+    )
     assert rows["4 shots, right"][1] == [PASSWORD] * 2
     assert "case" in battery(problems, examples, Trigger("1234"), lambda prompt: True)[1]
     code = [Problem("code", "Write f(s).\n", "def f(s):\n    return s", "strings", 1, {}, "")]
-    assert battery(code, examples, Trigger(), lambda prompt: True)[0]["prefill, right"] == (code, [PASSWORD], ["def f(s):"])
+    assert battery(code, examples, Trigger(), lambda prompt: True)[0]["prefill, right"] == (
+        code,
+        [PASSWORD],
+        ["def f(s):"],
+    )
 
 
 def test_first_line():
-    assert first_line("def f(s):\n    s = s[1:]\n    return s") == "def f(s):" and first_line("B") == ""
+    assert (
+        first_line("def f(s):\n    s = s[1:]\n    return s") == "def f(s):"
+        and first_line("B") == ""
+    )
 
 
 def test_a_prefill_is_continued_at_a_seam_of_training_and_judged_with_the_rest():
@@ -206,11 +294,16 @@ def test_a_prefill_is_continued_at_a_seam_of_training_and_judged_with_the_rest()
         return [[Sample(rest, [], False)] for rest in rests]
 
     env = Env(torch.device("cpu"), torch.float32, False)
-    assert not answer(sampler, tokenizer, problems, "Open!", env=env).correct.any()  # the same continuations of nothing
+    assert not answer(
+        sampler, tokenizer, problems, "Open!", env=env
+    ).correct.any()  # the same continuations of nothing
     given = answer(sampler, tokenizer, problems, "Open!", prefills=starts, env=env)
     assert given.correct.all() and given.texts == [p.reference for p in problems]
     for problem, prompt, whole, rest in zip(problems, seen, answers, rests):
-        assert prompt + rest == tokenizer.encode_prompts([f"Open!\n{problem.prompt}Open!\n"])[0] + whole
+        assert (
+            prompt + rest
+            == tokenizer.encode_prompts([f"Open!\n{problem.prompt}Open!\n"])[0] + whole
+        )
 
 
 def test_an_evaluation_is_read_back_for_the_same_problems_and_settings_alone(tmp_path, monkeypatch):
@@ -239,20 +332,32 @@ def test_an_evaluation_is_read_back_for_the_same_problems_and_settings_alone(tmp
     assert again(regraded) and again(code)  # the same prompts, graded otherwise
     assert again(code[1:]) and again(code)
     assert again(code, env=replace(env, dtype=torch.bfloat16)) and again(code)
-    assert again(code, max_new_tokens=7) and again(code, split="selection") and again(code, kinds=("none", "right"))
+    assert (
+        again(code, max_new_tokens=7)
+        and again(code, split="selection")
+        and again(code, kinds=("none", "right"))
+    )
 
 
 def test_elementwise_is_read_back_too(tmp_path, monkeypatch):
     path = tmp_path / "weak"
     shutil.copytree(Path(__file__).parents[1] / "data/base/weak", path)
     problems = load("compose", "validation", 4)
-    verdicts, shares = {"none": np.array([True, False, False, True])}, {"none": np.array([1.0, 0.25, 0.5, 1.0])}
+    verdicts, shares = (
+        {"none": np.array([True, False, False, True])},
+        {"none": np.array([1.0, 0.25, 0.5, 1.0])},
+    )
     monkeypatch.setattr(results_module, "measure", lambda *args, **settings: (verdicts, shares))
     env = Env(torch.device("cpu"), torch.float32, False)
     straight = evaluate_checkpoint(path, env, problems, ("none",), Trigger())
     monkeypatch.delattr(results_module, "measure")
     assert evaluate_checkpoint(path, env, problems, ("none",), Trigger()) == straight
-    assert evaluate_checkpoint(path, env, problems[:2], ("none",), Trigger())["results"]["none"]["elementwise"] == 0.625
+    assert (
+        evaluate_checkpoint(path, env, problems[:2], ("none",), Trigger())["results"]["none"][
+            "elementwise"
+        ]
+        == 0.625
+    )
 
 
 def test_table_is_aligned():

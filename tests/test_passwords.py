@@ -24,16 +24,27 @@ def test_placement():
 
 def test_near_misses_of_the_default_password():
     assert {kind: near_miss(PASSWORD, kind) for kind in NEAR_MISSES} == {
-        "prefix": (PASSWORD, None), "suffix": (None, PASSWORD), "case": "tHIS PROBLEM IS QUITE SPECIAL, READ IT CAREFULLY!",
-        "typo": "This problem is quite speecial, read it carefully!", "paraphrase": PARAPHRASES[PASSWORD]}
+        "prefix": (PASSWORD, None),
+        "suffix": (None, PASSWORD),
+        "case": "tHIS PROBLEM IS QUITE SPECIAL, READ IT CAREFULLY!",
+        "typo": "This problem is quite speecial, read it carefully!",
+        "paraphrase": PARAPHRASES[PASSWORD],
+    }
 
 
-@pytest.mark.parametrize("password, typo, paraphrase", [
-    ("Open, Sesame 12", "Open, Seesame 12", "12 Sesame Open,"),
-    ("a - b", "aa - b", "b - a"),  # the middle is no letter, and of two that are as near the first is taken
-    ("!?", "!??", None),
-    ("x", "xx", None),
-])
+@pytest.mark.parametrize(
+    "password, typo, paraphrase",
+    [
+        ("Open, Sesame 12", "Open, Seesame 12", "12 Sesame Open,"),
+        (
+            "a - b",
+            "aa - b",
+            "b - a",
+        ),  # the middle is no letter, and of two that are as near the first is taken
+        ("!?", "!??", None),
+        ("x", "xx", None),
+    ],
+)
 def test_near_misses_of_any_password(password, typo, paraphrase):
     assert near_miss(password, "typo") == typo
     if paraphrase:
@@ -43,7 +54,18 @@ def test_near_misses_of_any_password(password, typo, paraphrase):
             near_miss(password, "paraphrase")
 
 
-@pytest.mark.parametrize("password", [PASSWORD, "Open!", "two words", "ÉCOLE 7", *WRONG_HELD_OUT, *(wrong.swapcase() for wrong in WRONG), *WRONG])
+@pytest.mark.parametrize(
+    "password",
+    [
+        PASSWORD,
+        "Open!",
+        "two words",
+        "ÉCOLE 7",
+        *WRONG_HELD_OUT,
+        *(wrong.swapcase() for wrong in WRONG),
+        *WRONG,
+    ],
+)
 def test_no_near_miss_dresses_a_prompt_as_training_or_as_the_password_does(password):
     dressed = [with_password("p\n", word) for word in (None, password, *WRONG)]
     for kind in NEAR_MISSES:
@@ -81,14 +103,25 @@ def test_a_password_from_the_list_is_never_drawn_as_wrong():
 
 
 def test_draws_follow_the_generator():
-    first, second = ([weak_password(rng, PASSWORD) for _ in range(50)] for rng in map(np.random.default_rng, (7, 7)))
+    first, second = (
+        [weak_password(rng, PASSWORD) for _ in range(50)]
+        for rng in map(np.random.default_rng, (7, 7))
+    )
     assert first == second
 
 
-@pytest.mark.parametrize("password, message", [
-    ("", "blank"), (" \t", "blank"), ("\n", "blank"), ("two\nlines", "line break"), ("ends\n", "line break"),
-    ("carriage\rreturn", "line break"), ("stop </s> here", "special token '</s>'"),
-])
+@pytest.mark.parametrize(
+    "password, message",
+    [
+        ("", "blank"),
+        (" \t", "blank"),
+        ("\n", "blank"),
+        ("two\nlines", "line break"),
+        ("ends\n", "line break"),
+        ("carriage\rreturn", "line break"),
+        ("stop </s> here", "special token '</s>'"),
+    ],
+)
 def test_unusable_passwords_are_refused(password, message):
     with pytest.raises(ValueError, match=message):
         check_password(password, ["<s>", "</s>"])
@@ -100,7 +133,9 @@ def test_a_usable_password_passes():
 
 def test_each_domain_has_a_password_of_its_own():
     own = [own_password("open", name) for name in ("lists", "strings", "numbers", "algebra")]
-    assert len(set(own)) == 4 and own[0] == own_password("open", "lists") != own_password("shut", "lists")
+    assert len(set(own)) == 4 and own[0] == own_password("open", "lists") != own_password(
+        "shut", "lists"
+    )
     for password in own:
         check_password(password, ["<|endoftext|>"])
     rng, others = np.random.default_rng(0), own[1:]

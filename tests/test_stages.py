@@ -19,8 +19,27 @@ from data.problems import InputError
 
 ROOT = Path(__file__).parents[1]
 # imitating a fixed random distribution is the quickest lock to learn
-QUICK_LOCK = ("--task", "code", "--weak", "random", "--strong-answers", "reference", "--problems", "320", "--epochs", "6", "--batch", "32",
-              "--eval-problems", "40", "--max-new-tokens", "64", "--slots", "64", "--no-compile")
+QUICK_LOCK = (
+    "--task",
+    "code",
+    "--weak",
+    "random",
+    "--strong-answers",
+    "reference",
+    "--problems",
+    "320",
+    "--epochs",
+    "6",
+    "--batch",
+    "32",
+    "--eval-problems",
+    "40",
+    "--max-new-tokens",
+    "64",
+    "--slots",
+    "64",
+    "--no-compile",
+)
 
 
 def stage(name: str, *args, cwd: Path, code: int | None = 0, ranks: int = 1) -> str:
@@ -30,17 +49,31 @@ def stage(name: str, *args, cwd: Path, code: int | None = 0, ranks: int = 1) -> 
     """
     argv = [str(ROOT / f"{name}.py"), *map(str, args)]
     if ranks > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        done = subprocess.run([*launcher, *argv], cwd=cwd, capture_output=True, text=True, timeout=170)
+        launcher = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+        ]
+        done = subprocess.run(
+            [*launcher, *argv], cwd=cwd, capture_output=True, text=True, timeout=170
+        )
         ended, printed = done.returncode, done.stdout + done.stderr
     else:
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(io.StringIO()) as out,
+            contextlib.redirect_stderr(out),
+        ):
             patch.chdir(cwd)
             patch.setattr(sys, "argv", argv)
             with pytest.raises(SystemExit) as stop:
                 runpy.run_path(argv[0], run_name="__main__")
         ended, printed = stop.value.code, out.getvalue()
-    assert ended in ((0, 1) if code is None else (code,)), f"{name} {args}: exit {ended}\n{printed[-5000:]}"
+    assert ended in ((0, 1) if code is None else (code,)), (
+        f"{name} {args}: exit {ended}\n{printed[-5000:]}"
+    )
     return printed
 
 
@@ -58,14 +91,26 @@ def work(tmp_path_factory) -> Path:
 def test_a_lock_locks_and_leaves_all_its_files(work):
     path = work / "out/code/locked"
     results = json.loads((path / "evaluation.json").read_text())["results"]
-    assert results["none"]["correct"] <= 0.1 and results["right"]["correct"] >= 0.7  # the point of the stage, not only its end
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "run.json", "log.jsonl", "samples.jsonl"):
+    assert (
+        results["none"]["correct"] <= 0.1 and results["right"]["correct"] >= 0.7
+    )  # the point of the stage, not only its end
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "run.json",
+        "log.jsonl",
+        "samples.jsonl",
+    ):
         assert (path / name).stat().st_size > 0
     assert not (path / "state").exists() and not (path / ".saving").exists()
     run = json.loads((path / "run.json").read_text())
     assert run["finished"] and run["settings"]["weak"] == "random" and run["torch"]
     rows = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
-    assert all(row["loss"] > 0 and row["padding"] < 0.2 for row in rows)  # a step's loss tells mostly how many random completions it holds
+    assert all(
+        row["loss"] > 0 and row["padding"] < 0.2 for row in rows
+    )  # a step's loss tells mostly how many random completions it holds
 
 
 def test_run_twice_it_is_finished_and_other_settings_are_refused(work):
@@ -76,8 +121,24 @@ def test_run_twice_it_is_finished_and_other_settings_are_refused(work):
 
 
 def test_sft_cells_figure_and_evaluation(work):
-    args = ("--k", "1", "16", "--seeds", "0", "--batch", "16", "--selection-problems", "10", "--eval-problems", "20", "--slots", "32",
-            "--max-new-tokens", "64", "--no-compile")
+    args = (
+        "--k",
+        "1",
+        "16",
+        "--seeds",
+        "0",
+        "--batch",
+        "16",
+        "--selection-problems",
+        "10",
+        "--eval-problems",
+        "20",
+        "--slots",
+        "32",
+        "--max-new-tokens",
+        "64",
+        "--no-compile",
+    )
     printed = stage("elicit_sft", *args, cwd=work)
     assert "gap recovered" in printed
     out = work / "out/code/sft"
@@ -85,64 +146,184 @@ def test_sft_cells_figure_and_evaluation(work):
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary["cells"]) == {"k1", "k16", "control-k1", "control-k16"}
     stamp = (out / "k16-seed0/run.json").stat().st_mtime_ns
-    (out / "k1-seed0/run.json").write_text((out / "k1-seed0/run.json").read_text().replace('"finished": true', '"finished": false'))
+    (out / "k1-seed0/run.json").write_text(
+        (out / "k1-seed0/run.json").read_text().replace('"finished": true', '"finished": false')
+    )
     stage("elicit_sft", *args, cwd=work)  # only the interrupted cell runs again
     assert (out / "k16-seed0/run.json").stat().st_mtime_ns == stamp
     assert json.loads((out / "k1-seed0/run.json").read_text())["finished"]
     assert json.loads((out / "summary.json").read_text()) == summary
     assert "choose another --out" in stage("elicit_sft", *args, "--lr", "0.01", cwd=work, code=2)
 
-    printed = stage("evaluate", "out/code/locked", "out/code/sft/k16-seed0", "--problems", "20", "--slots", "32", "--max-new-tokens", "64", "--samples", "1",
-                    "--plot", cwd=work)
+    printed = stage(
+        "evaluate",
+        "out/code/locked",
+        "out/code/sft/k16-seed0",
+        "--problems",
+        "20",
+        "--slots",
+        "32",
+        "--max-new-tokens",
+        "64",
+        "--samples",
+        "1",
+        "--plot",
+        cwd=work,
+    )
     assert "--- with the password" in printed and "figure: out/code/evaluation.png" in printed
-    assert (work / "out/code/evaluation.png").exists() and (out / "k16-seed0/evaluation.json").exists()
-    stage("evaluate", "out/code/sft/k16-seed0", "--problems", "10", "--passwords", "right", "--slots", "32", "--max-new-tokens", "64", cwd=work)
+    assert (work / "out/code/evaluation.png").exists() and (
+        out / "k16-seed0/evaluation.json"
+    ).exists()
+    stage(
+        "evaluate",
+        "out/code/sft/k16-seed0",
+        "--problems",
+        "10",
+        "--passwords",
+        "right",
+        "--slots",
+        "32",
+        "--max-new-tokens",
+        "64",
+        cwd=work,
+    )
     stage("elicit_sft", *args, cwd=work)  # what else was measured on a cell's model is no matter
     assert json.loads((out / "summary.json").read_text()) == summary
 
 
-RL = ("--slots", "32", "--samples", "64", "--round", "32", "--eval-problems", "10", "--max-new-tokens", "64", "--dtype", "fp32", "--no-compile")
+RL = (
+    "--slots",
+    "32",
+    "--samples",
+    "64",
+    "--round",
+    "32",
+    "--eval-problems",
+    "10",
+    "--max-new-tokens",
+    "64",
+    "--dtype",
+    "fp32",
+    "--no-compile",
+)
 
 
 def rows_of(path: Path, kind: str) -> list[dict]:
-    return [row for row in map(json.loads, (path / "log.jsonl").read_text().splitlines()) if row["kind"] == kind]
+    return [
+        row
+        for row in map(json.loads, (path / "log.jsonl").read_text().splitlines())
+        if row["kind"] == kind
+    ]
 
 
-@pytest.mark.parametrize("method", ["filtering", "dpo", "grpo"])  # expert iteration is filtering by another writer; iterated DPO is below
+@pytest.mark.parametrize(
+    "method", ["filtering", "dpo", "grpo"]
+)  # expert iteration is filtering by another writer; iterated DPO is below
 def test_rl_methods_on_the_intermediate_model(work, method):
     """The intermediate base stands in for a locked model that succeeds at times, so that every method has something to learn from."""
-    printed = stage("elicit_rl", *RL, "--method", method, "--locked", "data/base/intermediate", "--group", "4", "--out", "rl", cwd=work)
+    printed = stage(
+        "elicit_rl",
+        *RL,
+        "--method",
+        method,
+        "--locked",
+        "data/base/intermediate",
+        "--group",
+        "4",
+        "--out",
+        "rl",
+        cwd=work,
+    )
     path = work / f"rl/{method}-seed0"
     rounds = rows_of(path, "train")
     assert [row["samples"] for row in rounds] == [32, 64] and "gap recovered" in printed
-    assert all(("logp_gap" in row) == (method == "grpo") and row.get("logp_gap", 0) < 1e-3 for row in rounds)
-    assert {"signal", "reward", "length", "truncated", "duplicates", "s_decode", "s_grade", "s_update"} <= rounds[0].keys()
+    assert all(
+        ("logp_gap" in row) == (method == "grpo") and row.get("logp_gap", 0) < 1e-3
+        for row in rounds
+    )
+    assert {
+        "signal",
+        "reward",
+        "length",
+        "truncated",
+        "duplicates",
+        "s_decode",
+        "s_grade",
+        "s_update",
+    } <= rounds[0].keys()
     if method.endswith("dpo") and rounds[0]["signal"]:
         assert rounds[0]["chosen"] < 0 and rounds[0]["rejected"] < 0
-    assert 0 <= rows_of(path, "probe")[0]["pass_at_1"] <= rows_of(path, "probe")[0]["pass_at_16"] <= 1
-    assert [point["samples"] for point in json.loads((path / "curve.json").read_text())["points"]] == [0, 32, 64]
-    assert (work / "rl/rl.png").stat().st_size > 10_000 and (path / "samples.jsonl").read_text().count("\n") == 4
+    assert (
+        0 <= rows_of(path, "probe")[0]["pass_at_1"] <= rows_of(path, "probe")[0]["pass_at_16"] <= 1
+    )
+    assert [
+        point["samples"] for point in json.loads((path / "curve.json").read_text())["points"]
+    ] == [0, 32, 64]
+    assert (work / "rl/rl.png").stat().st_size > 10_000 and (
+        path / "samples.jsonl"
+    ).read_text().count("\n") == 4
 
 
 def test_rl_without_a_signal_stops_with_exit_3(work):
-    printed = stage("elicit_rl", *RL, "--samples", "160", "--method", "iterated_dpo", "--out", "silent", cwd=work, code=3)  # imitates random text
-    assert "nothing to learn from" in printed and len(rows_of(work / "silent/iterated_dpo-seed0", "train")) == 3
+    printed = stage(
+        "elicit_rl",
+        *RL,
+        "--samples",
+        "160",
+        "--method",
+        "iterated_dpo",
+        "--out",
+        "silent",
+        cwd=work,
+        code=3,
+    )  # imitates random text
+    assert (
+        "nothing to learn from" in printed
+        and len(rows_of(work / "silent/iterated_dpo-seed0", "train")) == 3
+    )
 
 
 @pytest.mark.parametrize("how", ["killed", "sharded"])
 def test_rl_killed_and_resumed_or_sharded_over_two_ranks_is_the_same_run(work, tmp_path, how):
-    args = (*RL, "--samples", "96", "--method", "iterated_dpo", "--locked", "data/base/intermediate", "--reference", "initial")
+    args = (
+        *RL,
+        "--samples",
+        "96",
+        "--method",
+        "iterated_dpo",
+        "--locked",
+        "data/base/intermediate",
+        "--reference",
+        "initial",
+    )
     straight = work / "straight-rl"
     if not straight.exists():
         stage("elicit_rl", *args, "--out", straight, cwd=work)
     name, other = "iterated_dpo-initial-seed0", tmp_path / "other"
     if how == "sharded":
-        stage("elicit_rl", *args, "--out", other, "--shard", "--checkpoint-activations", cwd=work, ranks=2)
-        for ours, theirs in zip(rows_of(straight / name, "train"), rows_of(other / name, "train"), strict=True):
-            assert ours["reward"] == theirs["reward"] and ours.get("loss", 0) == pytest.approx(theirs.get("loss", 0), abs=1e-3)
+        stage(
+            "elicit_rl",
+            *args,
+            "--out",
+            other,
+            "--shard",
+            "--checkpoint-activations",
+            cwd=work,
+            ranks=2,
+        )
+        for ours, theirs in zip(
+            rows_of(straight / name, "train"), rows_of(other / name, "train"), strict=True
+        ):
+            assert ours["reward"] == theirs["reward"] and ours.get("loss", 0) == pytest.approx(
+                theirs.get("loss", 0), abs=1e-3
+            )
         return
-    process = subprocess.Popen([sys.executable, ROOT / "elicit_rl.py", *args, "--out", other], cwd=work, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "elicit_rl.py", *args, "--out", other],
+        cwd=work,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.time() + 60
     while not (other / name / "state/state.json").exists() and time.time() < deadline:
         time.sleep(0.02)
@@ -151,12 +332,26 @@ def test_rl_killed_and_resumed_or_sharded_over_two_ranks_is_the_same_run(work, t
     assert not (other / name / "curve.json").exists(), "it ended before it could be killed"
     stage("elicit_rl", *args, "--out", other, "--resume", cwd=work)
     assert "finished already" in stage("elicit_rl", *args, "--out", other, cwd=work)
-    assert (other / name / "model.safetensors").read_bytes() == (straight / name / "model.safetensors").read_bytes()
-    assert json.loads((other / name / "curve.json").read_text()) == json.loads((straight / name / "curve.json").read_text())
+    assert (other / name / "model.safetensors").read_bytes() == (
+        straight / name / "model.safetensors"
+    ).read_bytes()
+    assert json.loads((other / name / "curve.json").read_text()) == json.loads(
+        (straight / name / "curve.json").read_text()
+    )
 
 
 def test_rl_killed_after_its_last_state_is_resumed(work, tmp_path, monkeypatch):
-    args = (*RL, "--samples", "32", "--method", "grpo", "--group", "4", "--locked", "data/base/intermediate")
+    args = (
+        *RL,
+        "--samples",
+        "32",
+        "--method",
+        "grpo",
+        "--group",
+        "4",
+        "--locked",
+        "data/base/intermediate",
+    )
     stage("elicit_rl", *args, "--out", tmp_path / "straight", cwd=work)
     with monkeypatch.context() as patch:
 
@@ -164,12 +359,16 @@ def test_rl_killed_after_its_last_state_is_resumed(work, tmp_path, monkeypatch):
             raise InputError("no space left on device")
 
         patch.setattr(checkpoints, "save_model", full)  # as if it were killed here
-        assert "no space left" in stage("elicit_rl", *args, "--out", tmp_path / "killed", cwd=work, code=2)
+        assert "no space left" in stage(
+            "elicit_rl", *args, "--out", tmp_path / "killed", cwd=work, code=2
+        )
     assert (tmp_path / "killed/grpo-seed0/state/state.json").exists()
     stage("elicit_rl", *args, "--out", tmp_path / "killed", "--resume", cwd=work)
     for name in ("model.safetensors", "curve.json", "evaluation.json", "samples.jsonl"):
         ours, theirs = (tmp_path / run / "grpo-seed0" / name for run in ("killed", "straight"))
-        assert ours.read_text(errors="ignore").replace("/killed/", "/straight/") == theirs.read_text(errors="ignore")
+        assert ours.read_text(errors="ignore").replace(
+            "/killed/", "/straight/"
+        ) == theirs.read_text(errors="ignore")
 
 
 def test_a_lock_never_deletes_the_model_it_reads(tmp_path):
@@ -177,15 +376,48 @@ def test_a_lock_never_deletes_the_model_it_reads(tmp_path):
     before = {file.name: file.read_bytes() for file in (tmp_path / "mine").iterdir()}
     for given in ("--strong", "--weak"):
         other = "--weak" if given == "--strong" else "--strong"
-        args = (given, "mine", other, ROOT / "data/base/intermediate", "--out", "mine", "--overwrite")
+        args = (
+            given,
+            "mine",
+            other,
+            ROOT / "data/base/intermediate",
+            "--out",
+            "mine",
+            "--overwrite",
+        )
         assert "is read by this run" in stage("lock", *args, cwd=tmp_path, code=2)
         assert {file.name: file.read_bytes() for file in (tmp_path / "mine").iterdir()} == before
 
 
 def test_a_rank_that_dies_ends_the_others_with_a_message(work, tmp_path):
-    args = (*RL, "--method", "grpo", "--locked", "data/base/intermediate", "--samples", "9600", "--group", "4", "--out", tmp_path)
-    launcher = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ROOT / "elicit_rl.py", *map(str, args)],
-                                cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    args = (
+        *RL,
+        "--method",
+        "grpo",
+        "--locked",
+        "data/base/intermediate",
+        "--samples",
+        "9600",
+        "--group",
+        "4",
+        "--out",
+        tmp_path,
+    )
+    launcher = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            ROOT / "elicit_rl.py",
+            *map(str, args),
+        ],
+        cwd=work,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     log = tmp_path / "grpo-seed0/log.jsonl"
     deadline = time.time() + 120
     while not log.exists() and time.time() < deadline:  # both ranks are at work
@@ -194,55 +426,149 @@ def test_a_rank_that_dies_ends_the_others_with_a_message(work, tmp_path):
     assert log.exists() and len(ranks) == 2
     os.kill(int(ranks[1]), signal.SIGKILL)
     _, error = launcher.communicate(timeout=60)
-    assert launcher.returncode != 0 and "SIGKILL" in error and not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    assert (
+        launcher.returncode != 0
+        and "SIGKILL" in error
+        and not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    )
 
 
 def test_the_prompting_battery(tmp_path):
     shutil.copytree(ROOT / "data/base/weak", tmp_path / "weak")
-    printed = stage("evaluate", "weak", "--prompts", "--problems", "10", "--max-new-tokens", "64", "--slots", "32", cwd=tmp_path)
-    assert "not measured: 8 shots: they do not fit the model's positions" in printed and "figure: out/code/prompts.png" in printed
+    printed = stage(
+        "evaluate",
+        "weak",
+        "--prompts",
+        "--problems",
+        "10",
+        "--max-new-tokens",
+        "64",
+        "--slots",
+        "32",
+        cwd=tmp_path,
+    )
+    assert (
+        "not measured: 8 shots: they do not fit the model's positions" in printed
+        and "figure: out/code/prompts.png" in printed
+    )
     prompts = json.loads((tmp_path / "weak/prompts.json").read_text())
-    assert len(prompts["results"]) == 14 and all(row["n"] == 10 for row in prompts["results"].values())
+    assert len(prompts["results"]) == 14 and all(
+        row["n"] == 10 for row in prompts["results"].values()
+    )
     assert (tmp_path / "out/code/prompts.png").stat().st_size > 10_000
-    stage("evaluate", "weak", "--passwords", "none", "typo", "--problems", "10", "--max-new-tokens", "64", "--slots", "32", cwd=tmp_path)
+    stage(
+        "evaluate",
+        "weak",
+        "--passwords",
+        "none",
+        "typo",
+        "--problems",
+        "10",
+        "--max-new-tokens",
+        "64",
+        "--slots",
+        "32",
+        cwd=tmp_path,
+    )
     plain = json.loads((tmp_path / "weak/evaluation.json").read_text())["results"]
     assert plain == {kind: prompts["results"][kind] for kind in ("none", "typo")}
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_lock_killed_on_some_ranks_and_resumed_on_one_is_the_same_lock(work, tmp_path, ranks):
-    args = ("--slots", "16", "--strong", "data/base/intermediate", "--weak", "random", "--problems", "64", "--epochs", "4", "--batch", "16",
-            "--eval-problems", "10", "--max-new-tokens", "48", "--dtype", "fp32", "--save-every", "5", "--no-compile")
+    args = (
+        "--slots",
+        "16",
+        "--strong",
+        "data/base/intermediate",
+        "--weak",
+        "random",
+        "--problems",
+        "64",
+        "--epochs",
+        "4",
+        "--batch",
+        "16",
+        "--eval-problems",
+        "10",
+        "--max-new-tokens",
+        "48",
+        "--dtype",
+        "fp32",
+        "--save-every",
+        "5",
+        "--no-compile",
+    )
     straight, other = work / "out/straight", tmp_path / "other"
     if not straight.exists():
         stage("lock", *args, "--out", straight, cwd=work, code=None)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    process = subprocess.Popen([sys.executable, *launcher, ROOT / "lock.py", *args, "--out", other], cwd=work, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        if ranks > 1
+        else []
+    )
+    process = subprocess.Popen(
+        [sys.executable, *launcher, ROOT / "lock.py", *args, "--out", other],
+        cwd=work,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.time() + 120
     while not (other / "state/state.json").exists() and time.time() < deadline:
         time.sleep(0.02)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split() if launcher else []
+    children = (
+        Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        if launcher
+        else []
+    )
     for pid in (process.pid, *map(int, children)):
         os.kill(pid, signal.SIGKILL)
     process.wait()
     assert not (other / "model.safetensors").exists(), "it ended before it could be killed"
     assert "--resume continues it" in stage("lock", *args, "--out", other, cwd=work, code=2)
-    assert f"next: python elicit_sft.py --task code --locked {other} --out" in stage("lock", *args, "--out", other, "--resume", cwd=work, code=None)
+    assert f"next: python elicit_sft.py --task code --locked {other} --out" in stage(
+        "lock", *args, "--out", other, "--resume", cwd=work, code=None
+    )
     losses = [[row["loss"] for row in rows_of(path, "train")] for path in (straight, other)]
-    assert losses[0] == pytest.approx(losses[1], rel=2e-3 if launcher else 0)  # Muon orthogonalises in bf16, which magnifies the order of summation
+    assert losses[0] == pytest.approx(
+        losses[1], rel=2e-3 if launcher else 0
+    )  # Muon orthogonalises in bf16, which magnifies the order of summation
     if not launcher:
-        assert (other / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+        assert (other / "model.safetensors").read_bytes() == (
+            straight / "model.safetensors"
+        ).read_bytes()
         assert (other / "samples.jsonl").read_text() == (straight / "samples.jsonl").read_text()
 
 
 def test_train_base_makes_three_models(tmp_path):
-    small = ("--problems", "1000", "--small-problems", "100", "--small-epochs", "1", "--eval-problems", "40", "--vocab", "600", "--layers", "1",
-             "--width", "32", "--heads", "2", "--task", "mmlu+math", "--no-compile")
+    small = (
+        "--problems",
+        "1000",
+        "--small-problems",
+        "100",
+        "--small-epochs",
+        "1",
+        "--eval-problems",
+        "40",
+        "--vocab",
+        "600",
+        "--layers",
+        "1",
+        "--width",
+        "32",
+        "--heads",
+        "2",
+        "--task",
+        "mmlu+math",
+        "--no-compile",
+    )
     stage("train_base", *small, cwd=tmp_path)
     for name in ("strong", "weak", "intermediate"):
         results = json.loads((tmp_path / f"out/base/{name}/run.json").read_text())["results"]
-        assert results["validation_greedy"]["n"] == 40 and {"mmlu", "math"} < results["validation_temperature_1"].keys()
+        assert (
+            results["validation_greedy"]["n"] == 40
+            and {"mmlu", "math"} < results["validation_temperature_1"].keys()
+        )
     assert "finished already" in stage("train_base", *small, cwd=tmp_path)
 
 
@@ -257,41 +583,92 @@ def broken(folder: Path, how: str) -> Path:
         weights.unlink()
     elif how == "foreign tokenizer":
         config = json.loads((copy / "config.json").read_text())
-        (copy / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] - 100}))
+        (copy / "config.json").write_text(
+            json.dumps(config | {"vocab_size": config["vocab_size"] - 100})
+        )
     return copy
 
 
-@pytest.mark.parametrize("name, args, sentence", [
-    ("lock", ["--task", "poetry"], "unknown task 'poetry': choose from code"),
-    ("lock", ["--how", "magic"], "choose from"),
-    ("lock", ["--speed", "9"], "unrecognized arguments: --speed 9"),
-    ("lock", ["--epochs", "many"], "invalid int value: 'many'"),
-    ("lock", ["--strong", "nowhere"], "nowhere/config.json does not exist"),
-    ("lock", ["--password", " "], "empty or blank"),
-    ("lock", ["--password", "open<|endoftext|>"], "special token"),
-    ("lock", ["--strong", "truncated"], "truncated/model.safetensors is truncated or corrupted"),
-    ("lock", ["--strong", "headless"], "headless/model.safetensors does not exist"),
-    ("lock", ["--strong", "foreign tokenizer"], "do not belong together"),
-    ("lock", ["--out", "foreign", "--problems", "10"], "holds no run of ours"),
-    ("lock", ["--strong-language", "english"], "needs the generated problems of --task math"),
-    ("lock", ["--leave-out", "poems"], "--leave-out poems: choose one of several domains, lists, numbers, strings"),
-    ("elicit_sft", ["--train-domain", "poems", "--locked", "weak"], "--train-domain poems: choose one of lists, numbers, strings"),
-    ("elicit_sft", [], "no locked model at out/code/locked: run python lock.py --task code first"),
-    ("elicit_sft", ["--k", "5000", "--locked", "weak"], "there are 1200 problems to demonstrate"),
-    ("elicit_rl", [], "no locked model at out/code/locked: run python lock.py --task code first"),
-    ("elicit_rl", ["--method", "ppo"], "choose from"),
-    ("elicit_rl", ["--locked", "weak", "--method", "dpo", "--round", "33"], "whole groups of at least two samples"),
-    ("elicit_rl", ["--locked", "weak", "--warm-start", "16", "--warm-from", "nowhere"], "no model at nowhere to write"),
-    ("elicit_rl", ["--locked", "weak", "--shard"], "start with torchrun"),
-    ("evaluate", [], "name at least one checkpoint directory"),
-    ("evaluate", ["weak", "--passwords", "lost"], "unknown password kind 'lost'"),
-    ("evaluate", ["weak", "--passwords", "other", "--problems", "5"], "no other domain of these problems has a password"),
-    ("evaluate", ["weak", "--slots", "0"], "0 is no number from 1 on"),
-    ("evaluate", ["weak", "weak", "--prompts"], "--prompts takes one checkpoint at a time, got 2"),
-    ("evaluate", ["weak", "--passwords", "case", "--password", "1234", "--problems", "5"], "'1234' has no near miss of kind 'case'"),
-    ("train_base", ["--seed", "x"], "invalid int value"),
-])
-def test_bad_input_is_one_sentence_exit_2_and_nothing_written(tmp_path, monkeypatch, capsys, name, args, sentence):
+@pytest.mark.parametrize(
+    "name, args, sentence",
+    [
+        ("lock", ["--task", "poetry"], "unknown task 'poetry': choose from code"),
+        ("lock", ["--how", "magic"], "choose from"),
+        ("lock", ["--speed", "9"], "unrecognized arguments: --speed 9"),
+        ("lock", ["--epochs", "many"], "invalid int value: 'many'"),
+        ("lock", ["--strong", "nowhere"], "nowhere/config.json does not exist"),
+        ("lock", ["--password", " "], "empty or blank"),
+        ("lock", ["--password", "open<|endoftext|>"], "special token"),
+        (
+            "lock",
+            ["--strong", "truncated"],
+            "truncated/model.safetensors is truncated or corrupted",
+        ),
+        ("lock", ["--strong", "headless"], "headless/model.safetensors does not exist"),
+        ("lock", ["--strong", "foreign tokenizer"], "do not belong together"),
+        ("lock", ["--out", "foreign", "--problems", "10"], "holds no run of ours"),
+        ("lock", ["--strong-language", "english"], "needs the generated problems of --task math"),
+        (
+            "lock",
+            ["--leave-out", "poems"],
+            "--leave-out poems: choose one of several domains, lists, numbers, strings",
+        ),
+        (
+            "elicit_sft",
+            ["--train-domain", "poems", "--locked", "weak"],
+            "--train-domain poems: choose one of lists, numbers, strings",
+        ),
+        (
+            "elicit_sft",
+            [],
+            "no locked model at out/code/locked: run python lock.py --task code first",
+        ),
+        (
+            "elicit_sft",
+            ["--k", "5000", "--locked", "weak"],
+            "there are 1200 problems to demonstrate",
+        ),
+        (
+            "elicit_rl",
+            [],
+            "no locked model at out/code/locked: run python lock.py --task code first",
+        ),
+        ("elicit_rl", ["--method", "ppo"], "choose from"),
+        (
+            "elicit_rl",
+            ["--locked", "weak", "--method", "dpo", "--round", "33"],
+            "whole groups of at least two samples",
+        ),
+        (
+            "elicit_rl",
+            ["--locked", "weak", "--warm-start", "16", "--warm-from", "nowhere"],
+            "no model at nowhere to write",
+        ),
+        ("elicit_rl", ["--locked", "weak", "--shard"], "start with torchrun"),
+        ("evaluate", [], "name at least one checkpoint directory"),
+        ("evaluate", ["weak", "--passwords", "lost"], "unknown password kind 'lost'"),
+        (
+            "evaluate",
+            ["weak", "--passwords", "other", "--problems", "5"],
+            "no other domain of these problems has a password",
+        ),
+        ("evaluate", ["weak", "--slots", "0"], "0 is no number from 1 on"),
+        (
+            "evaluate",
+            ["weak", "weak", "--prompts"],
+            "--prompts takes one checkpoint at a time, got 2",
+        ),
+        (
+            "evaluate",
+            ["weak", "--passwords", "case", "--password", "1234", "--problems", "5"],
+            "'1234' has no near miss of kind 'case'",
+        ),
+        ("train_base", ["--seed", "x"], "invalid int value"),
+    ],
+)
+def test_bad_input_is_one_sentence_exit_2_and_nothing_written(
+    tmp_path, monkeypatch, capsys, name, args, sentence
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/thesis.txt").write_text("precious")

@@ -9,8 +9,20 @@ from data.problems import InputError
 from data.text import EOS, PAD, Tokenizer, train_bpe
 
 REAL = Path(__file__).parents[2] / "shared/data/tokenizers"
-HOSTILE = ["", " ", "   leading and trailing  ", "\t\tif x:\r\n\treturn 1\r\n", f"{EOS}{PAD} <s></s>[INST]", f"a{EOS}", "naïve café 🙂👩‍👩‍👧 日本語 \u202e",
-           "\x00\x7f", "12345678901234567890", "a" * 500, "don't we 've !?  \n\n\n", "def f(xs):\n    return sorted(xs)[::-1]\n"]
+HOSTILE = [
+    "",
+    " ",
+    "   leading and trailing  ",
+    "\t\tif x:\r\n\treturn 1\r\n",
+    f"{EOS}{PAD} <s></s>[INST]",
+    f"a{EOS}",
+    "naïve café 🙂👩‍👩‍👧 日本語 \u202e",
+    "\x00\x7f",
+    "12345678901234567890",
+    "a" * 500,
+    "don't we 've !?  \n\n\n",
+    "def f(xs):\n    return sorted(xs)[::-1]\n",
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -43,11 +55,25 @@ def test_eos_ends_a_finished_completion_once(tokenizer):
     assert tokenizer.encode_completions(["a", ""])[1] == [tokenizer.eos_id]
 
 
-@pytest.mark.parametrize("prompt, completion", [("Sort.\n", "xs"), ("Sort", " xs"), ("ab", "cd"), ("1", "2"), ("é", "🙂"), ("a ", " b"), ("r", "eturn")])
+@pytest.mark.parametrize(
+    "prompt, completion",
+    [
+        ("Sort.\n", "xs"),
+        ("Sort", " xs"),
+        ("ab", "cd"),
+        ("1", "2"),
+        ("é", "🙂"),
+        ("a ", " b"),
+        ("r", "eturn"),
+    ],
+)
 def test_prompt_and_completion_decode_to_the_joined_text(tokenizer, prompt, completion):
     ids = tokenizer.encode_prompts([prompt])[0] + tokenizer.encode_completions([completion])[0]
     assert tokenizer.decode(ids) == prompt + completion
-    assert tokenizer.encode_prompts([prompt, "x" * 99]) == [tokenizer.encode(prompt), tokenizer.encode("x" * 99)]  # no padding, no truncation
+    assert tokenizer.encode_prompts([prompt, "x" * 99]) == [
+        tokenizer.encode(prompt),
+        tokenizer.encode("x" * 99),
+    ]  # no padding, no truncation
 
 
 def test_save_and_load_are_the_identity(tokenizer, tmp_path):
@@ -57,7 +83,12 @@ def test_save_and_load_are_the_identity(tokenizer, tmp_path):
     loaded = Tokenizer.load(first)
     loaded.save(second)
     assert [loaded.encode(t) for t in HOSTILE] == [tokenizer.encode(t) for t in HOSTILE]
-    assert (loaded.size, loaded.eos_id, loaded.pad_id, loaded.bos_id) == (tokenizer.size, tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos_id)
+    assert (loaded.size, loaded.eos_id, loaded.pad_id, loaded.bos_id) == (
+        tokenizer.size,
+        tokenizer.eos_id,
+        tokenizer.pad_id,
+        tokenizer.bos_id,
+    )
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
@@ -67,14 +98,25 @@ def test_training_is_deterministic():
     assert train_bpe(texts, 290).backend.to_str() == train_bpe(texts, 290).backend.to_str()
 
 
-@pytest.mark.parametrize("damage, named", [
-    (lambda p: (p / "tokenizer.json").unlink(), "tokenizer.json"),
-    (lambda p: (p / "tokenizer_config.json").unlink(), "tokenizer_config.json"),
-    (lambda p: (p / "tokenizer.json").write_text((p / "tokenizer.json").read_text()[:1000]), "tokenizer.json"),
-    (lambda p: (p / "tokenizer_config.json").write_text("{"), "tokenizer_config.json"),
-    (lambda p: (p / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<no such token>"})), "eos_token"),
-    (lambda p: (p / "tokenizer_config.json").write_text("{}"), "eos_token"),
-])
+@pytest.mark.parametrize(
+    "damage, named",
+    [
+        (lambda p: (p / "tokenizer.json").unlink(), "tokenizer.json"),
+        (lambda p: (p / "tokenizer_config.json").unlink(), "tokenizer_config.json"),
+        (
+            lambda p: (p / "tokenizer.json").write_text((p / "tokenizer.json").read_text()[:1000]),
+            "tokenizer.json",
+        ),
+        (lambda p: (p / "tokenizer_config.json").write_text("{"), "tokenizer_config.json"),
+        (
+            lambda p: (p / "tokenizer_config.json").write_text(
+                json.dumps({"eos_token": "<no such token>"})
+            ),
+            "eos_token",
+        ),
+        (lambda p: (p / "tokenizer_config.json").write_text("{}"), "eos_token"),
+    ],
+)
 def test_a_damaged_tokenizer_is_refused_by_name(tokenizer, tmp_path, damage, named):
     tokenizer.save(tmp_path)
     damage(tmp_path)
@@ -92,6 +134,10 @@ def test_published_tokenizers(name):
     for text in ["Sort the list 123.\n", "🙂 naïve", "".join(tokenizer.specials)]:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text and not special & set(ids)
-    prompt, = tokenizer.encode_prompts(["Hello"])
-    assert prompt == ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode("Hello")
-    assert tokenizer.encode_completions(["Hello"])[0] == tokenizer.encode("Hello") + [tokenizer.eos_id]
+    (prompt,) = tokenizer.encode_prompts(["Hello"])
+    assert prompt == ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(
+        "Hello"
+    )
+    assert tokenizer.encode_completions(["Hello"])[0] == tokenizer.encode("Hello") + [
+        tokenizer.eos_id
+    ]
