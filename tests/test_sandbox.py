@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from data import InputError, confine, sandbox
-from data.sandbox import isolation, run
+from data import InputError, sandbox
+from data.sandbox import confine, isolation, run
 
 GOOD = {"program": "def f(a, b):\n    return a + b\n", "function": "f", "inputs": [[1, 2], ["x", "y"]]}
 isolated = pytest.mark.skipif("processes" not in isolation(), reason="this kernel allows no user namespaces")
