@@ -223,8 +223,10 @@ def ask(zygote: socket.socket, pid: int, child_end: socket.socket | None = None)
     The server ends with the zygote: it must not fork another, now that it has jobs in its memory.
     """
     fds = [] if child_end is None else [child_end.fileno()]
-    socket.send_fds(zygote, [NUMBER.pack(pid)], fds)
-    reply = zygote.recv(NUMBER.size)
+    reply = b""
+    with contextlib.suppress(ConnectionError):
+        socket.send_fds(zygote, [NUMBER.pack(pid)], fds)
+        reply = zygote.recv(NUMBER.size)
     if not reply:
         sys.exit("The sandbox's zygote has ended.")
     return NUMBER.unpack(reply)[0]
