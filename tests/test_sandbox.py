@@ -166,7 +166,8 @@ def test_limits_of_time_and_output():
         "    except (OSError, ValueError): pass\n"
         "def f(): time.sleep(60)"
     )
-    loops = ["while True: pass", deaf]
+    stubborn = "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
+    loops = [stubborn, deaf]
     start = time.monotonic()
     results = run([GOOD, *map(job, loops), GOOD], cpu=1, wall=1.2)
     assert results == [[3, "xy"], *[None] * len(loops), [3, "xy"]]
@@ -314,19 +315,16 @@ def test_no_message_raises_out_of_the_server():
 # ---- attacks: programs that seek what is not theirs
 
 SECRET = f"hidden{random.Random(0).getrandbits(64):016x}"
-SECRETS = [  # each shows that it has run by what it returns
-    {
-        "program": "from harness import judge",
-        "function": "judge",
-        "inputs": [
-            ["", f"def g(x): return '{SECRET}'", f"assert g(1) == '{SECRET}'", "g", None, None]
-        ],
-    },
-    job(
-        f"import time\nkept = '{SECRET}'\ndef f(x):\n    time.sleep(0.002)\n    return [kept, x]",
-        (SECRET,),
-    ),
-]
+JUDGED = {
+    "program": "from harness import judge",
+    "function": "judge",
+    "inputs": [["", f"def g(x): return '{SECRET}'", f"assert g(1) == '{SECRET}'", "g", None, None]],
+}
+SIBLING = job(
+    f"import time\nkept = '{SECRET}'\ndef f(x):\n    time.sleep(0.002)\n    return [kept, x]",
+    (SECRET,),
+)
+CALLS = json.dumps({"tuple": [{"tuple": [1]}, {"dict": []}]})  # what JUDGED returns
 CALL = """
 import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
@@ -368,9 +366,11 @@ def readable(page):
     ctypes.set_errno(0)
     libc.syscall(*arguments)
     return ctypes.get_errno() != 14
-def pages(start, step):
-    page, gap, last = start & ~4095, 0, b""
-    while gap < 600 and page > 0:
+SEEN = set()
+def pages(page, step):
+    gap, last = 0, b""
+    while gap < 600 and page > 0 and page not in SEEN:
+        SEEN.add(page)
         if readable(page):
             gap, here = 0, ctypes.string_at(page, 4096)
             yield here
@@ -381,8 +381,9 @@ def pages(start, step):
         page += step
 def look():
     for name in NAMES:
-        for step in (4096, -4096):
-            yield from pages(ANCHORS[name], step)
+        page = ANCHORS[name] & ~4095
+        yield from pages(page, 4096)
+        yield from pages(page - 4096, -4096)
 """
 ANCHORS = ["heap", "objects", "static objects", "libraries", "stack"]
 
@@ -406,8 +407,8 @@ def memory_attacks() -> dict[str, str]:
     attacks = {}
     for name, probe in probes().items():
         attacks[f"walk the memory by {name}"] = memory_attack(probe, ANCHORS)
-        for anchor in ANCHORS:
-            attacks[f"walk the {anchor} by {name}"] = memory_attack(probe, [anchor])
+    for anchor in ANCHORS:
+        attacks[f"walk the {anchor}"] = memory_attack(probes()["rt_sigprocmask"], [anchor])
     for size in (1 << 12, 1 << 16, 1 << 20, 1 << 24):
         for sign in ("", "-"):
             start = "id(HERE)" if sign == "" else f"id(HERE) - {size}"
@@ -675,15 +676,7 @@ def f():
     while True:
         try: os.fork()
         except OSError: pass""",
-    "infinite power": "def f(): return 3 ** (10 ** 9)",
-    "infinite loop that catches all": """
-def f():
-    while True:
-        try:
-            while True: pass
-        except BaseException: pass""",
     "infinite output": "def f():\n    while True: print('x' * 100000)",
-    "infinite sleep": "import time\ndef f(): time.sleep(1e6)",
     "infinite wait": """
 import threading
 def f():
@@ -806,17 +799,14 @@ if platform.machine() == "x86_64":
 
 
 def outcomes_of(programs: dict[str, str]) -> dict[str, list | None]:
-    """Each program's result; they run in one batch, every one beside two that have the secret."""
-    jobs = [*SECRETS]
-    for program in programs.values():
-        jobs += [job(program), *SECRETS]
+    """Each program's result; they run in one batch, every one between two that have the secret."""
+    jobs, expected = [JUDGED], [[[CALLS]]]
+    for i, program in enumerate(programs.values()):
+        jobs += [job(program), SIBLING if i % 2 == 0 else JUDGED]
+        expected.append([[SECRET, SECRET]] if i % 2 == 0 else [[CALLS]])
     results = run(jobs, cpu=1, wall=1)
-
-    # None of the attacks harms what runs beside it.
-    call = json.dumps({"tuple": [{"tuple": [1]}, {"dict": []}]})
-    assert results[0::3] == [[[call]]] * (len(programs) + 1)
-    assert results[1::3] == [[[SECRET, SECRET]]] * (len(programs) + 1)
-    return dict(zip(programs, results[2::3]))
+    assert results[0::2] == expected  # none of the attacks harms what runs beside it
+    return dict(zip(programs, results[1::2]))
 
 
 # What a child finds before it has done anything.

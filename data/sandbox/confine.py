@@ -61,6 +61,7 @@ def allowed_calls() -> list[int] | None:
     known = sys.platform == "linux" and platform.machine() in ARCHITECTURES
     if not known or sys.maxsize <= 2**32:
         return None
+
     _, column = ARCHITECTURES[platform.machine()]
     return [numbers[column] for numbers in ALLOWED.values()]
 
@@ -73,6 +74,7 @@ def filter_program() -> bytes:
     """
     allowed = allowed_calls()
     audit_arch, _ = ARCHITECTURES[platform.machine()]
+
     lines = [  # operation, lines to skip if equal, else, operand
         (LOAD, 0, 0, ARCHITECTURE),
         (JUMP_IF_EQUAL, 1, 0, audit_arch),
@@ -81,6 +83,7 @@ def filter_program() -> bytes:
     ]
     for i, number in enumerate(allowed):
         lines.append((JUMP_IF_EQUAL, len(allowed) - i, 0, number))  # to the last line
+
     lines.append((RETURN, 0, 0, ERRNO | errno.EPERM))
     lines.append((RETURN, 0, 0, ALLOW))
     return b"".join(struct.pack("=HBBI", *line) for line in lines)
@@ -109,14 +112,14 @@ def step_down(chroot: bool) -> list[str]:
 
 
 def works(attempt, *args) -> bool:
-    """Whether attempt(*args) gives true in a throw-away process, as some attempts cannot be undone
-    and some ways in close others."""
+    """Whether attempt(*args) gives true, which a throw-away process tries: it cannot be undone."""
     probe = os.fork()
     if probe == 0:
         try:
             os._exit(0 if attempt(*args) else 1)
         finally:
             os._exit(1)
+
     _, status = os.waitpid(probe, 0)
     return status == 0
 
@@ -127,6 +130,7 @@ def enter_namespaces() -> bool:
 
 
 def step_down_and_enter() -> bool:
+    """Whether both are possible, one after the other."""
     step_down(chroot=False)
     return enter_namespaces()
 
@@ -180,6 +184,7 @@ def next_fork_is_alone(alone: bool) -> None:
 
 
 def confine_child() -> None:
+    """Give up everything that this kernel allows to give up; ends the process if that fails."""
     if libc is not None:
         # No capabilities: header (version 3, this process) and three empty sets.
         libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())

@@ -65,6 +65,7 @@ def decode(value, namespace):
     """The inverse; objects are made anew with the classes of `namespace`."""
     if type(value) is not dict:
         return value
+
     [(kind, items)] = value.items()
     items = [decode(item, namespace) for item in items]
     if kind == "complex":
@@ -92,6 +93,7 @@ def load(*sources):
 def answer(before, program, function, calls):
     """What `function` returns for each call, as text; raises as the program does."""
     namespace = load(before, program)
+
     answers = []
     for call in calls:
         args, kwargs = decode(json.loads(call), namespace)
@@ -102,6 +104,7 @@ def answer(before, program, function, calls):
 def script(program, inputs):
     """What a program that reads sys.stdin prints for each input; raises as it does."""
     code = compile(program, "program", "exec", dont_inherit=True)
+
     outputs = []
     for text in inputs:
         out = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
@@ -129,12 +132,13 @@ def judge(before, reference, tests, function, calls, answers):
         if answers is None:
             args, kwargs = decode(json.loads(call), namespace)
             given = json.dumps(encode(namespace[function](*args, **kwargs)))
-        elif call == calls[len(made) - 1]:
+        elif call == calls[len(made) - 1]:  # IndexError if the tests ask more than they asked then
             given = answers[len(made) - 1]
         else:
             raise LookupError("the tests ask for something else than they asked of the reference")
-        return decode(json.loads(given), {})
+        return decode(json.loads(given), {})  # nothing of a program's classes
 
+    # The tests' own dictionary: they set names that the reference must not see.
     test_namespace = namespace | stand_ins(namespace) | {function: ask}
     exec(compile(tests, "tests", "exec", dont_inherit=True), test_namespace)
     return made

@@ -6,7 +6,7 @@ It talks with the trainer by lines of JSON: first the layers of isolation that h
 What holds the jobs is no ancestor of what runs a program. The server forks the zygote before it
 reads its first job; the zygote forks a child for each program. The child reads its job from a
 socket, whose other end only the server has, and writes its outputs back. All that passes between
-server and zygote are numbers of processes and that socket.
+server and zygote are numbers of processes and the child's end of that socket.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import importlib
 import json
 import math
 import os
+import random
 import resource
 import selectors
 import signal
@@ -92,15 +93,15 @@ def slowness() -> float:
 
 
 @dataclass
-class Running:
-    """A program that runs."""
+class Child:
+    """What the server knows of a program that runs."""
 
     index: int  # of its job
     pid: int
     channel: socket.socket
     deadline: float
     used: float = 0.0  # processor time when the deadline was set
-    data: bytearray = field(default_factory=bytearray)  # what it has written
+    message: bytearray = field(default_factory=bytearray)  # what it has written
 
 
 def run_batch(zygote: socket.socket, jobs: list[dict], limits: Limits) -> list[list | None]:
@@ -108,65 +109,72 @@ def run_batch(zygote: socket.socket, jobs: list[dict], limits: Limits) -> list[l
     slots = os.cpu_count()
     if hasattr(os, "sched_getaffinity"):
         slots = len(os.sched_getaffinity(0))
+
     results = [None] * len(jobs)
     started = 0
-    running = {}  # file descriptor: Running
+    running = {}  # file descriptor: Child
     with selectors.DefaultSelector() as selector:
         while started < len(jobs) or running:
+            # Fill the slots.
             while started < len(jobs) and len(running) < slots:
-                program = start(zygote, started, jobs[started], limits)
-                running[program.channel.fileno()] = program
-                selector.register(program.channel, selectors.EVENT_READ)
+                child = start(zygote, started, jobs[started], limits)
+                running[child.channel.fileno()] = child
+                selector.register(child.channel, selectors.EVENT_READ)
                 started += 1
 
-            next_deadline = min(program.deadline for program in running.values())
+            # Wait until one of the children writes or is late.
+            next_deadline = min(child.deadline for child in running.values())
             events = selector.select(max(0.0, next_deadline - time.monotonic()))
             ready = {key.fd for key, _ in events}
-            for fd, program in list(running.items()):
-                ended = fd in ready and receive(program)
-                if ended or is_late(program, limits):
-                    selector.unregister(program.channel)
-                    program.channel.close()
-                    ask(zygote, program.pid)
-                    count = len(jobs[program.index]["inputs"])
-                    results[program.index] = read_outputs(program.data, count)
+
+            # End those that are done.
+            for fd, child in list(running.items()):
+                ended = fd in ready and receive(child)
+                if ended or is_late(child, limits):
+                    selector.unregister(child.channel)
+                    child.channel.close()
+                    ask(zygote, child.pid)
+                    count = len(jobs[child.index]["inputs"])
+                    results[child.index] = read_outputs(child.message, count)
                     del running[fd]
     return results
 
 
-def start(zygote: socket.socket, index: int, job: dict, limits: Limits) -> Running:
+def start(zygote: socket.socket, index: int, job: dict, limits: Limits) -> Child:
     """Have a child forked and give it its job."""
     channel, child_end = socket.socketpair()
     with child_end:
         pid = ask(zygote, 0, child_end)
+
+    needed = job["program"], job["function"], job["inputs"]
     with contextlib.suppress(OSError):  # it died at once, which its missing result will tell
-        needed = job["program"], job["function"], job["inputs"]
         channel.sendall(json.dumps([needed, limits]).encode())
         channel.shutdown(socket.SHUT_WR)
-    return Running(index, pid, channel, time.monotonic() + limits.wall)
+    return Child(index, pid, channel, time.monotonic() + limits.wall)
 
 
-def receive(program: Running) -> bool:
-    """Take what the program has written; whether that is all.
+def receive(child: Child) -> bool:
+    """Take what the child has written; whether that is all.
 
     A message ends with its newline. The socket's end may never come, as a grandchild can hold it.
     """
     try:
-        chunk = program.channel.recv(1 << 16)
+        chunk = child.channel.recv(1 << 16)
     except ConnectionError:  # it died before it had read its job
         chunk = b""
-    program.data += chunk
-    return not chunk or chunk.endswith(b"\n") or len(program.data) > MAX_BYTES
+    child.message += chunk
+    return not chunk or chunk.endswith(b"\n") or len(child.message) > MAX_BYTES
 
 
-def is_late(program: Running, limits: Limits) -> bool:
-    """Whether its time is over; a program that made progress gets a new deadline."""
-    if time.monotonic() <= program.deadline:
+def is_late(child: Child, limits: Limits) -> bool:
+    """Whether its time is over; a child that made progress gets a new deadline."""
+    if time.monotonic() <= child.deadline:
         return False
-    now = processor_time(program.pid)
-    if now <= program.used + limits.progress * limits.cpu:
+
+    now = processor_time(child.pid)
+    if now <= child.used + limits.progress * limits.cpu:
         return True
-    program.used, program.deadline = now, time.monotonic() + limits.wall
+    child.used, child.deadline = now, time.monotonic() + limits.wall
     return False
 
 
@@ -177,18 +185,20 @@ def processor_time(pid: int) -> float:
     return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) does
 
 
-def read_outputs(data: bytes, count: int) -> list | None:
+def read_outputs(message: bytes, count: int) -> list | None:
     """The outputs in a child's message, which the program may have written itself.
 
     None unless it is a line of UTF-8 with a JSON list of `count` plain values. Raises nothing,
     whatever the bytes are. (Bytes given to json.loads would have it guess among UTF-8, 16 and 32.)
     """
-    if not data.endswith(b"\n") or len(data) > MAX_BYTES:
+    if not message.endswith(b"\n") or len(message) > MAX_BYTES:
         return None
+
     try:
-        outputs = json.loads(data.decode("utf-8"))
+        outputs = json.loads(message.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
+
     if type(outputs) is list and len(outputs) == count and all(map(is_plain, outputs)):
         return outputs
     return None
@@ -223,7 +233,7 @@ def ask(zygote: socket.socket, pid: int, child_end: socket.socket | None = None)
     The server ends with the zygote: it must not fork another, now that it has jobs in its memory.
     """
     fds = [] if child_end is None else [child_end.fileno()]
-    reply = b""
+    reply = b""  # also where there is nobody to ask
     with contextlib.suppress(ConnectionError):
         socket.send_fds(zygote, [NUMBER.pack(pid)], fds)
         reply = zygote.recv(NUMBER.size)
@@ -265,6 +275,7 @@ def serve_children(server: socket.socket, null: int) -> None:
 
 
 def fork_child(channel: int, null: int) -> int:
+    """Fork a child that reads its job from `channel`; its pid."""
     confine.next_fork_is_alone(True)
     pid = os.fork()
     if pid == 0:
@@ -274,6 +285,7 @@ def fork_child(channel: int, null: int) -> int:
 
 
 def end_child(pid: int) -> None:
+    """Kill a child, whether it still runs or not, and what is in its process group; reap it."""
     os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(OSError):  # no such group, if it was too early for setsid
         os.killpg(pid, signal.SIGKILL)
@@ -286,14 +298,17 @@ def end_child(pid: int) -> None:
 def run_child(channel: int, null: int) -> None:
     """Run one program in this process, which then ends."""
     try:
+        # Keep the channel and nothing else.
         os.setsid()
         for fd, source in enumerate((null, null, null, channel)):
             os.dup2(source, fd)
         os.closerange(CHANNEL + 1, MAX_FILES)
         with open(CHANNEL, "rb", closefd=False) as file:
             needed, limits = json.load(file)
+
+        # Give up all rights, before the first line of the program.
         set_limits(Limits(*limits))
-        sys.modules["random"].seed(0)
+        random.seed(0)
         confine.confine_child()
 
         message = f"[{','.join(outputs_of(*needed))}]\n".encode()
@@ -304,6 +319,7 @@ def run_child(channel: int, null: int) -> None:
 
 
 def set_limits(limits: Limits) -> None:
+    """The limits of this process, as far as this system has them."""
     if sys.platform != "linux":
         signal.setitimer(signal.ITIMER_REAL, limits.wall + 1)  # in case the server dies first
     values = {
