@@ -673,9 +673,10 @@ LASTING = {
     "fork bomb that hides": """
 import os
 def f():
-    while True:
+    for _ in range(100000):
         try: os.fork()
-        except OSError: pass""",
+        except OSError: pass
+    os.fork()""",
     "infinite output": "def f():\n    while True: print('x' * 100000)",
     "infinite wait": """
 import threading
@@ -683,7 +684,6 @@ def f():
     lock = threading.Lock()
     lock.acquire()
     lock.acquire()""",
-    "slow pattern": "import re\ndef f(): return re.match('(a+)+$', 'a' * 60 + 'b')",
     "recursion": """
 import sys
 def f():
