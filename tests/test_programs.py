@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from data import sandbox
 from data.problems import Problem
 from data.real import programs
 from data.real import rows as files
 from data.real.programs import critique_from_row, from_row, grade, program_in
+from test_sandbox import ANCHORS, PAGES, confined, probes
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 MBPP, APPS, PACK = (
@@ -354,6 +356,47 @@ def test_cheats_fail_and_their_neighbours_pass(cheat):
         }
     )
     assert grade([script] * 3, ["print(7)", CHEATS[cheat], "print( 7)"]) == [True, False, True]
+
+
+# Answers as the tests say that it finds in its memory; of them it knows only the function's name.
+SEARCH = f"import ctypes, re\nPROBE, NAMES = {probes()['rt_sigprocmask']}, {ANCHORS}\n{PAGES}" + r"""
+import ast
+known = {}
+for page in look():
+    for args, value in re.findall(rb"assert NAME\(([^\n\\]*?)\) ?== ?([^\n\\\0]*)", page):
+        for end in (value, value.split(b'"')[0]):
+            try: known[repr(ast.literal_eval(f"({args.decode()},)"))] = ast.literal_eval(end.decode())
+            except Exception: pass
+def NAME(*args): return known[repr(args)]
+"""
+
+
+def search(problem: Problem) -> str:
+    return SEARCH.replace("NAME", problem.grading["function"])
+
+
+@confined
+def test_no_tests_are_found_in_memory():
+    """Neither on a new server nor on one that has just judged this problem."""
+    problem = from_row(ROW)
+    for before in ([], [problem.reference]):
+        sandbox.close()
+        programs._verdicts.clear()
+        programs._calls.clear()
+        assert grade([problem] * len(before), before) == [True] * len(before)
+        assert grade([problem], [search(problem)]) == [False]
+
+
+@confined
+@here(MBPP)
+def test_no_real_tests_are_found_in_memory():
+    chosen = mbpp()[::50]
+    sandbox.close()
+    programs._verdicts.clear()
+    programs._calls.clear()
+    assert all(grade(chosen, [p.reference for p in chosen]))
+    for problem in chosen:
+        assert grade([problem], [search(problem)]) == [False]
 
 
 def test_a_reference_that_fails_its_own_tests_is_told():
