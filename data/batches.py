@@ -110,6 +110,7 @@ def micro_batches(examples: list[Example], tokens: int, group: int = 1) -> list[
     `group` consecutive examples stay together, in their order: with 2, rows 2i and 2i + 1 of a
     batch are a pair. A group that alone has more than `tokens` is a batch of its own.
     """
+    # the longest first, so that a batch is as wide as its first group
     groups = [examples[i : i + group] for i in range(0, len(examples), group)]
     groups.sort(key=_longest, reverse=True)
 
@@ -121,9 +122,11 @@ def micro_batches(examples: list[Example], tokens: int, group: int = 1) -> list[
         if rows and (has_no_room or (has_enough and is_much_shorter)):
             batches.append(collate(rows))
             rows = []
-        if not rows:  # the first group of a batch is its longest
+
+        if not rows:
             width = round_up(_longest(members), BUCKET)
         rows = rows + members
+
     if rows:
         batches.append(collate(rows))
     return batches
@@ -143,6 +146,7 @@ def plan_epoch(
     of two equally long examples comes first, which runs share a step and the order of the steps
     come from rng alone, so an epoch is a function of its seed.
     """
+    # shuffled first: the sort is stable, so equally long examples stay in random order
     order = rng.permutation(len(lengths)).tolist()
     order.sort(key=lambda i: lengths[i])
 

@@ -142,6 +142,8 @@ def _without_start(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """
     layout = json.loads(backend.to_str())
     before = json.dumps([layout["normalizer"], layout["pre_tokenizer"], layout["decoder"]])
+
+    # what encodes
     for part in _parts(layout["normalizer"]):
         if part["type"] == "Prepend":
             part["prepend"] = ""
@@ -150,6 +152,8 @@ def _without_start(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
             part["prepend_scheme"] = "never"
         elif part["type"] == "ByteLevel":
             part["add_prefix_space"] = False
+
+    # what decodes; a decoder "ByteLevel" has add_prefix_space too, but never acts on it
     for part in _parts(layout["decoder"]):
         if part["type"] == "Metaspace":
             part["prepend_scheme"] = "never"
@@ -169,6 +173,8 @@ def _parts(part: dict | None) -> list[dict]:
         return []
     if part["type"] != "Sequence":
         return [part]
+
+    # under "normalizers", "pretokenizers" or "decoders"
     [members] = [value for key, value in part.items() if key != "type"]
     found = []
     for member in members:
@@ -180,6 +186,7 @@ def _encoded(backend: tokenizers.Tokenizer, texts: list[str]) -> Iterator[list[i
     """The ids of each text, in parallel, AT_ONCE at a time."""
     for text in texts:
         check_unicode(text, f"The text {text[:40]!r}")
+
     for at in range(0, len(texts), AT_ONCE):
         for encoding in backend.encode_batch(texts[at : at + AT_ONCE], add_special_tokens=False):
             yield encoding.ids
@@ -192,6 +199,8 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     backend.decoder = decoders.ByteLevel()
+
+    # all 256 bytes have a token, so no text is unknown
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=[EOS, PAD],
