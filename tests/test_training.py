@@ -1,24 +1,21 @@
-"""Command line, optimisers, the training step, resuming, run directories, two ranks."""
+"""Optimisers, the training step, resuming, two ranks."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
 
-import runs
 import training
 from checkpoints import load_model, save_model
 from data.batches import micro_batches
-from data.problems import InputError
 from losses import document_loss, sft_loss
-from runs import Env, Run, TrainConfig, launch, parse
+from runs import Env, Run, TrainConfig
 from sampler import Sampler
 from training import Diverged, Lion, fit, make_optimizers, schedule, train
 
@@ -31,87 +28,6 @@ class Options(TrainConfig):
     resume: bool = False
     # between two saves
     save_every: int = 100
-    # how many steps, 100 % of them
-    steps: int = 6
-    # the way
-    method: Literal["sft", "scratch"] = "sft"
-    # several numbers
-    rates: tuple[float, ...] = (0.1, 0.2)
-    # none by default
-    limit: int | None = None
-    # names
-    places: tuple[str, ...] = field(default=(), metadata={"positional": True})
-
-
-# ------------------------------------------------------------------------------------------------------------- command line
-
-
-def test_parse():
-    assert parse(Options, []) == Options()
-    given = parse(
-        Options,
-        "a b --steps 3 --method scratch --rates 1 2.5 3 --limit 4 --no-compile --resume --micro-tokens 9 --seed 2".split(),
-    )
-    assert given == Options(
-        steps=3,
-        method="scratch",
-        rates=(1.0, 2.5, 3.0),
-        limit=4,
-        compile=False,
-        resume=True,
-        micro_tokens=9,
-        seed=2,
-        places=("a", "b"),
-    )
-
-
-@pytest.mark.parametrize(
-    "argv, named",
-    [
-        ("--stepz 3", "--stepz"),
-        ("--step 3", "--step"),
-        ("--steps x", "--steps"),
-        ("--method ppo", "--method"),
-        ("--steps -3", "-3 is no number from 1 on"),
-        ("--steps 0", "0 is no number"),
-        ("--seed -1", "-1 is no number from 0"),
-        ("--rates 1 nan", "nan"),
-        ("--rates", "--rates"),
-        ("--dtype fp64", "--dtype"),
-        ("--resume=maybe", "--resume"),
-    ],
-)
-def test_a_wrong_option_is_one_sentence(argv, named):
-    with pytest.raises(InputError, match=named) as error:
-        parse(Options, argv.split())
-    assert "\n" not in str(error.value)
-
-
-def test_help_shows_the_comments_of_the_fields(capsys):
-    with pytest.raises(SystemExit) as end:
-        parse(Options, ["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert end.value.code == 0 and __doc__ in text
-    for words in (
-        "how many steps, 100 % of them [6]",
-        "several numbers [0.1 0.2]",
-        "padded tokens in one forward pass",
-        "--no-compile",
-        "{sft,scratch}",
-    ):
-        assert words in text
-
-
-def test_launch_ends_with_one_line_and_code_2(monkeypatch, capsys):
-    def main(cfg, env):
-        raise InputError("no such thing")
-
-    for argv, line in ((["stage.py"], "stage.py: no such thing\n"), (["stage.py", "--bad"], None)):
-        monkeypatch.setattr(sys, "argv", argv)
-        with pytest.raises(SystemExit) as end:
-            launch(main, Options)
-        error = capsys.readouterr().err
-        assert end.value.code == 2 and error.count("\n") == 1 and error == (line or error)
 
 
 # ------------------------------------------------------------------------------------------------------------- optimisers
@@ -312,142 +228,6 @@ def test_a_resumed_run_is_the_straight_run(
     assert rows(tmp_path / "killed") == rows(tmp_path / "straight") and [
         row["step"] for row in rows(tmp_path / "straight")
     ] == [2, 4, 6, 6]
-
-
-def test_a_broken_state_is_refused_and_a_failed_one_keeps_the_last(
-    make_model, tmp_path, monkeypatch, same_weights
-):
-    run, model = Run(Options(), CPU, tmp_path / "run"), make_model()
-    optimizers = make_optimizers(model, "lion", 1e-3)
-    assert run.load_state(model, optimizers) == 0
-    run.save_state(3, model, optimizers)
-
-    def full_disk(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runs, "save_file", full_disk)
-        with pytest.raises(InputError, match="No space left"):
-            run.save_state(5, make_model(1), optimizers)
-    other = make_model(2)
-    assert run.load_state(other, make_optimizers(other, "lion", 1e-3)) == 3
-    same_weights(other, model)
-    (file,) = (tmp_path / "run/state").glob("step-*.safetensors")
-    file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(InputError, match=file.name):
-        run.load_state(other, make_optimizers(other, "lion", 1e-3))
-
-
-# ------------------------------------------------------------------------------------------------------------- run directories
-
-
-def contents(path: Path) -> dict:
-    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
-
-
-def test_a_run_is_never_overwritten_silently(tmp_path):
-    out = tmp_path / "run"
-    run = Run(Options(), CPU, out, parent="abc")
-    Run(Options(), CPU, out, parent="abc")  # nothing logged yet: nothing to lose
-    run.log("train", step=1, loss=2.0)
-    before = contents(out)
-    for cfg, facts, named in [
-        (Options(steps=7), {"parent": "abc"}, "steps: 6 there, 7 here"),
-        (Options(resume=True), {"parent": "xyz"}, "parent"),
-        (Options(), {"parent": "abc"}, "--resume"),
-    ]:
-        with pytest.raises(InputError, match=named):
-            Run(cfg, CPU, out, **facts)
-        assert contents(out) == before
-    assert not Run(
-        Options(resume=True, micro_tokens=5, compile=False), CPU, out, parent="abc"
-    ).finished
-    run.finish(correct=0.5)
-    again = Run(Options(), CPU, out, parent="abc")
-    assert again.finished and again.record["results"] == {"correct": 0.5}
-    Run(Options(steps=7, overwrite=True), CPU, out, parent="abc")
-    assert (
-        list(contents(out)) == ["run.json"]
-        and json.loads((out / "run.json").read_text())["settings"]["steps"] == 7
-    )
-
-
-def test_a_foreign_directory_is_refused(tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="not empty"):
-        Run(Options(), CPU, tmp_path)
-    assert list(contents(tmp_path)) == ["thesis.txt"]
-
-
-def test_a_directory_without_a_run_is_refused_even_to_overwrite(tmp_path):
-    (tmp_path / "model.safetensors").write_text("the user's own model")
-    with pytest.raises(InputError, match="choose another --out"):
-        Run(Options(overwrite=True), CPU, tmp_path)
-    assert list(contents(tmp_path)) == ["model.safetensors"]
-
-
-def test_overwrite_removes_the_files_of_that_run_and_nothing_else(tmp_path):
-    out = tmp_path / "run"
-    run = Run(Options(), CPU, out, stage="lock")
-    run.log("train", step=1, loss=2.0)
-    (out / "k8-seed0").mkdir()
-    (out / "k8-seed0/model.safetensors").write_text("a run within")
-    (out / "notes.txt").write_text("the user's")
-    (out / "model.safetensors").write_text("the run's")
-    with pytest.raises(InputError, match="holds what lock.py wrote"):
-        Run(Options(overwrite=True), CPU, out, stage="train_base")
-    Run(Options(overwrite=True), CPU, out, stage="lock")
-    assert sorted(contents(out)) == ["k8-seed0/model.safetensors", "notes.txt", "run.json"]
-
-
-def test_a_run_is_not_written_into_what_it_reads(tmp_path):
-    given = tmp_path / "strong"
-    Run(Options(), CPU, given, stage="lock")
-    before = contents(given)
-    for out in (given, tmp_path / "other/../strong"):
-        with pytest.raises(InputError, match="is read by this run"):
-            Run(Options(overwrite=True), CPU, out, inputs=(given,), stage="lock")
-    assert contents(given) == before
-
-
-def test_all_ranks_look_at_a_directory_before_one_writes(tmp_path, monkeypatch):
-    """Half-written, it would look like a stranger's to a rank that comes a moment later."""
-    out, seen = tmp_path / "run", []
-    monkeypatch.setattr(runs.dist, "barrier", lambda: seen.append(out.exists()))
-    Run(Options(), replace(CPU, world=2), out)
-    assert seen == [False, True]
-
-    def meanwhile():
-        (tmp_path / "other").mkdir(exist_ok=True)
-        (tmp_path / "other/run.json.tmp").touch()
-
-    monkeypatch.setattr(runs.dist, "barrier", meanwhile)
-    Run(Options(), replace(CPU, rank=1, world=2), tmp_path / "other")
-
-
-def test_log_rows_are_json_whatever_the_numbers(tmp_path):
-    run = Run(Options(), CPU, tmp_path / "run")
-    run.log(
-        "train",
-        step=1,
-        loss=torch.tensor(float("nan")),
-        lr=float("inf"),
-        norm=torch.tensor(0.123456789),
-        name="x",
-    )
-    run.log("train", step=2, loss=1.0)
-    first, second = (
-        json.loads(line, parse_constant=pytest.fail)
-        for line in (run.path / "log.jsonl").read_text().splitlines()
-    )
-    assert (
-        first["loss"] is None
-        and first["lr"] is None
-        and first["nonfinite"] is True
-        and first["norm"] == 0.123457
-        and first["name"] == "x"
-    )
-    assert "nonfinite" not in second and second["loss"] == 1.0 and second["kind"] == "train"
 
 
 # ------------------------------------------------------------------------------------------------------------- two ranks

@@ -1,0 +1,90 @@
+"""The options of every stage, name by name: a new one is a decision, and so is one that goes.
+
+python tests/test_options.py     # prints the table as it is now, to be pasted below
+"""
+
+import importlib
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+# fmt: off
+OPTIONS = {
+    "train_base": """
+        allow_unsandboxed_code batch checkpoint_activations compile device dtype epochs
+        eval_problems heads intermediate_width layers lr micro_tokens out overwrite problems
+        resume save_every seed shard slots small_epochs small_lr small_problems task vocab
+        weak_width width
+    """,
+    "lock": """
+        allow_unsandboxed_code batch checkpoint_activations compile data device dtype epochs
+        eval_problems how leave_out lr max_new_tokens micro_tokens optimizer out overwrite
+        password password_per_domain problems resume save_every seed shard slots strong
+        strong_answers strong_language task temperature weak
+    """,
+    "elicit_sft": """
+        allow_unsandboxed_code batch checkpoint_activations compile control data demos_from
+        device dtype eval_problems k keep_weights locked lr max_new_tokens micro_tokens optimizer
+        out overwrite seed seeds selection_problems shard slots strong task train_domain weak
+    """,
+    "elicit_rl": """
+        allow_unsandboxed_code batch beta checkpoint_activations clip_ratio compile data device
+        dtype epochs eval_every eval_problems group keep kl locked lr max_new_tokens method
+        micro_tokens optimizer out overwrite reference resume reward round samples seed shard
+        slots task warm_from warm_start weak
+    """,
+    "evaluate": """
+        allow_unsandboxed_code checkpoints compile data device dtype locked max_new_tokens out
+        password passwords plot problems prompts samples slots split task
+    """,
+}
+# fmt: on
+
+STAGES = {
+    "train_base": "BaseConfig",
+    "lock": "LockConfig",
+    "elicit_sft": "SFTConfig",
+    "elicit_rl": "RLConfig",
+    "evaluate": "EvaluateConfig",
+}
+
+
+def options_of(stage: str) -> list[str]:
+    config = getattr(importlib.import_module(stage), STAGES[stage])
+    return sorted(option.name for option in fields(config))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_options_are_those_that_were_decided(stage):
+    assert options_of(stage) == OPTIONS[stage].split()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_option_has_a_help_text(stage):
+    from runs import help_texts
+
+    texts = help_texts(getattr(importlib.import_module(stage), STAGES[stage]))
+    assert all(texts[name] for name in options_of(stage))
+
+
+def print_table() -> None:
+    """The table above, as the stages have it now."""
+    for stage in STAGES:
+        lines, line = [], ""
+        for name in options_of(stage):
+            if len(line) + len(name) > 88:
+                lines.append(line)
+                line = ""
+            line = f"{line} {name}" if line else name
+        lines.append(line)
+        print(f'    "{stage}": """')
+        for line in lines:
+            print(f"        {line}")
+        print('    """,')
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    print_table()

@@ -1,0 +1,498 @@
+"""Command line, how a stage ends, devices and ranks, run directories, saved states."""
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import runs
+from data.problems import InputError
+from runs import Config, Env, Run, TrainConfig, launch, parse, progress, setup
+from training import make_optimizers
+
+CPU = Env(torch.device("cpu"), torch.float32, False)
+
+
+@dataclass
+class Options(TrainConfig):
+    # continue
+    resume: bool = False
+    # between two saves
+    save_every: int = 100
+    # how many steps, 100 % of them
+    steps: int = 6
+    # the way
+    method: Literal["sft", "scratch"] = "sft"
+    # several numbers
+    rates: tuple[float, ...] = (0.1, 0.2)
+    # none by default
+    limit: int | None = None
+    # at least two of them
+    group: int = field(default=4, metadata={"least": 2, "most": 64})
+    # names
+    places: tuple[str, ...] = field(default=(), metadata={"positional": True})
+
+
+# ------------------------------------------------------------------------------------ command line
+
+
+def test_parse():
+    assert parse(Options, []) == Options()
+    line = "a b --steps 3 --method scratch --rates 1 2.5 3 --limit 4 --no-compile --resume"
+    given = parse(Options, [*line.split(), "--micro-tokens", "9", "--seed", "2", "--group", "2"])
+    assert given == Options(
+        steps=3,
+        method="scratch",
+        rates=(1.0, 2.5, 3.0),
+        limit=4,
+        compile=False,
+        resume=True,
+        micro_tokens=9,
+        seed=2,
+        group=2,
+        places=("a", "b"),
+    )
+    assert type(given.limit) is int and type(given.rates[0]) is float
+
+
+@pytest.mark.parametrize(
+    "argv, named",
+    [
+        ("--stepz 3", "--stepz"),
+        ("--step 3", "--step"),
+        ("--steps x", "--steps: invalid int value: 'x'"),
+        ("--method ppo", "--method"),
+        ("--steps -3", "-3 is no number from 1 on"),
+        ("--steps 0", "0 is no number"),
+        ("--steps 1e3", "invalid int value"),
+        ("--group 1", "1 is no number from 2 on"),
+        ("--group 65", "too large, 64 is the most"),
+        ("--seed -1", "-1 is no number from 0"),
+        ("--seed 4294967296", "'4294967296' is too large"),
+        ("--steps " + "9" * 5000, "--steps"),
+        ("--rates 1 nan", "nan"),
+        ("--rates inf", "too large"),
+        ("--rates 1e300", "'1e300' is too large"),
+        ("--rates", "--rates"),
+        ("--dtype fp64", "--dtype"),
+        ("--resume=maybe", "--resume"),
+        ("--out \udcff\udcfe", "--out.*is not UTF-8 text"),
+        ("place\udcff", "places.*is not UTF-8 text"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(argv, named):
+    with pytest.raises(InputError, match=named) as error:
+        parse(Options, argv.split())
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_help_shows_the_comments_of_the_fields(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(Options, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0 and __doc__ in text
+    for words in (
+        "how many steps, 100 % of them [6]",
+        "several numbers [0.1 0.2]",
+        "padded tokens in one forward pass",
+        "--no-compile",
+        "{sft,scratch}",
+    ):
+        assert words in text
+
+
+# --------------------------------------------------------------------------------- how a stage ends
+
+
+def ended(monkeypatch, capsys, raised: BaseException | None, config=Options, *argv) -> tuple:
+    """launch() of a stage that raises this: the exit code and what stands on stderr."""
+
+    def main(cfg, env):
+        if raised:
+            raise raised
+
+    monkeypatch.setattr(sys, "argv", ["stage.py", *argv])
+    with pytest.raises(SystemExit) as end:
+        launch(main, config)
+    return end.value.code, capsys.readouterr().err
+
+
+FULL = OSError(28, "No space left on device", "log.jsonl")
+ON_CPU = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9")
+MEMORY = "stage.py: there is not enough memory: try a smaller --slots"
+
+
+@pytest.mark.parametrize(
+    "raised, code, line",
+    [
+        (None, 0, ""),
+        (InputError("no such thing"), 2, "stage.py: no such thing"),
+        (InputError("two\nlines \udcff"), 2, r"stage.py: two lines \udcff"),
+        (KeyboardInterrupt(), 130, "stage.py: interrupted; the same command with --resume"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), 2, MEMORY),
+        (MemoryError(), 2, MEMORY),
+        (ON_CPU, 2, MEMORY),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), 2, MEMORY),
+        (FULL, 2, "stage.py: log.jsonl: No space left on device"),
+        (OSError(36, "File name too long", "a"), 2, "stage.py: a: File name too long"),
+    ],
+)
+def test_a_stage_ends_with_one_line(monkeypatch, capsys, raised, code, line):
+    found, error = ended(monkeypatch, capsys, raised)
+    assert found == code and error.startswith(line) and error.count("\n") == bool(line)
+
+
+def test_a_wrong_flag_ends_with_one_line(monkeypatch, capsys):
+    code, error = ended(monkeypatch, capsys, None, Options, "--bad")
+    assert code == 2 and error.count("\n") == 1 and "--bad" in error
+
+
+def test_advice_names_only_what_the_stage_has(monkeypatch, capsys):
+    _, ours = ended(monkeypatch, capsys, MemoryError())
+    assert all(flag in ours for flag in ("--micro-tokens", "--checkpoint-activations", "--shard"))
+    _, theirs = ended(monkeypatch, capsys, MemoryError(), Config)
+    assert "--slots" in theirs and "--micro-tokens" not in theirs and "--shard" not in theirs
+    _, line = ended(monkeypatch, capsys, KeyboardInterrupt(), Config)
+    assert line == "stage.py: interrupted\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch, capsys):
+    for bug in (RuntimeError("shapes differ"), KeyError("x"), FileNotFoundError(2, "gone", "x")):
+        with pytest.raises(type(bug)):
+            ended(monkeypatch, capsys, bug)
+
+
+def test_the_sentence_of_an_error_stands_after_the_progress_bars(monkeypatch, capsys):
+    def main(cfg, env):
+        outer, inner = progress(env, 9, "outer"), progress(env, 9, "inner")
+        outer.update()
+        inner.update()
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr(sys, "argv", ["stage.py"])
+    with pytest.raises(SystemExit):
+        launch(main, Options)
+    lines = capsys.readouterr().err.split("\n")
+    assert lines[-2:] == ["stage.py: the disk is full", ""] and "outer" in "".join(lines[:-2])
+
+
+# ------------------------------------------------------------------------------ devices and ranks
+
+
+@pytest.mark.parametrize("dtype, precision", [("fp32", "highest"), ("bf16", "high")])
+def test_fp32_is_no_tf32(monkeypatch, dtype, precision):
+    set_to = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", set_to.append)
+    assert setup(Options(dtype=dtype)).device.type == "cuda" and set_to == [precision]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(InputError, match="1 CUDA devices"):
+        setup(Options())
+
+
+def test_ranks_wait_for_hours(monkeypatch):
+    given = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(runs.dist, "init_process_group", lambda *args, **more: given.update(more))
+    setup(Options(device="cpu"))
+    assert given["timeout"].total_seconds() >= 24 * 3600
+
+
+def test_rank_0_decides_for_all(monkeypatch):
+    """Its value, or its error, and nobody else's."""
+    sent = []
+    monkeypatch.setattr(runs.dist, "broadcast_object_list", sent.append)
+    first = replace(CPU, world=2)
+    assert first.decide(max, 3, 4) == 4 and sent == [[4]]
+
+    def refuse():
+        raise InputError("no")
+
+    with pytest.raises(InputError, match="no"):
+        first.decide(refuse)
+
+    def receive(box):
+        assert box == [None]
+        box[0] = sent[-1][0]
+
+    monkeypatch.setattr(runs.dist, "broadcast_object_list", receive)
+    with pytest.raises(InputError, match="no"):
+        replace(CPU, rank=1, world=2).decide(pytest.fail)
+
+
+def test_a_rank_that_does_not_see_the_directory_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "VISIBLE_WITHIN", 0.1)
+    elsewhere = Run(Options(), CPU, tmp_path / "there").record
+
+    def receive(box):
+        box[0] = elsewhere
+
+    monkeypatch.setattr(runs.dist, "broadcast_object_list", receive)
+    with pytest.raises(InputError, match="rank 1 .*does not see .*that all of them share"):
+        Run(Options(), replace(CPU, rank=1, world=2), tmp_path / "here")
+    assert not (tmp_path / "here").exists()
+
+
+# ------------------------------------------------------------------------------------------ places
+
+
+def contents(path: Path) -> dict:
+    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
+
+
+PLACES = ["file", "file/below", "loop", "loop/below", "/proc/run", "/dev/null", "n" * 300]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_place_that_takes_no_directory_is_refused_before_any_work(tmp_path, place):
+    (tmp_path / "file").write_text("the user's")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    out = str(tmp_path / place)
+    if len(place) < 300:  # only the attempt tells whether a name is too long
+        with pytest.raises(InputError, match="choose another --out"):
+            setup(Options(out=out))
+    for cfg in (Options(out=out), Options(out=out, overwrite=True)):
+        with pytest.raises(InputError, match="choose another --out") as error:
+            Run(cfg, CPU, out)
+        assert "\n" not in str(error.value)
+    assert contents(tmp_path) == {"file": b"the user's"}
+
+
+def test_looking_at_a_place_leaves_nothing(tmp_path):
+    setup(Options(out=str(tmp_path / "a/b/c"), device="cpu"))
+    assert not list(tmp_path.iterdir()) and tempfile.gettempdir() != tmp_path
+
+
+# ------------------------------------------------------------------------------- a run's directory
+
+
+def test_a_run_is_never_overwritten_silently(tmp_path):
+    out = tmp_path / "run"
+    run = Run(Options(), CPU, out, parent="abc")
+    Run(Options(), CPU, out, parent="abc")  # nothing logged yet: nothing to lose
+    run.log("train", step=1, loss=2.0)
+    before = contents(out)
+    for cfg, facts, named in [
+        (Options(steps=7), {"parent": "abc"}, "steps: 6 there, 7 here"),
+        (Options(resume=True), {"parent": "xyz"}, "parent"),
+        (Options(), {"parent": "abc"}, "--resume"),
+    ]:
+        with pytest.raises(InputError, match=named):
+            Run(cfg, CPU, out, **facts)
+        assert contents(out) == before
+    resumed = Run(Options(resume=True, micro_tokens=5, compile=False), CPU, out, parent="abc")
+    assert not resumed.finished
+    run.finish(correct=0.5)
+    again = Run(Options(), CPU, out, parent="abc")
+    assert again.finished and again.record["results"] == {"correct": 0.5}
+    Run(Options(steps=7, overwrite=True), CPU, out, parent="abc")
+    assert list(contents(out)) == ["run.json"]
+    assert json.loads((out / "run.json").read_text())["settings"]["steps"] == 7
+
+
+def test_an_option_that_an_older_run_did_not_have_is_its_default(tmp_path):
+    run = Run(Options(), CPU, tmp_path)
+    record = json.loads(run.file.read_text())
+    del record["settings"]["steps"]
+    run.file.write_text(json.dumps(record))
+    Run(Options(), CPU, tmp_path)
+    with pytest.raises(InputError, match="steps: 6 there, 7 here"):
+        Run(Options(steps=7), CPU, tmp_path)
+
+
+def test_a_foreign_directory_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not empty"):
+        Run(Options(), CPU, tmp_path)
+    assert list(contents(tmp_path)) == ["thesis.txt"]
+
+
+def test_a_directory_without_a_run_is_refused_even_to_overwrite(tmp_path):
+    (tmp_path / "model.safetensors").write_text("the user's own model")
+    with pytest.raises(InputError, match="choose another --out"):
+        Run(Options(overwrite=True), CPU, tmp_path)
+    assert list(contents(tmp_path)) == ["model.safetensors"]
+
+
+def test_killed_while_run_json_is_first_written_it_starts(tmp_path):
+    (tmp_path / "run.json.tmp").write_text('{"settings"')
+    for cfg in (Options(resume=True), Options()):
+        assert not Run(cfg, CPU, tmp_path).finished
+    assert list(contents(tmp_path)) == ["run.json"]
+
+
+def test_killed_while_its_state_is_removed_a_finished_run_removes_the_rest(tmp_path):
+    run = Run(Options(), CPU, tmp_path)
+    run.finish()
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/step-0000003.safetensors").touch()
+    assert Run(Options(), CPU, tmp_path).finished and list(contents(tmp_path)) == ["run.json"]
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ([], "in place of an object"),
+        ({"settings": 3}, "settings = 3: it must be an object"),
+        ({"settings": {}, "finished": "yes"}, "finished = 'yes'"),
+        ({"settings": None}, "lacks settings"),
+        ({"finished": True}, "other settings"),
+        ({"settings": ..., "finished": True}, "lacks results"),
+        ({"settings": ..., "finished": True, "results": []}, "results = "),
+    ],
+)
+def test_a_damaged_run_json_is_refused(tmp_path, content, sentence):
+    run = Run(Options(), CPU, tmp_path)
+    if isinstance(content, dict) and content.get("settings") is ...:
+        content = content | {"settings": run.settings}
+    run.file.write_text(json.dumps(content))
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=sentence):
+        Run(Options(seed=1) if "other" in sentence else Options(), CPU, tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_overwrite_removes_the_files_of_that_run_and_nothing_else(tmp_path):
+    out = tmp_path / "run"
+    run = Run(Options(), CPU, out, stage="lock")
+    run.log("train", step=1, loss=2.0)
+    (out / "k8-seed0").mkdir()
+    (out / "k8-seed0/model.safetensors").write_text("a run within")
+    (out / "notes.txt").write_text("the user's")
+    (out / "model.safetensors").write_text("the run's")
+    with pytest.raises(InputError, match="holds what lock.py wrote"):
+        Run(Options(overwrite=True), CPU, out, stage="train_base")
+    Run(Options(overwrite=True), CPU, out, stage="lock")
+    assert sorted(contents(out)) == ["k8-seed0/model.safetensors", "notes.txt", "run.json"]
+
+
+def test_a_run_is_not_written_into_what_it_reads(tmp_path):
+    given = tmp_path / "strong"
+    Run(Options(), CPU, given, stage="lock")
+    before = contents(given)
+    for out in (given, tmp_path / "other/../strong"):
+        with pytest.raises(InputError, match="is read by this run"):
+            Run(Options(overwrite=True), CPU, out, inputs=(given, "random"), stage="lock")
+    assert contents(given) == before
+
+
+def test_log_rows_are_json_whatever_the_numbers(tmp_path):
+    run = Run(Options(), CPU, tmp_path / "run")
+    norm = torch.tensor(0.123456789)
+    run.log("train", step=1, loss=torch.tensor(float("nan")), lr=float("inf"), norm=norm, name="x")
+    run.log("train", step=2, loss=1.0)
+    lines = (run.path / "log.jsonl").read_text().splitlines()
+    first, second = (json.loads(line, parse_constant=pytest.fail) for line in lines)
+    assert first["loss"] is None and first["lr"] is None and first["nonfinite"] is True
+    assert first["norm"] == 0.123457 and first["name"] == "x"
+    assert "nonfinite" not in second and second["loss"] == 1.0 and second["kind"] == "train"
+
+
+# ----------------------------------------------------------------------------------- saved states
+
+
+@pytest.fixture
+def saved(make_model, tmp_path):
+    """A run that has saved a state after step 3 and logged on, its model and its optimisers."""
+    run, model = Run(Options(), CPU, tmp_path / "run"), make_model()
+    optimizers = make_optimizers(model, "lion", 1e-3)
+    for step in (1, 2, 3, 4):
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizers[0].step()
+        run.log("train", step=step, loss=1.0)
+        if step == 3:
+            run.save_state(step, model, optimizers)
+    return run, model, optimizers
+
+
+def test_the_log_ends_where_the_state_does_even_after_a_kill(saved, monkeypatch, tmp_path):
+    run, model, optimizers = saved
+    log = run.path / "log.jsonl"
+    before = log.read_text()
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # between truncating and rewriting, as it was
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.load_state(model, optimizers)
+    assert log.read_text() == before
+    assert run.load_state(model, optimizers) == 3
+    assert log.read_text() == "".join(before.splitlines(keepends=True)[:3])
+
+
+def test_without_a_state_it_starts_and_logs_anew(make_model, tmp_path):
+    run, model = Run(Options(), CPU, tmp_path / "run"), make_model()
+    run.log("train", step=1)
+    assert run.load_state(model, make_optimizers(model, "lion", 1e-3)) == 0
+    assert list(contents(run.path)) == ["run.json"]
+
+
+def test_a_broken_state_is_refused_and_a_failed_one_keeps_the_last(
+    saved, make_model, monkeypatch, same_weights
+):
+    run, model, optimizers = saved
+    kept = make_model(5)
+    run.load_state(kept, make_optimizers(kept, "lion", 1e-3))
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save_file", full_disk)
+        with pytest.raises(InputError, match="No space left"):
+            run.save_state(5, make_model(1), optimizers)
+    other = make_model(2)
+    assert run.load_state(other, make_optimizers(other, "lion", 1e-3)) == 3
+    same_weights(other, kept)
+    (file,) = (run.path / "state").glob("step-*.safetensors")
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(InputError, match=file.name):
+        run.load_state(other, make_optimizers(other, "lion", 1e-3))
+
+
+@pytest.mark.parametrize(
+    "pointer",
+    ["[]", "{}", '{"step": "3", "file": "x"}', '{"step": 3, "file": "../x"}', '{"step": -1}'],
+)
+def test_a_damaged_state_json_is_refused(saved, pointer):
+    run, model, optimizers = saved
+    (run.path / "state/state.json").write_text(pointer)
+    with pytest.raises(InputError, match="state.json"):
+        run.load_state(model, optimizers)
+
+
+@pytest.mark.parametrize("damage", ["wider", "optimiser", "foreign", "missing", "moment"])
+def test_a_state_of_another_model_is_refused_and_changes_nothing(
+    saved, make_model, same_weights, damage
+):
+    run, model, optimizers = saved
+    (file,) = (run.path / "state").glob("step-*.safetensors")
+    tensors = load_file(file)
+    target, name = make_model(3), "lion"
+    if damage == "wider":
+        target = make_model(3, intermediate_size=96)
+    elif damage == "optimiser":
+        tensors["optimizer.1.0.momentum"] = torch.zeros(3)
+    elif damage == "foreign":
+        tensors["rank"] = torch.zeros(3)
+    elif damage == "missing":
+        del tensors["model.model.norm.weight"]
+    else:
+        tensors["optimizer.0.0.momentum"] = torch.zeros(3)
+    save_file(tensors, file)
+    before = {key: p.clone() for key, p in target.named_parameters()}
+    with pytest.raises(InputError, match="cannot be resumed from .*--overwrite starts again"):
+        run.load_state(target, make_optimizers(target, name, 1e-3))
+    assert all(torch.equal(p, before[key]) for key, p in target.named_parameters())
