@@ -85,11 +85,11 @@ def chunk_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor
 
     hidden (n,C) in the compute dtype, weight (V,C), targets (n,) -> (n,), (n,) in fp32.
 
-    Precision: the product accumulates in fp32 and its result, the logits, is rounded to the compute
-    dtype; what follows (exponentials, their sum, the logarithm, the difference) is fp32. In bf16 a
-    logit near 19 is thereby off by up to 0.06. It stays so because the sampler rounds alike
-    (`sampler.sample_step`), so that log-probs of sampling and training agree, and because an fp32
-    head would cost speed (docs/NOTES.md has the figures).
+    Precision: the product accumulates in fp32, but its result, the logits, is rounded to the
+    compute dtype. What follows (maximum, exponentials, their sum, the difference) is fp32. In bf16
+    a logit from 16 to 32 is thereby off by up to 0.06. With a real head of 49,152 ids that is 0.03
+    nats a token (rms), a little less than what the bf16 hidden states bring. It stays so: an fp32
+    head takes twice the time and would mend only a third of the gap between sampler and trainer.
     """
     logits = F.linear(hidden, weight.to(hidden.dtype)).float()
     normaliser = logits.logsumexp(-1)
@@ -233,6 +233,7 @@ class Attention(nn.Module):
         q = rotate(q, cos, sin)
         k = rotate(k, cos, sin)
 
+        # All positions of the row at once, or one of them over what the cache holds of the others.
         if cache is None:
             y = causal_attention(q, k, v)
         else:
