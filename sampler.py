@@ -1,9 +1,16 @@
-"""The one way to generate: a static cache, fixed slots, continuous batching, and samples that depend on their prompt alone.
+"""The one way to generate: a static cache, fixed slots, continuous batching.
 
-Shapes: B slots, K key-value heads, D head width, V vocabulary, S cache length, L layers.
+Read in this order: `sample_step` (how a token is drawn), `Slot` (what the host knows of a row),
+then `Sampler.__call__`, whose loop names the parts: `_admit`, `_prefill`, `_first_tokens`, `_step`,
+`_harvest`. Weights and memory (`refresh`, `release`, `_allocate`) come last.
+
+Shapes: B slots, T time, C width, H query heads, K key-value heads, D head width, V vocabulary,
+S cache length, N new tokens at most, L layers.
 """
 
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,149 +27,102 @@ from model import Model, kernel, whole
 
 @kernel
 def sample_step(logits: Tensor, uniform: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw one token per row. logits (B,V), uniform (B,) in [0,1), temperature () -> token (B,), its log-prob (B,) in fp32.
+    """Draw one token a row. logits (B,V), uniform (B,) in [0,1), temperature () -> token, log-prob.
 
-    Inverse-CDF sampling: the token is the first whose cumulative probability exceeds the row's uniform, so a row's draw depends
-    on its own number alone and not on which slot or batch it sits in. Log-probs are those of the tempered distribution, the one
-    that was sampled from. Temperature 0 is greedy: the untempered distribution, its argmax.
+    Inverse-CDF sampling: the token is the first whose cumulative probability exceeds the row's
+    uniform number, so a row's draw depends on its own number alone and not on its slot or batch.
+    Log-probs are those of the tempered distribution, the one that was sampled from. Temperature 0
+    is greedy: the untempered distribution, its argmax.
+
+    Precision: logits arrive in the compute dtype, so in bf16 they are rounded, as those of
+    `model.chunk_logps` are; everything from there on (temperature, log-softmax, cumulative sum,
+    the log-prob returned) is fp32. In bf16 the rounding errors of sampler and trainer are of one
+    size but not the same errors: their log-probs of a token differ (by 0.06 nats rms with a real
+    model of 135 M parameters at temperature 1). In fp32 they agree.
     """
     logits = logits.float() / torch.where(temperature > 0, temperature, 1.0)
     logps = logits.log_softmax(-1)
-    cdf = logps.exp().cumsum(-1)
-    # 1 - 1e-6 keeps the threshold under the total although fp32 rounds: an id of probability zero is never drawn
-    drawn = (
-        (cdf <= (uniform * (1 - 1e-6))[:, None] * cdf[:, -1:])
-        .sum(-1)
-        .clamp(max=logits.shape[-1] - 1)
-    )
+    cumulative = logps.exp().cumsum(-1)
+
+    # 1 - 1e-6 keeps the threshold below the total, which fp32 rounds: an id of probability zero
+    # is never drawn.
+    threshold = (uniform * (1 - 1e-6))[:, None] * cumulative[:, -1:]
+    drawn = (cumulative <= threshold).sum(-1).clamp(max=logits.shape[-1] - 1)
+
     token = torch.where(temperature > 0, drawn, logps.argmax(-1))
     return token, logps.gather(-1, token[:, None]).squeeze(-1)
 
 
 @dataclass
 class Sample:
-    """One completion: token ids (EOS included when reached), their log-probs under the sampling distribution, and whether it was cut."""
+    """One completion. ids: its tokens, EOS included when reached; logps: their log-probs under the
+    distribution that was sampled from; truncated: whether it was cut before EOS."""
 
     ids: list[int]
     logps: list[float]
     truncated: bool
 
 
+@dataclass
+class Slot:
+    """A row of the cache in use, and the sample that it holds: one of the n of one prompt."""
+
+    row: int
+    prompt: int  # the prompt's number
+    sample: int  # the sample's number among the prompt's n
+    reach: int  # the position it has come to at most: known without looking at the device
+
+
 def cache_bucket(cells: int) -> int:
-    """Cells of cache that a decode step reads for so many live ones: of a few sizes, as each is a graph; at most an eighth too many from 256 on."""
+    """Cells of cache that a decode step reads when `cells` are live: at most an eighth more from
+    256 on. Of few sizes, because each size is a graph of its own."""
     return round_up(cells, max(32, 1 << cells.bit_length() >> 4))
 
 
-class Sampler:
-    """Generation with a static KV cache and fixed slots that are refilled as rows finish (continuous batching).
+def uniform_numbers(seed: int | list[int], sample: int, count: int) -> np.ndarray:
+    """The random stream of one sample: fp32 numbers (count,) in [0,1)."""
+    rng = np.random.default_rng([*np.atleast_1d(seed).tolist(), sample])
+    return rng.random(count, dtype=np.float32)
 
-    Every decode step runs all `slots` rows at the same shapes, so what a row computes does not depend on what the others hold.
-    A prompt is prefilled once and its keys and values are copied to the slots of all its samples. The host looks at the device
-    once every `CHECK` steps. In bf16 the sampler decodes from one bf16 copy of the weights, made by `refresh`.
+
+def read_rows(buffer: Tensor, rows: list[int], width: int) -> list[list]:
+    """The first `width` entries of these rows, on the host: one transfer."""
+    return buffer[torch.tensor(rows, device=buffer.device), :width].tolist()
+
+
+class Sampler:
+    """Generation with a static cache and fixed slots that are refilled as rows finish.
+
+    A prompt is prefilled once, and its keys and values are copied to the slots of all its samples.
+    Every decode step runs all B rows. The host looks at the device once every `CHECK` steps. In
+    bf16 the sampler decodes from one bf16 copy of the weights, made by `refresh`.
+
+    A sample depends on its prompt, its random stream and the weights, not on the other rows: no
+    operation mixes rows, and a prompt is padded by its own length. That tokens are the same in any
+    company is shown on a CPU (tests/test_sampler.py); on CUDA the kernel chosen may depend on the
+    shapes, and with it the last bits.
     """
 
-    CHECK, PREFILL_ROWS, BUCKET = 8, 32, 16
+    CHECK = 8  # decode steps between two looks at the device
+    PREFILL_ROWS = 32  # prompts that a prefill computes, however few are new
+    BUCKET = 16  # prompts are padded to multiples of this
 
     def __init__(self, model: Model, eos_ids: list[int], slots: int = 256):
-        self.model, self.slots = model, slots
+        self.model = model
+        self.slots = slots
+        self.eos_ids = set(eos_ids)
         self.eos = torch.tensor(eos_ids, device=model.device)
+
         self.net: Model | None = None
         self.refresh()
-        self.capacity = 0
+        self.capacity = 0  # S, nothing allocated yet
         self.seconds = {"prefill": 0.0, "decode": 0.0}  # spent so far, as the host sees it
-        self.step = (
-            torch.compile(self._step, mode="reduce-overhead", fullgraph=True)
-            if self._compiled()
-            else self._step
-        )
 
-    def _compiled(self) -> bool:
-        # On a CPU `decode_block` is compiled alone: a graph of the whole step takes longer to compile than it returns (docs/NOTES.md).
-        return model_module.compile_kernels and self.model.device.type == "cuda"
-
-    def refresh(self) -> None:
-        """Take over the model's present weights: into a copy in the compute dtype, gathered once, or as they are (whole and fp32)."""
-        if self.model.compute_dtype == self.model.lm_head.weight.dtype and not isinstance(
-            self.model.lm_head.weight, DTensor
-        ):
-            self.net = self.model
-            return
-        if self.net is None or self.net is self.model:
-            with torch.device("meta"):
-                self.net = Model(self.model.config, self.model.compute_dtype)
-            self.net.to_empty(device=self.model.device).to(self.model.compute_dtype).rebuild()
-        with torch.no_grad():
-            for copy, master in zip(self.net.parameters(), self.model.parameters()):
-                copy.copy_(whole(master))
-        self.net.live_vocab = self.model.live_vocab
-
-    def release(self) -> None:
-        """Free the copy and the cache until the next `refresh`: the update needs their memory."""
-        self.net, self.capacity, self.keys, self.values = None, 0, None, None
-
-    def _allocate(self, length: int, new_tokens: int) -> None:
-        """Cache and per-slot state for sequences up to `length`; kept between calls and only ever grown."""
-        length = cache_bucket(length)
-        if length <= self.capacity and new_tokens <= self.uniform.shape[1]:
-            return
-        c, device, B = self.model.config, self.model.device, self.slots
-        self.capacity = length
-        # one tensor for each layer: of a stack, a compiled step would copy the whole at every write into a part (docs/NOTES.md)
-        self.keys, self.values = (
-            [
-                torch.zeros(
-                    B,
-                    c.num_key_value_heads,
-                    length,
-                    c.head_dim,
-                    dtype=self.model.compute_dtype,
-                    device=device,
-                )
-                for _ in range(c.num_hidden_layers)
-            ]
-            for _ in range(2)
-        )
-        self.tokens, self.positions, self.count, self.limit = (
-            torch.zeros(B, dtype=torch.long, device=device) for _ in range(4)
-        )
-        self.done = torch.ones(B, dtype=torch.bool, device=device)
-        self.out_ids = torch.zeros(B, new_tokens, dtype=torch.long, device=device)
-        self.out_logps, self.uniform = (torch.zeros(B, new_tokens, device=device) for _ in range(2))
-        for state in (
-            *self.keys,
-            *self.values,
-            self.tokens,
-            self.positions,
-            self.count,
-            self.limit,
-            self.done,
-            self.out_ids,
-            self.out_logps,
-            self.uniform,
-        ):
-            torch._dynamo.mark_static_address(state)
-
-    def _step(self, temperature: Tensor, live: int) -> None:
-        """Every slot: choose a token from the last one, note it, advance. Finished slots repeat their last cell, harmlessly."""
-        self._advance(
-            self.net.decode(self.tokens, self.positions, self.keys, self.values, live), temperature
-        )
-        self.positions.add_(1).clamp_(max=self.capacity - 1)
-
-    def _advance(self, logits: Tensor, temperature: Tensor) -> None:
-        at = self.count.clamp(max=self.uniform.shape[1] - 1)[:, None]
-        token, logp = sample_step(logits, self.uniform.gather(1, at).squeeze(1), temperature)
-        self.out_ids.scatter_(
-            1, at, torch.where(self.done, self.out_ids.gather(1, at).squeeze(1), token)[:, None]
-        )
-        self.out_logps.scatter_(
-            1, at, torch.where(self.done, self.out_logps.gather(1, at).squeeze(1), logp)[:, None]
-        )
-        self.tokens.copy_(token)
-        self.count.add_(~self.done)
-        self.done.logical_or_((token[:, None] == self.eos).any(1)).logical_or_(
-            self.count >= self.limit
-        )
+        # On a CPU `decode_block` is compiled alone: a graph of the whole step takes longer to
+        # compile than it returns (docs/NOTES.md).
+        self.step = self._step
+        if model_module.compile_kernels and model.device.type == "cuda":
+            self.step = torch.compile(self._step, mode="reduce-overhead", fullgraph=True)
 
     @torch.no_grad()
     def __call__(
@@ -173,134 +133,275 @@ class Sampler:
         max_new_tokens: int = 96,
         seed: int = 0,
         seeds: list | None = None,
-        progress=None,
+        progress: Callable[[int], None] | None = None,
     ) -> list[list[Sample]]:
         """n completions for each prompt (lists of token ids); temperature 0 is greedy.
 
-        seeds gives each prompt its own random stream (default: seed and the prompt's place); a sample depends on its prompt,
-        stream and weights, not on the other prompts or their number. progress(k) is called as k samples finish. Raises
-        InputError when a prompt and its completion cannot fit the model's positions.
+        seeds gives each prompt its own random stream (default: seed and the prompt's place).
+        progress(k) is called as k samples finish. Raises InputError when a prompt is empty, or
+        when it and its completion cannot fit the model's positions.
         """
         longest = max(map(len, prompts), default=0)
-        if not all(prompts):
-            raise InputError("an empty prompt cannot be continued: it needs at least one token")
-        if longest + max_new_tokens > self.model.config.max_position_embeddings:
-            raise InputError(
-                f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's "
-                f"{self.model.config.max_position_embeddings} positions: shorten the prompt or lower --max-new-tokens"
-            )
+        self._refuse_what_cannot_fit(prompts, longest, max_new_tokens)
         self._allocate(longest + max_new_tokens, max_new_tokens)
-        seeds = seeds or [[seed, i] for i in range(len(prompts))]
-        order = sorted(
-            range(len(prompts)), key=lambda i: -len(prompts[i])
-        )  # neighbours in length share a prefill bucket
-        waiting = [
-            (i, range(j, min(j + self.slots, n))) for i in order for j in range(0, n, self.slots)
-        ]
-        results: list[list] = [[None] * n for _ in prompts]
-        owner: list = [None] * self.slots  # (prompt, sample) of each slot
-        heat = torch.tensor(float(temperature), device=self.model.device)
         self.done.fill_(True)
-        reach = (
-            [0] * self.slots
-        )  # host-side bound on each slot's position: no device read needed to know how much cache is live
-        while waiting or any(owner):
+        self.limit.fill_(max_new_tokens)
+        heat = torch.tensor(float(temperature), device=self.model.device)
+        seeds = seeds or [[seed, i] for i in range(len(prompts))]
+
+        waiting = self._queue(prompts, n)
+        results: list[list] = [[None] * n for _ in prompts]
+        busy: list[Slot] = []
+        while waiting or busy:
+            # New prompts, if there is room for enough of them, and the first token of each sample.
             clock = time.time()
-            free = [s for s in range(self.slots) if owner[s] is None]
-            if len(free) >= min(
-                self.slots, self.PREFILL_ROWS
-            ):  # a prefill computes PREFILL_ROWS rows however few are new
-                self._fill(waiting, free, prompts, owner, reach, seeds, heat, max_new_tokens)
+            admitted = self._admit(waiting, busy, prompts)
+            if admitted:
+                logits = self._prefill(admitted, prompts)
+                self._set_streams(admitted, seeds, max_new_tokens)
+                self._first_tokens(admitted, logits, heat)
+                busy += admitted
             self.seconds["prefill"] += time.time() - clock
+
+            # Some steps for all rows without a look at the device, then the samples that are done.
             clock = time.time()
             for _ in range(self.CHECK):
-                live = max((reach[s] + 1 for s in range(self.slots) if owner[s]), default=1)
+                live = 1 + max(slot.reach for slot in busy)
                 self.step(heat, min(cache_bucket(live), self.capacity))
-                reach = [r + 1 for r in reach]
-            finished = 0
-            done, count, ids, logps = (
-                self.done.tolist(),
-                self.count.tolist(),
-                self.out_ids.tolist(),
-                self.out_logps.tolist(),
-            )
-            for s in range(self.slots):
-                if owner[s] and done[s]:
-                    i, j = owner[s]
-                    row = ids[s][: count[s]]
-                    results[i][j] = Sample(
-                        row, logps[s][: count[s]], row[-1] not in self.eos.tolist()
-                    )
-                    owner[s], finished = None, finished + 1
+                for slot in busy:
+                    slot.reach += 1
+            unfinished = self._harvest(busy, results)
             self.seconds["decode"] += time.time() - clock
-            if progress and finished:
-                progress(finished)
+
+            if progress and len(unfinished) < len(busy):
+                progress(len(busy) - len(unfinished))
+            busy = unfinished
         return results
 
-    def _fill(
-        self,
-        waiting: list,
-        free: list[int],
-        prompts,
-        owner,
-        reach,
-        seeds,
-        heat,
-        max_new_tokens: int,
-    ) -> None:
-        """Move waiting prompts into free slots: prefill each once, copy its cache to the slots of its samples, draw the first tokens."""
+    # ------------------------------------------------------------------ which prompts, which slots
+
+    def _refuse_what_cannot_fit(self, prompts: list, longest: int, max_new_tokens: int) -> None:
+        if not all(prompts):
+            raise InputError("an empty prompt cannot be continued: it needs at least one token")
+        positions = self.model.config.max_position_embeddings
+        if longest + max_new_tokens > positions:
+            raise InputError(
+                f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's "
+                f"{positions} positions: shorten the prompt or lower --max-new-tokens"
+            )
+
+    def _queue(self, prompts: list[list[int]], n: int) -> deque[tuple[int, range]]:
+        """What is to be sampled: (prompt, sample numbers), at most B samples in one entry.
+
+        Longest prompts first: neighbours in length share a prefill.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        queue = deque()
+        for prompt in order:
+            for start in range(0, n, self.slots):
+                queue.append((prompt, range(start, min(start + self.slots, n))))
+        return queue
+
+    def _admit(self, waiting: deque, busy: list[Slot], prompts: list[list[int]]) -> list[Slot]:
+        """Take from the queue what fits into free slots. Host only: nothing is computed yet."""
+        taken = {slot.row for slot in busy}
+        free = [row for row in range(self.slots) if row not in taken]
+
+        # A prefill costs the same however few prompts are new: wait for enough free slots.
+        if len(free) < min(self.slots, self.PREFILL_ROWS):
+            return []
+
         admitted = []
         while waiting and len(waiting[0][1]) <= len(free):
-            i, samples = waiting.pop(0)
-            admitted.append((i, [(free.pop(), j) for j in samples]))
+            prompt, samples = waiting.popleft()
+            for sample in samples:
+                admitted.append(Slot(free.pop(), prompt, sample, reach=len(prompts[prompt])))
+        return admitted
+
+    def _prefill_groups(self, admitted: list[Slot], prompts: list) -> list[list[Slot]]:
+        """Slots that are prefilled together: of one padded length, PREFILL_ROWS prompts at most.
+
+        A prompt's padded length depends on itself alone, not on what else is admitted.
+        """
+        groups: list[list[Slot]] = []
+        length, members = 0, set()
+        for slot in admitted:
+            padded = round_up(len(prompts[slot.prompt]), self.BUCKET)
+            is_full = slot.prompt not in members and len(members) == self.PREFILL_ROWS
+            if padded != length or is_full:
+                groups.append([])
+                length, members = padded, set()
+            groups[-1].append(slot)
+            members.add(slot.prompt)
+        return groups
+
+    # ------------------------------------------------------------------------- work on the device
+
+    def _prefill(self, admitted: list[Slot], prompts: list[list[int]]) -> Tensor:
+        """Fill the admitted slots' caches -> logits (B,V) fp32 of what follows each slot's prompt.
+
+        Rows of other slots are zero. (B,V) whoever is new, so that `sample_step` is one graph.
+        """
+        logits = torch.zeros(self.slots, len(self.net.head_weight), device=self.model.device)
+        for group in self._prefill_groups(admitted, prompts):
+            self._prefill_group(group, prompts, logits)
+        return logits
+
+    def _prefill_group(self, group: list[Slot], prompts: list, logits: Tensor) -> None:
+        """Read the group's prompts once each; copy keys, values and logits to their slots' rows."""
         device = self.model.device
-        first = torch.zeros(self.slots, len(self.net.head_weight), device=device)
-        new = torch.zeros(self.slots, dtype=torch.bool, device=device)
-        while admitted:
-            # one prompt's padded length depends on itself alone: part of "a result does not depend on what else is in the batch"
-            length = round_up(len(prompts[admitted[0][0]]), self.BUCKET)
-            group = [admitted.pop(0)]
-            while (
-                admitted
-                and len(group) < self.PREFILL_ROWS
-                and round_up(len(prompts[admitted[0][0]]), self.BUCKET) == length
-            ):
-                group.append(admitted.pop(0))
-            tokens = torch.zeros(self.PREFILL_ROWS, length, dtype=torch.long)
-            for row, (i, _) in enumerate(group):
-                tokens[row, : len(prompts[i])] = torch.tensor(prompts[i])
-            ends = torch.tensor([len(prompts[i]) - 1 for i, _ in group], device=device)
-            hidden, k, v = self.net.forward(tokens.to(device), return_kv=True)
-            rows = torch.arange(len(group), device=device)
-            logits = F.linear(hidden[rows, ends], self.net.head_weight.to(hidden.dtype)).float()
-            source = torch.tensor(
-                [row for row, (_, places) in enumerate(group) for _ in places], device=device
-            )
-            slots = torch.tensor([s for _, places in group for s, _ in places], device=device)
-            for caches, states in ((self.keys, k), (self.values, v)):
-                for cache, state in zip(caches, states):
-                    cache[slots, :, :length] = state[source]
-            first[slots], new[slots] = logits[source], True
-            self.positions[slots] = ends[source] + 1
-            uniform = np.stack(
-                [
-                    np.random.default_rng([*np.atleast_1d(seeds[i]).tolist(), j]).random(
-                        max_new_tokens, dtype=np.float32
-                    )
-                    for i, places in group
-                    for _, j in places
-                ]
-            )
-            self.uniform[slots, :max_new_tokens] = torch.from_numpy(uniform).to(device)
-            for i, places in group:
-                for s, j in places:
-                    owner[s], reach[s] = (i, j), len(prompts[i])
-        if new.any():
-            # the new slots draw their first token from the prompt's last hidden state; the others must not move
-            busy, tokens, others = self.done.clone(), self.tokens.clone(), ~new
-            self.done.copy_(others)
-            self.count.masked_fill_(new, 0)
-            self.limit.masked_fill_(new, max_new_tokens)
-            self._advance(first, heat)
-            self.done.copy_(torch.where(new, self.done, busy))
-            self.tokens.copy_(torch.where(new, self.tokens, tokens))
+        members = list(dict.fromkeys(slot.prompt for slot in group))
+        length = round_up(len(prompts[members[0]]), self.BUCKET)
+
+        # One line a prompt, always as many lines: one shape for each padded length.
+        tokens = torch.zeros(self.PREFILL_ROWS, length, dtype=torch.long)
+        for line, prompt in enumerate(members):
+            tokens[line, : len(prompts[prompt])] = torch.tensor(prompts[prompt])
+
+        # .forward, because a call goes through the graph of a model compiled for training.
+        hidden, keys, values = self.net.forward(tokens.to(device), return_kv=True)
+
+        # The state of a prompt's last token predicts what follows.
+        ends = torch.tensor([len(prompts[prompt]) - 1 for prompt in members], device=device)
+        last = hidden[torch.arange(len(members), device=device), ends]
+        following = F.linear(last, self.net.head_weight.to(last.dtype)).float()
+
+        # Every sample of a prompt gets a copy of its line.
+        rows = torch.tensor([slot.row for slot in group], device=device)
+        source = torch.tensor([members.index(slot.prompt) for slot in group], device=device)
+        for cache, state in zip(self.keys, keys):
+            cache[rows, :, :length] = state[source]
+        for cache, state in zip(self.values, values):
+            cache[rows, :, :length] = state[source]
+        self.positions[rows] = ends[source] + 1
+        logits[rows] = following[source]
+
+    def _set_streams(self, admitted: list[Slot], seeds: list, count: int) -> None:
+        """Give each admitted slot the random numbers of its sample, one for every new token."""
+        uniform = np.empty((len(admitted), count), dtype=np.float32)
+        for line, slot in enumerate(admitted):
+            uniform[line] = uniform_numbers(seeds[slot.prompt], slot.sample, count)
+        rows = torch.tensor([slot.row for slot in admitted], device=self.model.device)
+        self.uniform[rows, :count] = torch.from_numpy(uniform).to(self.model.device)
+
+    def _first_tokens(self, admitted: list[Slot], logits: Tensor, temperature: Tensor) -> None:
+        """Draw each admitted slot's first token and set its row going; no other row is touched.
+
+        logits (B,V) of what follows the prompts.
+        """
+        rows = torch.tensor([slot.row for slot in admitted], device=self.model.device)
+        token, logp = sample_step(logits, self.uniform[:, 0].contiguous(), temperature)
+        token, logp = token[rows], logp[rows]
+        self.out_ids[rows, 0] = token
+        self.out_logps[rows, 0] = logp
+        self.tokens[rows] = token
+        self.count[rows] = 1
+        self.done[rows] = self._ends(token) | (self.limit <= 1)
+
+    def _step(self, temperature: Tensor, live: int) -> None:
+        """Every row: from its last token to the next, which is noted and stepped onto.
+
+        A row that is done goes on drawing; nothing of it is noted, and its cache is its own.
+        """
+        logits = self.net.decode(self.tokens, self.positions, self.keys, self.values, live)
+        at = self.count.clamp(max=self.uniform.shape[1] - 1)[:, None]
+        token, logp = sample_step(logits, self.uniform.gather(1, at).squeeze(1), temperature)
+
+        # Noted where the row is still going; written back as it was where it is done.
+        noted_id = torch.where(self.done, self.out_ids.gather(1, at).squeeze(1), token)
+        noted_logp = torch.where(self.done, self.out_logps.gather(1, at).squeeze(1), logp)
+        self.out_ids.scatter_(1, at, noted_id[:, None])
+        self.out_logps.scatter_(1, at, noted_logp[:, None])
+
+        self.tokens.copy_(token)
+        self.positions.add_(1).clamp_(max=self.capacity - 1)
+        self.count.add_(~self.done)
+        self.done.logical_or_(self._ends(token)).logical_or_(self.count >= self.limit)
+
+    def _ends(self, token: Tensor) -> Tensor:
+        """Which of these tokens end a completion: (rows,) -> (rows,)."""
+        return (token[:, None] == self.eos).any(1)
+
+    def _harvest(self, busy: list[Slot], results: list[list]) -> list[Slot]:
+        """Put finished samples into results -> the slots that go on. Reads finished rows only."""
+        # One small transfer; mostly nobody is done, and nothing else is read.
+        done, count = torch.stack((self.done.long(), self.count)).tolist()
+        finished = [slot for slot in busy if done[slot.row]]
+        if not finished:
+            return busy
+
+        rows = [slot.row for slot in finished]
+        width = max(count[row] for row in rows)
+        ids = read_rows(self.out_ids, rows, width)
+        logps = read_rows(self.out_logps, rows, width)
+        for slot, its_ids, its_logps in zip(finished, ids, logps):
+            length = count[slot.row]
+            truncated = its_ids[length - 1] not in self.eos_ids
+            sample = Sample(its_ids[:length], its_logps[:length], truncated)
+            results[slot.prompt][slot.sample] = sample
+        return [slot for slot in busy if not done[slot.row]]
+
+    # -------------------------------------------------------------------------- weights and memory
+
+    def refresh(self) -> None:
+        """Take over the model's present weights: a copy in the compute dtype, gathered once, or
+        the weights themselves where they are whole and of that dtype already."""
+        master = self.model.lm_head.weight
+        # A whole model in the compute dtype is decoded from as it is.
+        is_usable = master.dtype == self.model.compute_dtype and not isinstance(master, DTensor)
+        if is_usable:
+            self.net = self.model
+            return
+
+        if self.net is None or self.net is self.model:
+            with torch.device("meta"):
+                self.net = Model(self.model.config, self.model.compute_dtype)
+            self.net.to_empty(device=self.model.device).to(self.model.compute_dtype).rebuild()
+        with torch.no_grad():
+            for copy, parameter in zip(self.net.parameters(), self.model.parameters()):
+                copy.copy_(whole(parameter))
+        self.net.live_vocab = self.model.live_vocab
+
+    def release(self) -> None:
+        """Free the copy and the cache until the next `refresh`: the update needs their memory."""
+        self.net = None
+        self.keys = self.values = None
+        self.capacity = 0
+
+    def _allocate(self, length: int, new_tokens: int) -> None:
+        """Cache and state for sequences of `length`; kept between calls and only ever grown.
+
+        Their addresses are fixed, which CUDA graphs need: a step writes into them in place.
+        """
+        if self.capacity:
+            length = max(length, self.capacity)
+            new_tokens = max(new_tokens, self.uniform.shape[1])
+            if length == self.capacity and new_tokens == self.uniform.shape[1]:
+                return
+
+        config, device, B = self.model.config, self.model.device, self.slots
+        self.capacity = S = cache_bucket(length)
+
+        # One tensor a layer: of a stack, a compiled step would copy the whole at every write into
+        # a part (docs/NOTES.md).
+        self.keys, self.values = [], []
+        shape = (B, config.num_key_value_heads, S, config.head_dim)
+        for _ in range(config.num_hidden_layers):
+            self.keys.append(torch.zeros(shape, dtype=self.model.compute_dtype, device=device))
+            self.values.append(torch.zeros(shape, dtype=self.model.compute_dtype, device=device))
+
+        # The row's last token and the position it goes to; tokens noted, and whether that is all.
+        self.tokens = torch.zeros(B, dtype=torch.long, device=device)
+        self.positions = torch.zeros(B, dtype=torch.long, device=device)
+        self.count = torch.zeros(B, dtype=torch.long, device=device)
+        self.done = torch.ones(B, dtype=torch.bool, device=device)
+        self.limit = torch.zeros((), dtype=torch.long, device=device)
+
+        self.uniform = torch.zeros(B, new_tokens, device=device)
+        self.out_ids = torch.zeros(B, new_tokens, dtype=torch.long, device=device)
+        self.out_logps = torch.zeros(B, new_tokens, device=device)
+
+        states = [self.tokens, self.positions, self.count, self.done, self.limit]
+        states += [self.uniform, self.out_ids, self.out_logps]
+        for state in self.keys + self.values + states:
+            torch._dynamo.mark_static_address(state)
