@@ -80,6 +80,7 @@ UNIT = re.compile(
 )
 NAME = re.compile(r"(^|,)\s*[a-zA-Z](?:_\w|_\{\w\})?(?:\([a-z]\))?\s*=(?!=)")
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![,\d])")
+NUMERAL = re.compile(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")  # within a text
 NUMBER = re.compile(r"(-?)(?:(\d+)\s+(?=\d+/))?(\d+\.?\d*|\.\d+)(?:/(-?\d+))?")
 BRACE = re.compile(r"(?P<box>\\boxed|\\fbox)\s*\{|\\boxed (?P<bare>[^\s{}$\\]+)|\\.|[{}]")
 COMMAND = re.compile(r"\\frac|\\sqrt\s*(\[[^]]*\])?|[\^_]")
@@ -94,7 +95,7 @@ def final_answer(text: str) -> str:
         found = list(re.finditer(marker, text))
         if found:
             return text[found[-1].end() :].split("\n", 1)[0].strip()
-    numbers = re.findall(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?(?:/\d+)?", text)
+    numbers = NUMERAL.findall(text)
     if numbers:
         return numbers[-1]
     return text.strip().rsplit("\n", 1)[-1].strip()
