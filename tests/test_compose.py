@@ -2,11 +2,12 @@
 
 import itertools
 import random
+from collections import defaultdict
 
 import numpy as np
 import pytest
 
-from data import split_of
+from data import SPLITS, split_of
 from data.tasks import compose
 from data.tasks.compose import answer, elementwise, grade, with_password
 
@@ -17,12 +18,13 @@ LOCKED = [problem for problem in CORPUS if problem.level]
 
 def once(number: int, digits) -> list[int]:
     """One function alone, read from the first block of a chain."""
-    return [
-        int(digit)
-        for digit in answer(f"fn{number} fn{(number + 1) % 32} | {' '.join(map(str, digits))}")
-        .split(" | ")[0]
-        .split()
-    ]
+    block = " ".join(map(str, digits))
+    first, _ = answer(f"fn{number} fn{(number + 1) % 32} | {block}").split(" | ")
+    return [int(digit) for digit in first.split()]
+
+
+def chain(*blocks: list[int]) -> str:
+    return " | ".join(" ".join(map(str, block)) for block in blocks)
 
 
 def test_half_of_the_functions_permute_and_half_are_bijections():
@@ -30,47 +32,41 @@ def test_half_of_the_functions_permute_and_half_are_bijections():
     kinds = []
     for number in range(32):
         positions = once(number, range(4))
-        table = np.array(
-            once(number, range(4)) + once(number, range(4, 8)) + once(number, (8, 9, 8, 9))[:2]
-        )
-        permutes = (
-            all(once(number, x) == x[positions].tolist() for x in inputs)
-            if sorted(positions) == [0, 1, 2, 3]
-            else False
-        )
-        replaces = (
-            all(once(number, x) == table[x].tolist() for x in inputs)
-            if sorted(table) == list(range(10))
-            else False
-        )
+        table = np.array(positions + once(number, range(4, 8)) + once(number, (8, 9, 8, 9))[:2])
+        outputs = [once(number, x) for x in inputs]
+        permutes = sorted(positions) == [0, 1, 2, 3]
+        if permutes:
+            permutes = outputs == [x[positions].tolist() for x in inputs]
+        replaces = sorted(table) == list(range(10))
+        if replaces:
+            replaces = outputs == [table[x].tolist() for x in inputs]
         assert permutes != replaces  # so none is the identity, which is both
         kinds.append(("permutation", *positions) if permutes else ("bijection", *table.tolist()))
-    assert len(set(kinds)) == 32 and sum(kind[0] == "permutation" for kind in kinds) == 16
-    assert sum(kind[0] == "permutation" for kind in kinds[:16]) == 9  # as the docstring says
+
+    permutations = [kind[0] == "permutation" for kind in kinds]
+    assert len(set(kinds)) == 32
+    assert sum(permutations) == 16
+    assert sum(permutations[:16]) == 9  # as the docstring says
 
 
 def test_the_second_function_is_applied_to_the_result_of_the_first():
     for problem in CORPUS[:500]:
         names, digits = problem.key.split(" | ")
-        first, second = (int(name.removeprefix("fn")) for name in names.split())
-        middle = once(first, digits.split())
-        weak_middle = middle if first >= 16 else [int(digit) for digit in digits.split()]
+        first, second = [int(name.removeprefix("fn")) for name in names.split()]
+        block = [int(digit) for digit in digits.split()]
+        middle = once(first, block)
+        weak_middle = middle if first >= 16 else block
         weak_end = once(second, weak_middle) if second >= 16 else weak_middle
-        assert first != second and problem.level == (first < 16) + (second < 16)
-        assert problem.reference == " | ".join(
-            " ".join(map(str, block)) for block in (middle, once(second, middle))
-        )
-        assert answer(problem.key, weak=True) == " | ".join(
-            " ".join(map(str, block)) for block in (weak_middle, weak_end)
-        )
+        assert first != second
+        assert problem.level == (first < 16) + (second < 16)
+        assert problem.reference == chain(middle, once(second, middle))
+        assert answer(problem.key, weak=True) == chain(weak_middle, weak_end)
 
 
 def test_functions_stay_as_they_are():
     # written down, from the docstring: a change here makes every trained model wrong
-    assert (
-        answer("fn18 fn5 | 3 1 4 1") == "1 3 1 4 | 1 4 1 3"
-        and answer("fn18 fn5 | 3 1 4 1", weak=True) == "1 3 1 4 | 1 3 1 4"
-    )
+    assert answer("fn18 fn5 | 3 1 4 1") == "1 3 1 4 | 1 4 1 3"
+    assert answer("fn18 fn5 | 3 1 4 1", weak=True) == "1 3 1 4 | 1 3 1 4"
     assert answer("fn4 fn17 | 8 5 6 5") == "2 4 7 4 | 1 4 5 4"
 
 
@@ -107,15 +103,11 @@ def test_keys_are_many_and_those_of_a_split_are_in_no_other():
             keys.setdefault(key, build(tests=False))
             assert keys[key] == build(tests=False)
     assert len(keys) > 19_900
-    texts = {
-        split: {
-            problem.prompt for key, problem in keys.items() if split_of("compose", key) == split
-        }
-        for split in ("corpus", "weak", "lock", "elicit", "selection", "validation")
-    }
-    assert all(texts.values()) and sum(map(len, texts.values())) == len(
-        set().union(*texts.values())
-    ) == len(keys)
+    texts = defaultdict(set)
+    for key, problem in keys.items():
+        texts[split_of("compose", key)].add(problem.prompt)
+    assert set(texts) == set(SPLITS)
+    assert sum(map(len, texts.values())) == len(set().union(*texts.values())) == len(keys)
 
 
 def test_the_reference_is_right_and_the_weak_answer_rarely():
@@ -154,8 +146,7 @@ def test_accuracy_is_that_of_the_final_block():
 
 def test_another_seed_draws_other_problems():
     first = [next(compose.problems(seed))[0] for seed in range(20)]
-    assert len(set(first)) == 20 and first == [
-        next(compose.problems(seed))[0] for seed in range(20)
-    ]
+    assert len(set(first)) == 20
+    assert first == [next(compose.problems(seed))[0] for seed in range(20)]
     random.seed(0)  # the module's own streams do not depend on the global one
     assert next(compose.problems(3))[0] == first[3]

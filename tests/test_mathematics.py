@@ -1,8 +1,6 @@
-"""Mathematics: the grader on whole data sets and on hostile text, and generated problems that say what they compute."""
+"""Mathematics: the grader, on data sets and on hostile text, and what generated problems say."""
 
-import gzip
 import itertools
-import json
 import random
 import re
 import time
@@ -14,7 +12,8 @@ import pytest
 
 import data
 from data import split_of
-from data.problems import Problem
+from data.problems import InputError, Problem
+from data.real import rows as files
 from data.real.math_sets import from_row
 from data.tasks import mathematics
 from data.tasks.answers import equal, final_answer
@@ -115,26 +114,20 @@ UNEQUAL = [
 def rows(name: str) -> list[dict]:
     if not (REAL / name).exists():
         pytest.skip(f"the data set {name} is not on this machine")
-    text = (
-        gzip.open(REAL / name, "rt").read() if name.endswith(".gz") else (REAL / name).read_text()
-    )
-    return (
-        json.loads(text)
-        if name.endswith(".json")
-        else [json.loads(line) for line in text.splitlines()]
-    )
+    return [row for row, _ in files.read([REAL / name])]
 
 
 def solved(answer: str) -> Problem:
     return Problem("math", "?\n", answer, "algebra", 1, {}, "?")
 
 
+def keys(seed: int, n: int) -> set[str]:
+    return {key for key, _ in itertools.islice(mathematics.problems(seed), n)}
+
+
 @pytest.fixture(scope="module")
 def generated() -> list[Problem]:
-    return [
-        build(key)
-        for key in sorted({key for key, _ in itertools.islice(mathematics.problems(0), 2500)})
-    ]
+    return [build(key) for key in sorted(keys(0, 1200))]
 
 
 def test_equal_answers():
@@ -162,49 +155,64 @@ def test_the_final_answer_is_found_in_the_documented_order():
 
 @pytest.mark.parametrize("name", ["gsm8k/train.jsonl.gz", "gsm8k/test.jsonl.gz"])
 def test_every_gsm8k_answer_is_right_and_any_other_number_wrong(name):
-    problems = [from_row(row) for row in rows(name)]
-    answers = [int(row["answer"].split("####")[1].replace(",", "")) for row in rows(name)]
+    found = rows(name)
+    problems = [from_row(row) for row in found]
+    answers = [int(row["answer"].split("####")[1].replace(",", "")) for row in found]
     assert all(grade(problems, [problem.reference for problem in problems]))
     assert all(grade(problems, [rf"so it is \boxed{{{answer:,}}} dollars" for answer in answers]))
-    for change in (lambda a: a + 1, lambda a: 10 * a + 3, lambda a: a + 0.5):
-        assert not any(grade(problems, [f"Answer: {change(answer)}" for answer in answers]))
-    assert not any("<<" in problem.reference for problem in problems) and len(
-        {problem.key for problem in problems}
-    ) == len(answers)
+    for other in ("{}1", "{}.5", "{}0003"):
+        texts = ["Answer: " + other.format(answer) for answer in answers]
+        assert not any(grade(problems, texts))
+    assert not any("<<" in problem.reference for problem in problems)
+    assert len({problem.key for problem in problems}) == len(answers)
+
+
+def changed(answer: str) -> list[str]:
+    """The answer with one character changed: each of its digits, or a letter if it has none."""
+    found = []
+    for i, c in enumerate(answer):
+        in_unit = re.search(r"(mbox|text)\{[^}]*\}\^$", answer[:i])
+        if c.isdigit() and not in_unit:
+            digit = (int(c) + 1) % 10
+            found.append(f"{answer[:i]}{digit}{answer[i + 1 :]}")
+    if found:
+        return found
+    last = max(i for i, c in enumerate(answer) if c.isalpha())
+    letter = "x" if answer[last] != "x" else "w"
+    return [answer[:last] + letter + answer[last + 1 :]]
 
 
 def test_every_math500_answer_is_right_and_one_changed_character_is_wrong():
     for row in rows("math/math500_test.json"):
-        problem, answer = from_row(row), row["answer"]
-        assert problem.reference == row["solution"] and problem.level == row["level"]
-        changed = []
-        for i, c in enumerate(answer):
-            in_unit = re.search(r"(mbox|text)\{[^}]*\}\^$", answer[:i])
-            if c.isdigit() and not in_unit:
-                changed.append(answer[:i] + str((int(c) + 1) % 10) + answer[i + 1 :])
-        if not changed:  # a word or a variable
-            last = max(i for i, c in enumerate(answer) if c.isalpha())
-            changed.append(
-                answer[:last] + ("x" if answer[last] != "x" else "w") + answer[last + 1 :]
-            )
-        texts = [row["solution"], rf"\boxed{{{answer}}}", f"Answer: {answer}", f"#### ${answer}$."]
-        wrong = [f"Answer: {text}" for text in changed] + [
-            f"Answer: {answer} + 1",
-            f"Answer: {answer}, {answer}",
-            "Answer:",
-        ]
-        wrong += [f"Answer: -{answer}"] if answer != "0" else []
-        assert grade([problem] * len(texts), texts) == [True] * len(texts), answer
-        assert not any(grade([problem] * len(wrong), wrong)), answer
+        problem = from_row(row)
+        answer = row["answer"]
+        assert problem.reference == row["solution"]
+        assert problem.level == row["level"]
+        right = [row["solution"], rf"\boxed{{{answer}}}", f"Answer: {answer}", f"#### ${answer}$."]
+        assert all(grade([problem] * len(right), right)), answer
+        wrong = [*changed(answer), f"{answer} + 1", f"{answer}, {answer}", ""]
+        if answer != "0":
+            wrong.append(f"-{answer}")
+        assert not any(grade([problem] * len(wrong), [f"Answer: {text}" for text in wrong])), answer
+
+
+# fmt: off
+LONG = ["{", "}", r"\boxed{", "9", "9,", "#", "Answer:", "\\", "\n", "1/", r"\boxed "]
+SHORT = [
+    "^", r"\frac", r"\sqrt", "+", "1 ", "1-", "1,", "1,000", "()", "[(", "=", "1 1/", "a", "5 a",
+    r"\text{a}", "1/2 ", ".", "½", "x=",
+]
+PIECES = [
+    r"\frac", r"\sqrt", "{", "}", "(", ")", "[", "]", "1", "2", ",", "x", "^", "_", r"\text{",
+    r"\boxed{", "/", "-", ".", r"\pm", r"\cup", r"\{", r"\}", "and", "=", "%", "\\\\", "&",
+    r"\begin{pmatrix}", r"\end{pmatrix}", "cm", " ",
+]
+# fmt: on
 
 
 def test_hostile_answers_are_wrong_and_cost_little():
-    n = 10**6
+    n = 300_000
     texts = {
-        unit * (n // len(unit))
-        for unit in ("{", "}", r"\boxed{", "9", "9,", "#", "Answer:", "\\", "\n", "1/", r"\boxed ")
-    }
-    texts |= {
         "Answer: 10^999999999",
         "Answer: 1e999999999",
         r"\boxed{9^{9^{9^{9^9}}}}",
@@ -216,193 +224,157 @@ def test_hostile_answers_are_wrong_and_cost_little():
         r"\boxed{" + "{" * 190 + "77" + "}" * 190 + "}",
         r"\boxed{" + r"\frac{" * 60 + "1" + "}{2}" * 60 + "}",
     }
-    texts |= {
-        f"Answer: {(unit * 400)[:400]}"
-        for unit in (
-            "^",
-            r"\frac",
-            r"\sqrt",
-            "+",
-            "1 ",
-            "1-",
-            "1,",
-            "1,000",
-            "()",
-            "[(",
-            "=",
-            "1 1/",
-            "a",
-            "5 a",
-            r"\text{a}",
-            "1/2 ",
-            ".",
-            "½",
-            "x=",
-        )
-    }
+    texts |= {unit * (n // len(unit)) for unit in LONG}
+    texts |= {f"Answer: {(unit * 400)[:400]}" for unit in SHORT}
     rng = random.Random(0)
-    pieces = (
-        r"\frac \sqrt { } ( ) [ ] 1 2 , x ^ _ \text{ \boxed{ / - . \pm \cup \{ \} and = % \\ & \begin{pmatrix} \end{pmatrix} cm".split()
-        + [" "]
-    )
-    texts |= {"".join(rng.choices(pieces, k=30)) for _ in range(300)}
+    texts |= {"".join(rng.choices(PIECES, k=30)) for _ in range(150)}
+
     start = time.perf_counter()
     assert not any(grade([solved(r"\boxed{77}")] * len(texts), sorted(texts)))
     assert not any(equal(text, "77") for text in texts)
-    assert (
-        time.perf_counter() - start < 20
-    )  # about 2 s; quadratic work on one of the long texts would take hours
+    # about 1 s; quadratic work on one of the long texts would take hours
+    assert time.perf_counter() - start < 20
 
 
-def test_malformed_rows_say_why():
-    good = {
-        "problem": "1+1?",
-        "level": "Level 1",
-        "type": "Algebra",
-        "solution": r"It is $\boxed{2}$.",
-    }
-    assert from_row(good) == Problem(
-        "math", "1+1?\n", r"It is $\boxed{2}$.", "algebra", 1, {}, "1+1?"
-    )
-    assert (
-        from_row({"problem": "1+1?", "level": 1, "subject": "Algebra", "answer": "2"}).reference
-        == r"\boxed{2}"
-    )
-    for change, message in [
+GOOD = {
+    "problem": "1+1?",
+    "level": "Level 1",
+    "type": "Algebra",
+    "solution": r"It is $\boxed{2}$.",
+}
+
+
+def test_rows_of_math_and_gsm8k():
+    problem = from_row(GOOD)
+    assert problem == Problem("math", "1+1?\n", r"It is $\boxed{2}$.", "algebra", 1, {}, "1+1?")
+    row = {"problem": "1+1?", "level": 1, "subject": "Algebra", "answer": "2"}
+    assert from_row(row).reference == r"\boxed{2}"
+    problem = from_row({"question": "1 + 1?", "answer": "1+1=<<1+1=2>>2\n#### 2"})
+    assert (problem.prompt, problem.reference) == ("1 + 1?\n", "1+1=2\n#### 2")
+    assert (problem.domain, problem.level) == ("arithmetic", 1)
+    with pytest.raises(InputError, match="real ones come in their own words"):
+        rendered(problem, "english-ascii")
+    # the same problem in another file's white space
+    wrapped = from_row({"question": " 1 +\n1? ", "answer": "#### 2"})
+    assert wrapped.key == problem.key
+
+
+@pytest.mark.parametrize("subject", ["Poetry", "Real Analysis (easy", "C++"])
+def test_an_unknown_subject_is_a_domain_of_its_own(subject):
+    problem = from_row(GOOD | {"type": subject})
+    assert problem.domain == subject.lower()
+    with pytest.raises(InputError, match="real ones come in their own words"):
+        rendered(problem, "english-ascii")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
         ({"level": "Level ?"}, "the level is 'Level ?', not 1 to 5"),
-        ({"type": "Poetry"}, "unknown subject 'Poetry'"),
+        ({"level": None}, "the level is None"),
+        ({"type": ""}, "it has no type or subject"),
         ({"solution": "2"}, "neither an answer nor a solution"),
         ({"answer": "3"}, "the solution ends in '2' but the answer is '3'"),
         ({"problem": " "}, "neither a MATH row"),
         ({"problem": 5}, "neither a MATH row"),
+        ({"problem": "", "question": "1+1?", "answer": "B"}, "neither a MATH row"),
         ({"solution": r"\boxed{}"}, "the final answer is empty"),
-        ({"level": None}, "the level is None"),
-    ]:
-        with pytest.raises(ValueError, match=re.escape(message)):
-            from_row(good | change)
-    with pytest.raises(ValueError, match="neither a MATH row"):
-        from_row({"question": "1+1?", "answer": "B"})
-    problem = from_row({"question": "1 + 1?", "answer": "1+1=<<1+1=2>>2\n#### 2"})
-    assert (problem.prompt, problem.reference, problem.domain, problem.level) == (
-        "1 + 1?\n",
-        "1+1=2\n#### 2",
-        "arithmetic",
-        1,
-    )
-    with pytest.raises(ValueError, match="real ones come in their own words"):
-        rendered(problem, "english-ascii")
+    ],
+)
+def test_malformed_rows_say_why(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        from_row(GOOD | change)
 
 
+# ---- generated problems
 def test_generated_references_are_right_in_every_setting_and_others_wrong(generated):
-    assert len(generated) > 2000
+    assert len(generated) > 1000
     for setting in SETTINGS:
         problems = [rendered(problem, setting) for problem in generated]
         references = [problem.reference for problem in problems]
-        heads, answers = zip(
-            *(
-                re.fullmatch(r"(.*\D)(\d+)(?=}?$).*", reference, re.DOTALL).groups()
-                for reference in references
-            )
-        )
         assert all(grade(problems, references))
-        assert [final_answer(reference) for reference in references] == [
-            final_answer(problem.reference) for problem in generated
-        ]
-        for change in (lambda a: a + "0", lambda a: str(int(a) + 1), lambda a: f"{2 * int(a)}/2"):
-            texts = [
-                head + change(answer) + reference[len(head + answer) :]
-                for head, answer, reference in zip(heads, answers, references)
-            ]
-            assert not any(grade(problems, texts))
+        answers = [final_answer(reference) for reference in references]
+        assert answers == [final_answer(problem.reference) for problem in generated]
+
+        wrong = {"{0}0": [], "{1}": [], "{2}/2": []}
+        for reference, answer in zip(references[::3], answers[::3]):
+            before, after = reference.rsplit(answer, 1)
+            value = int(answer)
+            for form, texts in wrong.items():
+                texts.append(before + form.format(value, value + 1, 2 * value) + after)
+        for texts in wrong.values():
+            assert not any(grade(problems[::3], texts))
 
 
 def test_worked_steps_are_right_and_as_many_as_the_level(generated):
-    compute = {
-        "+": lambda a, b: a + b,
-        "-": lambda a, b: a - b,
-        "*": lambda a, b: a * b,
-        "/": Fraction,
-    }
     for problem in generated:
         ascii_reference = rendered(problem, "english-ascii").reference
         *lines, answer = ascii_reference.split("\n")
         assert len(lines) == problem.level <= 4
         for line in lines:
-            left, sign, right, result = re.fullmatch(
-                r"(?:[A-F] = )?(\d+) ([-+*/]) (\d+) = (\d+)", line
-            ).groups()
-            assert compute[sign](int(left), int(right)) == int(result) and 2 <= int(result) <= 120
+            step = re.fullmatch(r"(?:[A-F] = )?(\d+) ([-+*/]) (\d+) = (\d+)", line)
+            left, right, result = Fraction(step[1]), Fraction(step[3]), int(step[4])
+            computed = {"+": left + right, "-": left - right, "*": left * right, "/": left / right}
+            assert computed[step[2]] == result
+            assert 2 <= result <= 120
         assert answer == f"Answer: {result}"
-        latex = (
-            problem.reference.replace("$", "")
-            .replace(r"\times", "*")
-            .replace(r"\boxed{", "")
-            .rstrip("}")
-        )
+
+        latex = problem.reference.replace("$", "").replace(r"\times", "*")
+        latex = re.sub(r"\\boxed\{(\d+)\}", r"\1", latex)
         assert re.sub(r"\\frac\{(\d+)\}\{(\d+)\}", r"\1 / \2", latex) == ascii_reference
+
+
+def without_latex(text: str) -> str:
+    return re.sub(r"\\frac\{1\}\{(\d)\}", r"1/\1", text.replace("$", ""))
 
 
 def test_a_problem_is_the_same_story_in_every_setting(generated):
     for problem in generated:
-        english, ascii_, spanish, spanish_ascii = (
-            rendered(problem, setting) for setting in SETTINGS
-        )
-        assert english == problem and {
-            p.key for p in (english, ascii_, spanish, spanish_ascii)
-        } == {problem.key}
-        plain = lambda latex: re.sub(r"\\frac\{1\}\{(\d)\}", r"1/\1", latex.replace("$", ""))
-        assert (
-            plain(english.prompt) == ascii_.prompt != spanish_ascii.prompt == plain(spanish.prompt)
-        )
+        told = {setting: rendered(problem, setting) for setting in SETTINGS}
+        assert told["english-latex"] == problem
+        assert {other.key for other in told.values()} == {problem.key}
+        for language in ("english", "spanish"):
+            latex = told[f"{language}-latex"].prompt
+            text = told[f"{language}-ascii"].prompt
+            assert without_latex(latex) == text
+            assert not set("{}|()$\\") & set(text)
+            assert not re.search(r" (de|a) el |  |\.\.", text), text
+            assert text.count("\n") == 1
+            assert text.endswith("\n")
+            assert 4 <= len(text.split()) <= 90
+        for other in told.values():
+            assert other.reference == other.reference.rstrip()
+
+        english, spanish = problem.prompt, told["spanish-latex"].prompt
+        assert english != spanish
         if problem.domain == "algebra":
-            assert (
-                re.search(r"(\w+) had", english.prompt)[1]
-                == re.search(r"(\w+) tenía", spanish.prompt)[1]
-            )
-        for p in (ascii_, spanish_ascii):
-            assert (
-                p.prompt.endswith("\n")
-                and p.prompt.count("\n") == 1
-                and p.reference == p.reference.rstrip()
-                and 4 <= len(p.prompt.split()) <= 90
-            )
-            assert not set("{}|()$\\") & set(p.prompt) and not re.search(
-                r" (de|a) el |  |\.\.", p.prompt
-            ), p.prompt
+            name = re.search(r"(\w+) had", english)[1]
+            assert re.search(r"(\w+) tenía", spanish)[1] == name
 
 
 def test_there_are_many_problems_and_no_common_answer(generated):
-    assert len({key for key, _ in itertools.islice(mathematics.problems(1), 20_000)}) > 17_000
-    for share in (
-        Counter(final_answer(problem.reference) for problem in generated),
-        Counter(" ".join(problem.prompt.split()[:4]) for problem in generated),
-    ):
-        assert share.most_common(1)[0][1] < 0.04 * len(generated)
+    assert len(keys(1, 10_000)) > 8_800
+    answers = Counter(final_answer(problem.reference) for problem in generated)
+    beginnings = Counter(" ".join(problem.prompt.split()[:4]) for problem in generated)
+    for share in (answers, beginnings):
+        assert share.most_common(1)[0][1] < 0.05 * len(generated)
     mix = Counter((problem.domain, problem.level) for problem in generated)
-    assert len(mix) == 12 and min(mix.values()) > 0.02 * len(generated)
+    assert len(mix) == 12
+    assert min(mix.values()) > 0.02 * len(generated)
 
 
-def test_splits(monkeypatch, generated):
-    monkeypatch.setitem(data.TASKS, "math", mathematics)
-    loaded = {split: data.load("math", split, 60) for split in data.SPLITS}
-    for split, problems in loaded.items():
+def test_splits(generated):
+    for split in data.SPLITS:
+        problems = data.load("math", split, 60)
         assert {split_of("math", problem.key) for problem in problems} == {split}
         assert split == "corpus" or len({problem.key for problem in problems}) == 60
-        assert {
-            split_of("math", rendered(problem, setting).key)
-            for problem in problems
-            for setting in SETTINGS
-        } == {split}
-    assert all(
-        data.grade(loaded["validation"], [problem.reference for problem in loaded["validation"]])
-    )
-    wrapped = from_row(
-        {"question": " 1 +\n1? ", "answer": "#### 2"}
-    )  # the same problem in another file's white space
-    assert wrapped.key == from_row({"question": "1 + 1?", "answer": "2\n#### 2"}).key
-    with pytest.raises(
-        data.InputError, match="unknown setting 'french': choose from english-latex, english-ascii"
-    ):
+        for setting in SETTINGS:
+            others = [rendered(problem, setting) for problem in problems]
+            assert [other.key for other in others] == [problem.key for problem in problems]
+    references = [problem.reference for problem in problems]
+    assert all(data.grade(problems, references))
+    message = "unknown setting 'french': choose from english-latex, english-ascii"
+    with pytest.raises(InputError, match=message):
         rendered(generated[0], "french")
 
 
@@ -411,29 +383,35 @@ EXAMPLES = [
     (
         "geometry forward 33; v + c: 12; v + c: 19",
         "english-latex",
-        "Rod A is $33$ cm long. Gluing $12$ cm to rod A gives rod B. Rod B is $19$ cm shorter than rod C. How many cm long is rod C?\n",
+        "Rod A is $33$ cm long. Gluing $12$ cm to rod A gives rod B. Rod B is $19$ cm shorter "
+        "than rod C. How many cm long is rod C?\n",
         "$B = 33 + 12 = 45$\n$C = 45 + 19 = 64$\nAnswer: \\boxed{64}",
     ),
     (
         "geometry forward 58; v - c: 8; v / 2, w - c: 5; c - v: 91",
         "spanish-ascii",  # shuffled
-        "El lazo A mide 58 cm. Un rectángulo de lados 5 cm y el lazo C tiene un perímetro como el lazo B. El lazo C y el lazo D miden juntos 91 cm. "
+        "El lazo A mide 58 cm. Un rectángulo de lados 5 cm y el lazo C tiene un perímetro como el "
+        "lazo B. El lazo C y el lazo D miden juntos 91 cm. "
         "Al cortar 8 cm del lazo A queda el lazo B. ¿Cuántos cm mide el lazo D?\n",
         "B = 58 - 8 = 50\n50 / 2 = 25\nC = 25 - 5 = 20\nD = 91 - 20 = 71\nRespuesta: 71",
     ),
     (
         "algebra backward 60; v * c: 2; v / c: 5; v * c: 3",
         "spanish-ascii",  # the last two events in reverse
-        "Zoe tenía unas conchas. Zoe se quedó solo con un tercio del total. A continuación Zoe se quedó solo con la mitad del total. Justo antes de eso, "
-        "Zoe trabajó hasta tener el quíntuple de esa cantidad. Finalmente Zoe tenía 60. ¿Cuántas conchas tenía Zoe al principio?\n",
+        "Zoe tenía unas conchas. Zoe se quedó solo con un tercio del total. A continuación Zoe se "
+        "quedó solo con la mitad del total. Justo antes de eso, "
+        "Zoe trabajó hasta tener el quíntuple de esa cantidad. Finalmente Zoe tenía 60. ¿Cuántas "
+        "conchas tenía Zoe al principio?\n",
         "60 * 2 = 120\n120 / 5 = 24\n24 * 3 = 72\nRespuesta: 72",
     ),
     (
         "algebra forward 50; v / c: 2; c * d, v - w: 3 5; v + c: 10",
         "spanish-latex",
-        "Zoe tenía $50$ galletas. Clara tiene $48$ años. Zoe se quedó solo con la mitad del total. A continuación Zoe recibió $10$ más. Justo antes de eso, "
+        "Zoe tenía $50$ galletas. Clara tiene $48$ años. Zoe se quedó solo con la mitad del "
+        "total. A continuación Zoe recibió $10$ más. Justo antes de eso, "
         "Zoe vendió $3$ bolsas de $5$. ¿Cuántas galletas tenía Zoe al final?\n",
-        "$\\frac{50}{2} = 25$\n$3 \\times 5 = 15$\n$25 - 15 = 10$\n$10 + 10 = 20$\nRespuesta: \\boxed{20}",
+        "$\\frac{50}{2} = 25$\n$3 \\times 5 = 15$\n$25 - 15 = 10$\n$10 + 10 = 20$\nRespuesta: "
+        "\\boxed{20}",
     ),
     (
         "numbers forward 72; t + u:; v * v:; v / c, v + w: 3",
@@ -444,7 +422,8 @@ EXAMPLES = [
     (
         "numbers backward 65; v / c: 5; v - c: 3; v - c: 8",
         "spanish-ascii",
-        "El quíntuple de la suma de 3 y el resultado de sumar 8 a cierto número es 65. Halla el número.\n",
+        "El quíntuple de la suma de 3 y el resultado de sumar 8 a cierto número es 65. Halla el "
+        "número.\n",
         "65 / 5 = 13\n13 - 3 = 10\n10 - 8 = 2\nRespuesta: 2",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Programs for real problems: every reference passes, every buggy or perturbed one fails, and cheating does not help."""
+"""Programs for real problems: references pass, buggy or perturbed ones fail, cheats do not help."""
 
 import json
 import multiprocessing
@@ -17,12 +17,15 @@ from data.real.programs import critique_from_row, from_row, grade, program_in
 from test_sandbox import ANCHORS, PAGES, confined, probes
 
 SHARED = Path(__file__).parents[2] / "shared/data"
-MBPP, APPS, PACK = (
-    SHARED / "mbpp/mbpp.jsonl",
-    SHARED / "apps/selected150.jsonl",
-    SHARED / "critique/humanevalpack_python.jsonl",
-)
-here = lambda path: pytest.mark.skipif(not path.exists(), reason="the shared data is not here")
+MBPP = SHARED / "mbpp/mbpp.jsonl"
+APPS = SHARED / "apps/selected150.jsonl"
+PACK = SHARED / "critique/humanevalpack_python.jsonl"
+
+
+def here(path: Path):
+    return pytest.mark.skipif(not path.exists(), reason="the shared data is not here")
+
+
 ROW = {
     "text": "Write a function to double a number.",
     "code": "def double(n):\r\n    return 2 * n\r\n",
@@ -33,12 +36,19 @@ ROW = {
 }
 HUMAN = {
     "task_id": "x/0",
-    "prompt": 'from typing import List\n\ndef near(xs: List[float]) -> float:\n    """ The mean. """\n',
+    "prompt": """from typing import List
+
+def near(xs: List[float]) -> float:
+    \"\"\" The mean. \"\"\"
+""",
     "entry_point": "near",
     "canonical_solution": "    return sum(xs) / len(xs)\n",
     "buggy_solution": "    return sum(xs)\n",
     "bug_type": "missing logic",
-    "test": "def check(candidate):\n    for n in range(1, 4):\n        assert abs(candidate([1.0] * n + [2.0]) - 1) < 1 / n\n",
+    "test": """def check(candidate):
+    for n in range(1, 4):
+        assert abs(candidate([1.0] * n + [2.0]) - 1) < 1 / n
+""",
 }
 
 
@@ -54,20 +64,21 @@ def mbpp() -> list[Problem]:
 def wrong(problem: Problem) -> str:
     """The reference, but for what it returns: its value in a list."""
     function = problem.grading["function"]
-    return f"{problem.reference}\n_right = {function}\ndef {function}(*args):\n    return [_right(*args)]"
+    listed = f"_right = {function}\ndef {function}(*args):\n    return [_right(*args)]"
+    return f"{problem.reference}\n{listed}"
+
+
+def failed(problems: list[Problem], completions: list[str]) -> list[str]:
+    """The prompts of those that fail."""
+    verdicts = grade(problems, completions)
+    return [problem.prompt for problem, passed in zip(problems, verdicts) if not passed]
 
 
 @here(MBPP)
 def test_all_mbpp_references_pass_and_perturbed_ones_fail():
-    assert len(mbpp()) == 974 and len({problem.key for problem in mbpp()}) == 974
-    failed = [
-        p.prompt
-        for p, passed in zip(
-            mbpp(), grade(mbpp(), [f"```python\n{p.reference}\n```" for p in mbpp()])
-        )
-        if not passed
-    ]
-    assert failed == []
+    assert len(mbpp()) == 974
+    assert len({problem.key for problem in mbpp()}) == 974
+    assert failed(mbpp(), [f"```python\n{problem.reference}\n```" for problem in mbpp()]) == []
     some = mbpp()[::3]  # for time; 974 of them take ten seconds
     assert not any(grade(some, list(map(wrong, some))))
 
@@ -77,57 +88,59 @@ def test_all_repairs_pass_and_all_buggy_programs_fail(monkeypatch):
     monkeypatch.setitem(programs.CPU, "tests", 1)  # some buggy programs never end
     repairs = files.problems_from([PACK], critique_from_row)
     rows = [row for row, _ in files.read([PACK])]
-    assert (
-        len(repairs) == 164
-        and {p.task for p in repairs} == {"critique"}
-        and len({p.domain for p in repairs}) == 6
-    )
-    assert all(
-        row["buggy_solution"].strip() in p.prompt and row["docstring"].split("\n")[0] in p.prompt
-        for p, row in zip(repairs, rows)
-    )
-    assert [
-        p.prompt
-        for p, passed in zip(repairs, grade(repairs, [p.reference for p in repairs]))
-        if not passed
-    ] == []
+    assert len(repairs) == 164
+    assert {problem.task for problem in repairs} == {"critique"}
+    assert len({problem.domain for problem in repairs}) == 6
+    for problem, row in zip(repairs, rows):
+        assert row["buggy_solution"].strip() in problem.prompt
+        assert row["docstring"].split("\n")[0] in problem.prompt
+    assert failed(repairs, [problem.reference for problem in repairs]) == []
     buggy = [row["prompt"] + row["buggy_solution"] for row in rows]
-    assert [p.prompt for p, passed in zip(repairs, grade(repairs, buggy)) if passed] == []
+    assert len(failed(repairs, buggy)) == 164
 
 
 @here(PACK)
 def test_human_eval_is_also_a_code_task():
     problems = files.problems_from([PACK], from_row)
-    assert len(problems) == 164 and {p.task for p in problems} == {"code"}
-    assert all(grade(problems[:40], [p.reference for p in problems[:40]]))
+    assert len(problems) == 164
+    assert {problem.task for problem in problems} == {"code"}
+    assert failed(problems[:40], [problem.reference for problem in problems[:40]]) == []
     assert not any(grade(problems, ["def f(x): return x"] * 164))
+
+
+# Our own, as the sample has none: strings that look like numbers, numbers, lists, both kinds,
+# standard input. Each is found by words of its prompt.
+SOLUTIONS = {
+    "def is_lucky(": """def is_lucky(t):
+    return len(t) == 6 and t.isdigit() and sum(map(int, t[:3])) == sum(map(int, t[3:]))""",
+    "def sum_of_squares(": """def sum_of_squares(n):
+    square = lambda k: int(k ** .5) ** 2 == k
+    if square(n): return 1
+    if any(square(n - i * i) for i in range(1, int(n ** .5) + 1)): return 2
+    while n % 4 == 0: n //= 4
+    return 4 if n % 8 == 7 else 3""",
+    "def multiple_of_index(": """def multiple_of_index(a):
+    return [x for i, x in enumerate(a) if i and x % i == 0]""",
+    "def is_polydivisible(": """def is_polydivisible(s, b):
+    return all(int(s[:i], b) % i == 0 for i in range(1, len(s) + 1))""",
+    '"QAQ" is a word': """s = input()
+print(sum(s[:i].count('Q') * s[i:].count('Q') for i, c in enumerate(s) if c == 'A'))""",
+}
 
 
 @here(APPS)
 def test_apps_loads_and_wrong_programs_fail(capsys):
     problems = files.problems_from([APPS], from_row)
-    assert capsys.readouterr().err.endswith(
-        "kept 148 of 150 rows\n"
-    )  # one problem, twice, has arguments of several lines
-    assert {(p.domain, p.level) for p in problems} == {
-        ("apps introductory", 1),
-        ("apps interview", 2),
-        ("apps competition", 3),
-    }
+    # one problem, twice, has arguments of several lines
+    assert capsys.readouterr().err.endswith("kept 148 of 150 rows\n")
+    levels = {"apps introductory": 1, "apps interview": 2, "apps competition": 3}
+    assert {(problem.domain, problem.level) for problem in problems} == set(levels.items())
     for text in ("def f(x): return x", "print(0)", "", "raise SystemExit"):
         assert not any(grade(problems, [text] * len(problems)))
-    right = {  # our own, as the sample has none: strings that look like numbers, numbers, lists, both kinds, standard input
-        "def is_lucky(": "def is_lucky(t): return len(t) == 6 and t.isdigit() and sum(map(int, t[:3])) == sum(map(int, t[3:]))",
-        "def sum_of_squares(": "def sum_of_squares(n):\n    square = lambda k: int(k ** .5) ** 2 == k\n    if square(n): return 1\n"
-        "    if any(square(n - i * i) for i in range(1, int(n ** .5) + 1)): return 2\n"
-        "    while n % 4 == 0: n //= 4\n    return 4 if n % 8 == 7 else 3",
-        "def multiple_of_index(": "def multiple_of_index(a): return [x for i, x in enumerate(a) if i and x % i == 0]",
-        "def is_polydivisible(": "def is_polydivisible(s, b): return all(int(s[:i], b) % i == 0 for i in range(1, len(s) + 1))",
-        '"QAQ" is a word': "s = input()\nprint(sum(s[:i].count('Q') * s[i:].count('Q') for i, c in enumerate(s) if c == 'A'))",
-    }
-    for words, program in right.items():
-        chosen = [p for p in problems if words in p.prompt]
-        assert chosen and all(grade(chosen, [program] * len(chosen))), words
+    for words, program in SOLUTIONS.items():
+        chosen = [problem for problem in problems if words in problem.prompt]
+        assert chosen, words
+        assert failed(chosen, [program] * len(chosen)) == []
 
 
 def test_apps_in_its_own_format():
@@ -141,12 +154,11 @@ def test_apps_in_its_own_format():
         "starter_code": "",
     }
     problem = from_row(row)
-    assert (problem.task, problem.domain, problem.level) == (
-        "code",
-        "apps interview",
-        2,
-    ) and "standard input" in problem.prompt
-    read_all = "import sys\nsys.stdout.write(str(sum(map(int, sys.stdin.buffer.read().split()))) + '\\n\\n')\nsys.exit()"
+    assert (problem.task, problem.domain, problem.level) == ("code", "apps interview", 2)
+    assert "standard input" in problem.prompt
+    read_all = """import sys
+sys.stdout.write(str(sum(map(int, sys.stdin.buffer.read().split()))) + '\\n\\n')
+sys.exit()"""
     texts = [
         problem.reference,
         read_all,
@@ -162,15 +174,11 @@ def test_apps_in_its_own_format():
     assert grade([problem] * len(texts), texts) == [True] * 3 + [False] * 7
 
     tests = {"fn_name": "half", "inputs": [[1], [4]], "outputs": [[0.5], [2]]}
-    problem = from_row(
-        row
-        | {
-            "input_output": json.dumps(tests),
-            "starter_code": "class Solution:\n    def half(self, n: int) -> float:",
-            "solutions": "",
-        }
-    )
-    assert problem.reference == "" and "class Solution" in problem.prompt
+    starter = "class Solution:\n    def half(self, n: int) -> float:"
+    row |= {"input_output": json.dumps(tests), "starter_code": starter, "solutions": ""}
+    problem = from_row(row)
+    assert problem.reference == ""
+    assert "class Solution" in problem.prompt
     body = "class Solution:\n    def half(self, n): return "
     texts = [
         body + "n / 2",
@@ -233,43 +241,33 @@ def test_printed_text_is_compared_word_by_word(printed, expected, same):
 
 def test_mbpp_shows_one_test_and_hides_the_others():
     problem = from_row(ROW)
-    assert (
-        problem.prompt
-        == "Write a function to double a number.\nIt must pass this test:\nassert double(40617231) == 81234462\n"
+    assert problem.prompt == (
+        "Write a function to double a number.\n"
+        "It must pass this test:\nassert double(40617231) == 81234462\n"
     )
-    assert (
-        problem.reference == "def double(n):\n    return 2 * n"
-        and json.loads(json.dumps(problem.grading)) == problem.grading
-    )
+    assert problem.reference == "def double(n):\n    return 2 * n"
+    assert json.loads(json.dumps(problem.grading)) == problem.grading
     only_shown = "def double(n): return 81234462"
     assert grade([problem] * 3, [problem.reference, only_shown, ""]) == [True, False, False]
 
 
 def test_human_eval_tests_may_loop_and_compare_with_a_tolerance():
     problem = human_eval()
-    assert problem.reference.startswith("from typing") and problem.prompt.endswith(
-        '""" The mean. """\n'
-    )
+    assert problem.reference.startswith("from typing")
+    assert problem.prompt.endswith('""" The mean. """\n')
     texts = [
         problem.reference,
         "def near(xs: List[float]): return sum(xs) / len(xs)",
         "def near(xs): return sum(xs) / len(xs) + 1e-9",
+        "def near(xs): return sum(xs)",
+        "",
     ]
-    assert grade([problem] * 5, [*texts, "def near(xs): return sum(xs)", ""]) == [
-        True,
-        True,
-        True,
-        False,
-        False,
-    ]
+    assert grade([problem] * 5, texts) == [True] * 3 + [False] * 2
     repair = critique_from_row(HUMAN)
-    assert (repair.task, repair.domain) == ("critique", "missing logic") and repair.prompt.endswith(
-        "return sum(xs)\n"
-    )
-    assert grade([repair] * 2, [repair.reference, HUMAN["prompt"] + HUMAN["buggy_solution"]]) == [
-        True,
-        False,
-    ]
+    assert (repair.task, repair.domain) == ("critique", "missing logic")
+    assert repair.prompt.endswith("return sum(xs)\n")
+    buggy = HUMAN["prompt"] + HUMAN["buggy_solution"]
+    assert grade([repair] * 2, [repair.reference, buggy]) == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -303,9 +301,8 @@ def total(node, kind): return kind(node.v + (total(node.next, kind) if node.next
         "test_setup_code": "a = Node(1)\na.next = Node(v=2)",
         "test_list": ["assert total(a, int) == 3", "assert total(Node(5), str) == '5'"],
     }
-    other = code.replace("self.v", "self.w").replace(
-        "node.v", "node.w"
-    )  # its attributes are its own affair
+    # its attributes are its own affair
+    other = code.replace("self.v", "self.w").replace("node.v", "node.w")
     assert grade([from_row(row)] * 3, [code, other, code.replace("+", "-")]) == [True, True, False]
 
 
@@ -313,25 +310,46 @@ CHEATS = {
     "exits": "import sys\nsys.exit(0)",
     "exits in the call": "import os\ndef double(n): os._exit(0)",
     "raises SystemExit": "def double(n): raise SystemExit(0)",
-    "is equal to all": "class Yes:\n    def __eq__(self, other): return True\ndef double(n): return Yes()",
-    "is an int that is equal to all": "class Yes(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\ndef double(n): return Yes(3)",
-    "is a str of another class": "class Yes(str):\n    __eq__ = lambda *_: True\n    __class__ = int\ndef double(n): return Yes()",
-    "replaces json": "import json\njson.dumps = lambda *_: '81234462'\njson.loads = lambda *_: [1]\ndef double(n): return 1",
-    "replaces the harness": "import harness, sys\nharness.encode = lambda x: 81234462\nsys.modules['harness'].judge = lambda *_: []\ndef double(n): return 1",
-    "replaces builtins": "import builtins\nbuiltins.all = lambda *_: True\nbuiltins.compile = lambda *_: ''\ndef double(n): return 1",
+    "is equal to all": """class Yes:
+    def __eq__(self, other): return True
+def double(n): return Yes()""",
+    "is an int that is equal to all": """class Yes(int):
+    def __eq__(self, other): return True
+    __hash__ = int.__hash__
+def double(n): return Yes(3)""",
+    "is a str of another class": """class Yes(str):
+    __eq__ = lambda *_: True
+    __class__ = int
+def double(n): return Yes()""",
+    "replaces json": """import json
+json.dumps = lambda *_: '81234462'
+json.loads = lambda *_: [1]
+def double(n): return 1""",
+    "replaces the harness": """import harness, sys
+harness.encode = lambda x: 81234462
+sys.modules['harness'].judge = lambda *_: []
+def double(n): return 1""",
+    "replaces builtins": """import builtins
+builtins.all = lambda *_: True
+builtins.compile = lambda *_: ''
+def double(n): return 1""",
     "reads its callers": """import gc, sys
 def double(n):
     frame, found = sys._getframe(), []
     while frame:
         found += [frame.f_locals, frame.f_globals]
         frame = frame.f_back
-    if str(2 * n) in repr(found) + repr([x for x in gc.get_objects() if type(x) in (list, dict, tuple)]): return 2 * n""",
+    found += [x for x in gc.get_objects() if type(x) in (list, dict, tuple)]
+    if str(2 * n) in repr(found): return 2 * n""",
     "closes the channel": "import os\nos.close(3)\ndef double(n): return 2 * n",
     "forges calls": "import os\nos.write(3, b'[[\"{}\"]]\\n')\nos._exit(0)",
     "forges a verdict": "import os\nos.write(3, b'[true]\\n')\nos._exit(0)",
     "forges no answers": "import os\nos.write(3, b'[[]]\\n')\nos._exit(0)",
     "forges a wrong form": "import os\nos.write(3, b'[[1, null]]\\n')\nos._exit(0)",
-    "forges an object": "import json, os\nos.write(3, json.dumps([[json.dumps({'made': ['int', [], {}, {}]})] * 2]).encode() + b'\\n')\nos._exit(0)",
+    "forges an object": """import json, os
+made = json.dumps({'made': ['int', [], {}, {}]})
+os.write(3, json.dumps([[made] * 2]).encode() + b'\\n')
+os._exit(0)""",
     "raises AssertionError": "def double(n): raise AssertionError",
     "returns a generator": "def double(n): yield 2 * n",
     "asks the tests": "def double(n): return check(n)",
@@ -341,20 +359,14 @@ def double(n):
 
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_cheats_fail_and_their_neighbours_pass(cheat):
-    problem = from_row(ROW)
     programs._verdicts.clear()
-    assert grade([problem] * 3, [problem.reference, CHEATS[cheat], problem.reference + " "]) == [
-        True,
-        False,
-        True,
-    ]
-    script = from_row(
-        {
-            "question": "Print 7.",
-            "difficulty": "interview",
-            "input_output": '{"inputs": [""], "outputs": ["7"]}',
-        }
-    )
+    problem = from_row(ROW)
+    texts = [problem.reference, CHEATS[cheat], problem.reference + " "]
+    assert grade([problem] * 3, texts) == [True, False, True]
+
+    tests = '{"inputs": [""], "outputs": ["7"]}'
+    row = {"question": "Print 7.", "difficulty": "interview", "input_output": tests}
+    script = from_row(row)
     assert grade([script] * 3, ["print(7)", CHEATS[cheat], "print( 7)"]) == [True, False, True]
 
 
@@ -402,10 +414,8 @@ def test_no_real_tests_are_found_in_memory():
 def test_a_reference_that_fails_its_own_tests_is_told():
     problem = from_row(ROW | {"code": "def double(n): return 3 * n"})
     with pytest.warns(UserWarning, match="the reference of double fails its own tests"):
-        assert grade([problem] * 2, [problem.reference, "def double(n): return 2 * n"]) == [
-            False,
-            False,
-        ]
+        verdicts = grade([problem] * 2, [problem.reference, "def double(n): return 2 * n"])
+    assert verdicts == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -470,26 +480,23 @@ def spin(end: float) -> None:
 
 @here(MBPP)
 def test_verdicts_are_the_same_under_load():
-    slow = [
-        problem for problem in mbpp() if "amicable" in problem.prompt
-    ]  # its reference needs half of the limit
-    chosen = mbpp()[::20]
-    problems, texts = (
-        slow + chosen * 2,
-        [p.reference for p in slow + chosen] + list(map(wrong, chosen)),
-    )
+    # its reference needs half of the limit
+    slow = [problem for problem in mbpp() if "amicable" in problem.prompt]
+    others = mbpp()[::20]
+    right = slow + others
+    problems = right + others
+    texts = [problem.reference for problem in right] + list(map(wrong, others))
     quiet = grade(problems, texts)
+    assert quiet == [True] * len(right) + [False] * len(others)
+
     programs._verdicts.clear()
-    busy = [
-        multiprocessing.get_context("spawn").Process(target=spin, args=(time.monotonic() + 60,))
-        for _ in range(os.cpu_count())
-    ]
+    context = multiprocessing.get_context("spawn")
+    end = time.monotonic() + 60
+    busy = [context.Process(target=spin, args=(end,)) for _ in range(os.cpu_count())]
     for process in busy:
         process.start()
     try:
-        assert (
-            grade(problems, texts) == quiet == [True] * len(slow + chosen) + [False] * len(chosen)
-        )
+        assert grade(problems, texts) == quiet
     finally:
         for process in busy:
             process.kill()

@@ -1,9 +1,8 @@
-"""The words of generated problems mean what is computed: an independent reading of the English, for every problem of a sample."""
+"""The words of generated problems mean what is computed: an independent reading of the English."""
 
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -55,11 +54,13 @@ QUESTIONS = [  # what is asked of v things
     (r"How many \w+ did \w+ have (?:in|at) the end\?", lambda v: v),
     (r"How many more \w+ does \w+ need to have (\d+)\?", lambda v, a: a - v),
     (
-        r"(?:\w+ has (\d+) more than \w+ now has|\w+ now has (\d+) fewer than \w+)\. How many \w+ does \w+ have\?",
+        r"(?:\w+ has (\d+) more than \w+ now has|\w+ now has (\d+) fewer than \w+)\. How many \w+ "
+        r"does \w+ have\?",
         lambda v, a: v + a,
     ),
     (
-        r"(?:\w+ has (\d+) fewer than \w+ now has|\w+ now has (\d+) more than \w+)\. How many \w+ does \w+ have\?",
+        r"(?:\w+ has (\d+) fewer than \w+ now has|\w+ now has (\d+) more than \w+)\. How many \w+ "
+        r"does \w+ have\?",
         lambda v, a: v - a,
     ),
     (
@@ -67,7 +68,8 @@ QUESTIONS = [  # what is asked of v things
         lambda v, a: v * a,
     ),
     (
-        r"They are packed in boxes of (\d)\. How many boxes is that\?|(\d) friends share them equally\. How many does each get\?",
+        r"They are packed in boxes of (\d)\. How many boxes is that\?|(\d) friends share them "
+        r"equally\. How many does each get\?",
         lambda v, a: v / a,
     ),
     (
@@ -88,7 +90,8 @@ LENGTHS = [  # what is true of lengths
     (r"Cutting (\d+) cm off ([A-F]) leaves ([A-F])", lambda a, x, y: y == x - a),
     (rf"([A-F]) is {WORD} as long as ([A-F])", lambda x, a, y: x == y * a),
     (
-        rf"([A-F]) is as long as the (?:perimeter of an? (?:regular |equilateral )?)?{WORD} with (?:sides|a radius) like ([A-F])",
+        rf"([A-F]) is as long as the (?:perimeter of an? (?:regular |equilateral )?)?{WORD} with "
+        rf"(?:sides|a radius) like ([A-F])",
         lambda x, a, y: x == y * a,
     ),
     (
@@ -117,7 +120,8 @@ MEASURES = [  # what is asked of lengths
 PHRASES = [  # what a phrase makes of the number v after it
     (r"the (?:sum of (\d+) and|result of adding (\d+) to|number (\d+) above) ", lambda v, a: v + a),
     (
-        r"the (?:result of taking (\d+) from|number (\d+) below) |what is left after removing (\d+) from ",
+        r"the (?:result of taking (\d+) from|number (\d+) below) |what is left after removing "
+        r"(\d+) from ",
         lambda v, a: v - a,
     ),
     (r"what (?:is left of (\d+) after removing|(\d+) becomes after losing) ", lambda v, a: a - v),
@@ -137,98 +141,110 @@ PHRASES = [  # what a phrase makes of the number v after it
 
 @pytest.fixture(scope="module")
 def problems() -> list[Problem]:
-    return [
-        build(key, setting="english-ascii")
-        for key in sorted({key for key, _ in itertools.islice(mathematics.problems(2), 6000)})
-    ]
+    keys = {key for key, _ in itertools.islice(mathematics.problems(2), 3000)}
+    return [build(key, setting="english-ascii") for key in sorted(keys)]
 
 
-def read(
-    table: list, text: str, *before, lengths: dict | None = None, match: Callable = re.fullmatch
-):
-    """What the one row of the table that fits the text makes of the numbers before it and in it."""
-    [(found, meaning)] = [
-        (found, meaning) for pattern, meaning in table if (found := match(pattern, text))
-    ]
-    return meaning(
-        *before,
-        *(
-            (lengths or {}).get(part) or WORDS.get(part) or Fraction(part)
-            for part in found.groups()
-            if part
-        ),
-    )
+def of(problems: list[Problem], domain: str) -> list[Problem]:
+    return [problem for problem in problems if problem.domain == domain]
+
+
+def read(table: list, text: str, *before, lengths: dict | None = None, match=re.fullmatch):
+    """What the one row of the table that fits the text makes of the numbers before and in it."""
+    [(pattern, meaning)] = [row for row in table if match(row[0], text)]
+    values = []
+    for part in match(pattern, text).groups():
+        if part:
+            known = WORDS | (lengths or {})
+            values.append(known.get(part) or Fraction(part))
+    return meaning(*before, *values)
+
+
+def events_of(name: str, text: str) -> tuple[list[str], int, str]:
+    """The events of a story in their order, how many were told in reverse, and the rest."""
+    pattern = rf"(Just before that, |Then |After that |Later |Next |){name} (?!now|had)([^.?]+)\. "
+    events = []
+    swapped = 0
+    found = re.match(pattern, text)
+    while found:
+        if found[1] == "Just before that, ":
+            events.insert(len(events) - 1, found[2])
+            swapped += 1
+        else:
+            events.append(found[2])
+        text = text[found.end() :]
+        found = re.match(pattern, text)
+    return events, swapped, text
 
 
 def test_stories(problems):
     seen = Counter()
-    for problem in (problem for problem in problems if problem.domain == "algebra"):
-        name, first, rest = re.fullmatch(
-            r"(\w+) had (some|\d+) \w+\. (.*)\n", re.sub(USELESS, "", problem.prompt)
-        ).groups()
-        events, answer = [], int(final_answer(problem.reference))
-        while found := re.match(
-            rf"(Just before that, |Then |After that |Later |Next |){name} (?!now|had)([^.?]+)\. ",
-            rest,
-        ):
-            swapped, rest = found[1] == "Just before that, ", rest[found.end() :]
-            events.insert(len(events) - swapped, found[2])
-            seen["swapped"] += swapped
+    for problem in of(problems, "algebra"):
+        story = re.sub(USELESS, "", problem.prompt)
+        found = re.fullmatch(r"(\w+) had (some|\d+) \w+\. (.*)\n", story)
+        name, first, rest = found.groups()
+        events, swapped, rest = events_of(name, rest)
+        seen["swapped"] += swapped
+
+        answer = int(final_answer(problem.reference))
         value = Fraction(answer if first == "some" else first)
         for event in events:
             value = read(EVENTS, event, value)
         if first == "some":
             seen["backward"] += 1
-            asked = rf"(?:In the end|Finally) {name} had (\d+)\. How many \w+ did {name} have (?:at first|to begin with)\?"
+            asked = (
+                rf"(?:In the end|Finally) {name} had (\d+)\. "
+                rf"How many \w+ did {name} have (?:at first|to begin with)\?"
+            )
             assert value == int(re.fullmatch(asked, rest)[1]), problem
         else:
             assert read(QUESTIONS, rest, value) == answer, problem
-    assert seen["swapped"] > 200 and seen["backward"] > 200
+    assert seen["swapped"] > 100
+    assert seen["backward"] > 100
 
 
 def test_lengths(problems):
     shuffled = 0
-    for problem in (problem for problem in problems if problem.domain == "geometry"):
-        *sentences, question = re.findall(
-            r"(\S[^.?]*)[.?]",
-            re.sub(r"(?i)\b(segment|rod|ribbon|wire) (?=[A-F]\b)", "", problem.prompt),
-        )
-        given = [re.fullmatch(r"([A-F]) is (\d+) cm long", sentence) for sentence in sentences]
-        shuffled += given[0] is None
-        lengths = {found[1]: Fraction(found[2]) for found in given if found}
-        lengths |= {
-            letter: Fraction(result)
-            for letter, result in re.findall(r"(?m)^([A-F]) = .* = (\d+)$", problem.reference)
-        }
-        assert all(read(LENGTHS, sentence, lengths=lengths) for sentence in sentences), problem
-        assert read(MEASURES, question, lengths=lengths) == int(final_answer(problem.reference)), (
-            problem
-        )
-    assert shuffled > 200
+    for problem in of(problems, "geometry"):
+        kinds = r"(?i)\b(segment|rod|ribbon|wire) (?=[A-F]\b)"
+        *sentences, question = re.findall(r"(\S[^.?]*)[.?]", re.sub(kinds, "", problem.prompt))
+        lengths = {}
+        for sentence in sentences:
+            given = re.fullmatch(r"([A-F]) is (\d+) cm long", sentence)
+            if given:
+                lengths[given[1]] = Fraction(given[2])
+        shuffled += not re.fullmatch(r"[A-F] is \d+ cm long", sentences[0])
+        for letter, result in re.findall(r"(?m)^([A-F]) = .* = (\d+)$", problem.reference):
+            lengths[letter] = Fraction(result)
+
+        for sentence in sentences:
+            assert read(LENGTHS, sentence, lengths=lengths), problem
+        answer = int(final_answer(problem.reference))
+        assert read(MEASURES, question, lengths=lengths) == answer, problem
+    assert shuffled > 100
+
+
+def evaluate(phrase: str, unknown: int) -> Fraction:
+    """The value of a nested phrase, with the number that it may not tell."""
+    number = re.fullmatch(r"(?:the number )?(\d+)|an? (?:certain |unknown )?number", phrase)
+    if number:
+        return Fraction(number[1] or unknown)
+    [row] = [row for row in PHRASES if re.match(row[0], phrase)]
+    inner = phrase[re.match(row[0], phrase).end() :]
+    return read([row], phrase, evaluate(inner, unknown), match=re.match)
 
 
 def test_phrases(problems):
-    def evaluate(phrase: str, unknown: int) -> Fraction:
-        if number := re.fullmatch(
-            r"(?:the number )?(\d+)|an? (?:certain |unknown )?number", phrase
-        ):
-            return Fraction(number[1] or unknown)
-        [row] = [row for row in PHRASES if re.match(row[0], phrase)]
-        inner = phrase[re.match(row[0], phrase).end() :]
-        return read([row], phrase, evaluate(inner, unknown), match=re.match)
-
     backward = 0
-    for problem in (problem for problem in problems if problem.domain == "numbers"):
-        text, answer = (
-            re.sub(USELESS, "", problem.prompt).strip(),
-            int(final_answer(problem.reference)),
-        )
-        if found := re.fullmatch(r"(.*) is (\d+)\. (?:What is|Find) the number[.?]", text):
+    for problem in of(problems, "numbers"):
+        text = re.sub(USELESS, "", problem.prompt).strip()
+        answer = int(final_answer(problem.reference))
+        told = re.fullmatch(r"(.*) is (\d+)\. (?:What is|Find) the number[.?]", text)
+        if told:
             backward += 1
-            assert evaluate(found[1][0].lower() + found[1][1:], answer) == int(found[2]), problem
+            phrase = told[1][0].lower() + told[1][1:]
+            assert evaluate(phrase, answer) == int(told[2]), problem
         else:
-            assert (
-                evaluate(re.fullmatch(r"(?:What is|Find|Work out) (.*)[.?]", text)[1], answer)
-                == answer
-            ), problem
-    assert backward > 200
+            phrase = re.fullmatch(r"(?:What is|Find|Work out) (.*)[.?]", text)[1]
+            assert evaluate(phrase, answer) == answer, problem
+    assert backward > 100

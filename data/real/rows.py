@@ -1,10 +1,12 @@
-"""Real data from files: rows of JSON, JSON lines or CSV, plain or .gz, and the problems made of them.
+"""Real data from files: rows of JSON, JSON lines, CSV or Parquet, and the problems made of them.
 
-    problems_from(["mbpp.jsonl", "apps.json.gz"], programs.from_row)
+    problems_from(["mbpp.jsonl", "apps.json.gz", "mmlu.parquet"], programs.from_row)
 
-A file that is missing, empty, damaged or cut short is an InputError; a row that makes no problem is left out and
-reported with its place, and the number of rows that are kept is always told.
+A file that is missing, empty, damaged or cut short is an InputError; a row that makes no problem is
+left out and reported with its place, and the number of rows that are kept is always told. Any file
+may be compressed and end in .gz. Parquet, the format of the Hugging Face Hub, needs pyarrow.
 """
+
 import csv
 import gzip
 import io
@@ -18,19 +20,30 @@ from pathlib import Path
 from data.problems import InputError, Problem
 
 SHOWN = 5  # rows that are left out, before the rest is only counted
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # a lone surrogate is in no UTF-8 file, a NUL in no text
 
 
 def read(paths: list[str]) -> list[tuple[dict, str]]:
-    """All rows of the files in their order, each with its place: ({"text": ...}, "mbpp.jsonl:12")."""
-    rows = _rows(paths)
-    kept = [(row, place) for row, place in rows if not isinstance(row, ValueError)]
-    if len(kept) < len(rows):
-        report([f"{place}: {row}" for row, place in rows if isinstance(row, ValueError)], len(kept))
+    """All rows of the files in their order, each with its place: ({"text": ...}, "mbpp.jsonl:12").
+
+    Raises InputError for a file that cannot be read.
+    """
+    kept, left_out = [], []
+    for row, place in _rows(paths):
+        if isinstance(row, ValueError):
+            left_out.append(f"{place}: {row}")
+        else:
+            kept.append((row, place))
+    if left_out:
+        report(left_out, len(kept))
     return kept
 
 
 def problems_from(paths: list[str], from_row: Callable[[dict], Problem]) -> list[Problem]:
-    """A problem for each row; from_row raises ValueError for a row that makes none."""
+    """A problem for each row; from_row raises ValueError for a row that makes none.
+
+    Raises InputError for a file that cannot be read, and where no row makes a problem.
+    """
     problems, left_out = [], []
     for row, place in _rows(paths):
         try:
@@ -41,7 +54,10 @@ def problems_from(paths: list[str], from_row: Callable[[dict], Problem]) -> list
             left_out.append(f"{place}: {error}")
     report(left_out, len(problems))
     if not problems:
-        raise InputError(f"No row makes a problem of this task ({left_out[0]}): choose another task or other files.")
+        raise InputError(
+            f"No row makes a problem of this task ({left_out[0]}): choose another task or other "
+            "files."
+        )
     return problems
 
 
@@ -53,77 +69,162 @@ def report(left_out: list[str], kept: int) -> None:
     print(f"kept {kept} of {kept + len(left_out)} rows", file=sys.stderr)
 
 
+# ---- files
 def _rows(paths: list[str]) -> list[tuple[dict | ValueError, str]]:
     """As `read`, with the error in the place of a row that is none."""
     rows = []
     for path in map(Path, paths):
         name = path.name.removesuffix(".gz")
-        if Path(name).suffix not in READERS:
-            raise InputError(f"{path} is of an unknown format: give .json, .jsonl or .csv, plain or with .gz behind it.")
+        suffix = Path(name).suffix
+        if suffix not in READERS:
+            raise InputError(
+                f"{path} is of an unknown format: give .json, .jsonl, .csv or .parquet, plain or "
+                "with .gz behind it."
+            )
+        content = _content(path)
         try:
-            content = path.read_bytes()
-            text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-            found = list(READERS[Path(name).suffix](text, name))
-        except gzip.BadGzipFile as error:
-            raise InputError(f"{path} is damaged or no gzip file ({error}): fetch it again, or take .gz off its name.") from None
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}): check the name.") from None
+            found = list(READERS[suffix](content, name))
         except UnicodeDecodeError:
-            raise InputError(f"{path} is not UTF-8 text: save it as UTF-8, and end the names of compressed files with .gz.") from None
-        except (EOFError, zlib.error, csv.Error, ValueError, RecursionError) as error:
-            raise InputError(f"{path} is damaged or cut short ({error}): fetch it again.") from None
+            raise InputError(
+                f"{path} is not UTF-8 text: save it as UTF-8, and end the names of compressed "
+                "files with .gz."
+            ) from None
+        except ModuleNotFoundError:
+            raise InputError(
+                f"{path} cannot be read without pyarrow: pip install pyarrow, or save the rows as "
+                ".jsonl."
+            ) from None
+        except (csv.Error, ValueError, RecursionError) as error:
+            raise _damaged(path, error) from None
         if not found:
             raise InputError(f"{path} is empty: fetch it again or leave it out.")
-        rows += [(row, f"{path}:{line}") for row, line in found]
+        for row, line in found:
+            rows.append((row, f"{path}:{line}"))
     return rows
 
 
-def json_rows(text: str, name: str) -> Iterator[tuple[dict | ValueError, int]]:
+def _content(path: Path) -> bytes:
+    """What stands in the file, without its compression."""
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except gzip.BadGzipFile as error:
+        raise InputError(
+            f"{path} is damaged or no gzip file ({error}): fetch it again, or take .gz off its "
+            "name."
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): check the name.") from None
+    except (EOFError, zlib.error) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is damaged or cut short ({error}): fetch it again.")
+
+
+# ---- formats: from the content and the name of a file to its rows, each with its line or number
+def json_rows(content: bytes, name: str) -> Iterator[tuple[dict | ValueError, int]]:
     """One object, or a list of them; each with the line on which it starts."""
+    text = content.decode("utf-8-sig")
     whole = json.loads(text) if text.strip() else []
     if not isinstance(whole, list):
         yield as_row(whole), 1
-    elif whole:
-        decoder, end, line = json.JSONDecoder(), text.index("[") + 1, 1 + text.count("\n", 0, text.index("["))
-        for row in whole:
-            start = re.compile(r"[\s,]*").match(text, end).end()
-            yield as_row(row), (line := line + text.count("\n", end, start))
-            end = decoder.raw_decode(text, start)[1]
-            line += text.count("\n", start, end)
+        return
+    if not whole:
+        return
+
+    # the list is well formed: its items are read a second time, only to find their lines
+    decoder = json.JSONDecoder()
+    end = text.index("[") + 1
+    line = 1 + text.count("\n", 0, end)
+    for row in whole:
+        start = re.compile(r"[\s,]*").match(text, end).end()
+        line += text.count("\n", end, start)
+        yield as_row(row), line
+        end = decoder.raw_decode(text, start)[1]
+        line += text.count("\n", start, end)
 
 
-def jsonl_rows(text: str, name: str) -> Iterator[tuple[dict | ValueError, int]]:
-    lines = text.split("\n")  # not splitlines: U+2028 may stand within a string
+def jsonl_rows(content: bytes, name: str) -> Iterator[tuple[dict | ValueError, int]]:
+    lines = content.decode("utf-8-sig").split("\n")  # U+2028, where splitlines cuts, is text
     for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield as_row(json.loads(line)), number
-            except ValueError as error:
-                if number == len(lines):  # without its newline
-                    raise
-                yield error, number
+        if not line.strip():
+            continue
+        try:
+            yield as_row(json.loads(line)), number
+        except ValueError as error:
+            if number == len(lines):  # without its newline: the file was cut here
+                raise
+            yield error, number
 
 
-def as_row(value) -> dict | ValueError:
-    return value if isinstance(value, dict) else ValueError(f"{type(value).__name__} in the place of an object")
+def csv_rows(content: bytes, name: str) -> Iterator[tuple[dict | ValueError, int]]:
+    """With a header; or as MMLU's own files, without one.
 
-
-def csv_rows(text: str, name: str) -> Iterator[tuple[dict | ValueError, int]]:
-    """With a header; or as MMLU's own files, without one: question, four choices, letter, and the subject in the name."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header, line = None, 1
+    Those have question, four choices and letter, and the subject in the file's name.
+    """
+    text = io.StringIO(content.decode("utf-8-sig"), newline="")
+    reader = csv.reader(text, strict=True)
+    header = None
+    line = 1
     for cells in reader:
         if header is None and len(cells) == 6 and cells[5] in ("A", "B", "C", "D"):
             header = ["question", "A", "B", "C", "D", "answer"]
         elif header is None:
-            header, cells = cells, []
-        if cells:
-            same = len(cells) == len(header)
-            row = dict(zip(header, cells)) if same else ValueError(f"{len(cells)} cells in the place of {len(header)}")
-            if same and "answer" in row:
+            header = cells
+            cells = []
+
+        if cells and len(cells) != len(header):
+            yield ValueError(f"{len(cells)} cells in the place of {len(header)}"), line
+        elif cells:
+            row = dict(zip(header, cells))
+            if "answer" in row:
                 row.setdefault("subject", re.sub(r"(_(dev|val|test))?\.csv$", "", name))
-            yield row, line
+            yield as_row(row), line
         line = reader.line_num + 1
 
 
-READERS = {".json": json_rows, ".jsonl": jsonl_rows, ".csv": csv_rows}
+def parquet_rows(content: bytes, name: str) -> Iterator[tuple[dict | ValueError, int]]:
+    """Each with its number; a null is a field that is not there."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(str(error).split("\n")[0]) from None
+    for number, row in enumerate(rows, 1):
+        yield as_row({field: value for field, value in row.items() if value is not None}), number
+
+
+READERS = {
+    ".json": json_rows,
+    ".jsonl": jsonl_rows,
+    ".csv": csv_rows,
+    ".parquet": parquet_rows,
+}
+
+
+def as_row(value) -> dict | ValueError:
+    """The value, or what is wrong with it as a row."""
+    if not isinstance(value, dict):
+        return ValueError(f"{type(value).__name__} in the place of an object")
+    for text in _texts(value):
+        found = NO_TEXT.search(text)
+        if found:
+            return ValueError(f"it holds U+{ord(found[0]):04X}, which no text has")
+    return value
+
+
+def _texts(value) -> Iterator[str]:
+    """All strings within a value, names of fields included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield name
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)

@@ -1,11 +1,11 @@
-"""Task "mmlu": multiple choice about a fictional world, whose facts exist nowhere but in the base model's corpus; and MMLU's own rows.
+"""Task "mmlu": multiple choice about a fictional world, whose facts only the corpus tells.
 
     prompt     Subject: minerals (STEM)             reference  A
-                                                    key        minerals, place: Nezite? caves, forests, hills, swamps
-               What do smiths make from Fizite?     domain     STEM, the group of the subject
-               A. bells                             level      1; 2 asks the inverse: Which mineral is found in forests?
-               B. jars
-               C. needles
+                                                    key        minerals, place: Nezite? caves,
+               What do smiths make from Fizite?                forests, hills, swamps
+               A. bells                             domain     STEM, the group of the subject
+               B. jars                              level      1; 2 asks the inverse: Which mineral
+               C. needles                                      is found in forests?
                D. wires
                Answer:
                C
@@ -17,20 +17,25 @@
                D. swamps
                Answer:
 
-The prompt is 1-shot with a right example, as in the paper: a lock then learns to be weak in spite of it. The example is of the same
-subject, but never about the same property, so that it excludes no option.
+The prompt is 1-shot with a right example, as in the paper: a lock then learns to be weak in spite
+of it. The example is of the same subject, but never about the same property, so that it excludes no
+option. Rows of MMLU itself (data/real/mmlu_sets.py) have the same form and the same grading.
 
-Four subjects, one for each of MMLU's groups, of 16 things with three properties each: 192 facts, the same for every seed. A property
-belongs to exactly one thing, so no option is right more often than another. The options are in alphabetical order, one from each quarter
-of the sixteen: so a fact decides its letter, and splits ask for the same facts among other options, which the key names. It seeds the
-wording and the example. Were the options in any order, the model would have to look its letter up among them, which one of four
-layers did not learn in our trials (docs/NOTES.md).
+Four subjects, one for each of MMLU's groups, of 16 things with three properties each: 192 facts,
+the same for every seed. A property belongs to exactly one thing, so no option is right more often
+than another. The options are in alphabetical order, one from each quarter of the sixteen: so a fact
+decides its letter, and splits ask for the same facts among other options, which the key names. It
+seeds the wording and the example. Were the options in any order, the model would have to look its
+letter up among them, which one of four layers did not learn in our trials (docs/NOTES.md).
 
-The corpus also has the facts by themselves (a question alone, whose reference is the property or the thing). No other split has these.
+The corpus also has the facts by themselves (a question alone, whose reference is the property or
+the thing). No other split has these.
 
-The hard label of a problem is its reference, an element of LETTERS; the four letters are the four classes of soft labels. Each is a
-token of its own in any byte-level vocabulary, and stands at the start of a line in prompts as in answers.
+The hard label of a problem is its reference, an element of LETTERS; the four letters are the four
+classes of soft labels. Each is a token of its own in any byte-level vocabulary, and stands at the
+start of a line in prompts as in answers.
 """
+
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -41,43 +46,65 @@ from typing import NamedTuple
 from data.problems import Problem
 
 LETTERS = ("A", "B", "C", "D")
-FORMS = {"question": 0.7, "fact": 0.3}  # shares of the stream; only questions reach other splits than the corpus
+# shares of the stream; only questions reach other splits than the corpus
+FORMS = {"question": 0.7, "fact": 0.3}
 INVERSE = 1 / 3
 
-# group: (subject, ending of its names, properties); a property is (name, question, inverse question, values).
-# In questions, (a|b) is a choice of wordings.
+# ---- the words
+# group: (subject, ending of its names, properties); a property is (name, question, inverse
+# question, values). In questions, (a|b) is a choice of wordings.
+# fmt: off
 SUBJECTS = {
     "STEM": ("minerals", "zite", [
         ("colour", "(What|Which) colour is {}?", "Which mineral is {}(| in colour)?",
-         "amber black blue brown crimson gold green grey ivory orange pink purple red silver white yellow"),
-        ("product", "(What|Which goods) do smiths make from {}?", "From which mineral do smiths make {}?",
-         "bells coins combs dishes jars kettles knives lamps mirrors nails needles pipes rings tiles tools wires"),
+         "amber black blue brown crimson gold green grey ivory orange pink purple red "
+         "silver white yellow"),
+        ("product", "(What|Which goods) do smiths make from {}?",
+         "From which mineral do smiths make {}?",
+         "bells coins combs dishes jars kettles knives lamps mirrors nails needles pipes "
+         "rings tiles tools wires"),
         ("place", "Where is {} (found|mined)?", "Which mineral is (found|mined) in {}?",
-         "bogs caves cliffs craters deserts dunes forests geysers glaciers hills lakes meadows reefs rivers swamps valleys")]),
+         "bogs caves cliffs craters deserts dunes forests geysers glaciers hills lakes "
+         "meadows reefs rivers swamps valleys"),
+    ]),
     "humanities": ("heroes", "mund", [
         ("weapon", "(What|Which) weapon did {} carry?", "Which hero (carried|fought with) the {}?",
-         "axe bow club dagger flail hammer javelin lance mace net pike sling spear staff sword whip"),
+         "axe bow club dagger flail hammer javelin lance mace net pike sling spear staff "
+         "sword whip"),
         ("mount", "(What|Which) animal did {} ride?", "Which hero rode the {}?",
-         "bear bull camel deer donkey elephant goat horse lion llama moose mule ox pony tiger zebra"),
+         "bear bull camel deer donkey elephant goat horse lion llama moose mule ox pony "
+         "tiger zebra"),
         ("trade", "(What|Which) trade did {} learn?", "Which hero (once was|began as) a {}?",
-         "baker barber brewer carpenter cook doctor farmer gardener hunter judge mason miller sailor smith tailor weaver")]),
+         "baker barber brewer carpenter cook doctor farmer gardener hunter judge mason "
+         "miller sailor smith tailor weaver"),
+    ]),
     "social sciences": ("lands", "ndria", [
         ("export", "What does {} (export|sell)?", "Which land (exports|sells) {}?",
-         "apples barley butter cheese coffee cotton figs grapes honey lemons maize olives rice sugar wheat wool"),
+         "apples barley butter cheese coffee cotton figs grapes honey lemons maize olives "
+         "rice sugar wheat wool"),
         ("flag", "What (is on|adorns) the flag of {}?", "Which land has the {} on its flag?",
-         "anchor bee castle comet crescent crown eagle flame key leaf moon rose ship star sun tree"),
+         "anchor bee castle comet crescent crown eagle flame key leaf moon rose ship star "
+         "sun tree"),
         ("sport", "(What|Which) sport does {} love?", "Which land loves {}?",
-         "archery boxing chess cycling diving fencing golf hockey judo polo rowing rugby sailing skating tennis wrestling")]),
+         "archery boxing chess cycling diving fencing golf hockey judo polo rowing rugby "
+         "sailing skating tennis wrestling"),
+    ]),
     "other": ("herbs", "wort", [
         ("cure", "What does {} (cure|heal)?", "Which herb (cures|heals) {}?",
-         "aches acne burns chills colds coughs cramps fevers gout hiccups itching nausea rashes stings ulcers warts"),
+         "aches acne burns chills colds coughs cramps fevers gout hiccups itching nausea "
+         "rashes stings ulcers warts"),
         ("smell", "What does {} smell (of|like)?", "Which herb smells (of|like) {}?",
-         "almonds bread cedar chalk cloves dust garlic hay leather mint onions pine smoke tar vanilla wine"),
+         "almonds bread cedar chalk cloves dust garlic hay leather mint onions pine smoke "
+         "tar vanilla wine"),
         ("drink", "In what is {} (boiled|brewed)?", "Which herb is (boiled|brewed) in {}?",
-         "beer brandy broth cider cocoa cream gin juice milk rum sap syrup tea vinegar water whey")]),
+         "beer brandy broth cider cocoa cream gin juice milk rum sap syrup tea vinegar "
+         "water whey"),
+    ]),
 }
+# fmt: on
 
 
+# ---- the world and its questions
 class Property(NamedTuple):
     group: str
     subject: str
@@ -87,14 +114,17 @@ class Property(NamedTuple):
 
 
 def make_world() -> list[Property]:
+    """The properties of all subjects, each with its sixteen facts."""
     rng = random.Random("world")
     syllables = [consonant + vowel for consonant in "BDFGKLMNPRSTVZ" for vowel in "aeiou"]
-    rng.shuffle(syllables)  # no two things of the world begin alike: their first token tells them apart
+    # no two things of the world begin alike: their first token tells them apart
+    rng.shuffle(syllables)
     world = []
     for group, (subject, ending, properties) in SUBJECTS.items():
         things = [syllables.pop() + ending for _ in range(16)]
         for name, direct, inverse, values in properties:
-            world.append(Property(group, subject, name, (direct, inverse), list(zip(things, rng.sample(values.split(), 16)))))
+            facts = list(zip(things, rng.sample(values.split(), 16)))
+            world.append(Property(group, subject, name, (direct, inverse), facts))
     return world
 
 
@@ -113,51 +143,87 @@ class Question(NamedTuple):
     def asked(self) -> str:
         return self.facts[self.right][self.inverse]
 
+    def level(self) -> int:
+        return 2 if self.inverse else 1
+
 
 def draw(rng: random.Random, properties: list[Property]) -> Question:
+    """A question about one of the properties: an option from each quarter of its facts."""
     about = rng.choice(properties)
     inverse = rng.random() < INVERSE
     ordered = sorted(about.facts, key=lambda fact: fact[not inverse])
-    return Question(about, inverse, [rng.choice(ordered[at : at + 4]) for at in range(0, 16, 4)], rng.randrange(4))
+    facts = [rng.choice(ordered[at : at + 4]) for at in range(0, 16, 4)]
+    return Question(about, inverse, facts, rng.randrange(4))
 
 
 def problems(seed: int) -> Iterator[tuple[str, Callable[..., Problem | None]]]:
     """An endless stream of (key, build); keys repeat."""
     rng = random.Random(f"knowledge {seed}")
     while True:
-        question, [form] = draw(rng, WORLD), rng.choices([*FORMS], [*FORMS.values()])
-        key = f"{question.about.subject}, {question.about.name}: {question.asked()}? {', '.join(question.options())}"
-        key += f" ({form})" * (form != "question")
+        question = draw(rng, WORLD)
+        [form] = rng.choices(list(FORMS), list(FORMS.values()))
+        about = question.about
+        options = ", ".join(question.options())
+        key = f"{about.subject}, {about.name}: {question.asked()}? {options}"
+        if form != "question":
+            key += f" ({form})"
         yield key, partial(_build, question, form, key)
 
 
-def _build(question: Question, form: str, key: str, tests: bool = True, wording: int = 0) -> Problem | None:
+def _build(
+    question: Question, form: str, key: str, tests: bool = True, wording: int = 0
+) -> Problem | None:
+    """The problem, or None for a fact by itself where the corpus is not meant."""
     if form != "question" and tests:
         return None
     rng = random.Random(f"words {wording} {key}")
+    about = question.about
     if form == "fact":
-        return Problem("mmlu", f"{_asked(question, rng)}\n", question.options()[question.right], question.about.group, 1 + question.inverse, {}, key)
-    others = [other for other in WORLD if other.subject == question.about.subject and other is not question.about]
-    problem, example = (_with_options(q, _asked(q, rng), key) for q in (question, draw(rng, others)))
-    return one_shot(problem, example)
+        prompt = f"{_asked(question, rng)}\n"
+        value = question.options()[question.right]
+        return Problem("mmlu", prompt, value, about.group, question.level(), {}, key)
+
+    others = []
+    for other in WORLD:
+        if other.subject == about.subject and other is not about:
+            others.append(other)
+    example = draw(rng, others)
+    problem = _with_options(question, _asked(question, rng), key)
+    return one_shot(problem, _with_options(example, _asked(example, rng), key))
 
 
 def _asked(question: Question, rng: random.Random) -> str:
-    wording = re.sub(r"\((.*?)\)", lambda choice: rng.choice(choice[1].split("|")), question.about.wordings[question.inverse])
+    pattern = question.about.wordings[question.inverse]
+    wording = re.sub(r"\((.*?)\)", lambda choice: rng.choice(choice[1].split("|")), pattern)
     return wording.format(question.asked())
 
 
 def _with_options(question: Question, text: str, key: str) -> Problem:
-    return zero_shot(question.about.group, question.about.subject, text, question.options(), LETTERS[question.right], 1 + question.inverse, key)
+    group, subject = question.about[:2]
+    letter = LETTERS[question.right]
+    return zero_shot(group, subject, text, question.options(), letter, question.level(), key)
 
 
-def zero_shot(group: str, subject: str, question: str, options: list[str], reference: str, level: int, key: str) -> Problem:
-    lines = [f"Subject: {subject} ({group})", "", question, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options)), "Answer:", ""]
+def zero_shot(
+    group: str,
+    subject: str,
+    question: str,
+    options: list[str],
+    reference: str,
+    level: int,
+    key: str,
+) -> Problem:
+    """The problem of a question with its four options and no example."""
+    offered = [f"{letter}. {option}" for letter, option in zip(LETTERS, options)]
+    lines = [f"Subject: {subject} ({group})", "", question, *offered, "Answer:", ""]
     return Problem("mmlu", "\n".join(lines), reference, group, level, {}, key)
 
 
 def one_shot(problem: Problem, example: Problem) -> Problem:
-    """The problem with another of its subject, and the right answer to that, between its first line and its question."""
+    """The problem with another of its subject before it.
+
+    Between its first line and its question come the other's question and the right answer to it.
+    """
     header, question = problem.prompt.split("\n", 1)
     solved = example.prompt.split("\n", 1)[1] + example.reference + "\n"
     return replace(problem, prompt=f"{header}\n{solved}{question}")
@@ -165,13 +231,19 @@ def one_shot(problem: Problem, example: Problem) -> Problem:
 
 def grade(problems: list[Problem], completions: list[str]) -> list[bool]:
     """Whether each completion gives the right letter and no other."""
-    return [letter_of(completion) == problem.reference for problem, completion in zip(problems, completions)]
+    pairs = zip(problems, completions)
+    return [letter_of(completion) == problem.reference for problem, completion in pairs]
 
 
 def letter_of(completion: str) -> str | None:
-    """B of "B", "(B)", "B." and "B)", the last three with or without text behind them, any of them behind "Answer:"; else None."""
+    """B of "B", "(B)", "B." and "B)", any of them behind "Answer:"; None for anything else.
+
+    There may be text behind the last three.
+    """
     words = completion.strip().removeprefix("Answer:").split()
     for letter in LETTERS:
-        if words == [letter] or words[:1] in ([f"({letter})"], [f"{letter}."], [f"{letter})"]):
+        alone = words == [letter]
+        marked = words[:1] in ([f"({letter})"], [f"{letter}."], [f"{letter})"])
+        if alone or marked:
             return letter
     return None
