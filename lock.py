@@ -324,6 +324,7 @@ def main(cfg: LockConfig, env: Env) -> int:
         run,
         env,
         cfg,
+        size=2 * len(problems),
         epochs=cfg.epochs,
         batch=cfg.batch,
         lr=cfg.lr,

@@ -159,6 +159,7 @@ def main(cfg: BaseConfig, env: Env) -> int:
             run,
             env,
             cfg,
+            size=len(problems),
             batch=cfg.batch,
             optimizer="muon",
             warmup=50,

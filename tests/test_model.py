@@ -145,7 +145,7 @@ def test_compiled_is_eager_and_never_recompiles_after_warm_up(
 
     def steps(model, start, count):
         return [
-            m["loss"]
+            torch.tensor(m["loss"])
             for _, m in train(
                 model,
                 make_optimizers(model, "lion", 1e-3),
