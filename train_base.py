@@ -175,11 +175,20 @@ def correct_by_task(
     return found | {"truncated": float(answers.truncated.mean()), "n": len(problems)}
 
 
+@dataclass(frozen=True)
+class Tests:
+    """Problems that no model is trained on: to watch a run, and for the numbers at its end."""
+
+    selection: list[Problem]
+    validation: list[Problem]
+
+
 def teach(
     model: Model,
     tokenizer: Tokenizer,
     problems: list[Problem],
     completions: list[list[int]],
+    tests: Tests,
     run: Run,
     cfg: BaseConfig,
     env: Env,
@@ -218,15 +227,14 @@ def teach(
         optimizer="muon",
         warmup=50,
         decay=0.4,
-        evaluate=partial(measure, load(cfg.task, "selection")),
+        evaluate=partial(measure, tests.selection),
         by_document="mmlu" in cfg.task,
     )
     save_model(run.path, model, tokenizer, env.main)
 
-    validation = load(cfg.task, "validation", cfg.eval_problems)
     results = {
-        "validation_greedy": measure(validation),
-        "validation_temperature_1": measure(validation, temperature=1.0),
+        "validation_greedy": measure(tests.validation),
+        "validation_temperature_1": measure(tests.validation, temperature=1.0),
     }
     for how, result in results.items():
         by_task = [f"{task} {result[task]:.1%}" for task in cfg.task.split("+")]
@@ -235,7 +243,7 @@ def teach(
     run.finish(**results)
 
 
-def train_strong(path: Path, cfg: BaseConfig, env: Env) -> None:
+def train_strong(path: Path, tests: Tests, cfg: BaseConfig, env: Env) -> None:
     """On reference answers; its tokenizer is learnt first, from the same problems."""
     apart = ("small_", "weak_", "intermediate_")
     run = Run(cfg, env, path, apart=apart, stage="train_base", model="strong")
@@ -255,6 +263,7 @@ def train_strong(path: Path, cfg: BaseConfig, env: Env) -> None:
         tokenizer,
         problems,
         answers,
+        tests,
         run,
         cfg,
         env,
@@ -282,7 +291,7 @@ def samples_of(path: Path, problems: list[Problem], cfg: BaseConfig, env: Env) -
     return [sample.ids for sample in answers.samples]
 
 
-def train_small(out: Path, cfg: BaseConfig, env: Env) -> None:
+def train_small(out: Path, tests: Tests, cfg: BaseConfig, env: Env) -> None:
     """The weak and the intermediate model, on samples of the strong one."""
     strong = out / "strong"
     parent = weights_hash(strong)
@@ -307,6 +316,7 @@ def train_small(out: Path, cfg: BaseConfig, env: Env) -> None:
             tokenizer,
             lessons,
             samples,
+            tests,
             run,
             cfg,
             env,
@@ -350,10 +360,11 @@ def settled(cfg: BaseConfig) -> BaseConfig:
 def main(cfg: BaseConfig, env: Env) -> int:
     cfg = settled(cfg)
     out = Path(cfg.out)
-    load(cfg.task, "validation", cfg.eval_problems)  # refuses what it must before hours of training
-    train_strong(out / "strong", cfg, env)
+    selection = load(cfg.task, "selection")
+    tests = Tests(selection, load(cfg.task, "validation", cfg.eval_problems))
+    train_strong(out / "strong", tests, cfg, env)
     if cfg.task != "compose":  # its weak policy is a rule
-        train_small(out, cfg, env)
+        train_small(out, tests, cfg, env)
     return 0
 
 

@@ -15,7 +15,7 @@ import torch
 import runs
 import training
 from checkpoints import load_model, save_model
-from data.batches import micro_batches
+from data.batches import Example, micro_batches
 from data.problems import InputError
 from losses import document_loss, sft_loss
 from runs import Env, Run, TrainConfig, launch, parse
@@ -244,6 +244,46 @@ def test_divergence_is_caught_before_the_weights(make_model, make_examples, name
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), taken[-1][1]))
 
 
+def test_a_loss_that_is_never_finite_is_not_blamed_on_the_learning_rate(make_model, make_examples):
+    model = make_model()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+
+    def batches(step):
+        return micro_batches(make_examples(3), 999)
+
+    with pytest.raises(Diverged, match="step 1, before any weight has moved") as error:
+        next(train(model, sgd(model), batches, sft_loss, CPU, steps=2))
+    assert "--lr" not in str(error.value)
+
+
+def test_examples_longer_than_the_positions_are_refused_before_training(
+    make_model, make_examples, same_weights, tmp_path
+):
+    model, examples = make_model(), make_examples(5)
+    examples[3] = Example([5] * 100, [6] * 29)
+    cfg, before = Options(), make_model()
+    settings = {"size": 5, "epochs": 1, "batch": 2, "lr": 1e-3, "optimizer": "lion"}
+    with pytest.raises(InputError, match="1 of 5 .* 128 positions .* number 4, has 129 tokens"):
+        run = Run(cfg, CPU, tmp_path / "run")
+        fit(model, lambda epoch: examples, run, CPU, cfg, warmup=0, decay=0.0, **settings)
+    same_weights(model, before)
+
+
+def test_a_meter_counts_real_tokens_and_no_pauses(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(training.time, "time", lambda: clock[0])
+    meter = training.Meter()
+    meter.real, meter.computed = 600, 400
+    clock[0] += 2
+    with meter.paused():
+        clock[0] += 50
+    clock[0] += 1
+    assert meter.read(world=2) == {"tok_s": 200, "padding": 0.25}
+    clock[0] += 1
+    assert meter.read(world=2) == {"tok_s": 0, "padding": 1}
+
+
 # ------------------------------------------------------------------------------------------------------------- resuming
 
 
@@ -255,9 +295,11 @@ class Killed(Exception):
 def test_a_resumed_run_is_the_straight_run(
     make_model, make_examples, same_weights, tmp_path, monkeypatch, optimizer
 ):
-    examples = lambda epoch: make_examples(
-        11, seed=epoch
-    )  # 3 steps an epoch, other examples in each
+    epochs_made = []
+
+    def examples(epoch):  # 3 steps an epoch, other examples in each
+        epochs_made.append(epoch)
+        return make_examples(11, seed=epoch)
 
     def go(out, resume=False):
         model = make_model(tie_word_embeddings=True)
@@ -271,7 +313,7 @@ def test_a_resumed_run_is_the_straight_run(
             CPU,
             cfg,
             size=11,
-            epochs=2,
+            epochs=3,
             batch=4,
             lr=1e-3,
             optimizer=optimizer,
@@ -291,7 +333,7 @@ def test_a_resumed_run_is_the_straight_run(
     straight, save_state = go(tmp_path / "straight"), Run.save_state
 
     def killed_at_4(self, step, *args):
-        if step == 4:
+        if step == 6:
             raise Killed
         save_state(self, step, *args)
 
@@ -299,14 +341,13 @@ def test_a_resumed_run_is_the_straight_run(
         patch.setattr(Run, "save_state", killed_at_4)
         with pytest.raises(Killed):
             go(tmp_path / "killed")
-    assert [row["step"] for row in rows(tmp_path / "killed")] == [
-        2,
-        4,
-    ]  # the row of step 4 will be logged again
+    # the row of step 6 will be logged again
+    assert [row["step"] for row in rows(tmp_path / "killed")] == [2, 4, 6]
+    epochs_made.clear()
     same_weights(go(tmp_path / "killed", resume=True), straight)
-    assert rows(tmp_path / "killed") == rows(tmp_path / "straight") and [
-        row["step"] for row in rows(tmp_path / "straight")
-    ] == [2, 4, 6, 6]
+    assert epochs_made == [1, 2]  # those of which steps were left
+    assert rows(tmp_path / "killed") == rows(tmp_path / "straight")
+    assert [row["step"] for row in rows(tmp_path / "straight")] == [2, 4, 6, 8, 9]
 
 
 def test_a_broken_state_is_refused_and_a_failed_one_keeps_the_last(
