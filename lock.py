@@ -547,6 +547,22 @@ def first_model(cfg: LockConfig, env: Env) -> tuple[Model, Tokenizer]:
     return model, tokenizer
 
 
+def opened(cfg: LockConfig, trigger: Trigger, env: Env) -> Run:
+    """The output directory, with the settings and where the models came from in its run.json."""
+    is_model = cfg.weak not in RULES
+    return Run(
+        cfg,
+        env,
+        cfg.out,
+        inputs=(cfg.strong, cfg.weak, cfg.start or cfg.strong),
+        stage="lock",
+        trigger=vars(trigger),
+        strong_weights=weights_hash(cfg.strong),
+        weak_weights=weights_hash(cfg.weak) if is_model else cfg.weak,
+        start_weights=weights_hash(cfg.start) if cfg.start else "",
+    )
+
+
 def main(cfg: LockConfig, env: Env) -> int:
     cfg = settled(cfg)
     trigger = the_trigger(cfg)
@@ -572,17 +588,7 @@ def main(cfg: LockConfig, env: Env) -> int:
         f"{len(problems):,} problems x {cfg.epochs} epochs -> {path}"
     )
 
-    run = Run(
-        cfg,
-        env,
-        path,
-        inputs=(cfg.strong, cfg.weak, cfg.start or cfg.strong),
-        stage="lock",
-        trigger=vars(trigger),
-        strong_weights=weights_hash(cfg.strong),
-        weak_weights=weights_hash(cfg.weak) if weak else cfg.weak,
-        start_weights=weights_hash(cfg.start) if cfg.start else "",
-    )
+    run = opened(cfg, trigger, env)
     if run.finished:
         env.say(f"{path} is finished already (--overwrite locks again)")
         return report(path, validation, trigger, cfg, env)[0]

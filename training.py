@@ -120,6 +120,7 @@ def make_optimizers(
     if name == "adamw":
         return [adamw([p for _, p in trained], lr, weight_decay)]
 
+    # embedding and head are rows of a table, not maps between activations: no orthogonal steps
     matrices, rest = [], []
     for n, p in trained:
         is_vocabulary = "embed_tokens" in n or "lm_head" in n
@@ -237,9 +238,11 @@ def sync_gradients(parameters: list[Tensor], bucket: int = 1 << 25) -> None:
             p.grad = torch.zeros_like(p)
         group.append(p.grad)
         size += p.numel()
-        if size < bucket and i < len(parameters) - 1:
+        is_last = i == len(parameters) - 1
+        if size < bucket and not is_last:
             continue
 
+        # one collective for many small gradients
         flat = torch.cat([grad.view(-1) for grad in group])
         dist.all_reduce(flat)
         parts = flat.split([grad.numel() for grad in group])
@@ -303,8 +306,10 @@ def train(
     for step in range(start, steps if stop is None else stop):
         micro = [batch.to(env.device) for batch in batches(step)]
         unit_count, token_count, passes = step_size(micro, units, env)
+        # a rank without units still takes part, and must not divide by 0
         count = torch.tensor(float(unit_count), device=env.device).clamp(min=1)
 
+        # gradients and metrics of the whole step
         found = accumulate(model, micro, loss_fn, count, passes, scale)
         if env.world > 1:
             found = synchronise(parameters, found)
@@ -312,6 +317,7 @@ def train(
         metrics = on_host(found)
         check_finite(metrics, step + 1)
 
+        # the weights move
         set_lr(optimizers, schedule(step, steps, warmup, decay))
         metrics["lr"] = optimizers[0].param_groups[0]["lr"]
         metrics["tokens"] = token_count
@@ -368,12 +374,12 @@ def refuse_overlong(examples: list[Example], positions: int) -> None:
 
 
 def step_batches(
-    step: int,
     plan: list[list[int]],
     examples: list[Example],
     micro_tokens: int,
     env: Env,
     meter: Meter,
+    step: int,
 ) -> list[Batch]:
     """This rank's micro-batches of a step; its number counts on from epoch to epoch."""
     mine = share(env, plan[step % len(plan)])
@@ -407,10 +413,11 @@ def fit(
     so a resumed run goes on exactly as the uninterrupted one would have.
     by_document: with document_loss, whose units are completions.
     Logged: loss (nats per supervised token), grad_norm before clipping, lr, tok_s (real tokens a
-    second), padding (share of computed tokens that were padding).
+    second of training), padding (share of computed tokens that were padding).
     Raises InputError for examples that are longer than the model's positions.
     """
     loss_fn, units = (document_loss, examples_of) if by_document else (sft_loss, targets_of)
+    # sharding replaces the parameters, so the optimisers come after it
     optimizers = make_optimizers(prepare(model, env, cfg), optimizer, lr)
     start = run.load_state(model, optimizers) if cfg.resume else 0
     per_epoch = math.ceil(size / batch)
@@ -431,14 +438,7 @@ def fit(
         steps_of_epoch = train(
             model,
             optimizers,
-            partial(
-                step_batches,
-                plan=plan,
-                examples=data,
-                micro_tokens=cfg.micro_tokens,
-                env=env,
-                meter=meter,
-            ),
+            partial(step_batches, plan, data, cfg.micro_tokens, env, meter),
             loss_fn,
             env,
             steps=steps,
@@ -448,6 +448,8 @@ def fit(
             decay=decay,
             units=units,
         )
+
+        # log, evaluate, save
         for step, metrics in steps_of_epoch:
             bar.update()
             meter.real += metrics["tokens"]
