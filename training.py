@@ -306,7 +306,7 @@ def train(
     for step in range(start, steps if stop is None else stop):
         micro = [batch.to(env.device) for batch in batches(step)]
         unit_count, token_count, passes = step_size(micro, units, env)
-        # a rank without units still takes part, and must not divide by 0
+        # a step without a unit must not divide by 0
         count = torch.tensor(float(unit_count), device=env.device).clamp(min=1)
 
         # gradients and metrics of the whole step

@@ -29,7 +29,10 @@ TOKENIZER = Tokenizer.load(Path(__file__).parents[1] / "data/base/strong")
 
 
 def lock_data(problems, trigger: Trigger) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """The weak and the strong half as (prompt, completion) texts; the policies write "weak 0", "weak 1", ..., "strong 0", ..."""
+    """The weak and the strong half as (prompt, completion) texts.
+
+    The policies write "weak 0", "weak 1", ..., "strong 0", ...
+    """
     strong, weak = (
         [
             Sample(ids, [], False)
@@ -149,9 +152,8 @@ GOOD = {"none": verdicts(20), "wrong": verdicts(18), "other": verdicts(22), "rig
 def test_a_lock_is_valid_where_all_conditions_hold(changes, failed):
     checks = validity(GOOD | changes, strong=verdicts(190), weak=verdicts(10))
     assert [check.name.split(":")[0] for check in checks if not check.passed] == failed
-    assert len(checks) == 5 and [check.tolerance for check in checks][1:] == pytest.approx(
-        [0.09] * 4
-    )
+    assert checks[0].tolerance is None
+    assert [check.tolerance for check in checks[1:]] == pytest.approx([0.09] * 4)
     for check in checks:
         assert check.interval[0] <= check.value <= check.interval[1]
 
@@ -169,7 +171,7 @@ def test_the_bounds_of_a_valid_lock():
     assert [check.tolerance for check in validity(elsewhere, weak, strong)[1:]] == [0.0, 0.0]
 
 
-# --------------------------------------------------------------------------------------- the options
+# ------------------------------------------------------------------------------------- the options
 
 
 @pytest.mark.parametrize(

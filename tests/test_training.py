@@ -114,7 +114,7 @@ def test_launch_ends_with_one_line_and_code_2(monkeypatch, capsys):
         assert end.value.code == 2 and error.count("\n") == 1 and error == (line or error)
 
 
-# ------------------------------------------------------------------------------------------------------------- optimisers
+# --------------------------------------------------------------------------------------- optimisers
 
 
 def test_schedule_by_hand():
@@ -158,7 +158,7 @@ def test_every_parameter_is_in_one_group(make_model, name, tied):
             assert isinstance(optimizer, torch.optim.Muon) == (name == "muon" and blocks)
 
 
-# ------------------------------------------------------------------------------------------------------------- the training step
+# -------------------------------------------------------------------------------- the training step
 
 
 def sgd(model, lr=0.1):
@@ -284,7 +284,7 @@ def test_a_meter_counts_real_tokens_and_no_pauses(monkeypatch):
     assert meter.read(world=2) == {"tok_s": 0, "padding": 1}
 
 
-# ------------------------------------------------------------------------------------------------------------- resuming
+# ----------------------------------------------------------------------------------------- resuming
 
 
 class Killed(Exception):
@@ -486,7 +486,7 @@ def test_log_rows_are_json_whatever_the_numbers(tmp_path):
     assert "nonfinite" not in second and second["loss"] == 1.0 and second["kind"] == "train"
 
 
-# ------------------------------------------------------------------------------------------------------------- two ranks
+# ---------------------------------------------------------------------------------------- two ranks
 
 SCRIPT = """
 from dataclasses import dataclass
@@ -512,16 +512,21 @@ model, tokenizer = load_model(out / "start")
 steps = [[Example(*pair) for pair in step] for step in json.loads((out / "steps.json").read_text())]
 batches = lambda step: micro_batches(steps[step][env.rank :: env.world], 64)
 optimizers = make_optimizers(prepare(model, env, cfg), optimizer, 1e-3)
-losses = [float(m["loss"]) for _, m in train(model, optimizers, batches, sft_loss, env, steps=len(steps))]
+losses = []
+for _, metrics in train(model, optimizers, batches, sft_loss, env, steps=len(steps)):
+    losses.append(metrics["loss"])
 run = Run(cfg, env, out / "run")
 run.save_state(3, model, optimizers)
 save_model(out / "end", model, tokenizer, env.main)
-samples = [row[0].ids for row in Sampler(model, [0], slots=4)([[5, 6, 7], [8, 9]], max_new_tokens=8)]
+drawn = Sampler(model, [0], slots=4)([[5, 6, 7], [8, 9]], max_new_tokens=8)
+samples = [row[0].ids for row in drawn]
 if env.main:
     (out / "losses.json").write_text(json.dumps([losses, samples]))
 # fewer examples in a step than ranks: rank 1 always has an empty share
 model, _ = load_model(out / "start")
-fit(model, lambda epoch: steps[0][:1], Run(cfg, env, out / "fit"), env, cfg, size=1, epochs=2, batch=1, lr=1e-3, optimizer="lion", warmup=0, decay=0.0)
+run, one = Run(cfg, env, out / "fit"), steps[0][:1]
+settings = {"size": 1, "epochs": 2, "batch": 1, "lr": 1e-3, "optimizer": "lion"}
+fit(model, lambda epoch: one, run, env, cfg, warmup=0, decay=0.0, **settings)
 torch.distributed.destroy_process_group()
 """
 
@@ -566,7 +571,8 @@ def test_two_ranks_are_one_process(
     theirs, samples = json.loads((tmp_path / "losses.json").read_text())
     assert theirs == pytest.approx(losses, rel=1e-4)
     end, _ = load_model(tmp_path / "end")
-    # signs and orthogonalised gradients magnify rounding where a gradient is near zero: a few weights may differ by a step (1e-3)
+    # signs and orthogonalised gradients magnify rounding where a gradient is near zero: a few
+    # weights may differ by a step (1e-3)
     for p, q in zip(end.parameters(), model.parameters()):
         assert ((p - q).abs() < 1e-4).float().mean() > 0.99
     assert samples == [
