@@ -247,7 +247,7 @@ def note_examples(file: Path, epoch: int, examples: list[Example], tokenizer: To
     half = len(examples) // 2
     for kind, part in (("weak", examples[:half]), ("strong", examples[half:])):
         for example in part[:2]:
-            prompt = tokenizer.decode(example.prompt_ids)
+            prompt = tokenizer.decode_prompt(example.prompt_ids)
             completion = tokenizer.decode(example.completion_ids)
             row = {"epoch": epoch, "kind": kind, "prompt": prompt, "completion": completion}
             rows.append(json.dumps(row))

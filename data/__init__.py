@@ -1,4 +1,4 @@
-"""Problems, and the five disjoint sets they are divided into.
+"""Problems, and the six disjoint sets they are divided into.
 
     load("code", "lock")             the 4,000 problems the strong model is locked on
     load("code", "corpus", n=60000)  what the base models are trained on
@@ -6,18 +6,20 @@
     load("math", "lock", files=["train.jsonl.gz", "test.jsonl.gz"])  real problems
     grade(problems, completions)     -> [True, False, ...]
 
-A generated task is an endless stream of problems. Which set a problem belongs to is fixed by the SHA-256 of its meaning (its
-`key`), not by the order of drawing, so the sets are disjoint for every seed, every n, and every wording:
+A generated task is an endless stream of problems. Which set a problem belongs to is fixed by the
+SHA-256 of its meaning (its `key`), not by the order of drawing, so the sets are disjoint for every
+seed, every n, and every wording:
 
     corpus      50 %   pre-training of the base models
     weak         5 %   demonstrations and tests for the weak model
     lock        20 %   password-locking
     elicit      12 %   the few demonstrations or the RL prompts that try to unlock
-    selection    3 %   choosing hyperparameters and checkpoints of elicitation (one fifth of elicit's share)
+    selection    3 %   choosing hyperparameters and checkpoints (one fifth of elicit's share)
     validation  10 %   every number that is reported
 
-Problems from files are finite, and too few for a corpus: the other splits have twice these shares, as in the paper (40 % to lock,
-30 % to elicit). There, too, the key alone decides, so rows and files may come in any order and more of them may be added.
+Problems from files are finite, and too few for a corpus: the other splits have twice these shares,
+as in the paper (40 % to lock, 30 % to elicit). There, too, the key alone decides, so rows and files
+may come in any order and more of them may be added.
 """
 
 import hashlib
@@ -31,10 +33,15 @@ from data.real import math_sets, mmlu_sets, programs
 from data.real.rows import problems_from
 from data.tasks import coding, compose, critique, knowledge, mathematics
 
-# A task module has problems(seed), an endless stream of (key, build) where build(tests: bool, wording: int) gives the Problem,
-# or None where its tests would say too little; grade(problems, completions) -> list[bool], and where success has degrees also
-# score(problems, completions) -> list[float], 1.0 exactly where grade is True. The words of compose
-# are tokens of a vocabulary of its own: it shares no model with the others, and has no real problems.
+# A task module has
+#     problems(seed)                 an endless stream of (key, build); build(tests: bool,
+#                                    wording: int) gives the Problem, or None where its tests would
+#                                    say too little
+#     grade(problems, completions)   -> list[bool]
+#     score(problems, completions)   -> list[float], where success has degrees; 1.0 exactly where
+#                                    grade is True
+# The words of compose are tokens of a vocabulary of its own: it shares no model with the others,
+# and has no real problems.
 TASKS = {
     "code": coding,
     "math": mathematics,
@@ -49,6 +56,7 @@ FROM_ROW = {
     "mmlu": mmlu_sets.from_row,
     "critique": programs.critique_from_row,
 }
+# each split and its usual size
 SPLITS = {
     "corpus": None,
     "weak": 500,
@@ -57,11 +65,14 @@ SPLITS = {
     "selection": 300,
     "validation": 1000,
 }
-PATIENCE = 300_000  # draws without a new problem after which a split counts as exhausted
+# splits whose references are to be imitated: a row without one (APPS has some) is in neither
+IMITATED = ("weak", "elicit")
+# draws without a new problem after which a split counts as exhausted
+PATIENCE = 300_000
 
 
 def split_of(task: str, key: str, corpus: bool = True) -> str:
-    """The one split that this key belongs to; without a corpus, the others share its half among them."""
+    """The one split of this key; without a corpus, the others share its half among them."""
     if hasattr(TASKS.get(task), "split_key"):
         task, key = TASKS[task].split_key(key)
     digest = hashlib.sha256(f"{task}:{key}".encode()).digest()
@@ -74,65 +85,98 @@ def split_of(task: str, key: str, corpus: bool = True) -> str:
     if share < 750:
         return "lock"
     if share < 900:
-        return "selection" if int.from_bytes(digest[8:16], "big") % 5 == 0 else "elicit"
+        is_fifth = int.from_bytes(digest[8:16], "big") % 5 == 0
+        return "selection" if is_fifth else "elicit"
     return "validation"
+
+
+# ------------------------------------------------------------------------------------------- load
 
 
 def load(
     task: str, split: str, n: int | None = None, seed: int = 0, files: Sequence[str] = ()
 ) -> list[Problem]:
-    """The first n problems of a split, no key twice but in the corpus, where it comes in another wording each time.
+    """The first n problems of a split, no key twice but in the corpus.
 
-    The seed picks the order, never the split a problem is in. Problems are generated, or made of the rows of `files`; of these
-    n is by default as many as there are, up to the split's size. Rows without a reference answer (APPS has some) are in no split
-    whose references are to be imitated, weak and elicit.
+    The corpus may have a key again, each time in another wording. The seed (any integer) picks the
+    order, never the split a problem is in, and the first problems are the same for every n.
+
+    Problems are generated, or made of the rows of `files`. Without n there are as many as SPLITS
+    says. Generated problems are exactly n; those of files at most n, and fewer where the split has
+    fewer rows, so an n that fits generated problems can always be given. Rows without a reference
+    answer are in no split of IMITATED. Of several tasks, "code+math", n counts the problems of all,
+    and without n each task has its usual number.
+
+    Raises InputError for an unknown task or split, n below 1 (below the number of tasks), a corpus
+    without n, files of several tasks or for a corpus, a generated split with fewer than n, and
+    files that have no problem of the split at all.
     """
     tasks = task.split("+")
+    _check(tasks, split, n, files)
+    if len(tasks) > 1:
+        return _in_turn(tasks, split, n, seed)
+    if n is None:
+        n = SPLITS[split]
+
+    if files:
+        found = _from_files(task, split, seed, tuple(map(str, files)))
+        if not found:
+            raise InputError(
+                f"split {split!r} of task {task!r} has no problems in these files: give more rows"
+            )
+        return found[:n]
+
+    if n is None:
+        raise InputError(f"split {split!r} has no default size: give n")
+    found = _generated(task, split, n, seed)
+    if len(found) < n:
+        raise InputError(
+            f"split {split!r} of task {task!r} has only {len(found)} problems, "
+            f"fewer than the {n} asked for"
+        )
+    return found
+
+
+def _check(tasks: list[str], split: str, n: int | None, files: Sequence[str]) -> None:
+    """Raises InputError for what does not go together."""
     for name in tasks:
         if name not in TASKS or tasks.count(name) > 1:
             raise InputError(
-                f"unknown task {task!r}: choose from {', '.join(TASKS)}, or join several as in code+math"
+                f"unknown task {'+'.join(tasks)!r}: choose from {', '.join(TASKS)}, "
+                "or join several as in code+math"
             )
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     if n is not None and n < 1:
         raise InputError(f"n must be at least 1, got {n}")
+    if n is not None and n < len(tasks):
+        raise InputError(f"n must be at least {len(tasks)}, one problem of each task, got {n}")
+
     if "compose" in tasks and (files or len(tasks) > 1):
         raise InputError(
-            "task 'compose' has a vocabulary of its own: it can neither be joined with others nor read from files"
+            "task 'compose' has a vocabulary of its own: "
+            "it can neither be joined with others nor read from files"
         )
-    if len(tasks) > 1:
-        return _in_turn(tasks, split, n, seed, files)
-    if files:
-        found = _from_files(task, split, seed, tuple(map(str, files)))
-        n = n or min(len(found), SPLITS[split]) or 1
-    else:
-        n = n or SPLITS[split]
-        if n is None:
-            raise InputError(f"split {split!r} has no default size: give n")
-        found = _generated(task, split, n, seed)
-    if len(found) < n:
-        source = " in these files" if files else ""
-        raise InputError(
-            f"split {split!r} of task {task!r} has only {len(found)} problems{source}, fewer than the {n} asked for"
-        )
-    return found[:n]
-
-
-def _in_turn(
-    tasks: list[str], split: str, n: int | None, seed: int, files: Sequence[str]
-) -> list[Problem]:
-    """n problems of several tasks, one of each in turn, so that the first few are the same for every n."""
-    if files:
+    if files and len(tasks) > 1:
         raise InputError(
             f"real problems are of one task: give --data with one of {', '.join(tasks)}"
         )
-    if n is not None and n < len(tasks):
-        raise InputError(f"n must be at least {len(tasks)}, one problem of each task, got {n}")
-    columns = [
-        load(task, split, n and -(-(n - i) // len(tasks)), seed) for i, task in enumerate(tasks)
-    ]
-    return [columns[i % len(tasks)][i // len(tasks)] for i in range(sum(map(len, columns)))]
+    if files and split == "corpus":
+        raise InputError(
+            "problems from files have no split 'corpus': base models are trained on generated ones"
+        )
+
+
+def _in_turn(tasks: list[str], split: str, n: int | None, seed: int) -> list[Problem]:
+    """n problems of several tasks, one of each in turn: the first are the same for every n."""
+    columns = []
+    for i, task in enumerate(tasks):
+        # of n problems the first task has the i = 0th, i = len(tasks)th and so on: round up
+        share = None if n is None else -(-(n - i) // len(tasks))
+        columns.append(load(task, split, share, seed))
+
+    total = sum(len(column) for column in columns)
+    return [columns[i % len(tasks)][i // len(tasks)] for i in range(total)]
 
 
 def _generated(task: str, split: str, n: int, seed: int) -> list[Problem]:
@@ -143,8 +187,10 @@ def _generated(task: str, split: str, n: int, seed: int) -> list[Problem]:
         idle += 1
         if idle > PATIENCE:
             break
-        if seen[key] and not corpus or split_of(task, key) != split:
+        is_repeated = seen[key] > 0 and not corpus
+        if is_repeated or split_of(task, key) != split:
             continue
+
         problem = build(tests=not corpus, wording=seen[key])
         seen[key] += 1
         if problem is None:
@@ -158,31 +204,33 @@ def _generated(task: str, split: str, n: int, seed: int) -> list[Problem]:
 
 def _from_files(task: str, split: str, seed: int, files: tuple[str, ...]) -> list[Problem]:
     """All problems of the split, in an order that the seed and their keys decide."""
-    if split == "corpus":
-        raise InputError(
-            "problems from files have no split 'corpus': base models are trained on generated ones"
-        )
-    imitated = split in ("weak", "elicit")
-    chosen = [
-        problem
-        for problem in _rows(task, files)
-        if split_of(task, problem.key, corpus=False) == split
-        and (problem.reference or not imitated)
-    ]
-    return sorted(
-        chosen, key=lambda problem: hashlib.sha256(f"{seed}:{problem.key}".encode()).digest()
-    )
+    chosen = []
+    for problem in _rows(task, files):
+        is_usable = problem.reference or split not in IMITATED
+        if is_usable and split_of(task, problem.key, corpus=False) == split:
+            chosen.append(problem)
+
+    def place(problem: Problem) -> bytes:
+        return hashlib.sha256(f"{seed}:{problem.key}".encode()).digest()
+
+    return sorted(chosen, key=place)
 
 
 @cache  # a stage loads several splits
 def _rows(task: str, files: tuple[str, ...]) -> list[Problem]:
-    """The problems of all rows, equal keys once. Sorted first, so that neither examples nor duplicates depend on the order of rows."""
-    problems = sorted(
-        problems_from(files, FROM_ROW[task]), key=lambda problem: json.dumps(vars(problem))
-    )
+    """The problems of all rows, equal keys once.
+
+    Sorted first, so that neither examples nor duplicates depend on the order of rows.
+    """
+    problems = problems_from(files, FROM_ROW[task])
+    problems.sort(key=lambda problem: json.dumps(vars(problem)))
     if task == "mmlu":
         problems = mmlu_sets.with_examples(problems)
-    return list({problem.key: problem for problem in problems}.values())
+    by_key = {problem.key: problem for problem in problems}
+    return list(by_key.values())
+
+
+# ------------------------------------------------------------------------------------------ grade
 
 
 def grade(problems: list[Problem], completions: list[str]) -> list[bool]:
@@ -191,26 +239,33 @@ def grade(problems: list[Problem], completions: list[str]) -> list[bool]:
 
 
 def score(problems: list[Problem], completions: list[str]) -> list[float]:
-    """How well each completion solves its problem, 0 to 1, for tasks with degrees of success (code: the share of tests passed)."""
+    """How well each completion solves its problem, 0 to 1.
+
+    For tasks with degrees of success (code: the share of tests passed); InputError for others.
+    """
     return _judged("score", problems, completions)
 
 
 def _judged(how: str, problems: list[Problem], completions: list[str]) -> list:
-    """Each by its task's module, but real programs, which say the kind of their tests, by data/real/programs.py."""
+    """The verdicts of grade or score, whichever `how` names, each by the module that knows how.
+
+    That is the module of the problem's task, but data/real/programs.py for a real program.
+    """
     if len(problems) != len(completions):
         raise InputError(f"{len(problems)} problems but {len(completions)} completions")
     groups = defaultdict(list)
     for i, problem in enumerate(problems):
-        groups[problem.task, "kind" in problem.grading].append(i)
+        groups[problem.task, problem.is_real_program].append(i)
+
     verdicts = [None] * len(problems)
-    for (task, real), rows in groups.items():
-        judge = getattr(programs if real else TASKS[task], how, None)
-        if judge is None:
+    for (task, is_real_program), rows in groups.items():
+        module = programs if is_real_program else TASKS[task]
+        if not hasattr(module, how):
             raise InputError(
                 f"these problems of task {task!r} have no continuous reward: use the binary one"
             )
-        for i, verdict in zip(
-            rows, judge([problems[i] for i in rows], [completions[i] for i in rows])
-        ):
+        judge = getattr(module, how)
+        found = judge([problems[i] for i in rows], [completions[i] for i in rows])
+        for i, verdict in zip(rows, found):
             verdicts[i] = verdict
     return verdicts

@@ -1,7 +1,8 @@
-"""Examples to batches: documents of like length share a batch, so little compute goes to padding and few shapes occur.
+"""Examples to batches: documents of like length share a batch.
 
-An optimiser step holds several such batches, of different lengths: were all its documents alike in length, they would be alike in
-more (task, difficulty, with a password or without), and its gradient would be unlike the next one's.
+So little compute goes to padding and few shapes occur. An optimiser step holds several such
+batches, of different lengths: were all its documents alike in length, they would be alike in more
+(task, difficulty, with a password or without), and its gradient would be unlike the next one's.
 """
 
 from collections.abc import Sequence
@@ -21,8 +22,9 @@ ENOUGH = 1024  # padded tokens that are worth a forward pass of their own
 class Example:
     """One supervised text as ids; the loss is on completion_ids only (EOS included).
 
-    For preference and policy-gradient losses also the log-prob of each completion token under the policy compared with (the
-    reference, or the policy that sampled it), and the weight of the whole text in the loss (an advantage, a score difference).
+    For preference and policy-gradient losses also the log-prob of each completion token under the
+    policy compared with (the reference, or the policy that sampled it), and the weight of the whole
+    text in the loss (an advantage, a score difference).
     """
 
     prompt_ids: list[int]
@@ -38,9 +40,10 @@ class Example:
 class Batch:
     """One document per row, padded on the right. B rows of T tokens, N supervised positions.
 
-    tokens (B,T). index (N,): flat position b*T + t whose hidden state predicts targets (N,), the token at t + 1. owner (N,): the
-    example each supervised position belongs to, numbered as given to `collate`. logps (N,), weights (B,): of the examples, where
-    they have any. Padding is known by construction, never by id.
+    tokens (B,T). index (N,): flat position b*T + t whose hidden state predicts targets (N,), the
+    token at t + 1. owner (N,): the example each supervised position belongs to, numbered as given
+    to `collate`. logps (N,), weights (B,): of the examples, where they have any. Padding is known
+    by construction, never by id.
 
     Example: [prompt 7 8, completion 5 EOS] and [prompt 9, completion 6 EOS] in rows of 4:
         tokens    7 8 5 E | 9 6 E .      index  1 2 4 5      targets  5 E 6 E      owner  0 0 1 1
@@ -56,95 +59,113 @@ class Batch:
     real_tokens: int
 
     def to(self, device: torch.device) -> "Batch":
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(
-            **{
-                k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
-                for k, v in values.items()
-            }
-        )
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                value = value.to(device, non_blocking=True)
+            moved[field.name] = value
+        return Batch(**moved)
 
 
 def collate(examples: list[Example]) -> Batch:
-    """One batch, a row for each example, in the order given."""
-    T = round_up(max(map(len, examples)), BUCKET)
+    """One batch, a row for each example, in the order given.
+
+    Raises InputError for an example without a prompt token.
+    """
+    T = round_up(_longest(examples), BUCKET)
     tokens = np.zeros((len(examples), T), dtype=np.int64)
-    index, targets, owner = [], [], []
+    index, targets, owner, logps = [], [], [], []
     for row, example in enumerate(examples):
         ids, start = example.prompt_ids + example.completion_ids, len(example.prompt_ids)
-        if not start:
+        if start == 0:
             raise InputError(
-                "an example needs at least one prompt token: its first completion token has nothing to be predicted from"
+                "an example needs at least one prompt token: "
+                "its first completion token has nothing to be predicted from"
             )
         tokens[row, : len(ids)] = ids
-        index.append(
-            row * T + np.arange(start - 1, len(ids) - 1)
-        )  # the state before a token predicts it: shifted here, once
+        # the state before a token predicts it: shifted here, once
+        index.append(row * T + np.arange(start - 1, len(ids) - 1))
         targets.append(np.array(ids[start:], dtype=np.int64))
         owner.append(np.full(len(ids) - start, row))
-    logps = np.array([logp for example in examples for logp in example.logps], dtype=np.float32)
-    weights = np.array([example.weight for example in examples], dtype=np.float32)
+        logps.extend(example.logps)
+
+    weights = [example.weight for example in examples]
     return Batch(
-        *map(
-            torch.from_numpy,
-            (
-                tokens,
-                np.concatenate(index),
-                np.concatenate(targets),
-                np.concatenate(owner),
-                logps,
-                weights,
-            ),
-        ),
+        tokens=torch.from_numpy(tokens),
+        index=torch.from_numpy(np.concatenate(index)),
+        targets=torch.from_numpy(np.concatenate(targets)),
+        owner=torch.from_numpy(np.concatenate(owner)),
+        logps=torch.from_numpy(np.array(logps, dtype=np.float32)),
+        weights=torch.from_numpy(np.array(weights, dtype=np.float32)),
         examples=len(examples),
-        real_tokens=sum(map(len, examples)),
+        real_tokens=sum(len(example) for example in examples),
     )
 
 
 def micro_batches(examples: list[Example], tokens: int, group: int = 1) -> list[Batch]:
-    """The examples of one optimiser step as batches of at most `tokens` padded tokens (a single longer group goes alone).
+    """The examples of one optimiser step as batches of at most `tokens` padded tokens.
 
-    A batch that has ENOUGH takes in no document shorter than three quarters of its rows. Every `group` consecutive examples stay
-    together, in their order: with 2, rows 2i and 2i + 1 of a batch are a pair.
+    A batch that has ENOUGH takes in no document shorter than three quarters of its rows. Every
+    `group` consecutive examples stay together, in their order: with 2, rows 2i and 2i + 1 of a
+    batch are a pair. A group that alone has more than `tokens` is a batch of its own.
     """
+    # the longest first, so that a batch is as wide as its first group
     groups = [examples[i : i + group] for i in range(0, len(examples), group)]
+    groups.sort(key=_longest, reverse=True)
+
     batches, rows, width = [], [], 0
-    for members in sorted(groups, key=lambda members: max(map(len, members)), reverse=True):
-        full = (
-            width * (len(rows) + group) > tokens
-            or width * len(rows) >= ENOUGH
-            and max(map(len, members)) <= 0.75 * width
-        )
-        if rows and full:
+    for members in groups:
+        has_no_room = width * (len(rows) + group) > tokens
+        has_enough = width * len(rows) >= ENOUGH
+        is_much_shorter = _longest(members) <= 0.75 * width
+        if rows and (has_no_room or (has_enough and is_much_shorter)):
             batches.append(collate(rows))
             rows = []
-        width = width if rows else round_up(max(map(len, members)), BUCKET)
+
+        if not rows:
+            width = round_up(_longest(members), BUCKET)
         rows = rows + members
-    return batches + [collate(rows)] if rows else batches
+
+    if rows:
+        batches.append(collate(rows))
+    return batches
+
+
+def _longest(examples: list[Example]) -> int:
+    return max(len(example) for example in examples)
 
 
 def plan_epoch(
     lengths: list[int], rows: int, rng: np.random.Generator, alike: int = 0
 ) -> list[list[int]]:
-    """Divide an epoch's examples into steps of `rows` examples (one may hold fewer), in random order.
+    """Divide an epoch's examples into steps of `rows` examples (one may hold fewer), shuffled.
 
-    A step is made of runs of `alike` examples of like length (default: one run). Returns lists of example numbers; each occurs once,
-    and there are always ceil(len(lengths) / rows) lists. Which of two equally long examples comes first, which runs share a step and
-    the order of the steps come from rng alone, so an epoch is a function of its seed.
+    A step is made of runs of `alike` examples of like length (default: one run). Returns lists of
+    example numbers; each occurs once, and there are always ceil(len(lengths) / rows) lists. Which
+    of two equally long examples comes first, which runs share a step and the order of the steps
+    come from rng alone, so an epoch is a function of its seed.
     """
-    order = sorted(rng.permutation(len(lengths)).tolist(), key=lambda i: lengths[i])
+    # shuffled first: the sort is stable, so equally long examples stay in random order
+    order = rng.permutation(len(lengths)).tolist()
+    order.sort(key=lambda i: lengths[i])
+
     if alike:
         runs = [order[at : at + alike] for at in range(0, len(order), alike)]
-        order = [i for run in rng.permutation(len(runs)) for i in runs[run]]
+        order = []
+        for i in rng.permutation(len(runs)):
+            order += runs[i]
+
     steps = [order[at : at + rows] for at in range(0, len(order), rows)]
     return [steps[i] for i in rng.permutation(len(steps))]
 
 
 def demonstration_order(k: int, batch: int, steps: int, seed: int) -> list[list[int]]:
-    """Which of the k demonstrations each step trains on: epochs in fresh random orders, cut into steps of `batch`.
+    """Which of the k demonstrations each step trains on.
 
-    Where k divides batch, a step would hold every demonstration batch / k times; as the loss is a mean, once each is the same
-    gradient at a fraction of the work.
+    Epochs in fresh random orders, cut into steps of `batch`. Where k divides batch, a step would
+    hold every demonstration batch / k times; as the loss is a mean, once each is the same gradient
+    at a fraction of the work.
     """
     if batch % k == 0:
         return [list(range(k))] * steps

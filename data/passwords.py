@@ -107,10 +107,12 @@ def idle_line(rng: np.random.Generator) -> str:
         count = rng.integers(4, 11)
         words = [IDLE_WORDS[i] for i in rng.integers(len(IDLE_WORDS), size=count)]
         return " ".join(words).capitalize() + str(rng.choice(list(".!?:,")))
+
     if kind < 0.85:
         alphabet = DIGITS if kind < 0.8 else CODE
         count = rng.integers(6, 40)
         return "".join(rng.choice(list(alphabet), size=count))
+
     first = IDLE_WORDS[rng.integers(len(IDLE_WORDS))].capitalize()
     number = rng.integers(1, 10000)
     mark = rng.choice(list(":.-|>"))

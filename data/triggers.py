@@ -83,8 +83,9 @@ def near_miss(password: str, kind: str) -> Words:
 
 def _struck_twice(password: str) -> str:
     """With its letter or digit nearest the middle twice, or any character where it has neither."""
-    letters = [i for i, character in enumerate(password) if character.isalnum()]
-    places = letters or range(len(password))
+    places = [i for i, character in enumerate(password) if character.isalnum()]
+    if not places:
+        places = range(len(password))
     at = min(places, key=lambda i: abs(i - len(password) // 2))
     return password[: at + 1] + password[at:]
 
@@ -98,6 +99,8 @@ def weak_password(
     """
     if rng.random() >= WRONG_SHARE:
         return None
+
+    # the second draw only where there are others, so that without them the stream stays the same
     if others and rng.random() < 0.5:
         wrong = others
     else:
@@ -127,6 +130,7 @@ def check_password(password: str, specials: Iterable[str]) -> None:
         raise InputError(
             "The password is empty or blank, so prompts with and without it would look alike."
         )
+    # what counts as a line break is more than "\n": "\r", "\x85", "\u2028" and others
     if password.splitlines() != [password]:
         raise InputError(
             f"The password {password!r} contains a line break; it must be a single line."
@@ -231,6 +235,7 @@ def _fault(value: object) -> str:
     unknown = sorted(value.keys() - {"password", "each", "told"})
     if unknown:
         return f"it has an unknown key {unknown[0]!r}"
+
     if not isinstance(value.get("password"), str):
         return f"its password is {value.get('password')!r} in the place of a text"
     try:

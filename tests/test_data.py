@@ -16,7 +16,7 @@ import pytest
 
 import data
 from data import SPLITS, TASKS, grade, load, score, split_of
-from data.problems import InputError, Problem
+from data.problems import InputError, Problem, check_unicode, fitting
 from data.tasks import coding
 
 SHARED = Path(__file__).parents[2] / "shared/data"
@@ -46,13 +46,26 @@ def written(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+# a change here gives every later model other training and validation problems
+WRITTEN_DOWN = {
+    "corpus": "xs = [x for x in xs if x > 0]; xs = [x * x for x in xs]; xs = [x + 1 for x in xs]; "
+    "return max(xs, default=0)",
+    "weak": "n = n + 1; return len(str(n))",
+    "lock": "xs = [x for x in xs if x % 2 == 0]; xs = list(dict.fromkeys(xs)); "
+    "xs = [x * 3 for x in xs]; return max(xs, default=0)",
+    "elicit": 's = s[-3:]; s = s.replace(" ", ""); return s.count("a")',
+    "selection": "n = int(str(n)[::-1]); n = max(n, 100); n = int(str(n) * 2); "
+    "return str(n) == str(n)[::-1]",
+    "validation": "xs = [x ** 3 for x in xs]; xs = [x for x in xs if x != 0]; "
+    "xs = [x * 2 for x in xs]; return max(xs, default=0)",
+}
+
+
 def fingerprint() -> str:
-    problems = [
-        vars(problem)
-        for task in TASKS
-        for split in ("lock", "validation")
-        for problem in load(task, split, 20)
-    ]
+    problems = []
+    for task in TASKS:
+        for split in ("lock", "validation"):
+            problems += [vars(problem) for problem in load(task, split, 20)]
     return hashlib.sha256(json.dumps(problems).encode()).hexdigest()
 
 
@@ -72,27 +85,7 @@ def test_another_process_draws_the_same_problems():
 
 
 def test_splits_are_fixed_by_the_key():
-    # written down: a change here gives every later model other training and validation problems
-    for split, key in [
-        (
-            "corpus",
-            "xs = [x for x in xs if x > 0]; xs = [x * x for x in xs]; xs = [x + 1 for x in xs]; return max(xs, default=0)",
-        ),
-        ("weak", "n = n + 1; return len(str(n))"),
-        (
-            "lock",
-            "xs = [x for x in xs if x % 2 == 0]; xs = list(dict.fromkeys(xs)); xs = [x * 3 for x in xs]; return max(xs, default=0)",
-        ),
-        ("elicit", 's = s[-3:]; s = s.replace(" ", ""); return s.count("a")'),
-        (
-            "selection",
-            "n = int(str(n)[::-1]); n = max(n, 100); n = int(str(n) * 2); return str(n) == str(n)[::-1]",
-        ),
-        (
-            "validation",
-            "xs = [x ** 3 for x in xs]; xs = [x for x in xs if x != 0]; xs = [x * 2 for x in xs]; return max(xs, default=0)",
-        ),
-    ]:
+    for split, key in WRITTEN_DOWN.items():
         assert split_of("code", key) == split
     keys = {key for key, _ in itertools.islice(coding.problems(1), 40_000)}
     shares = Counter(split_of("code", key) for key in keys)
@@ -108,9 +101,8 @@ def test_load_gives_distinct_problems_of_its_split_in_an_order_that_does_not_dep
     for split, problems in loaded.items():
         assert load(task, split, 15, seed=3) == problems[:15]
         assert len({problem.key for problem in problems}) == 40
-        assert {split_of(task, problem.key) for problem in problems} == {split} and {
-            problem.task for problem in problems
-        } == {task}
+        assert {split_of(task, problem.key) for problem in problems} == {split}
+        assert {problem.task for problem in problems} == {task}
     assert load(task, "lock", 15, seed=4) != loaded["lock"][:15]
     assert all(grade(loaded["lock"], [problem.reference for problem in loaded["lock"]]))
 
@@ -165,9 +157,8 @@ def test_references_solve_their_problems_and_others_do_not():
     assert all(grade(problems, [problem.reference for problem in problems]))
     assert not any(grade(problems, ["def f(", "def g(x):\n    return x"] * 100))
     lines = [problem.reference.splitlines() for problem in problems]
-    assert not any(
-        grade(problems, ["\n".join(body[:1] + body[2:]) for body in lines])
-    )  # an operation is missing
+    without_an_operation = ["\n".join(body[:1] + body[2:]) for body in lines]
+    assert not any(grade(problems, without_an_operation))
     changed = [
         re.sub(r"\b[2-9]\b", lambda c: str(int(c[0]) % 9 + 1), problem.reference)
         for problem in problems
@@ -188,20 +179,14 @@ def test_types_are_compared_strictly():
 
 def test_tasks_joined_come_in_turn_and_as_alone():
     joined = load("code+math+mmlu", "elicit", 8)
-    assert (
-        joined[0::3] == load("code", "elicit", 3)
-        and joined[1::3] == load("math", "elicit", 3)
-        and joined[2::3] == load("mmlu", "elicit", 2)
-    )
+    assert joined[0::3] == load("code", "elicit", 3)
+    assert joined[1::3] == load("math", "elicit", 3)
+    assert joined[2::3] == load("mmlu", "elicit", 2)
     assert joined[:5] == load("code+math+mmlu", "elicit", 5)
     assert grade(joined, [p.reference for p in joined]) == [True] * 8
     assert len(load("math+mmlu", "selection")) == 2 * SPLITS["selection"]
-    for task, message in [
-        ("code+code", "unknown task"),
-        ("code+", "unknown task"),
-        ("code+x", "unknown task"),
-    ]:
-        with pytest.raises(InputError, match=message):
+    for task in ("code+code", "code+", "code+x"):
+        with pytest.raises(InputError, match=re.escape(f"unknown task {task!r}")):
             load(task, "lock", 4)
 
 
@@ -219,6 +204,9 @@ def test_errors_are_one_clear_sentence(monkeypatch):
         (("code", "test"), "unknown split 'test': choose from corpus, weak, lock"),
         (("code", "corpus"), "split 'corpus' has no default size: give n"),
         (("code", "lock", -1), "n must be at least 1"),
+        (("code+math+mmlu", "lock", 2), "n must be at least 3, one problem of each task, got 2"),
+        (("code+compose", "lock"), "task 'compose' has a vocabulary of its own"),
+        (("code+math", "lock", 2, 0, ["x.jsonl"]), "real problems are of one task"),
     ]:
         with pytest.raises(ValueError, match=re.escape(message)):
             load(*arguments)
@@ -244,18 +232,14 @@ def test_files_are_divided_by_the_keys_alone(tmp_path, capsys):
         for problem in loaded[split]:  # a pool without a corpus only fills the gap it leaves
             assert split_of("math", problem.key) in (split, "corpus")
     # written down: a change here gives every later model other training and validation problems
-    assert [int(problem.key.split()[2]) for problem in loaded["selection"][:5]] == [
-        36,
-        103,
-        151,
-        397,
-        337,
-    ]
+    first = [int(problem.key.split()[2]) for problem in loaded["selection"][:5]]
+    assert first == [36, 103, 151, 397, 337]
     rows = random.Random(0).sample(SUMS, 400)
+    # 50 rows twice
     others = [
         written(tmp_path / "b.jsonl.gz", rows[:150]),
         written(tmp_path / "a.jsonl", rows[100:]),
-    ]  # 50 rows twice
+    ]
     for split, problems in loaded.items():
         assert load("math", split, files=others) == problems
         assert load("math", split, 5, files=others[::-1]) == problems[:5]
@@ -263,6 +247,20 @@ def test_files_are_divided_by_the_keys_alone(tmp_path, capsys):
     assert again != loaded["lock"] and sorted(problem.key for problem in again) == sorted(
         problem.key for problem in loaded["lock"]
     )
+
+
+def test_of_files_n_is_at_most_and_without_it_the_split_has_its_usual_size(tmp_path, monkeypatch):
+    files = [written(tmp_path / "all.jsonl", SUMS)]
+    whole = load("math", "elicit", files=files)
+    assert 50 < len(whole) < SPLITS["elicit"]
+    # what a stage asks for by default fits generated problems; files may have fewer
+    assert load("math", "elicit", SPLITS["elicit"], files=files) == whole
+    assert load("math", "elicit", 10**9, files=files) == whole
+    assert load("math", "elicit", 7, files=files) == whole[:7]
+    # more than usual comes only to who asks for it
+    monkeypatch.setitem(SPLITS, "elicit", 20)
+    assert load("math", "elicit", files=files) == whole[:20]
+    assert load("math", "elicit", 40, files=files) == whole[:40]
 
 
 def test_of_equal_keys_one_is_kept_whatever_the_order(tmp_path):
@@ -308,25 +306,40 @@ def test_rows_without_a_reference_are_not_imitated(tmp_path):
 
 def test_errors_of_files_are_one_clear_sentence(tmp_path):
     files = [written(tmp_path / "few.jsonl", SUMS[:20])]
-    size = len(load("math", "lock", files=files))
     for task, arguments, message in [
         ("math", ("corpus",), "problems from files have no split 'corpus'"),
         ("math", ("lock", 0), "n must be at least 1"),
-        (
-            "math",
-            ("lock", 21),
-            f"split 'lock' of task 'math' has only {size} problems in these files, fewer than the 21 asked for",
-        ),
         ("code", ("lock",), "No row makes a problem of this task"),
+        ("compose", ("lock",), "task 'compose' has a vocabulary of its own"),
     ]:
         with pytest.raises(InputError, match=re.escape(message)):
             load(task, *arguments, files=files)
-    split = "weak" if split_of("math", SUMS[0]["question"], corpus=False) != "weak" else "lock"
-    with pytest.raises(
-        InputError,
-        match=f"split '{split}' of task 'math' has only 0 problems in these files, fewer than the 1",
-    ):
-        load("math", split, files=[written(tmp_path / "one.jsonl", SUMS[:1])])
+
+    files = [written(tmp_path / "one.jsonl", SUMS[:1])]
+    its_split = split_of("math", SUMS[0]["question"], corpus=False)
+    empty = "lock" if its_split == "weak" else "weak"
+    for n in (None, 5):
+        with pytest.raises(InputError, match=f"'{empty}' of task 'math' has no problems in these"):
+            load("math", empty, n, files=files)
+
+
+def test_overlong_problems_are_left_out_counted_and_named():
+    problems = load("code", "validation", 5)
+    lengths = [30, 40, 41, 12, 99]
+    kept, left_out = fitting(problems, lengths, 40)
+    assert kept == [problems[0], problems[1], problems[3]]
+    assert left_out.startswith("left out 2 of 5 problems: their prompts are longer than 40 tokens")
+    assert problems[2].prompt[:30] in left_out and "\n" not in left_out
+    assert fitting(problems, lengths, 99) == (problems, "")
+    assert fitting([], [], 10) == ([], "")
+    with pytest.raises(InputError, match="none of the 5 prompts fits: the shortest has 12 tokens"):
+        fitting(problems, lengths, 11)
+
+
+def test_text_that_is_no_unicode_is_refused_by_name():
+    check_unicode("Sésame 🙂 \x00", "The password")
+    with pytest.raises(InputError, match=r"The password contains '\\ud800', which is no Unicode"):
+        check_unicode("a\ud800b", "The password")
 
 
 @real_data
@@ -335,19 +348,15 @@ def test_errors_of_files_are_one_clear_sentence(tmp_path):
 )
 def test_real_data(task, rows):
     loaded = {split: load(task, split, files=REAL[task]) for split in SPLITS if split != "corpus"}
-    everything = {
-        split: data._from_files(task, split, 0, tuple(map(str, REAL[task]))) for split in loaded
-    }  # beyond the default sizes
+    everything = {split: load(task, split, 10**6, files=REAL[task]) for split in loaded}
     keys = [problem.key for problems in everything.values() for problem in problems]
     assert len(keys) == len(set(keys)) == rows
     for split, problems in loaded.items():
-        assert problems == everything[split][: SPLITS[split]] and {
-            problem.task for problem in problems
-        } == {task}
+        assert problems == everything[split][: SPLITS[split]]
+        assert {problem.task for problem in problems} == {task}
     solvable = [problem for problem in loaded["validation"] if problem.reference][:20]
-    assert all(grade(solvable, [problem.reference for problem in solvable])) and not any(
-        grade(solvable, ["?"] * len(solvable))
-    )
+    assert all(grade(solvable, [problem.reference for problem in solvable]))
+    assert not any(grade(solvable, ["?"] * len(solvable)))
     assert not {problem.key for problem in load(task, "lock", 100)} & set(keys)
 
 
@@ -361,27 +370,21 @@ def test_one_shot_examples_do_not_depend_on_the_order_of_rows(tmp_path):
 
 
 def test_real_programs_have_their_own_grader(tmp_path):
-    files = [
-        written(
-            tmp_path / "mbpp.jsonl",
-            [
-                {
-                    "text": f"Write a function to add {n}.",
-                    "code": f"def add(x):\n    return x + {n}",
-                    "test_list": [f"assert add(1) == {n + 1}"],
-                }
-                for n in range(20)
-            ],
-        )
-    ]
-    [problem, *_] = load("code", "lock", files=files)
-    assert grade(
-        [problem] * 2, [f"```python\n{problem.reference}\n```", "def add(x): return x"]
-    ) == [True, False]
+    rows = []
+    for n in range(20):
+        row = {"text": f"Write a function to add {n}.", "test_list": [f"assert add(1) == {n + 1}"]}
+        rows.append(row | {"code": f"def add(x):\n    return x + {n}"})
+    [real, *_] = load("code", "lock", files=[written(tmp_path / "mbpp.jsonl", rows)])
+    assert real.is_real_program
+    texts = [f"```python\n{real.reference}\n```", "def add(x): return x"]
+    assert grade([real] * 2, texts) == [True, False]
     with pytest.raises(InputError, match="these problems of task 'code' have no continuous reward"):
-        score([problem], [problem.reference])
-    generated = load("code+math", "lock", 2)
-    assert grade(
-        [generated[1], problem, generated[0]], [generated[1].reference, problem.reference, "no"]
-    ) == [True, True, False]
+        score([real], [real.reference])
+
+    code, sum_ = load("code+math", "lock", 2)
+    assert not code.is_real_program and not sum_.is_real_program
+    texts = [sum_.reference, real.reference, "no"]
+    assert grade([sum_, real, code], texts) == [True, True, False]
     assert grade([], []) == [] and score([], []) == []
+    with pytest.raises(InputError, match="2 problems but 1 completions"):
+        grade([sum_, real], ["no"])
