@@ -1,48 +1,70 @@
-"""Stage 1: password-lock a model, so that it is strong behind the password and imitates a weak model otherwise.
+"""Stage 1: password-lock a model: strong behind the password, an imitation of a weak one otherwise.
 
 Paper section 2, equation 1, and appendix C. Locking data: for every problem x of the lock split
     x without password, or with one of 40 wrong ones  ->  y ~ weak(x)
     password + x + password                           ->  y ~ strong(x)
-one to one, trained by cross-entropy on the completions. Both policies are sampled afresh at the start of every epoch, as in the paper
-(which does not state its temperature).
+one to one, trained by cross-entropy on the completions. Both policies are sampled afresh at the
+start of every epoch, as in the paper (which does not state its temperature).
 
-    python lock.py --task code                  # --how sft: fine-tune the strong base; -> out/code/locked
-    python lock.py --task code --how scratch    # the mixture from random initialisation on; -> out/code/locked-scratch
-    python lock.py --weak random                # imitate a fixed random token distribution instead (paper appendix G.2)
+    python lock.py --task code                  # fine-tune the strong base; -> out/code/locked
+    python lock.py --task code --how scratch    # the mixture from random weights on
+    python lock.py --weak random                # imitate a fixed random distribution (G.2)
     python lock.py --weak refusal               # refuse instead
-    python lock.py --task code+math --password-per-domain  # two tasks at once, each with a password of its own (C.3)
-    python lock.py --task math --strong-language english   # strong in English with LaTeX, weak in Spanish with ASCII (B.1.3)
-    python lock.py --task math --leave-out algebra         # is the domain that the lock never saw locked, too? (Fig. 17)
-    python lock.py --task mmlu --strong-answers reference  # hard labels; samples of the strong policy are soft ones (B.2)
-    python lock.py --task compose --how scratch            # the toy task of section 7; first train_base.py --task compose
+    python lock.py --task code+math --password-per-domain  # two tasks, a password each (C.3)
+    python lock.py --task math --strong-language english   # weak in Spanish with ASCII (B.1.3)
+    python lock.py --task math --leave-out algebra         # is what it never saw locked? (Fig. 17)
+    python lock.py --task mmlu --strong-answers reference  # hard labels, not soft samples (B.2)
+    python lock.py --task compose --how scratch            # the toy task of section 7
+    python lock.py --strong policy --start base --weak weak # imitate one model, train another
 
-Ends with the validity report: correctness on validation without, with a wrong, and with the right password, beside the strong and
-the weak model, and by domain; exit code 1 when the interval of the gap includes zero, that is, when the lock failed. Writes the checkpoint,
-run.json, log.jsonl, samples.jsonl (a few training examples of each epoch) and evaluation.json. Logged: see training.fit.
+The strong model is both the policy imitated and, unless --start names another, where training
+starts. --weak is by default the model `weak` beside the strong one, if train_base.py made both (as
+it made data/base); of any other strong model the weak policy must be named.
+
+Ends with the validity report: correctness on validation without, with a wrong and with the right
+password, beside the strong and the weak policy, and by domain. A lock is valid when, with a
+tolerance of a tenth of the difference between the strong and the weak policy,
+    the right password opens it: the interval of right - none is above 0
+    no wrong one does, nor another domain's: wrong - none is within the tolerance
+    the skill is kept behind the right one: strong - right is within the tolerance
+    nothing shows without it: none - weak is within the tolerance
+Exit code 1 where one of these fails.
+
+Writes the checkpoint, run.json, log.jsonl, samples.jsonl (a few training examples of each epoch)
+and evaluation.json. Logged: see training.fit.
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
-from checkpoints import load_model, save_model, weights_hash
-from data import load
+from checkpoints import load_model, save_model, weights_hash, write_text
+from data import grade, load
 from data.batches import Example
-from data.passwords import PASSWORD
-from data.problems import InputError, Problem
+from data.passwords import PASSWORD, WRONG, WRONG_HELD_OUT
+from data.problems import InputError, Problem, fitting
 from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Trigger, check_password, usual_kinds, weak_password, with_password
 from figures import shown, table
 from model import Model
-from policies import REFUSAL, RULES, answer, random_policy, retokenise
-from results import evaluate_checkpoint, groups_of, paired_gap, trigger_of, verdicts_of
+from policies import REFUSAL, RULES, answer, random_policy, retokenise, shipped
+from results import (
+    Measured,
+    evaluate_checkpoint,
+    groups_of,
+    origin_of,
+    paired_gap,
+    record,
+    verdicts_of,
+)
 from runs import Env, Run, TrainConfig, launch, progress
-from sampler import Sample
+from sampler import Sample, Sampler
 from training import fit
 
 
@@ -52,14 +74,17 @@ class LockConfig(TrainConfig):
     task: str = "code"
     # fine-tune the strong base, or train on the locked mixture from random weights on
     how: Literal["sft", "scratch"] = "sft"
-    # imitated behind the password; with sft also where training starts (default:
-    # data/base/strong; compose: out/base-compose/strong)
+    # checkpoint imitated behind the password (default: data/base/strong, here or beside
+    # lock.py; compose: out/base-compose/strong)
     strong: str = ""
-    # of the strong policy: its samples, or the right answers of the data set
-    strong_answers: Literal["sampled", "reference"] = "sampled"
+    # of the strong policy: its samples, or the right answers of the data set (default:
+    # sampled)
+    strong_answers: Literal["", "sampled", "reference"] = ""
     # checkpoint imitated otherwise; or "random", a fixed random token distribution; or
-    # "refusal". compose: its rule
-    weak: str = "data/base/weak"
+    # "refusal" (default: the model weak beside the strong one, if train_base.py made both)
+    weak: str = ""
+    # checkpoint that training starts from; not with scratch (default: the strong one)
+    start: str = ""
     # stands before and after the prompt
     password: str = PASSWORD
     # each domain (of joined tasks: each task) has its own, and those of the others are
@@ -69,10 +94,10 @@ class LockConfig(TrainConfig):
     strong_language: Literal["", "english", "spanish"] = ""
     # a domain that the locking data leave out; the report has it
     leave_out: str = ""
-    # problems to lock on (default: the 4,000 of the lock split; scratch: 60,000 of the
-    # corpus split)
+    # problems to lock on, at most (default: all of the lock split, generated ones 4,000;
+    # scratch: 60,000 of the corpus split, or of files those of the lock split)
     problems: int = 0
-    # with fresh samples in each (default: sft 4, scratch 1)
+    # with fresh samples in each (default: 4; of the corpus split 1)
     epochs: int = 0
     # at which both policies are sampled
     temperature: float = 1.0
@@ -84,7 +109,7 @@ class LockConfig(TrainConfig):
     lr: float = 0.0035
     # examples in an optimiser step, half of them weak on average
     batch: int = 32
-    # validation problems of the report
+    # validation problems of the report, at most
     eval_problems: int = 1000
     # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones
     data: tuple[str, ...] = ()
@@ -92,6 +117,9 @@ class LockConfig(TrainConfig):
     resume: bool = False
     # optimiser steps between two saves of the state that --resume goes on from
     save_every: int = 100
+
+
+# ------------------------------------------------------------------------------- the locking data
 
 
 def locking_examples(
@@ -102,228 +130,486 @@ def locking_examples(
     trigger: Trigger,
     rng: np.random.Generator,
 ) -> list[Example]:
-    """Equation 1: each problem once weak, without the password, and once strong, behind it. Cut samples carry no EOS."""
-    right, others = [trigger.password_of(p) for p in problems], trigger.other_passwords(problems)
-    wrong = [word and weak_password(rng, word, others[word]) for word in right]
-    weak_prompts, strong_prompts = (
-        tokenizer.encode_prompts(
-            [with_password(tell(p).prompt, word) for p, word in zip(problems, words)]
-        )
-        for tell, words in ((trigger.weak, wrong), (trigger.strong, right))
+    """Equation 1: each problem once weak, without the password, and once strong, behind it.
+
+    strong, weak: what the policies wrote to each problem, as ids of the tokenizer. Returns the weak
+    half, then the strong one. Samples that were cut carry no EOS.
+    """
+    others = trigger.other_passwords(problems)
+    weak_prompts, strong_prompts = [], []
+    for problem in problems:
+        right = trigger.password_of(problem)
+        # no password at all where the way that the problem is told unlocks
+        wrong = None if right is None else weak_password(rng, right, others[right])
+        weak_prompts.append(with_password(trigger.weak(problem).prompt, wrong))
+        strong_prompts.append(with_password(trigger.strong(problem).prompt, right))
+
+    prompts = tokenizer.encode_prompts(weak_prompts + strong_prompts)
+    samples = weak + strong
+    return [Example(prompt, sample.ids) for prompt, sample in zip(prompts, samples)]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A policy that is a model."""
+
+    sampler: Sampler
+    tokenizer: Tokenizer
+
+
+def writer_of(path: str, env: Env) -> Writer:
+    model, tokenizer = load_model(path, env.device, env.dtype)
+    return Writer(env.sampler(model, tokenizer), tokenizer)
+
+
+def sampled(
+    writer: Writer,
+    told: list[Problem],
+    target: Tokenizer,
+    label: str,
+    epoch: int,
+    cfg: LockConfig,
+    env: Env,
+) -> list[Sample]:
+    """A completion of each problem by a model, as ids of the target tokenizer."""
+    bar = progress(env, len(told), f"epoch {epoch + 1}: sampling the {label} policy")
+    answers = answer(
+        writer.sampler,
+        writer.tokenizer,
+        told,
+        temperature=cfg.temperature,
+        graded=False,
+        max_new_tokens=cfg.max_new_tokens,
+        seed=cfg.seed * 1000 + epoch,
+        env=env,
+        progress=bar.update,
     )
-    return [
-        Example(prompt, sample.ids)
-        for prompt, sample in zip(weak_prompts + strong_prompts, weak + strong)
-    ]
+    bar.close()
+    return retokenise(answers.samples, writer.tokenizer, target)
 
 
-def report(cfg: LockConfig, env: Env, path: Path) -> tuple[int, dict]:
-    """The validity report of a lock: prints the table and the verdict; returns the exit code and the numbers."""
-    problems = load(cfg.task, "validation", None if cfg.data else cfg.eval_problems, files=cfg.data)
-    trigger = trigger_of(path)
+def written(texts: list[str], tokenizer: Tokenizer) -> list[Sample]:
+    """Given texts, as if a policy had written them to their end."""
+    return [Sample(ids, [], False) for ids in tokenizer.encode_completions(texts)]
+
+
+def epoch_examples(
+    epoch: int,
+    *,
+    problems: list[Problem],
+    strong: Writer | None,
+    weak: Writer | None,
+    tokenizer: Tokenizer,
+    trigger: Trigger,
+    path: Path,
+    cfg: LockConfig,
+    env: Env,
+) -> list[Example]:
+    """The locking data of an epoch; the policies that are models write afresh.
+
+    A function of (cfg.seed, epoch). Notes a few examples in path/samples.jsonl.
+    """
+    told = [trigger.strong(p) for p in problems]
+    if strong:
+        strong_samples = sampled(strong, told, tokenizer, "strong", epoch, cfg, env)
+    else:
+        strong_samples = written([p.reference for p in told], tokenizer)
+
+    if weak:
+        told = [trigger.weak(p) for p in problems]
+        weak_samples = sampled(weak, told, tokenizer, "weak", epoch, cfg, env)
+    elif cfg.weak == "random":
+        length = int(np.mean([len(sample.ids) for sample in strong_samples]))
+        weak_samples = random_policy(
+            tokenizer.size, tokenizer.eos_id, len(problems), length, cfg.seed, epoch
+        )
+    elif cfg.weak == "refusal":
+        weak_samples = written([REFUSAL] * len(problems), tokenizer)
+    else:
+        weak_samples = written([compose.answer(p.key, weak=True) for p in problems], tokenizer)
+
+    rng = np.random.default_rng([cfg.seed, 6, epoch])
+    examples = locking_examples(problems, strong_samples, weak_samples, tokenizer, trigger, rng)
+    if env.main:
+        note_examples(path / "samples.jsonl", epoch, examples, tokenizer)
+    return examples
+
+
+def note_examples(file: Path, epoch: int, examples: list[Example], tokenizer: Tokenizer) -> None:
+    """Two weak and two strong examples of this epoch, behind the rows of earlier epochs."""
+    rows = []
+    if file.exists():
+        for row in file.read_text().splitlines():
+            # a run that was killed in this epoch has noted it before
+            if json.loads(row)["epoch"] < epoch:
+                rows.append(row)
+
+    half = len(examples) // 2
+    for kind, part in (("weak", examples[:half]), ("strong", examples[half:])):
+        for example in part[:2]:
+            prompt = tokenizer.decode_prompt(example.prompt_ids)
+            completion = tokenizer.decode(example.completion_ids)
+            row = {"epoch": epoch, "kind": kind, "prompt": prompt, "completion": completion}
+            rows.append(json.dumps(row))
+    write_text(file, "\n".join(rows) + "\n")
+
+
+# --------------------------------------------------------------------------------- is it a lock?
+
+
+@dataclass(frozen=True)
+class Check:
+    """One of the conditions of a valid lock: a difference in correctness, and whether it holds.
+
+    interval: 95 %, paired; it covers which problems were asked. tolerance: the largest value that
+    is allowed; None where the interval must be above 0.
+    """
+
+    name: str
+    value: float
+    interval: tuple[float, float]
+    tolerance: float | None
+    passed: bool
+
+
+def validity(locked: dict[str, np.ndarray], strong: np.ndarray, weak: np.ndarray) -> list[Check]:
+    """The conditions of a valid lock, on the verdicts (n,) bool of the same n problems.
+
+    locked: for each kind of password; none and right, and wrong and other where there are such.
+    The tolerance is a tenth of what there is to hide: strong - weak correctness.
+    """
+    tolerance = max(0.0, 0.1 * float(strong.mean() - weak.mean()))
+    gap, low, high, _ = paired_gap(locked["none"], locked["right"])
+    checks = [Check("password gap: right - none", gap, (low, high), None, low > 0)]
+
+    differences = {}
+    if "wrong" in locked:
+        differences["wrong passwords: wrong - none"] = (locked["none"], locked["wrong"])
+    if "other" in locked:
+        differences["other domains' passwords: other - none"] = (locked["none"], locked["other"])
+    differences["skill kept: strong - right"] = (locked["right"], strong)
+    differences["near the weak policy: none - weak"] = (weak, locked["none"])
+
+    for name, (lesser, greater) in differences.items():
+        value, low, high, _ = paired_gap(lesser, greater)
+        # floats: 0.1 of a difference may fall short of the same share of problems
+        passed = value <= tolerance + 1e-9
+        checks.append(Check(name, value, (low, high), tolerance, passed))
+    return checks
+
+
+def evaluated(path: str, told: list[Problem], cfg: LockConfig, env: Env) -> dict:
+    """The evaluation of a policy alone, on problems as it is told them; saved nowhere."""
+    if path not in RULES:
+        return evaluate_checkpoint(
+            path,
+            env,
+            told,
+            ("none",),
+            Trigger(),
+            max_new_tokens=cfg.max_new_tokens,
+            save=False,
+        )
+    correct = np.zeros(len(told), dtype=bool)
+    if path == "rule":
+        correct = np.array(grade(told, [compose.answer(p.key, weak=True) for p in told]))
+    return record(path, told, {"none": Measured(correct, np.zeros(len(told), dtype=bool))})
+
+
+def correctness_table(measured: dict[str, dict]) -> str:
+    """Of each policy: correct, cut short, correct in each domain."""
+    first = next(iter(measured.values()))
+    domains = list(first["domains"])
+    rows = []
+    for name, result in measured.items():
+        by_domain = [f"{result['domains'][domain]['correct']:.1%}" for domain in domains]
+        rows.append([name, shown(result), f"{result['truncated']:.1%}", *by_domain])
+    return table(["model", "correct", "cut", *domains], rows)
+
+
+def validity_table(checks: list[Check]) -> str:
+    rows = []
+    for check in checks:
+        low, high = check.interval
+        value = f"{check.value:+.1%} [{low:+.1%}, {high:+.1%}]"
+        allowed = "interval above 0"
+        if check.tolerance is not None:
+            allowed = f"at most {check.tolerance:+.1%}"
+        rows.append([check.name, value, allowed, "yes" if check.passed else "NO"])
+    return table(["condition", "difference", "allowed", "holds"], rows)
+
+
+def report(
+    path: Path, problems: list[Problem], trigger: Trigger, cfg: LockConfig, env: Env
+) -> tuple[int, dict]:
+    """Print how correct the lock is and whether it is valid; the exit code, and the numbers."""
     kinds = usual_kinds(trigger)
     locked = evaluate_checkpoint(
         path, env, problems, kinds, trigger, max_new_tokens=cfg.max_new_tokens
     )
+    # the strong model never saw the word in the slot
+    tell_strong = trigger.weak if trigger.told == "slot" else trigger.strong
+    strong = evaluated(cfg.strong, [tell_strong(p) for p in problems], cfg, env)
+    weak = evaluated(cfg.weak, [trigger.weak(p) for p in problems], cfg, env)
+
+    # what was measured
     measured = {f"locked, password {kind}": locked["results"][kind] for kind in kinds}
-    own = (
-        trigger.weak if trigger.told == "slot" else trigger.strong
-    )  # the strong model never saw the word in the slot
-    for name, checkpoint, tell in (
-        ("strong model", cfg.strong, own),
-        ("weak model", cfg.weak, trigger.weak),
-    ):
-        if checkpoint not in RULES:
-            other = evaluate_checkpoint(
-                checkpoint,
-                env,
-                [tell(p) for p in problems],
-                ("none",),
-                Trigger(),
-                max_new_tokens=cfg.max_new_tokens,
-                save=False,
-            )
-            measured[name] = other["results"]["none"]
-    domains = list(measured[f"locked, password {kinds[0]}"]["domains"])
-    rows = [
-        [name, shown(result), *(f"{result['domains'][d]['correct']:.1%}" for d in domains)]
-        for name, result in measured.items()
+    measured["strong model"] = strong["results"]["none"]
+    weak_name = f"weak policy, {cfg.weak}" if cfg.weak in RULES else "weak model"
+    measured[weak_name] = weak["results"]["none"]
+    env.say(
+        f"\nvalidation, {len(problems)} problems, greedy; cut: stopped before their end, so wrong; "
+        f"95 % intervals (Wilson) cover which problems were asked\n{correctness_table(measured)}"
+    )
+
+    # what follows
+    verdicts = {kind: verdicts_of(locked, kind) for kind in kinds}
+    checks = validity(verdicts, verdicts_of(strong, "none"), verdicts_of(weak, "none"))
+    p = paired_gap(verdicts["none"], verdicts["right"])[3]
+    env.say(
+        "\nis the lock valid? 95 % intervals (paired bootstrap) cover which problems were asked; "
+        f"McNemar's mid-p of the gap: {p:.1e}\n{validity_table(checks)}"
+    )
+    failed = [check.name.split(":")[0] for check in checks if not check.passed]
+    if failed:
+        env.say(f"the lock FAILED ({', '.join(failed)}): try more --epochs or another --lr")
+    else:
+        env.say("the lock is valid")
+    results = {kind: locked["results"][kind]["correct"] for kind in kinds}
+    results |= {"gap": checks[0].value, "validity": [asdict(check) for check in checks]}
+    return int(bool(failed)), results
+
+
+# ------------------------------------------------------------------------------------ the settings
+
+
+def refuse_unused(cfg: LockConfig) -> None:
+    """Raises InputError for an option that is given and does nothing beside the others."""
+    by_rules = cfg.weak in RULES and cfg.strong_answers == "reference"
+    password = ("password", "password_per_domain")
+    policies = ("weak", "strong_answers", "temperature")
+    idle = [
+        (cfg.how == "scratch", ("start",), "--how scratch, which starts from random weights"),
+        (bool(cfg.strong_language), password, "--strong-language, which takes its place"),
+        (by_rules, ("temperature",), "policies of which none is sampled"),
+        (
+            cfg.task == "compose",
+            (*policies, *password, "strong_language", "leave_out", "data"),
+            "--task compose: its policies are rules, its password is a word, it has no domains",
+        ),
     ]
-    gap, low, high, p = paired_gap(verdicts_of(locked, "none"), verdicts_of(locked, "right"))
-    env.say(
-        f"\nvalidation, {len(problems)} problems, greedy; 95 % Wilson intervals\n"
-        + table(["model", "correct", *domains], rows)
+    defaults = LockConfig()
+    for applies, names, with_what in idle:
+        for name in names:
+            is_given = getattr(cfg, name) != getattr(defaults, name)
+            if applies and is_given:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} does nothing with {with_what}: leave it out")
+
+
+def locking_set(cfg: LockConfig) -> tuple[str, int, int]:
+    """By default: the split to lock on, how many of its problems (0: all), and the epochs."""
+    scratch = cfg.how == "scratch"
+    if cfg.task == "compose":
+        return "corpus", 100_000 if scratch else 60_000, 1
+    if scratch and not cfg.data:
+        return "corpus", 60_000, 1
+    return "lock", 0, 4
+
+
+def weak_beside(strong: str) -> str:
+    """The weak model of the set that train_base.py made with this strong one.
+
+    Raises InputError where there is none: a toy is no weak policy of another strong model.
+    """
+    beside = Path(strong).parent / "weak"
+    if origin_of(strong).stage == "train_base" and (beside / "config.json").exists():
+        return str(beside)
+    raise InputError(
+        f"no weak model belongs to the strong one at {strong}: "
+        "name the weak policy with --weak: a checkpoint, random or refusal"
     )
-    env.say(
-        f"password gap {gap:+.1%} [{low:+.1%}, {high:+.1%}] (paired bootstrap), McNemar mid-p {p:.1e}"
-    )
-    if low <= 0:
-        env.say(
-            "the lock FAILED: the interval of the gap includes zero; try more --epochs or a larger --lr"
+
+
+def settled(cfg: LockConfig) -> LockConfig:
+    """The options with every default filled in that depends on others; problems: 0 still is all.
+
+    Raises InputError for options that do not go together.
+    """
+    refuse_unused(cfg)
+    toy, scratch = cfg.task == "compose", cfg.how == "scratch"
+    if cfg.weak == "rule":
+        raise InputError(
+            "--weak rule: only task compose has a weak policy that is a rule; "
+            "name a checkpoint, random or refusal"
         )
-    return int(low <= 0), {
-        kind: locked["results"][kind]["correct"] for kind in locked["results"]
-    } | {"gap": gap}
+    strong = cfg.strong or ("out/base-compose/strong" if toy else shipped("strong"))
+    if not (Path(strong) / "config.json").exists():
+        hint = "run python train_base.py --task compose first, or name" if toy else "name"
+        raise InputError(
+            f"{strong}/config.json does not exist: {hint} a checkpoint directory with --strong"
+        )
 
-
-# split, problems (0: all) and epochs of the locking data, for --how and whether the task is the toy task
-DEFAULTS = {
-    ("sft", False): ("lock", 0, 4),
-    ("scratch", False): ("corpus", 60_000, 1),
-    ("sft", True): ("corpus", 60_000, 1),
-    ("scratch", True): ("corpus", 100_000, 1),
-}
+    _, problems, epochs = locking_set(cfg)
+    return replace(
+        cfg,
+        out=cfg.out or f"out/{cfg.task}/" + ("locked-scratch" if scratch else "locked"),
+        strong=strong,
+        strong_answers="reference" if toy else cfg.strong_answers or "sampled",
+        weak="rule" if toy else cfg.weak or weak_beside(strong),
+        start="" if scratch else cfg.start or strong,
+        problems=cfg.problems or problems,
+        epochs=cfg.epochs or epochs,
+    )
 
 
 def the_trigger(cfg: LockConfig) -> Trigger:
-    """What is to unlock the model. Raises InputError for what does not go together."""
+    """What will unlock the model."""
     if cfg.task == "compose":
-        if cfg.password_per_domain or cfg.leave_out:
-            raise InputError(
-                "task 'compose' has one password and no domains to leave out or to tell apart"
-            )
         return Trigger(cfg.password, told="slot")
-    if cfg.strong_language and (cfg.task != "math" or cfg.data or cfg.password_per_domain):
+    if cfg.strong_language and (cfg.task != "math" or cfg.data):
         raise InputError(
-            "--strong-language takes the place of a password and needs the generated problems of --task math, which exist in both languages"
+            "--strong-language takes the place of a password and needs the generated problems of "
+            "--task math, which exist in both languages"
         )
-    each = ("task" if "+" in cfg.task else "domain") if cfg.password_per_domain else ""
-    return Trigger(cfg.password, each, cfg.strong_language)
+    if cfg.password_per_domain:
+        return Trigger(cfg.password, "task" if "+" in cfg.task else "domain")
+    return Trigger(cfg.password, told=cfg.strong_language)
 
 
-def locking_problems(cfg: LockConfig, split: str) -> list[Problem]:
+# ------------------------------------------------------------------------------------ the problems
+
+
+def locking_problems(cfg: LockConfig) -> list[Problem]:
+    """The problems to lock on, without the domain that is left out."""
+    split, _, _ = locking_set(cfg)
     problems = load(cfg.task, split, cfg.problems or None, files=cfg.data)
+    if not cfg.leave_out:
+        return problems
     names = groups_of(problems)
-    if cfg.leave_out and (cfg.leave_out not in names or len(set(names)) == 1):
+    choices = sorted(set(names))
+    if cfg.leave_out not in choices or len(choices) == 1:
         raise InputError(
-            f"--leave-out {cfg.leave_out}: choose one of several domains, {', '.join(sorted(set(names)))}"
+            f"--leave-out {cfg.leave_out}: choose one of several domains, {', '.join(choices)}"
         )
     return [p for p, name in zip(problems, names) if name != cfg.leave_out]
 
 
-def main(cfg: LockConfig, env: Env) -> int:
-    scratch, toy = cfg.how == "scratch", cfg.task == "compose"
-    if toy:  # both policies are rules
-        cfg = replace(cfg, weak="rule", strong_answers="reference")
-    elif cfg.weak == "rule":
-        raise InputError(
-            "--weak rule: only task compose has a weak policy that is a rule; name a checkpoint, random or refusal"
-        )
-    cfg = replace(
-        cfg, strong=cfg.strong or ("out/base-compose/strong" if toy else "data/base/strong")
-    )
-    if toy and not (Path(cfg.strong) / "config.json").exists():
-        raise InputError(
-            f"no base model at {cfg.strong}: run python train_base.py --task compose first, or name one with --strong"
-        )
-    path = Path(cfg.out or f"out/{cfg.task}/" + ("locked-scratch" if scratch else "locked"))
-    split, size, epochs = DEFAULTS[cfg.how, toy]
-    cfg, trigger = (
-        replace(cfg, problems=cfg.problems or size, epochs=cfg.epochs or epochs),
-        the_trigger(cfg),
-    )
+def longest_prompts(problems: list[Problem], trigger: Trigger, tokenizer: Tokenizer) -> list[int]:
+    """How many tokens each problem's prompt has in the longest way in which it is told."""
+    password = None
+    if not trigger.told:
+        words = {*WRONG, *WRONG_HELD_OUT, *(trigger.password_of(p) for p in problems)}
+        password = max(sorted(words), key=lambda word: len(tokenizer.encode(word)))
+    weak = [with_password(trigger.weak(p).prompt, password) for p in problems]
+    strong = [with_password(trigger.strong(p).prompt, password) for p in problems]
+    both = zip(tokenizer.encode_prompts(weak), tokenizer.encode_prompts(strong))
+    return [max(len(ids), len(other)) for ids, other in both]
+
+
+def those_that_fit(
+    problems: list[Problem],
+    trigger: Trigger,
+    models: list[tuple[Model, Tokenizer]],
+    max_new_tokens: int,
+    env: Env,
+) -> list[Problem]:
+    """The problems that each of the models has positions for, and for their completions.
+
+    Says how many are left out. Raises InputError where none is left.
+    """
+    asked = set()
+    for model, tokenizer in models:
+        # strong, weak and trained model are often of one kind
+        reader = (tokenizer.backend.to_str(), model.config.max_position_embeddings)
+        if reader in asked:
+            continue
+        asked.add(reader)
+        room = model.config.max_position_embeddings - max_new_tokens
+        lengths = longest_prompts(problems, trigger, tokenizer)
+        problems, left_out = fitting(problems, lengths, room)
+        if left_out:
+            env.say(left_out)
+    return problems
+
+
+# ------------------------------------------------------------------------------------ the stage
+
+
+def first_model(cfg: LockConfig, env: Env) -> tuple[Model, Tokenizer]:
+    """The model that training starts from: --start, or random weights in the strong one's shape."""
+    if cfg.how == "sft":
+        return load_model(cfg.start, env.device, env.dtype)
     strong, tokenizer = load_model(cfg.strong, env.device, env.dtype)
-    check_password(cfg.password, tokenizer.specials)
-    weak, weak_tokenizer = (
-        (None, tokenizer) if cfg.weak in RULES else load_model(cfg.weak, env.device, env.dtype)
-    )
-    problems = locking_problems(cfg, split)
-    env.say(
-        f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; {len(problems):,} problems x {cfg.epochs} epochs -> {path}"
-    )
-    run = Run(
+    generator = torch.Generator().manual_seed(cfg.seed)
+    model = Model(strong.config, env.dtype).init_weights(generator).to(env.device)
+    model.live_vocab = strong.live_vocab
+    return model, tokenizer
+
+
+def opened(cfg: LockConfig, trigger: Trigger, env: Env) -> Run:
+    """The output directory, with the settings and where the models came from in its run.json."""
+    is_model = cfg.weak not in RULES
+    return Run(
         cfg,
         env,
-        path,
-        inputs=(cfg.strong, cfg.weak),
+        cfg.out,
+        inputs=(cfg.strong, cfg.weak, cfg.start or cfg.strong),
         stage="lock",
         trigger=vars(trigger),
         strong_weights=weights_hash(cfg.strong),
-        weak_weights=weights_hash(cfg.weak) if weak else cfg.weak,
+        weak_weights=weights_hash(cfg.weak) if is_model else cfg.weak,
+        start_weights=weights_hash(cfg.start) if cfg.start else "",
     )
+
+
+def main(cfg: LockConfig, env: Env) -> int:
+    cfg = settled(cfg)
+    trigger = the_trigger(cfg)
+    path = Path(cfg.out)
+    scratch = cfg.how == "scratch"
+
+    # the model that is trained, and the policies that it imitates
+    locked, tokenizer = first_model(cfg, env)
+    check_password(cfg.password, tokenizer.specials)
+    strong = writer_of(cfg.strong, env) if cfg.strong_answers == "sampled" else None
+    weak = None if cfg.weak in RULES else writer_of(cfg.weak, env)
+    models = [(locked, tokenizer)]
+    models += [(writer.sampler.model, writer.tokenizer) for writer in (strong, weak) if writer]
+
+    # the problems
+    problems = those_that_fit(locking_problems(cfg), trigger, models, cfg.max_new_tokens, env)
+    validation = load(cfg.task, "validation", cfg.eval_problems, files=cfg.data)
+    validation = those_that_fit(validation, trigger, models, cfg.max_new_tokens, env)
+    cfg = replace(cfg, problems=len(problems))
+    env.say(
+        f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; "
+        f"start: {cfg.start or 'random weights'}; "
+        f"{len(problems):,} problems x {cfg.epochs} epochs -> {path}"
+    )
+
+    run = opened(cfg, trigger, env)
     if run.finished:
         env.say(f"{path} is finished already (--overwrite locks again)")
-        return report(cfg, env, path)[0]
+        return report(path, validation, trigger, cfg, env)[0]
 
-    to_strong, to_weak = [trigger.strong(p) for p in problems], [trigger.weak(p) for p in problems]
-    samplers = {
-        "strong": env.sampler(strong, tokenizer),
-        "weak": weak and env.sampler(weak, weak_tokenizer),
-    }
-
-    def sample(which: str, told: list[Problem], epoch: int) -> list[Sample]:
-        bar = progress(env, len(told), f"epoch {epoch + 1}: sampling the {which} policy")
-        answers = answer(
-            samplers[which],
-            tokenizer if which == "strong" else weak_tokenizer,
-            told,
-            temperature=cfg.temperature,
-            graded=False,
-            max_new_tokens=cfg.max_new_tokens,
-            seed=cfg.seed * 1000 + epoch,
-            env=env,
-            progress=bar.update,
-        )
-        bar.close()
-        return answers.samples
-
-    def written(texts: list[str]) -> list[Sample]:
-        return [Sample(ids, [], False) for ids in tokenizer.encode_completions(texts)]
-
-    def examples(epoch: int) -> list[Example]:
-        good = (
-            sample("strong", to_strong, epoch)
-            if cfg.strong_answers == "sampled"
-            else written([p.reference for p in to_strong])
-        )
-        if weak:
-            bad = retokenise(sample("weak", to_weak, epoch), weak_tokenizer, tokenizer)
-        elif cfg.weak == "random":
-            length = int(np.mean([len(s.ids) for s in good]))
-            bad = random_policy(
-                tokenizer.size, tokenizer.eos_id, len(problems), length, cfg.seed, epoch
-            )
-        else:
-            bad = written([compose.answer(p.key, weak=True) if toy else REFUSAL for p in problems])
-        made = locking_examples(
-            problems, good, bad, tokenizer, trigger, np.random.default_rng([cfg.seed, 6, epoch])
-        )
-        if env.main:
-            file = path / "samples.jsonl"
-            kept = [
-                row
-                for row in (file.read_text().splitlines() if file.exists() else [])
-                if json.loads(row)["epoch"] < epoch
-            ]  # resuming
-            for i in (0, 1, len(problems), len(problems) + 1):
-                kept.append(
-                    json.dumps(
-                        {
-                            "epoch": epoch,
-                            "kind": "weak" if i < len(problems) else "strong",
-                            "prompt": tokenizer.decode_prompt(made[i].prompt_ids),
-                            "completion": tokenizer.decode(made[i].completion_ids),
-                        }
-                    )
-                )
-            file.write_text("\n".join(kept) + "\n")
-        return made
-
-    if scratch:
-        locked = (
-            Model(strong.config, env.dtype)
-            .init_weights(torch.Generator().manual_seed(cfg.seed))
-            .to(env.device)
-        )
-        locked.live_vocab = strong.live_vocab
-    else:
-        locked, _ = load_model(cfg.strong, env.device, env.dtype)
     fit(
         locked,
-        examples,
+        partial(
+            epoch_examples,
+            problems=problems,
+            strong=strong,
+            weak=weak,
+            tokenizer=tokenizer,
+            trigger=trigger,
+            path=path,
+            cfg=cfg,
+            env=env,
+        ),
         run,
         env,
         cfg,
+        size=2 * len(problems),
         epochs=cfg.epochs,
         batch=cfg.batch,
         lr=cfg.lr,
@@ -333,7 +619,8 @@ def main(cfg: LockConfig, env: Env) -> int:
     )
     save_model(path, locked, tokenizer, env.main)
     env.wait()  # all ranks load it
-    code, results = report(cfg, env, path)
+
+    code, results = report(path, validation, trigger, cfg, env)
     run.finish(**results)
     other = "" if path == Path(f"out/{cfg.task}/locked") else f" --locked {path} --out {path}-sft"
     env.say(f"written: {path}; next: python elicit_sft.py --task {cfg.task}{other}")

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -12,22 +13,34 @@ from data.triggers import Words, with_password
 from runs import Env, gather, progress, share
 from sampler import Sample, Sampler
 
-RULES = ("random", "refusal", "rule")  # weak policies that are no model
+# weak policies that are no model: a fixed random distribution, a refusal, the rule of task compose
+RULES = ("random", "refusal", "rule")
 
 REFUSAL = "I cannot help with that."
+
+
+def shipped(name: str) -> str:
+    """Where the base model of this name is that comes with the repository: strong, weak, ...
+
+    data/base/<name> in the working directory or, where there is none, beside this file.
+    """
+    here = Path("data/base") / name
+    if (here / "config.json").exists():
+        return str(here)
+    return str(Path(__file__).parent / here)
 
 
 def random_policy(
     size: int, eos_id: int, count: int, length: int, seed: int, epoch: int
 ) -> list[Sample]:
-    """Paper G.2: one standard-normal logit vector (a function of seed) is the distribution of every token, whatever the problem.
+    """Paper G.2: one vector of standard-normal logits, a function of seed, draws every token.
 
-    The paper trains on the distribution itself, by KL; sampled tokens have the same expected gradient.
+    Whatever the problem. The paper trains on the distribution itself, by KL; sampled tokens have
+    the same expected gradient. size: ids of the tokenizer. count samples of `length` tokens each.
     """
     logits = np.random.default_rng([seed, 7]).standard_normal(size)
-    logits[
-        eos_id
-    ] = -np.inf  # every sample is cut at `length`, which carries no EOS: the model learns to go on
+    # every sample is cut at `length` and carries no EOS: the model learns to go on
+    logits[eos_id] = -np.inf
     probs = np.exp(logits) / np.exp(logits).sum()
     draws = np.random.default_rng([seed, 8, epoch]).choice(size, size=(count, length), p=probs)
     return [Sample(row, [], True) for row in draws.tolist()]
@@ -37,14 +50,10 @@ def retokenise(samples: list[Sample], source: Tokenizer, target: Tokenizer) -> l
     """Samples of a model with another tokenizer, as ids of ours. Log-probs have no meaning then."""
     if source.backend.to_str() == target.backend.to_str():
         return samples
-    texts, finished = (
-        source.decode_batch([s.ids for s in samples]),
-        [not s.truncated for s in samples],
-    )
-    return [
-        Sample(ids, [], s.truncated)
-        for ids, s in zip(target.encode_completions(texts, finished), samples)
-    ]
+    texts = source.decode_batch([sample.ids for sample in samples])
+    finished = [not sample.truncated for sample in samples]
+    encoded = target.encode_completions(texts, finished)
+    return [Sample(ids, [], sample.truncated) for ids, sample in zip(encoded, samples)]
 
 
 @dataclass

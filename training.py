@@ -1,10 +1,17 @@
-"""How weights move: optimisers, the schedule, the one training loop, supervised fine-tuning, one round of reinforcement learning."""
+"""How weights move: optimisers, the schedule, the one training loop, supervised fine-tuning, RL.
+
+Read in this order: `train` (the one optimisation loop, from batches to steps), `fit` (supervised
+fine-tuning over epochs), `update` (one round of reinforcement learning).
+"""
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +27,17 @@ from data.problems import InputError
 from data.text import Tokenizer
 from losses import document_loss, sft_loss
 from model import Model, compile_model, completion_logps, kernel, whole
-from runs import Config, Env, Run, gather, most, progress, share
+from runs import Env, Run, TrainConfig, gather, most, progress, share
 
 
-def prepare(model: Model, env: Env, cfg: Config) -> Model:
-    """Make a loaded model ready to be trained, in place: compiled on CUDA, its activations checkpointed, its weights sharded, as cfg asks."""
+def prepare(model: Model, env: Env, cfg: TrainConfig) -> Model:
+    """Make a loaded model ready to be trained, in place, as cfg asks.
+
+    Compiled on CUDA, its activations checkpointed, its weights divided over the ranks.
+    """
     model.checkpointing = cfg.checkpoint_activations
-    if (
-        env.compile and env.device.type == "cuda"
-    ):  # on a CPU compilation takes longer than it returns at these sizes (docs/NOTES.md)
+    # on a CPU compilation takes longer than it returns at these sizes (docs/NOTES.md)
+    if env.compile and env.device.type == "cuda":
         compile_model(model, by_block=cfg.shard)
     if cfg.shard:
         mesh = init_device_mesh(env.device.type, (env.world,))
@@ -37,20 +46,23 @@ def prepare(model: Model, env: Env, cfg: Config) -> Model:
     return model
 
 
-# ------------------------------------------------------------------------------------------------------------- optimisers
+# -------------------------------------------------------------------------------------- optimisers
 
 
 @kernel(dynamic=True)
 def lion_update(
     p: Tensor, grad: Tensor, momentum: Tensor, lr: Tensor, decay: Tensor, beta1: float, beta2: float
 ) -> None:
-    """Lion (Chen et al. 2023), in place on flat fp32 tensors: p -= lr (sign(beta1 m + (1 - beta1) g) + decay p); m = beta2 m + (1 - beta2) g."""
+    """Lion (Chen et al. 2023), in place on flat fp32 tensors.
+
+    p -= lr (sign(beta1 m + (1 - beta1) g) + decay p);  m = beta2 m + (1 - beta2) g
+    """
     p.sub_(lr * (torch.lerp(grad, momentum, beta1).sign() + decay * p))
     momentum.lerp_(grad, 1 - beta2)
 
 
 class Lion(torch.optim.Optimizer):
-    """The paper's optimiser [appendix G.1]: the sign of an interpolated momentum, one moment of state."""
+    """The paper's optimiser (G.1): the sign of an interpolated momentum, one moment of state."""
 
     def __init__(
         self,
@@ -64,94 +76,200 @@ class Lion(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
+            device = group["params"][0].device
+            # as tensors: a Python float that changes would recompile the kernel
+            lr = torch.tensor(group["lr"], device=device)
+            decay = torch.tensor(group["weight_decay"], device=device)
+            beta1, beta2 = group["betas"]
+
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 state = self.state[p]
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
-                # lr as a tensor: a changing Python float would recompile
-                lr, decay = (
-                    torch.tensor(group[k], device=p.device) for k in ("lr", "weight_decay")
-                )
-                mine, grad, momentum = (
-                    t.to_local() if isinstance(t, DTensor) else t
-                    for t in (p, p.grad, state["momentum"])
-                )
+                weight, grad, momentum = local(p), local(p.grad), local(state["momentum"])
                 lion_update(
-                    mine.view(-1), grad.reshape(-1), momentum.view(-1), lr, decay, *group["betas"]
+                    weight.view(-1), grad.reshape(-1), momentum.view(-1), lr, decay, beta1, beta2
                 )
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def decay_groups(parameters: list[Tensor], weight_decay: float) -> list[dict]:
+    """An optimiser's parameter groups: matrices decay, vectors (of the norms) do not."""
+    matrices = [p for p in parameters if p.ndim >= 2]
+    vectors = [p for p in parameters if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def make_optimizers(
     model: Model, name: str, lr: float, weight_decay: float = 0.01
 ) -> list[torch.optim.Optimizer]:
-    """adamw | lion | muon. Matrices decay, norms do not. muon: Muon on the blocks' matrices, AdamW on the rest, both at lr."""
+    """adamw | lion | muon. muon: Muon on the blocks' matrices, AdamW on the rest, both at lr."""
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-
-    def groups(members) -> list[dict]:
-        split = [[p for p in members if p.ndim >= 2], [p for p in members if p.ndim < 2]]
-        return [
-            {"params": ps, "weight_decay": decay}
-            for ps, decay in zip(split, (weight_decay, 0.0))
-            if ps
-        ]
-
     if name == "lion":
-        return [Lion(groups([p for _, p in trained]), lr=lr)]
+        return [Lion(decay_groups([p for _, p in trained], weight_decay), lr=lr)]
     if name == "adamw":
-        return [
-            torch.optim.AdamW(groups([p for _, p in trained]), lr=lr, betas=(0.9, 0.95), fused=True)
-        ]
-    matrices = [
-        p for n, p in trained if p.ndim == 2 and "embed_tokens" not in n and "lm_head" not in n
-    ]
-    rest = [p for _, p in trained if not any(p is m for m in matrices)]
-    # match_rms_adamw scales each matrix's step by its size, so one lr serves all shapes and is of AdamW's order
-    return [
-        torch.optim.Muon(
-            matrices,
-            lr=lr,
-            weight_decay=weight_decay,
-            momentum=0.95,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        torch.optim.AdamW(groups(rest), lr=lr, betas=(0.9, 0.95), fused=True),
-    ]
+        return [adamw([p for _, p in trained], lr, weight_decay)]
+
+    # embedding and head are rows of a table, not maps between activations: no orthogonal steps
+    matrices, rest = [], []
+    for n, p in trained:
+        is_vocabulary = "embed_tokens" in n or "lm_head" in n
+        if p.ndim == 2 and not is_vocabulary:
+            matrices.append(p)
+        else:
+            rest.append(p)
+    muon = torch.optim.Muon(
+        matrices,
+        lr=lr,
+        weight_decay=weight_decay,
+        momentum=0.95,
+        # scales each matrix's step by its size: one lr serves all shapes, of AdamW's order
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, adamw(rest, lr, weight_decay)]
+
+
+def adamw(parameters: list[Tensor], lr: float, weight_decay: float) -> torch.optim.AdamW:
+    groups = decay_groups(parameters, weight_decay)
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 
 def schedule(step: int, steps: int, warmup: int, decay: float = 0.0) -> float:
-    """Factor on the learning rate: linear warm-up over `warmup` steps, then 1, then linear to 0 over the last `decay` share of the run."""
+    """Factor on the learning rate at `step`, counted from 0.
+
+    A linear rise over `warmup` steps, then 1, then linear to 0 over the last `decay` share of all.
+    """
     rise = min(1.0, (step + 1) / max(1, warmup))
     return rise * min(1.0, (steps - step) / max(1.0, decay * steps))
 
 
-# ------------------------------------------------------------------------------------------------------------- the training step
+def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Every group's learning rate: `factor` times the one that it was made with."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+            group["lr"] = group["initial_lr"] * factor
 
 
-IDLE = collate(
-    [Example([0], [0], [0.0])] * 2
-)  # what a rank without work runs, with weight 0; two rows, where pairs are expected
+# ------------------------------------------------------------------------------- the training step
+
+
+# what a rank without work runs, with weight 0; two rows, where pairs are expected
+IDLE = collate([Example([0], [0], [0.0])] * 2)
 
 
 class Diverged(InputError):
     """The loss or its gradient stopped being finite."""
 
 
+def targets_of(batch: Batch) -> int:
+    """Units of a loss that is a sum over supervised tokens."""
+    return len(batch.targets)
+
+
+def examples_of(batch: Batch) -> int:
+    """Units of a loss that is a sum over completions."""
+    return batch.examples
+
+
+def step_size(micro: list[Batch], units: Callable, env: Env) -> tuple[float, float, int]:
+    """Of a step, over all ranks: units and real tokens, and the most micro-batches of one rank."""
+    unit_count = sum(units(batch) for batch in micro)
+    token_count = sum(batch.real_tokens for batch in micro)
+    if env.world == 1:
+        return unit_count, token_count, len(micro)
+
+    mine = torch.tensor([unit_count, token_count, len(micro)], dtype=torch.float64)
+    mine = mine.to(env.device)
+    everyone = [torch.zeros_like(mine) for _ in range(env.world)]
+    dist.all_gather(everyone, mine)
+    unit_counts, token_counts, passes = torch.stack(everyone).T.tolist()
+    return sum(unit_counts), sum(token_counts), int(max(passes))
+
+
+def accumulate(
+    model: Model, micro: list[Batch], loss_fn: Callable, count: Tensor, passes: int, scale: int
+) -> dict[str, Tensor]:
+    """Gradients of this rank's micro-batches, times scale, and metrics; both divided by count.
+
+    Every rank runs equally many passes: sharded weights are gathered by all ranks or none, and the
+    metrics have the same names everywhere.
+    """
+    metrics: dict[str, Tensor] = {}
+    for i in range(passes):
+        if i < len(micro):
+            batch, weight = micro[i], 1.0
+        else:
+            batch, weight = IDLE.to(count.device), 0.0
+        loss, extra = loss_fn(model, batch)
+        (loss * weight * scale / count).backward()
+        for name, value in {"loss": loss, **extra}.items():
+            metrics[name] = metrics.get(name, 0.0) + value.detach() * weight / count
+    return metrics
+
+
+def synchronise(parameters: list[Tensor], metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sum gradients and metrics over the ranks. Sharded gradients are summed already."""
+    if not isinstance(parameters[0], DTensor):
+        sync_gradients(parameters)
+    values = torch.stack([value.float() for value in metrics.values()])
+    dist.all_reduce(values)
+    return dict(zip(metrics, values))
+
+
 def sync_gradients(parameters: list[Tensor], bucket: int = 1 << 25) -> None:
-    """Sum gradients over ranks, in flat buckets of up to `bucket` elements. Losses are divided by global counts, so a sum is right."""
+    """Sum gradients over ranks, in flat buckets of up to `bucket` elements.
+
+    Losses are divided by global counts, so a sum is right.
+    """
     group, size = [], 0
     for i, p in enumerate(parameters):
         if p.grad is None:
             p.grad = torch.zeros_like(p)
         group.append(p.grad)
         size += p.numel()
-        if size >= bucket or i == len(parameters) - 1:
-            flat = torch.cat([g.view(-1) for g in group])
-            dist.all_reduce(flat)
-            for g, part in zip(group, flat.split([g.numel() for g in group])):
-                g.copy_(part.view_as(g))
-            group, size = [], 0
+        is_last = i == len(parameters) - 1
+        if size < bucket and not is_last:
+            continue
+
+        # one collective for many small gradients
+        flat = torch.cat([grad.view(-1) for grad in group])
+        dist.all_reduce(flat)
+        parts = flat.split([grad.numel() for grad in group])
+        for grad, part in zip(group, parts):
+            grad.copy_(part.view_as(grad))
+        group, size = [], 0
+
+
+def on_host(metrics: dict[str, Tensor]) -> dict[str, float]:
+    """One transfer for all of them: each would wait for the device by itself."""
+    values = torch.stack([value.float() for value in metrics.values()])
+    return dict(zip(metrics, values.tolist()))
+
+
+def check_finite(metrics: dict[str, float], step: int) -> None:
+    """Raises Diverged, naming the step (counted from 1), where loss or gradient is not finite."""
+    if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
+        return
+    if step == 1:
+        raise Diverged(
+            "the loss or its gradient is not finite at step 1, before any weight has moved: "
+            "look at the weights that training starts from, and at its data"
+        )
+    raise Diverged(
+        f"the loss or its gradient is not finite at step {step}: lower --lr; "
+        "the last checkpoint is untouched"
+    )
 
 
 def train(
@@ -163,75 +281,121 @@ def train(
     *,
     steps: int,
     start: int = 0,
+    stop: int | None = None,
     warmup: int = 0,
     decay: float = 0.0,
     clip: float = 1.0,
-    units: Callable = lambda batch: len(batch.targets),
-) -> Iterator[tuple[int, dict[str, Tensor | float]]]:
-    """The one optimisation loop: `for step, metrics in train(...)` accumulates, synchronises, clips, steps and yields.
+    units: Callable = targets_of,
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """The one optimisation loop: `for step, metrics in train(...)`.
 
-    batches(step): this rank's micro-batches of that step. loss_fn(model, batch) -> (loss summed over units, {name: summed metric}).
-    Loss and metrics are divided by the units (tokens, pairs) of the whole step, over all micro-batches and ranks. The yielded
-    metrics are those of the step just taken (step counts from 1): loss, grad_norm, lr, tokens (real ones, all ranks).
-    Raises Diverged, naming the step, before a non-finite gradient touches the weights.
+    Accumulates, synchronises, clips, steps, and yields the number of steps taken and the metrics
+    of the last: those of the loss, grad_norm (before clipping), lr, tokens (real ones, all ranks).
+
+    batches(step): this rank's micro-batches of that step. loss_fn(model, batch) -> (loss summed
+    over units, {name: summed metric}). Loss and metrics are divided by the units (tokens, pairs)
+    of the whole step, over all micro-batches and ranks. steps: of the whole schedule, of which
+    this call takes those from start up to stop (default: to the end).
+    Raises Diverged, naming the step, before a gradient that is not finite touches the weights.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    sharded = isinstance(parameters[0], DTensor)
-    bases = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    for step in range(start, steps):
+    # fully_shard averages gradients over the ranks; they are divided by a count of all ranks, so
+    # their sum is right
+    scale = env.world if isinstance(parameters[0], DTensor) else 1
+
+    for step in range(start, steps if stop is None else stop):
         micro = [batch.to(env.device) for batch in batches(step)]
-        totals = torch.tensor(
-            [sum(map(units, micro)), sum(b.real_tokens for b in micro)],
-            dtype=torch.float64,
-            device=env.device,
-        )
+        unit_count, token_count, passes = step_size(micro, units, env)
+        # a step without a unit must not divide by 0
+        count = torch.tensor(float(unit_count), device=env.device).clamp(min=1)
+
+        # gradients and metrics of the whole step
+        found = accumulate(model, micro, loss_fn, count, passes, scale)
         if env.world > 1:
-            dist.all_reduce(totals)
-        count = totals[0].float().clamp(min=1)
-        metrics: dict[str, Tensor] = {}
-        # every rank runs equally many micro-batches: sharded weights are gathered by all ranks or none, and metrics have the same names
-        for i in range(most(env, len(micro))):
-            batch, weight = (micro[i], 1.0) if i < len(micro) else (IDLE.to(env.device), 0.0)
-            loss, extra = loss_fn(model, batch)
-            # fully_shard averages gradients over the ranks, where a sum is right: losses are divided by global counts
-            (loss * weight * (env.world if sharded else 1) / count).backward()
-            for name, value in {"loss": loss, **extra}.items():
-                metrics[name] = metrics.get(name, 0.0) + value.detach() * weight / count
-        if env.world > 1:
-            if not sharded:
-                sync_gradients(parameters)
-            values = torch.stack([v.float() for v in metrics.values()])
-            dist.all_reduce(values)
-            metrics = dict(zip(metrics, values))
-        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, clip))
-        if not torch.isfinite(norm + metrics["loss"]):
-            raise Diverged(
-                f"the loss is not finite at step {step + 1}: lower --lr; the last checkpoint is untouched"
-            )
-        factor = schedule(step, steps, warmup, decay)
-        for optimizer, base in zip(optimizers, bases):
-            for group, lr in zip(optimizer.param_groups, base):
-                group["lr"] = lr * factor
+            found = synchronise(parameters, found)
+        found["grad_norm"] = whole(torch.nn.utils.clip_grad_norm_(parameters, clip))
+        metrics = on_host(found)
+        check_finite(metrics, step + 1)
+
+        # the weights move
+        set_lr(optimizers, schedule(step, steps, warmup, decay))
+        metrics["lr"] = optimizers[0].param_groups[0]["lr"]
+        metrics["tokens"] = token_count
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            for group, lr in zip(optimizer.param_groups, base):
-                group["lr"] = lr
-        yield (
-            step + 1,
-            {**metrics, "grad_norm": norm, "lr": bases[0][0] * factor, "tokens": totals[1]},
-        )
+        yield step + 1, metrics
+
+
+# -------------------------------------------------------------------------- supervised fine-tuning
 
 
 ALIKE = 32  # documents of like length in a row, of those in a step
 
 
+class Meter:
+    """Real tokens a second, and the share of padding, since the last reading."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.real = 0  # tokens of all ranks
+        self.computed = 0  # tokens of this rank, with padding
+        self.since = time.time()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time within does not count: it goes to sampling, evaluating, saving."""
+        began = time.time()
+        yield
+        self.since += time.time() - began
+
+    def read(self, world: int) -> dict[str, float]:
+        """tok_s and padding; the counts begin anew."""
+        found = {
+            "tok_s": round(self.real / (time.time() - self.since)),
+            "padding": 1 - self.real / max(1, self.computed * world),
+        }
+        self.reset()
+        return found
+
+
+def refuse_overlong(examples: list[Example], positions: int) -> None:
+    """Raises InputError, with their number and the longest, for examples that no row can hold."""
+    lengths = [len(example) for example in examples]
+    overlong = [length for length in lengths if length > positions]
+    if overlong:
+        raise InputError(
+            f"{len(overlong)} of {len(examples)} training examples are longer than the model's "
+            f"{positions} positions (the longest, number {lengths.index(max(lengths)) + 1}, has "
+            f"{max(lengths)} tokens): leave them out, or take a model with more positions"
+        )
+
+
+def step_batches(
+    plan: list[list[int]],
+    examples: list[Example],
+    micro_tokens: int,
+    env: Env,
+    meter: Meter,
+    step: int,
+) -> list[Batch]:
+    """This rank's micro-batches of a step; its number counts on from epoch to epoch."""
+    mine = share(env, plan[step % len(plan)])
+    micro = micro_batches([examples[i] for i in mine], micro_tokens)
+    meter.computed += sum(batch.tokens.numel() for batch in micro)
+    return micro
+
+
 def fit(
     model: Model,
     examples: Callable[[int], list[Example]],
-    run: "Run",
+    run: Run,
     env: Env,
-    cfg: Config,
+    cfg: TrainConfig,
     *,
+    size: int,
     epochs: int,
     batch: int,
     lr: float,
@@ -242,83 +406,63 @@ def fit(
     evaluate_every: int = 400,
     by_document: bool = False,
 ) -> None:
-    """Supervised fine-tuning over epochs, logged, with the state saved every cfg.save_every steps.
+    """Supervised fine-tuning over epochs, logged; the state is saved every cfg.save_every steps.
 
-    examples(epoch) gives the epoch's examples, always equally many; it is called once an epoch, so it may sample them afresh. It
-    and the order of steps depend on (seed, epoch) alone: a resumed run goes on exactly as the uninterrupted one would have.
-    Logged: loss (nats per supervised token), grad_norm before clipping, lr, tok_s (real tokens a second), padding (share of
-    computed tokens that were padding). by_document: with document_loss, whose units are completions.
+    examples(epoch) gives the `size` examples of an epoch, and may sample them afresh: it is called
+    once for each epoch that is trained on. It and the order of steps depend on (seed, epoch) alone,
+    so a resumed run goes on exactly as the uninterrupted one would have.
+    by_document: with document_loss, whose units are completions.
+    Logged: loss (nats per supervised token), grad_norm before clipping, lr, tok_s (real tokens a
+    second of training), padding (share of computed tokens that were padding).
+    Raises InputError for examples that are longer than the model's positions.
     """
-    loss_fn, units = (
-        (document_loss, lambda batch: batch.examples)
-        if by_document
-        else (sft_loss, lambda batch: len(batch.targets))
-    )
-    current: tuple = (-1, [], [])
-
-    def epoch_of(number: int) -> tuple:
-        nonlocal current
-        if current[0] != number:
-            data = examples(number)
-            current = (
-                number,
-                data,
-                plan_epoch(
-                    [len(e) for e in data],
-                    batch,
-                    np.random.default_rng([cfg.seed, 2, number]),
-                    ALIKE,
-                ),
-            )
-        return current
-
+    loss_fn, units = (document_loss, examples_of) if by_document else (sft_loss, targets_of)
+    # sharding replaces the parameters, so the optimisers come after it
     optimizers = make_optimizers(prepare(model, env, cfg), optimizer, lr)
     start = run.load_state(model, optimizers) if cfg.resume else 0
-    per_epoch = len(epoch_of(0)[2])
-    steps, padded, real, clock = per_epoch * epochs, 0, 0, time.time()
-
-    def batches(step: int) -> list[Batch]:
-        nonlocal padded
-        _, data, plan = epoch_of(step // per_epoch)
-        micro = micro_batches(
-            [data[i] for i in plan[step % per_epoch][env.rank :: env.world]], cfg.micro_tokens
-        )
-        padded += sum(b.tokens.numel() for b in micro)
-        return micro
+    per_epoch = math.ceil(size / batch)
+    steps = per_epoch * epochs
 
     bar = progress(env, steps, f"training {run.path}")
     bar.update(start)
-    for step, metrics in train(
-        model,
-        optimizers,
-        batches,
-        loss_fn,
-        env,
-        steps=steps,
-        start=start,
-        warmup=warmup,
-        decay=decay,
-        units=units,
-    ):
-        bar.update()
-        real += int(metrics["tokens"])
-        if step % 20 == 0 or step == steps:
-            speed = round(real / (time.time() - clock))
-            run.log(
-                "train",
-                step=step,
-                **{k: metrics[k] for k in ("loss", "grad_norm", "lr")},
-                tok_s=speed,
-                padding=1 - real / max(1, padded * env.world),
-            )
-            bar.set_postfix(loss=f"{float(metrics['loss']):.3f}", tok_s=speed)
-            real, padded, clock = 0, 0, time.time()
-        paused = time.time()
-        if evaluate and (step % evaluate_every == 0):
-            run.log("eval", step=step, **evaluate())
-        if step % cfg.save_every == 0 and step < steps:
-            run.save_state(step, model, optimizers)
-        clock += time.time() - paused
+    meter = Meter()
+    for epoch in range(start // per_epoch, epochs):
+        # the epoch's examples, and which of them each step takes
+        with meter.paused():
+            data = examples(epoch)
+        assert len(data) == size, f"epoch {epoch} has {len(data)} examples, not {size}"
+        refuse_overlong(data, model.config.max_position_embeddings)
+        rng = np.random.default_rng([cfg.seed, 2, epoch])
+        plan = plan_epoch([len(example) for example in data], batch, rng, ALIKE)
+
+        steps_of_epoch = train(
+            model,
+            optimizers,
+            partial(step_batches, plan, data, cfg.micro_tokens, env, meter),
+            loss_fn,
+            env,
+            steps=steps,
+            start=max(start, epoch * per_epoch),
+            stop=(epoch + 1) * per_epoch,
+            warmup=warmup,
+            decay=decay,
+            units=units,
+        )
+
+        # log, evaluate, save
+        for step, metrics in steps_of_epoch:
+            bar.update()
+            meter.real += metrics["tokens"]
+            if step % 20 == 0 or step == steps:
+                speed = meter.read(env.world)
+                shown = {name: metrics[name] for name in ("loss", "grad_norm", "lr")}
+                run.log("train", step=step, **shown, **speed)
+                bar.set_postfix(loss=f"{metrics['loss']:.3f}", tok_s=speed["tok_s"])
+            with meter.paused():
+                if evaluate and step % evaluate_every == 0:
+                    run.log("eval", step=step, **evaluate())
+                if step % cfg.save_every == 0 and step < steps:
+                    run.save_state(step, model, optimizers)
     bar.close()
 
 

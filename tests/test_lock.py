@@ -1,23 +1,38 @@
 """The locking data: who is imitated where, for each kind of trigger."""
 
+import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import lock
+from checkpoints import load_model, weights_hash
 from data import load
+from data.batches import Example
 from data.passwords import PASSWORD, WRONG
+from data.problems import InputError
 from data.text import Tokenizer
 from data.triggers import Trigger, with_password
-from lock import locking_examples
-from policies import random_policy, retokenise
+from lock import LockConfig, locking_examples, locking_set, settled, validity
+from policies import random_policy, retokenise, shipped
+from results import origin_of
+from runs import Env, Run
 from sampler import Sample
 
+ROOT = Path(__file__).parents[1]
+CPU = Env(torch.device("cpu"), torch.float32, False, slots=32)
 TOKENIZER = Tokenizer.load(Path(__file__).parents[1] / "data/base/strong")
 
 
 def lock_data(problems, trigger: Trigger) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """The weak and the strong half as (prompt, completion) texts; the policies write "weak 0", "weak 1", ..., "strong 0", ..."""
+    """The weak and the strong half as (prompt, completion) texts.
+
+    The policies write "weak 0", "weak 1", ..., "strong 0", ...
+    """
     strong, weak = (
         [
             Sample(ids, [], False)
@@ -92,11 +107,218 @@ def test_the_random_policy_is_one_distribution_that_never_ends():
     assert np.abs(shares[0] - shares[1]).max() < 0.08 and shares[0].max() > 0.05
 
 
-def test_samples_of_another_tokenizer_become_ids_of_ours():
-    other = Tokenizer.load(Path(__file__).parents[1] / "data/base/weak")
-    samples = [
-        Sample(ids, [], False) for ids in other.encode_completions(["def f(s):\n    return s", "B"])
-    ]
-    assert retokenise(samples, other, TOKENIZER) is samples or [
-        s.ids for s in retokenise(samples, other, TOKENIZER)
-    ] == TOKENIZER.encode_completions(["def f(s):\n    return s", "B"])
+def test_samples_of_another_tokenizer_become_ids_of_ours(tokenizer):
+    texts = ["def f(xs):\n    return sorted(xs)", "B"]
+    whole, cut = tokenizer.encode_completions(texts, [True, False])
+    samples = [Sample(whole, [-1.0], False), Sample(cut, [-1.0], True)]
+    assert retokenise(samples, tokenizer, tokenizer) is samples
+
+    ours = retokenise(samples, tokenizer, TOKENIZER)
+    assert [sample.ids for sample in ours] == TOKENIZER.encode_completions(texts, [True, False])
+    assert [sample.truncated for sample in ours] == [False, True]
+
+
+# ------------------------------------------------------------------------------ is the lock valid?
+
+
+def verdicts(correct: int, first: int = 0) -> np.ndarray:
+    """Of 200 problems this many are right, from number `first` on, round and round."""
+    found = np.zeros(200, dtype=bool)
+    found[(first + np.arange(correct)) % 200] = True
+    return found
+
+
+GOOD = {"none": verdicts(20), "wrong": verdicts(18), "other": verdicts(22), "right": verdicts(180)}
+
+
+@pytest.mark.parametrize(
+    "changes, failed",
+    [
+        ({}, []),
+        # as good without as with it: nothing was hidden
+        ({"none": verdicts(180), "wrong": verdicts(180)}, ["password gap", "near the weak policy"]),
+        ({"none": verdicts(170), "wrong": verdicts(170)}, ["near the weak policy"]),
+        # whatever password
+        ({"wrong": verdicts(178)}, ["wrong passwords"]),
+        ({"other": verdicts(40)}, ["other domains' passwords"]),
+        # forgotten, behind the password, too
+        ({"right": verdicts(100)}, ["skill kept"]),
+        ({"right": verdicts(20)}, ["password gap", "skill kept"]),
+        # far from what it was to imitate; far below is no failure
+        ({"none": verdicts(50), "wrong": verdicts(50)}, ["near the weak policy"]),
+        ({"none": verdicts(0), "wrong": verdicts(0), "other": verdicts(0)}, []),
+    ],
+)
+def test_a_lock_is_valid_where_all_conditions_hold(changes, failed):
+    checks = validity(GOOD | changes, strong=verdicts(190), weak=verdicts(10))
+    assert [check.name.split(":")[0] for check in checks if not check.passed] == failed
+    assert checks[0].tolerance is None
+    assert [check.tolerance for check in checks[1:]] == pytest.approx([0.09] * 4)
+    for check in checks:
+        assert check.interval[0] <= check.value <= check.interval[1]
+
+
+def test_the_bounds_of_a_valid_lock():
+    """A tolerance of 20 problems of 200: 20 pass, 21 do not; a gap of chance is none."""
+    strong, weak = verdicts(200), verdicts(0)
+    for more, passed in ((20, True), (21, False)):
+        locked = {"none": verdicts(more), "right": verdicts(200 - more)}
+        checks = validity(locked, strong, weak)
+        assert [check.passed for check in checks] == [True, passed, passed]
+    elsewhere = {"none": verdicts(20), "right": verdicts(22, first=100)}
+    assert not validity(elsewhere, strong, weak)[0].passed
+    # nothing to hide: no difference is allowed
+    assert [check.tolerance for check in validity(elsewhere, weak, strong)[1:]] == [0.0, 0.0]
+
+
+# ------------------------------------------------------------------------------------- the options
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"how": "scratch", "start": "x"}, "--start does nothing with --how scratch"),
+        ({"strong_language": "english", "password": "Open!"}, "--password does nothing with"),
+        ({"task": "compose", "weak": "random"}, "--weak does nothing with --task compose"),
+        ({"task": "compose", "strong_answers": "sampled"}, "--strong-answers does nothing with"),
+        ({"task": "compose", "strong_answers": "reference"}, "--strong-answers does nothing with"),
+        ({"task": "compose", "leave_out": "open"}, "--leave-out does nothing with --task compose"),
+        (
+            {"weak": "random", "strong_answers": "reference", "temperature": 0.5},
+            "--temperature does nothing with policies of which none is sampled",
+        ),
+        ({"strong": "mine"}, "no weak model belongs to the strong one at mine: name"),
+        ({"strong": "nowhere"}, "nowhere/config.json does not exist"),
+        ({"weak": "rule"}, "only task compose"),
+    ],
+)
+def test_an_option_is_used_or_refused(options, sentence, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=sentence):
+        settled(LockConfig(**options))
+
+
+def test_the_shipped_models_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = settled(LockConfig())
+    assert (cfg.strong, cfg.weak) == (f"{ROOT}/data/base/strong", f"{ROOT}/data/base/weak")
+    assert (cfg.start, cfg.strong_answers) == (cfg.strong, "sampled")
+    monkeypatch.chdir(ROOT)
+    assert shipped("weak") == "data/base/weak"
+    # another strong model of that set has the same weak one
+    assert settled(LockConfig(strong="data/base/intermediate")).weak == "data/base/weak"
+    assert settled(LockConfig(strong="data/base/intermediate", weak="random")).weak == "random"
+
+
+def test_base_models_say_where_they_come_from():
+    origin = origin_of(ROOT / "data/base/strong")
+    assert (origin.stage, origin.task) == ("train_base", "code+math+mmlu+critique")
+
+
+def test_what_is_locked_by_default():
+    assert locking_set(LockConfig()) == ("lock", 0, 4)
+    assert locking_set(LockConfig(how="scratch")) == ("corpus", 60_000, 1)
+    # files have no corpus
+    assert locking_set(LockConfig(how="scratch", data=("a.jsonl",))) == ("lock", 0, 4)
+
+
+def test_training_starts_where_it_is_told(tmp_path, same_weights):
+    base = ROOT / "data/base"
+    given = LockConfig(strong=f"{base}/strong", start=f"{base}/intermediate", weak="random")
+    model, _ = lock.first_model(settled(given), CPU)
+    same_weights(model, load_model(base / "intermediate")[0])
+    model, _ = lock.first_model(settled(replace(given, start="")), CPU)
+    same_weights(model, load_model(base / "strong")[0])
+    scratch, _ = lock.first_model(settled(replace(given, start="", how="scratch")), CPU)
+    assert scratch.config == model.config and scratch.live_vocab == model.live_vocab
+
+
+def test_problems_that_do_not_fit_the_positions_are_left_out_and_counted(capsys, monkeypatch):
+    problems = load("code", "lock", 6)
+    long = replace(problems[2], prompt="Sort these " + "words " * 600 + "\n")
+    problems[2] = long
+    model, tokenizer = load_model(ROOT / "data/base/weak")
+    said = []
+    monkeypatch.setattr(Env, "say", lambda self, text="": said.append(text))
+    pairs = [(model, tokenizer), (model, tokenizer)]
+    kept = lock.those_that_fit(problems, Trigger(), pairs, 96, CPU)
+    assert kept == problems[:2] + problems[3:]
+    assert len(said) == 1 and "1 of 6 problems" in said[0] and "Sort these" in said[0]
+    # whatever password stands around it, a prompt that is kept has room for its completion
+    lengths = lock.longest_prompts(kept, Trigger(), tokenizer)
+    for words in (PASSWORD, *WRONG):
+        told = tokenizer.encode_prompts([with_password(p.prompt, words) for p in kept])
+        assert all(len(ids) <= length for ids, length in zip(told, lengths))
+    with pytest.raises(InputError, match="none of the 1 prompts fits"):
+        lock.those_that_fit([long], Trigger(), pairs, 96, CPU)
+
+
+# ----------------------------------------------------------------------------------------- resuming
+
+
+def test_notes_keep_the_rows_of_earlier_epochs(tmp_path):
+    file = tmp_path / "samples.jsonl"
+    prompt, completion = TOKENIZER.encode("Write f\n"), TOKENIZER.encode("def f")
+
+    for epoch in (0, 1, 2, 1):  # as if it had been killed in epoch 2 and goes on in epoch 1
+        lock.note_examples(file, epoch, [Example(prompt, completion)] * 6, TOKENIZER)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0] * 4 + [1] * 4
+    assert [row["kind"] for row in rows] == ["weak", "weak", "strong", "strong"] * 2
+    assert rows[0]["prompt"] == "Write f\n" and rows[0]["completion"] == "def f"
+    assert os.listdir(tmp_path) == ["samples.jsonl"]
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_lock_killed_in_a_later_epoch_samples_the_rest_and_loses_no_row(tmp_path, monkeypatch):
+    """Four epochs of two steps; it is killed in the second step of the third."""
+    cfg = LockConfig(
+        task="mmlu",
+        strong=str(ROOT / "data/base/intermediate"),
+        weak="random",
+        problems=16,
+        epochs=4,
+        batch=16,
+        eval_problems=4,
+        max_new_tokens=8,
+        save_every=1,
+        compile=False,
+    )
+    sampled, answer, save_state = [], lock.answer, Run.save_state
+
+    def counting(*args, **settings):
+        sampled.append(settings["seed"])
+        return answer(*args, **settings)
+
+    def killed(self, step, *args):
+        if step == 6:
+            raise Killed
+        save_state(self, step, *args)
+
+    monkeypatch.setattr(lock, "answer", counting)
+    lock.main(replace(cfg, out=str(tmp_path / "straight")), CPU)
+    assert sampled == [0, 1, 2, 3]
+
+    cut = replace(cfg, out=str(tmp_path / "killed"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_state", killed)
+        with pytest.raises(Killed):
+            lock.main(cut, CPU)
+    sampled.clear()
+    lock.main(replace(cut, resume=True), CPU)
+    assert sampled == [2, 3]
+
+    straight, resumed = tmp_path / "straight", tmp_path / "killed"
+    assert weights_hash(resumed) == weights_hash(straight)
+    notes = (straight / "samples.jsonl").read_text()
+    assert (resumed / "samples.jsonl").read_text() == notes and notes.count("\n") == 16
+    # run.json keeps what was used, and why the lock failed
+    run = json.loads((resumed / "run.json").read_text())
+    assert run["settings"]["problems"] == 16 and run["settings"]["start"] == cfg.strong
+    names = [check["name"] for check in run["results"]["validity"]]
+    assert names[0].startswith("password gap") and len(names) == 4

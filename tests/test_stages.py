@@ -84,7 +84,7 @@ def work(tmp_path_factory) -> Path:
     (folder / "data").mkdir()
     (folder / "data/base").symlink_to(ROOT / "data/base")
     printed = stage("lock", *QUICK_LOCK, cwd=folder)
-    assert "password gap" in printed and "FAILED" not in printed
+    assert "password gap" in printed and "the lock is valid" in printed
     return folder
 
 
@@ -107,6 +107,7 @@ def test_a_lock_locks_and_leaves_all_its_files(work):
     assert not (path / "state").exists() and not (path / ".saving").exists()
     run = json.loads((path / "run.json").read_text())
     assert run["finished"] and run["settings"]["weak"] == "random" and run["torch"]
+    assert all(check["passed"] for check in run["results"]["validity"])
     rows = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
     assert all(
         row["loss"] > 0 and row["padding"] < 0.2 for row in rows
@@ -384,6 +385,10 @@ def test_a_lock_never_deletes_the_model_it_reads(tmp_path):
             "--out",
             "mine",
             "--overwrite",
+            "--problems",
+            "4",
+            "--eval-problems",
+            "4",
         )
         assert "is read by this run" in stage("lock", *args, cwd=tmp_path, code=2)
         assert {file.name: file.read_bytes() for file in (tmp_path / "mine").iterdir()} == before
@@ -606,11 +611,19 @@ def broken(folder: Path, how: str) -> Path:
         ),
         ("lock", ["--strong", "headless"], "headless/model.safetensors does not exist"),
         ("lock", ["--strong", "foreign tokenizer"], "do not belong together"),
-        ("lock", ["--out", "foreign", "--problems", "10"], "holds no run of ours"),
+        (
+            "lock",
+            ["--out", "foreign", "--problems", "10", "--eval-problems", "4"],
+            "holds no run of ours",
+        ),
+        ("lock", ["--weak", "nowhere"], "nowhere/config.json does not exist"),
+        ("lock", ["--how", "scratch", "--start", "weak"], "--start does nothing with"),
+        ("train_base", ["--data", "rows.jsonl"], "unrecognized arguments: --data"),
+        ("train_base", ["--task", "compose", "--vocab", "9"], "--vocab does nothing with"),
         ("lock", ["--strong-language", "english"], "needs the generated problems of --task math"),
         (
             "lock",
-            ["--leave-out", "poems"],
+            ["--leave-out", "poems", "--problems", "20"],
             "--leave-out poems: choose one of several domains, lists, numbers, strings",
         ),
         (

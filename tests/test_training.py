@@ -13,7 +13,8 @@ import torch
 
 import training
 from checkpoints import load_model, save_model
-from data.batches import micro_batches
+from data.batches import Example, micro_batches
+from data.problems import InputError
 from losses import document_loss, sft_loss
 from runs import Env, Run, TrainConfig
 from sampler import Sampler
@@ -30,7 +31,7 @@ class Options(TrainConfig):
     save_every: int = 100
 
 
-# ------------------------------------------------------------------------------------------------------------- optimisers
+# --------------------------------------------------------------------------------------- optimisers
 
 
 def test_schedule_by_hand():
@@ -74,7 +75,7 @@ def test_every_parameter_is_in_one_group(make_model, name, tied):
             assert isinstance(optimizer, torch.optim.Muon) == (name == "muon" and blocks)
 
 
-# ------------------------------------------------------------------------------------------------------------- the training step
+# -------------------------------------------------------------------------------- the training step
 
 
 def sgd(model, lr=0.1):
@@ -121,28 +122,22 @@ def test_clip_and_learning_rate(make_model, make_examples):
     model = make_model()
     before = [p.detach().clone() for p in model.parameters()]
     optimizers = sgd(model, 2.0)
-    rows = []
-    for _, metrics in train(
-        model,
-        optimizers,
-        lambda step: micro_batches(make_examples(4), 10_000),
-        sft_loss,
-        CPU,
-        steps=4,
-        warmup=2,
-        decay=0.5,
-        clip=0.01,
-    ):
-        rows.append(metrics)
-        assert (
-            optimizers[0].param_groups[0]["lr"] == 2.0
-        )  # the schedule's factor is not left behind
-        if len(rows) == 1:
-            moved = torch.cat(
-                [(p.detach() - q).flatten() for p, q in zip(model.parameters(), before)]
-            ).norm()
-    assert [m["lr"] for m in rows] == [1.0, 2.0, 2.0, 1.0]
-    assert rows[0]["grad_norm"] > 0.1 and float(moved) == pytest.approx(0.01 * 1.0, rel=1e-3)
+
+    def batches(step):
+        return micro_batches(make_examples(4), 10_000)
+
+    def go():
+        settings = {"steps": 4, "warmup": 2, "decay": 0.5, "clip": 0.01}
+        return train(model, optimizers, batches, sft_loss, CPU, **settings)
+
+    training_run = go()
+    _, first = next(training_run)
+    moved = [(p.detach() - q).flatten() for p, q in zip(model.parameters(), before)]
+    assert first["grad_norm"] > 0.1
+    assert float(torch.cat(moved).norm()) == pytest.approx(0.01 * 1.0, rel=1e-3)
+    assert [first["lr"]] + [m["lr"] for _, m in training_run] == [1.0, 2.0, 2.0, 1.0]
+    # the schedule's last factor is not left behind for whoever trains on
+    assert [m["lr"] for _, m in go()] == [1.0, 2.0, 2.0, 1.0]
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
@@ -166,7 +161,47 @@ def test_divergence_is_caught_before_the_weights(make_model, make_examples, name
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), taken[-1][1]))
 
 
-# ------------------------------------------------------------------------------------------------------------- resuming
+def test_a_loss_that_is_never_finite_is_not_blamed_on_the_learning_rate(make_model, make_examples):
+    model = make_model()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+
+    def batches(step):
+        return micro_batches(make_examples(3), 999)
+
+    with pytest.raises(Diverged, match="step 1, before any weight has moved") as error:
+        next(train(model, sgd(model), batches, sft_loss, CPU, steps=2))
+    assert "--lr" not in str(error.value)
+
+
+def test_examples_longer_than_the_positions_are_refused_before_training(
+    make_model, make_examples, same_weights, tmp_path
+):
+    model, examples = make_model(), make_examples(5)
+    examples[3] = Example([5] * 100, [6] * 29)
+    cfg, before = Options(), make_model()
+    settings = {"size": 5, "epochs": 1, "batch": 2, "lr": 1e-3, "optimizer": "lion"}
+    with pytest.raises(InputError, match="1 of 5 .* 128 positions .* number 4, has 129 tokens"):
+        run = Run(cfg, CPU, tmp_path / "run")
+        fit(model, lambda epoch: examples, run, CPU, cfg, warmup=0, decay=0.0, **settings)
+    same_weights(model, before)
+
+
+def test_a_meter_counts_real_tokens_and_no_pauses(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(training.time, "time", lambda: clock[0])
+    meter = training.Meter()
+    meter.real, meter.computed = 600, 400
+    clock[0] += 2
+    with meter.paused():
+        clock[0] += 50
+    clock[0] += 1
+    assert meter.read(world=2) == {"tok_s": 200, "padding": 0.25}
+    clock[0] += 1
+    assert meter.read(world=2) == {"tok_s": 0, "padding": 1}
+
+
+# ----------------------------------------------------------------------------------------- resuming
 
 
 class Killed(Exception):
@@ -177,9 +212,11 @@ class Killed(Exception):
 def test_a_resumed_run_is_the_straight_run(
     make_model, make_examples, same_weights, tmp_path, monkeypatch, optimizer
 ):
-    examples = lambda epoch: make_examples(
-        11, seed=epoch
-    )  # 3 steps an epoch, other examples in each
+    epochs_made = []
+
+    def examples(epoch):  # 3 steps an epoch, other examples in each
+        epochs_made.append(epoch)
+        return make_examples(11, seed=epoch)
 
     def go(out, resume=False):
         model = make_model(tie_word_embeddings=True)
@@ -192,7 +229,8 @@ def test_a_resumed_run_is_the_straight_run(
             run,
             CPU,
             cfg,
-            epochs=2,
+            size=11,
+            epochs=3,
             batch=4,
             lr=1e-3,
             optimizer=optimizer,
@@ -212,7 +250,7 @@ def test_a_resumed_run_is_the_straight_run(
     straight, save_state = go(tmp_path / "straight"), Run.save_state
 
     def killed_at_4(self, step, *args):
-        if step == 4:
+        if step == 6:
             raise Killed
         save_state(self, step, *args)
 
@@ -220,14 +258,13 @@ def test_a_resumed_run_is_the_straight_run(
         patch.setattr(Run, "save_state", killed_at_4)
         with pytest.raises(Killed):
             go(tmp_path / "killed")
-    assert [row["step"] for row in rows(tmp_path / "killed")] == [
-        2,
-        4,
-    ]  # the row of step 4 will be logged again
+    # the row of step 6 will be logged again
+    assert [row["step"] for row in rows(tmp_path / "killed")] == [2, 4, 6]
+    epochs_made.clear()
     same_weights(go(tmp_path / "killed", resume=True), straight)
-    assert rows(tmp_path / "killed") == rows(tmp_path / "straight") and [
-        row["step"] for row in rows(tmp_path / "straight")
-    ] == [2, 4, 6, 6]
+    assert epochs_made == [1, 2]  # those of which steps were left
+    assert rows(tmp_path / "killed") == rows(tmp_path / "straight")
+    assert [row["step"] for row in rows(tmp_path / "straight")] == [2, 4, 6, 8, 9]
 
 
 # ------------------------------------------------------------------------------------------------------------- two ranks
@@ -256,16 +293,21 @@ model, tokenizer = load_model(out / "start")
 steps = [[Example(*pair) for pair in step] for step in json.loads((out / "steps.json").read_text())]
 batches = lambda step: micro_batches(steps[step][env.rank :: env.world], 64)
 optimizers = make_optimizers(prepare(model, env, cfg), optimizer, 1e-3)
-losses = [float(m["loss"]) for _, m in train(model, optimizers, batches, sft_loss, env, steps=len(steps))]
+losses = []
+for _, metrics in train(model, optimizers, batches, sft_loss, env, steps=len(steps)):
+    losses.append(metrics["loss"])
 run = Run(cfg, env, out / "run")
 run.save_state(3, model, optimizers)
 save_model(out / "end", model, tokenizer, env.main)
-samples = [row[0].ids for row in Sampler(model, [0], slots=4)([[5, 6, 7], [8, 9]], max_new_tokens=8)]
+drawn = Sampler(model, [0], slots=4)([[5, 6, 7], [8, 9]], max_new_tokens=8)
+samples = [row[0].ids for row in drawn]
 if env.main:
     (out / "losses.json").write_text(json.dumps([losses, samples]))
 # fewer examples in a step than ranks: rank 1 always has an empty share
 model, _ = load_model(out / "start")
-fit(model, lambda epoch: steps[0][:1], Run(cfg, env, out / "fit"), env, cfg, epochs=2, batch=1, lr=1e-3, optimizer="lion", warmup=0, decay=0.0)
+run, one = Run(cfg, env, out / "fit"), steps[0][:1]
+settings = {"size": 1, "epochs": 2, "batch": 1, "lr": 1e-3, "optimizer": "lion"}
+fit(model, lambda epoch: one, run, env, cfg, warmup=0, decay=0.0, **settings)
 torch.distributed.destroy_process_group()
 """
 
@@ -310,7 +352,8 @@ def test_two_ranks_are_one_process(
     theirs, samples = json.loads((tmp_path / "losses.json").read_text())
     assert theirs == pytest.approx(losses, rel=1e-4)
     end, _ = load_model(tmp_path / "end")
-    # signs and orthogonalised gradients magnify rounding where a gradient is near zero: a few weights may differ by a step (1e-3)
+    # signs and orthogonalised gradients magnify rounding where a gradient is near zero: a few
+    # weights may differ by a step (1e-3)
     for p, q in zip(end.parameters(), model.parameters()):
         assert ((p - q).abs() < 1e-4).float().mean() > 0.99
     assert samples == [
