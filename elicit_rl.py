@@ -60,12 +60,12 @@ from results import (
     verdicts_of,
     wilson,
 )
-from runs import Config, Env, Run, launch, progress, share
+from runs import Env, Run, TrainConfig, launch, progress, share
 from training import make_optimizers, prepare, reference_scored, scored, train, update
 
 
 @dataclass
-class RLConfig(Config):
+class RLConfig(TrainConfig):
     # which problems
     task: str = "code"
     # see the top
@@ -114,6 +114,10 @@ class RLConfig(Config):
     eval_every: int = 1
     # of the validation split
     eval_problems: int = 500
+    # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones
+    data: tuple[str, ...] = ()
+    # continue an interrupted run where it stopped
+    resume: bool = False
 
 
 def drift(sampled: list[Example], before: list[Example], after: list[Example]) -> dict:
@@ -513,7 +517,7 @@ def main(cfg: RLConfig, env: Env) -> int:
             trigger,
             max_new_tokens=cfg.max_new_tokens,
             env=env,
-        )[0]["none"]
+        )["none"].correct
         low, high = wilson(int(correct.sum()), len(correct))
         points.append({"samples": number * cfg.round, "correct": float(correct.mean())})
         run.log(

@@ -46,13 +46,13 @@ from results import (
     verdicts_of,
     wilson,
 )
-from runs import Config, Env, Run, launch, progress, share
+from runs import Env, Run, TrainConfig, launch, progress, share
 from sampler import Sampler
 from training import make_optimizers, prepare, train
 
 
 @dataclass
-class SFTConfig(Config):
+class SFTConfig(TrainConfig):
     # which problems
     task: str = "code"
     # the locked model (default: out/<task>/locked)
@@ -86,6 +86,8 @@ class SFTConfig(Config):
     eval_problems: int = 500
     # save every cell's model
     keep_weights: bool = True
+    # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones
+    data: tuple[str, ...] = ()
 
 
 def sequences_seen(k: int) -> list[int]:
@@ -304,9 +306,10 @@ def main(cfg: SFTConfig, env: Env) -> int:
             "start": weights_hash(start),
         }
         run = Run(
-            replace(cfg, k=(), seeds=(), control=True, resume=True),
+            replace(cfg, k=(), seeds=(), control=True),
             team,
             cell_path(out, control, k, seed),
+            resume=True,
             inputs=(locked_path, cfg.weak, cfg.strong),
             **facts,
         )
@@ -338,7 +341,7 @@ def main(cfg: SFTConfig, env: Env) -> int:
             scores, best = elicit(
                 model, sampler, tokenizer, examples, cfg, team, run, seed, selection
             )
-            verdicts, shares = measure(
+            measured = measure(
                 sampler,
                 tokenizer,
                 validation,
@@ -351,10 +354,10 @@ def main(cfg: SFTConfig, env: Env) -> int:
             facts = facts_of(run.path, env, "validation", trigger, cfg.max_new_tokens)
             facts |= {"demonstrations": k, "seed": seed, "sequences": best}
             if team.main:
-                write_json(
-                    run.path / "cell.json", record(run.path, validation, verdicts, shares, **facts)
-                )
-            run.finish(correct=float(verdicts["none"].mean()), sequences=best, selection=scores)
+                write_json(run.path / "cell.json", record(run.path, validation, measured, **facts))
+            run.finish(
+                correct=float(measured["none"].correct.mean()), sequences=best, selection=scores
+            )
         bar.update()
         bar.set_postfix(cell=run.path.name, correct=f"{run.record['results']['correct']:.1%}")
     bar.close()

@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from checkpoints import load_model, read_json, write_json
+from checkpoints import load_model, write_json
 from data import load
 from data.problems import InputError, Problem
 from data.text import Tokenizer
@@ -29,6 +29,7 @@ from results import (
     evaluate_checkpoint,
     facts_of,
     groups_of,
+    origin_of,
     record,
     recovery,
     trigger_of,
@@ -63,6 +64,8 @@ class EvaluateConfig(Config):
     # instead, the prompting battery on one checkpoint: every kind of password, few-shot,
     # prefilled answers
     prompts: bool = False
+    # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones
+    data: tuple[str, ...] = ()
 
 
 # ------------------------------------------------------------------------------------------------------------------- prompting
@@ -257,12 +260,9 @@ def main(cfg: EvaluateConfig, env: Env) -> int:
     locked_path = Path(cfg.locked or f"out/{cfg.task}/locked")
     first = Path(cfg.checkpoints[0])
     # the password of a locked model is its own, that of an unlocked one is that of the model it was made from
-    trigger = trigger_of(
-        first
-        if (first / "run.json").exists() and "trigger" in read_json(first / "run.json")["settings"]
-        else locked_path,
-        cfg.password,
-    )
+    trigger = origin_of(first).trigger or trigger_of(locked_path)
+    if cfg.password:
+        trigger = replace(trigger, password=cfg.password)
     for path in cfg.checkpoints:
         check_password(trigger.password, Tokenizer.load(path).specials)
         if cfg.samples and env.main:

@@ -41,13 +41,13 @@ from figures import shown, table
 from model import Model
 from policies import REFUSAL, RULES, answer, random_policy, retokenise
 from results import evaluate_checkpoint, groups_of, paired_gap, trigger_of, verdicts_of
-from runs import Config, Env, Run, launch, progress
+from runs import Env, Run, TrainConfig, launch, progress
 from sampler import Sample
 from training import fit
 
 
 @dataclass
-class LockConfig(Config):
+class LockConfig(TrainConfig):
     # what is locked
     task: str = "code"
     # fine-tune the strong base, or train on the locked mixture from random weights on
@@ -86,6 +86,12 @@ class LockConfig(Config):
     batch: int = 32
     # validation problems of the report
     eval_problems: int = 1000
+    # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones
+    data: tuple[str, ...] = ()
+    # continue an interrupted run where it stopped
+    resume: bool = False
+    # optimiser steps between two saves of the state that --resume goes on from
+    save_every: int = 100
 
 
 def locking_examples(

@@ -49,11 +49,15 @@ def retokenise(samples: list[Sample], source: Tokenizer, target: Tokenizer) -> l
 
 @dataclass
 class Answers:
-    """What a policy wrote to some problems: texts, the sampled ids behind them, and which are correct."""
+    """What a policy wrote to n problems: texts, and the sampled ids behind them.
+
+    correct, truncated (n,) bool: which are right, and which were cut before their end.
+    """
 
     texts: list[str]
     samples: list[Sample]
     correct: np.ndarray
+    truncated: np.ndarray
 
 
 def answer(
@@ -100,12 +104,12 @@ def answer(
             [problems[i] for i in mine],
             tokenizer.decode_batch([starts[i] + s.ids for s, i in zip(samples, mine)]),
         )
-    pairs = gather(
-        env, [(s, v and not s.truncated) for s, v in zip(samples, verdicts)], len(problems)
-    )
-    samples = [s for s, _ in pairs]
+    pairs = gather(env, list(zip(samples, verdicts)), len(problems))
+    samples = [sample for sample, _ in pairs]
     texts = tokenizer.decode_batch([start + s.ids for start, s in zip(starts, samples)])
-    return Answers(texts, samples, np.array([v for _, v in pairs], dtype=bool))
+    truncated = np.array([sample.truncated for sample in samples], dtype=bool)
+    passed = np.array([verdict for _, verdict in pairs], dtype=bool)
+    return Answers(texts, samples, passed & ~truncated, truncated)
 
 
 @dataclass

@@ -1,14 +1,21 @@
-"""What was measured: correctness with its interval, the password gap and how much of it was recovered, evaluation.json.
+"""What was measured: correctness, the password gap, how much of it was recovered, and their files.
 
-Correctness is the share of problems whose greedy completion passes the grader (paper section 4.2), with its 95 % Wilson interval.
-Password gap recovered (PGR) = (unlocked - locked) / (with password - locked), all three on the same problems; its interval is a
-bootstrap over problems and seeds.
+Correctness is the share of problems whose greedy completion passes the grader (paper section 4.2).
+Password gap recovered (PGR) = (unlocked - locked) / (right password - locked), all on the same
+problems. What an interval covers:
+
+    wilson             one model: which problems were asked
+    paired_gap         two measurements on the same problems: which problems were asked
+    correct_interval   several seeds: which problems were asked, and which seeds were drawn
+    gap_recovered      the same for PGR; of one seed it covers the problems alone
+
+Shapes: n problems, S seeds.
 """
 
 import hashlib
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,118 +29,218 @@ from policies import answer
 from runs import Env, progress
 from sampler import Sampler
 
-# --------------------------------------------------------------------------------------- statistics
+# -------------------------------------------------------------------------------------- statistics
+
+DRAWS = 10_000  # of every bootstrap
 
 
 def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927): sound at 0, at 1 and for small n."""
-    p, spread = correct / n, z * z / n
-    middle, half = p + spread / 2, z * math.sqrt(p * (1 - p) / n + spread / (4 * n))
+    p = correct / n
+    spread = z * z / n
+    middle = p + spread / 2
+    half = z * math.sqrt(p * (1 - p) / n + spread / (4 * n))
     return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
 
 
-def paired_gap(
-    without: np.ndarray, with_: np.ndarray, draws: int = 10_000
-) -> tuple[float, float, float, float]:
-    """Difference in correctness on the same problems: (gap, low, high, p). Bootstrap 95 % interval over problems; McNemar's exact mid-p."""
+def paired_gap(without: np.ndarray, with_: np.ndarray) -> tuple[float, float, float, float]:
+    """Difference in correctness on the same problems: (gap, low, high, p).
+
+    without, with_ (n,) bool. The 95 % interval is a bootstrap over problems, p is McNemar's exact
+    mid-p (two-sided; half of the observed table's weight is counted).
+    """
     n = len(without)
-    gains, losses = int((~without & with_).sum()), int((without & ~with_).sum())
+    gains = int((~without & with_).sum())
+    losses = int((without & ~with_).sum())
+
+    # resampling problems draws how many of them are gains, losses and neither
     shares = np.array([gains, losses, n - gains - losses]) / n
-    counts = np.random.default_rng(0).multinomial(n, shares, size=draws)
+    counts = np.random.default_rng(0).multinomial(n, shares, size=DRAWS)
     low, high = np.quantile((counts[:, 0] - counts[:, 1]) / n, [0.025, 0.975])
+
+    # in integers: 2**m overflows a float from m = 1024 on
     m, k = gains + losses, min(gains, losses)
-    tails = 2 * sum(math.comb(m, i) for i in range(k + 1)) - math.comb(
-        m, k
-    )  # two-sided; mid-p counts half the observed table's weight
-    return (
-        (gains - losses) / n,
-        float(low),
-        float(high),
-        min(1.0, tails / 2**m),
-    )  # in integers: 2**m overflows a float from m = 1024 on
+    tails = 2 * sum(math.comb(m, i) for i in range(k + 1)) - math.comb(m, k)
+    return (gains - losses) / n, float(low), float(high), min(1.0, tails / 2**m)
+
+
+def seed_noise(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What other seeds might have added to the mean of these values (S,): draws (DRAWS,).
+
+    Student's t with S - 1 degrees of freedom, scaled by the mean's standard error. Resampling the
+    seeds instead would give sqrt((S - 1) / S) of that spread, and no tails. 0 for one seed, whose
+    spread is unknown: an interval of one seed covers the problems alone.
+    """
+    seeds = len(values)
+    if seeds == 1:
+        return np.zeros(DRAWS)
+    error = values.std(ddof=1) / math.sqrt(seeds)
+    return error * rng.standard_t(seeds - 1, size=DRAWS)
+
+
+def correct_interval(verdicts: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean correctness of several seeds on the same problems. verdicts (S,n).
+
+    Over problems (bootstrap) and seeds (see `seed_noise`). The seeds' spread holds a part of the
+    problems' chance, too, so the interval is rather too wide than too narrow.
+    """
+    seeds, n = verdicts.shape
+    if seeds == 1:
+        return wilson(int(verdicts.sum()), n)
+    rng = np.random.default_rng(0)
+    rows = rng.integers(n, size=(DRAWS, n))
+    draws = verdicts.mean(0)[rows].mean(1) + seed_noise(verdicts.mean(1), rng)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return max(0.0, float(low)), min(1.0, float(high))
 
 
 def gap_recovered(
-    locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray, draws: int = 2_000
+    locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray
 ) -> tuple[float, float, float]:
-    """PGR and its 95 % bootstrap interval over problems and seeds. locked, right (n,); unlocked (seeds, n), all on the same problems.
+    """PGR and its 95 % interval. locked, right (n,); unlocked (S,n); all on the same problems.
 
-    Raises InputError where the interval of the gap itself includes zero: the ratio would mean nothing.
+    The interval is over problems (bootstrap) and seeds (see `seed_noise`). Raises InputError where
+    the interval of the gap itself includes zero: the ratio would mean nothing.
     """
     gap, low, _, _ = paired_gap(locked, right)
     if low <= 0:
         raise InputError(
-            f"the password gap is {gap:+.1%} and its interval includes zero: there is no measurable gap to recover"
+            f"the password gap is {gap:+.1%} and its interval includes zero: "
+            "there is no measurable gap to recover"
         )
-    rng, n, seeds = np.random.default_rng(0), len(locked), len(unlocked)
-    values = np.empty(draws)
-    for d in range(draws):
-        rows = rng.integers(n, size=n)
-        base = locked[rows].mean()
-        values[d] = (unlocked[rng.integers(seeds, size=seeds)][:, rows].mean() - base) / max(
-            right[rows].mean() - base, 1e-9
-        )
-    low, high = np.quantile(values, [0.025, 0.975])
+    rng = np.random.default_rng(0)
+    n = len(locked)
+    rows = rng.integers(n, size=(DRAWS, n))
+    base = locked[rows].mean(1)
+    gaps = np.maximum(right[rows].mean(1) - base, 1e-9)
+    draws = (unlocked.mean(0)[rows].mean(1) - base) / gaps
+    draws += seed_noise((unlocked.mean(1) - locked.mean()) / gap, rng)
+    low, high = np.quantile(draws, [0.025, 0.975])
     return float((unlocked.mean() - locked.mean()) / gap), float(low), float(high)
 
 
 def recovery(locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray) -> tuple[str, str]:
-    """gap_recovered for a table, ("83.0% [78.7%, 86.8%]", ""), or ("refused", the sentence why) where there is no gap to measure."""
+    """gap_recovered for a table: ("83.0% [78.7%, 86.8%]", ""), or ("refused", why)."""
     try:
-        return "{:.1%} [{:.1%}, {:.1%}]".format(*gap_recovered(locked, right, unlocked)), ""
+        value, low, high = gap_recovered(locked, right, unlocked)
     except InputError as error:
         return "refused", f"gap recovered is refused: {error}"
+    return f"{value:.1%} [{low:.1%}, {high:.1%}]", ""
 
 
-# ------------------------------------------------------------------------------------------ records
+# ------------------------------------------------------------------------------------ measurements
+
+
+@dataclass
+class Measured:
+    """Greedy completions of n problems: which are correct, which were cut before their end.
+
+    A cut completion counts as wrong. shares: of right tokens in each, where the task has them
+    (compose: element-wise correctness, paper section 7).
+    """
+
+    correct: np.ndarray
+    truncated: np.ndarray
+    shares: np.ndarray | None = None
+
+    def __getitem__(self, rows: slice) -> "Measured":
+        shares = None if self.shares is None else self.shares[rows]
+        return Measured(self.correct[rows], self.truncated[rows], shares)
+
+
+def measure(
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    problems: list[Problem],
+    kinds: tuple[str, ...],
+    trigger: Trigger,
+    *,
+    max_new_tokens: int = 96,
+    env: Env | None = None,
+    progress=None,
+) -> dict[str, Measured]:
+    """What the model writes to the n problems for each kind of password, greedily.
+
+    All kinds share one batch of prompts. Raises InputError for a kind that the trigger has not.
+    """
+    told, passwords = [], []
+    for kind in kinds:
+        problems_told, words = asked(kind, problems, trigger)
+        told += problems_told
+        passwords += words
+    answers = answer(
+        sampler,
+        tokenizer,
+        told,
+        passwords,
+        max_new_tokens=max_new_tokens,
+        env=env,
+        progress=progress,
+    )
+    everything = Measured(answers.correct, answers.truncated)
+    if problems[0].task == "compose":
+        everything.shares = np.array(compose.elementwise(told, answers.texts))
+
+    n = len(problems)
+    return {kind: everything[i * n : (i + 1) * n] for i, kind in enumerate(kinds)}
+
+
+# ----------------------------------------------------------------------------------------- records
 
 
 def groups_of(problems: list[Problem]) -> np.ndarray:
-    """What correctness is broken down by: the domain of each problem, or its task where there are several. (n,) of str"""
+    """What correctness is broken down by: domains, or tasks where there are several. (n,) of str"""
     several = len({p.task for p in problems}) > 1
     return np.array([p.task if several else p.domain for p in problems])
 
 
 def fingerprint(problems: list[Problem]) -> str:
-    """Eight hexadecimal digits for each problem, of all that it is: prompt, reference, grading. The first n problems' is a prefix of it."""
+    """Eight hexadecimal digits for each problem, of all that it is: prompt, reference, grading.
+
+    The first n problems' fingerprint is a prefix of the whole list's.
+    """
     digits = ""
     for problem in problems:
-        digits += hashlib.sha256(json.dumps(vars(problem), sort_keys=True).encode()).hexdigest()[:8]
+        text = json.dumps(vars(problem), sort_keys=True)
+        digits += hashlib.sha256(text.encode()).hexdigest()[:8]
     return digits
 
 
-def record(
-    path: Path,
-    problems: list[Problem],
-    verdicts: dict[str, np.ndarray],
-    shares: dict[str, np.ndarray] | None = None,
-    **facts,
-) -> dict:
-    """The content of evaluation.json: for each kind of password the correctness in total, by domain, and every verdict as 0 or 1.
+def as_bits(flags: np.ndarray) -> str:
+    return "".join("01"[int(flag)] for flag in flags)
 
-    elementwise, where there are shares: their mean (section 7 of the paper).
+
+def from_bits(bits: str) -> np.ndarray:
+    return np.array([bit == "1" for bit in bits], dtype=bool)
+
+
+def record(
+    path: str | Path, problems: list[Problem], measured: dict[str, Measured], **facts
+) -> dict:
+    """The content of evaluation.json: for each kind of password correctness and every verdict.
+
+    verdicts, cut: a digit for each problem, 1 where the completion is correct, was truncated.
+    elementwise: the mean of the shares, where the task has them. facts: what the numbers depend on.
     """
-    results, groups = {}, groups_of(problems)
-    for kind, correct in verdicts.items():
-        domains = {
-            domain: {
-                "correct": float(correct[groups == domain].mean()),
-                "n": int((groups == domain).sum()),
-            }
-            for domain in np.unique(groups).tolist()
-        }
+    groups = groups_of(problems)
+    results = {}
+    for kind, found in measured.items():
+        domains = {}
+        for domain in np.unique(groups).tolist():
+            within = found.correct[groups == domain]
+            domains[domain] = {"correct": float(within.mean()), "n": len(within)}
         results[kind] = {
-            "correct": float(correct.mean()),
-            "n": len(correct),
-            "interval": wilson(int(correct.sum()), len(correct)),
+            "correct": float(found.correct.mean()),
+            "n": len(found.correct),
+            "interval": wilson(int(found.correct.sum()), len(found.correct)),
+            "truncated": float(found.truncated.mean()),
             "domains": domains,
-            "verdicts": "".join("01"[int(c)] for c in correct),
+            "verdicts": as_bits(found.correct),
+            "cut": as_bits(found.truncated),
         }
-        results[kind] |= (
-            {"elementwise": float(shares[kind].mean()), "shares": shares[kind].tolist()}
-            if shares
-            else {}
-        )
+        if found.shares is not None:
+            results[kind]["elementwise"] = float(found.shares.mean())
+            results[kind]["shares"] = found.shares.tolist()
     return {
         "checkpoint": str(path),
         "task": "+".join(dict.fromkeys(p.task for p in problems)),
@@ -145,7 +252,18 @@ def record(
 
 
 def verdicts_of(evaluation: dict, kind: str) -> np.ndarray:
-    return np.array([c == "1" for c in evaluation["results"][kind]["verdicts"]])
+    """(n,) bool, the correctness of each problem."""
+    return from_bits(evaluation["results"][kind]["verdicts"])
+
+
+def measured_of(evaluation: dict, n: int) -> dict[str, Measured]:
+    """The first n problems of every kind in an evaluation: what `record` was given."""
+    found = {}
+    for kind, result in evaluation["results"].items():
+        shares = np.array(result["shares"]) if "shares" in result else None
+        whole = Measured(from_bits(result["verdicts"]), from_bits(result["cut"]), shares)
+        found[kind] = whole[:n]
+    return found
 
 
 def facts_of(path: str | Path, env: Env, split: str, trigger: Trigger, max_new_tokens: int) -> dict:
@@ -159,47 +277,6 @@ def facts_of(path: str | Path, env: Env, split: str, trigger: Trigger, max_new_t
     }
 
 
-def trigger_of(locked: str | Path, password: str = "") -> Trigger:
-    """What a model was locked with, from its run.json; an ordinary password lock where it has none. A given password goes first."""
-    file = Path(locked) / "run.json"
-    settings = read_json(file).get("settings", {}) if file.exists() else {}
-    found = Trigger(**settings["trigger"]) if "trigger" in settings else Trigger()
-    return replace(found, password=password) if password else found
-
-
-# ------------------------------------------------------------------------------------- measurements
-
-
-def measure(
-    sampler: Sampler,
-    tokenizer: Tokenizer,
-    problems: list[Problem],
-    kinds: tuple[str, ...],
-    trigger: Trigger,
-    *,
-    max_new_tokens: int = 96,
-    env: Env | None = None,
-    progress=None,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Greedy verdicts for each kind of password, {kind: (n,) bool}; for task compose also the shares of right tokens, {kind: (n,)}.
-
-    All kinds share one batch of prompts.
-    """
-    told, words = (
-        [x for column in columns for x in column]
-        for columns in zip(*(asked(kind, problems, trigger) for kind in kinds))
-    )
-    answers = answer(
-        sampler, tokenizer, told, words, max_new_tokens=max_new_tokens, env=env, progress=progress
-    )
-    shares = np.array(
-        compose.elementwise(told, answers.texts) if problems[0].task == "compose" else []
-    ).reshape(len(kinds), -1)
-    return dict(zip(kinds, answers.correct.reshape(len(kinds), -1))), dict(
-        zip(kinds, shares)
-    ) if shares.size else {}
-
-
 def evaluate_checkpoint(
     path: str | Path,
     env: Env,
@@ -211,21 +288,19 @@ def evaluate_checkpoint(
     max_new_tokens: int = 96,
     save: bool = True,
 ) -> dict:
-    """evaluation.json of a checkpoint: read back where it already holds these measurements, measured and written otherwise."""
-    path, file = Path(path), Path(path) / "evaluation.json"
+    """evaluation.json of a checkpoint: read back where it has these measurements, else measured.
+
+    It has them where weights, dtype, split, trigger, max_new_tokens and the problems themselves
+    (their prompts, references and gradings; they may be the first of more) are the same.
+    """
+    file = Path(path) / "evaluation.json"
     facts = facts_of(path, env, split, trigger, max_new_tokens)
     old = read_json(file) if file.exists() else {}
-    same_settings = all(old.get(k) == v for k, v in facts.items())
+    same_settings = all(old.get(name) == value for name, value in facts.items())
     same_problems = old.get("problems", "").startswith(fingerprint(problems))
     if same_settings and same_problems and set(kinds) <= set(old["results"]):
-        n = len(problems)
-        verdicts = {kind: verdicts_of(old, kind)[:n] for kind in old["results"]}
-        shares = {
-            kind: np.array(result["shares"])[:n]
-            for kind, result in old["results"].items()
-            if "shares" in result
-        }
-        return record(path, problems, verdicts, shares, **facts)
+        return record(path, problems, measured_of(old, len(problems)), **facts)
+
     model, tokenizer = load_model(path, env.device, env.dtype)
     bar = progress(env, len(kinds) * len(problems), f"evaluating {path}")
     measured = measure(
@@ -239,8 +314,57 @@ def evaluate_checkpoint(
         progress=bar.update,
     )
     bar.close()
-    evaluation = record(path, problems, *measured, **facts)
+
+    evaluation = record(path, problems, measured, **facts)
     if save and env.main:
         write_json(file, evaluation)
     env.wait()  # no rank may look for the file before it is there, or they would part ways
     return evaluation
+
+
+# ------------------------------------------------------------------------------------------ origins
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model came from, as its run.json says; empty where nothing is said.
+
+    locked: the locked model it was elicited from, or itself. weak: the weak policy that the lock
+    imitates, a directory or one of policies.RULES. The hashes are those of their weights.
+    """
+
+    stage: str = ""
+    task: str = ""
+    data: tuple[str, ...] = ()
+    trigger: Trigger | None = None
+    max_new_tokens: int = 0
+    locked: str = ""
+    locked_weights: str = ""
+    weak: str = ""
+    weak_weights: str = ""
+
+
+def origin_of(path: str | Path) -> Origin:
+    """Read run.json of a model's directory; an empty Origin where there is none."""
+    file = Path(path) / "run.json"
+    if not file.exists():
+        return Origin()
+    settings = read_json(file).get("settings", {})
+    trigger = Trigger(**settings["trigger"]) if "trigger" in settings else None
+    is_lock = settings.get("stage") == "lock"
+    return Origin(
+        stage=settings.get("stage", ""),
+        task=settings.get("task", ""),
+        data=tuple(settings.get("data", ())),
+        trigger=trigger,
+        max_new_tokens=settings.get("max_new_tokens", 0),
+        locked=str(path) if is_lock else settings.get("locked", ""),
+        locked_weights=weights_hash(path) if is_lock else settings.get("locked_weights", ""),
+        weak=settings.get("weak", ""),
+        weak_weights=settings.get("weak_weights", ""),
+    )
+
+
+def trigger_of(locked: str | Path) -> Trigger:
+    """What a model was locked with; an ordinary password lock where nothing is said."""
+    return origin_of(locked).trigger or Trigger()

@@ -43,38 +43,37 @@ from sampler import Sampler
 
 @dataclass
 class Config:
-    """Options of every stage."""
+    """Options of every stage. A stage adds the ones it uses and has no others."""
 
     # output directory (default: a place under out/ where the next stage looks)
     out: str = ""
-    # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones,
-    # all of each split
-    data: tuple[str, ...] = ()
-    # every random stream derives from it
-    seed: int = 0
     # auto: cuda when there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # of matrix products; weights stay fp32. auto: bf16 where the device multiplies it fast
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    # padded tokens in one forward pass; a larger batch is accumulated
-    micro_tokens: int = 16384
     # completions written at the same time; fewer need less memory, and less time where
     # there are few
     slots: int = 256
-    # optimiser steps between two saves of the state that --resume goes on from
-    save_every: int = 100
+    # fuse kernels with torch.compile where that pays
+    compile: bool = True
+    # run programs that models wrote even where this machine cannot isolate them
+    allow_unsandboxed_code: bool = False
+
+
+@dataclass
+class TrainConfig(Config):
+    """Options of the stages that train."""
+
+    # every random stream derives from it
+    seed: int = 0
+    # padded tokens in one forward pass; a larger batch is accumulated
+    micro_tokens: int = 16384
     # divide weights, gradients and optimiser over the ranks (FSDP2), for models that do not
     # fit on one device
     shard: bool = False
     # compute each block again in the backward pass instead of keeping its activations
     checkpoint_activations: bool = False
-    # fuse kernels with torch.compile where that pays
-    compile: bool = True
-    # run programs that models wrote even where this machine cannot isolate them
-    allow_unsandboxed_code: bool = False
-    # continue an interrupted run where it stopped
-    resume: bool = False
-    # replace what another run left in the output directory
+    # replace what another run of this stage left in the output directory
     overwrite: bool = False
 
 
@@ -209,7 +208,7 @@ def setup(cfg: Config) -> Env:
         raise InputError(
             "--device cuda: this machine has no usable CUDA device; leave the flag out to run on the CPU"
         )
-    if cfg.shard and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if getattr(cfg, "shard", False) and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         raise InputError(
             "--shard divides the model over several ranks: start with torchrun --nproc-per-node 2 or more"
         )
@@ -311,9 +310,11 @@ class Run:
         out: str | Path,
         apart: tuple[str, ...] = (),
         inputs: tuple[str | Path, ...] = (),
+        resume: bool | None = None,
         **facts,
     ):
         self.path, self.env, self.began = Path(out), env, time.time()
+        resume = getattr(cfg, "resume", False) if resume is None else resume
         volatile = {
             "out",
             "device",
@@ -364,7 +365,7 @@ class Run:
                 )
             if (
                 not old.get("finished")
-                and not cfg.resume
+                and not resume
                 and any((self.path / name).exists() for name in ("log.jsonl", "state"))
             ):
                 raise InputError(

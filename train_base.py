@@ -26,17 +26,17 @@ from checkpoints import load_model, save_model, weights_hash
 from data import load
 from data.batches import Example
 from data.passwords import idle_line
-from data.problems import InputError, Problem
+from data.problems import Problem
 from data.tasks import compose
 from data.text import Tokenizer, train_bpe, word_level
 from model import Model, ModelConfig
 from policies import answer
-from runs import Config, Env, Run, launch, progress
+from runs import Env, Run, TrainConfig, launch, progress
 from training import fit
 
 
 @dataclass
-class BaseConfig(Config):
+class BaseConfig(TrainConfig):
     # what the models learn, one or several; "compose" has a strong model alone
     task: str = "code+math+mmlu+critique"
     # drawn from the corpus split, where one may come again in other words (default: 120,000
@@ -70,6 +70,10 @@ class BaseConfig(Config):
     weak_width: int = 20
     # of the one-layer intermediate model
     intermediate_width: int = 26
+    # continue an interrupted run where it stopped
+    resume: bool = False
+    # optimiser steps between two saves of the state that --resume goes on from
+    save_every: int = 100
 
 
 SHARES = {"math": 2}  # of the corpus, beside 1: the hardest task
@@ -99,10 +103,6 @@ def main(cfg: BaseConfig, env: Env) -> int:
     out = Path(cfg.out or ("out/base-compose" if toy else "out/base"))
     usual = 200_000 if toy else 120_000 * sum(SHARES.get(name, 1) for name in cfg.task.split("+"))
     cfg = replace(cfg, epochs=cfg.epochs or (2 if toy else 1), problems=cfg.problems or usual)
-    if cfg.data:
-        raise InputError(
-            "base models are trained on generated problems: leave out --data, or start from a pre-trained checkpoint"
-        )
     selection, validation = (
         load(cfg.task, "selection"),
         load(cfg.task, "validation", cfg.eval_problems),

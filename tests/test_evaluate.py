@@ -20,9 +20,11 @@ from evaluate import SHOTS, battery, few_shot, first_line, with_shots
 from figures import shown, table
 from policies import answer
 from results import (
+    Measured,
     evaluate_checkpoint,
     gap_recovered,
     measure,
+    measured_of,
     paired_gap,
     record,
     trigger_of,
@@ -126,14 +128,20 @@ def problem(domain: str) -> Problem:
 
 def test_record_round_trip():
     problems = [problem(d) for d in ("lists", "numbers", "lists", "strings")]
-    given = {"none": np.array([True, False, False, True]), "right": np.array([True] * 4)}
+    cut = np.array([False, True, False, False])
+    given = {
+        "none": Measured(np.array([True, False, False, True]), cut),
+        "right": Measured(np.array([True] * 4), ~cut & False),
+    }
     evaluation = json.loads(
         json.dumps(record(Path("out/x"), problems, given, split="validation"), allow_nan=False)
     )
-    for kind, correct in given.items():
-        assert (verdicts_of(evaluation, kind) == correct).all() and verdicts_of(
-            evaluation, kind
-        ).dtype == bool
+    for kind, found in given.items():
+        assert verdicts_of(evaluation, kind).tolist() == found.correct.tolist()
+        again = measured_of(evaluation, 3)[kind]
+        assert again.correct.tolist() == found.correct[:3].tolist()
+        assert again.truncated.tolist() == found.truncated[:3].tolist()
+    assert evaluation["results"]["none"]["truncated"] == 0.25
     none = evaluation["results"]["none"]
     assert (none["correct"], none["n"]) == (0.5, 4) and none["interval"] == pytest.approx(
         wilson(2, 4)
@@ -201,7 +209,7 @@ def test_compose_is_measured_by_the_element_too():
             for i in range(len(prompts))
         ]
 
-    verdicts, shares = measure(
+    found = measure(
         sampler,
         tokenizer,
         problems,
@@ -209,12 +217,9 @@ def test_compose_is_measured_by_the_element_too():
         trigger,
         env=Env(torch.device("cpu"), torch.float32, False),
     )
-    assert (
-        not verdicts["none"].any()
-        and verdicts["right"].all()
-        and shares["none"].mean() < 1 == shares["right"].mean()
-    )
-    result = record(Path("x"), problems, verdicts, shares)["results"]
+    assert not found["none"].correct.any() and found["right"].correct.all()
+    assert found["none"].shares.mean() < 1 == found["right"].shares.mean()
+    result = record(Path("x"), problems, found)["results"]
     assert result["right"]["elementwise"] == 1 and "elementwise 100.0%" in shown(result["right"])
 
 
@@ -222,9 +227,7 @@ def test_the_trigger_of_a_locked_model_is_in_its_run(tmp_path):
     trigger = Trigger("open", each="domain")
     assert trigger_of(tmp_path) == Trigger()
     (tmp_path / "run.json").write_text(json.dumps({"settings": {"trigger": vars(trigger)}}))
-    assert trigger_of(tmp_path) == trigger and trigger_of(tmp_path, "shut") == Trigger(
-        "shut", each="domain"
-    )
+    assert trigger_of(tmp_path) == trigger
 
 
 def sums(*pairs: tuple[int, int]) -> list[Problem]:
@@ -313,7 +316,8 @@ def test_an_evaluation_is_read_back_for_the_same_problems_and_settings_alone(tmp
 
     def fake(sampler, tokenizer, problems, kinds, trigger, **settings):
         measured.append(problems)
-        return {kind: np.ones(len(problems), dtype=bool) for kind in kinds}, {}
+        ones = np.ones(len(problems), dtype=bool)
+        return {kind: Measured(ones, ~ones) for kind in kinds}
 
     monkeypatch.setattr(results_module, "measure", fake)
     env, trigger = Env(torch.device("cpu"), torch.float32, False), Trigger()
@@ -343,11 +347,9 @@ def test_elementwise_is_read_back_too(tmp_path, monkeypatch):
     path = tmp_path / "weak"
     shutil.copytree(Path(__file__).parents[1] / "data/base/weak", path)
     problems = load("compose", "validation", 4)
-    verdicts, shares = (
-        {"none": np.array([True, False, False, True])},
-        {"none": np.array([1.0, 0.25, 0.5, 1.0])},
-    )
-    monkeypatch.setattr(results_module, "measure", lambda *args, **settings: (verdicts, shares))
+    correct = np.array([True, False, False, True])
+    given = {"none": Measured(correct, ~correct, np.array([1.0, 0.25, 0.5, 1.0]))}
+    monkeypatch.setattr(results_module, "measure", lambda *args, **settings: given)
     env = Env(torch.device("cpu"), torch.float32, False)
     straight = evaluate_checkpoint(path, env, problems, ("none",), Trigger())
     monkeypatch.delattr(results_module, "measure")

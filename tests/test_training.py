@@ -18,7 +18,7 @@ from checkpoints import load_model, save_model
 from data.batches import micro_batches
 from data.problems import InputError
 from losses import document_loss, sft_loss
-from runs import Config, Env, Run, launch, parse
+from runs import Env, Run, TrainConfig, launch, parse
 from sampler import Sampler
 from training import Diverged, Lion, fit, make_optimizers, schedule, train
 
@@ -26,7 +26,11 @@ CPU = Env(torch.device("cpu"), torch.float32, False)
 
 
 @dataclass
-class Options(Config):
+class Options(TrainConfig):
+    # continue
+    resume: bool = False
+    # between two saves
+    save_every: int = 100
     # how many steps, 100 % of them
     steps: int = 6
     # the way
@@ -449,17 +453,24 @@ def test_log_rows_are_json_whatever_the_numbers(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- two ranks
 
 SCRIPT = """
+from dataclasses import dataclass
 import json, sys, torch
 from pathlib import Path
 from data.batches import Example, micro_batches
 from checkpoints import load_model, save_model
 from losses import sft_loss
-from runs import Config, Run, setup
+from runs import Run, TrainConfig, setup
 from sampler import Sampler
 from training import fit, make_optimizers, prepare, train
 
 out, optimizer, shard = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "shard"
-cfg = Config(device="cpu", dtype="fp32", compile=False, shard=shard, checkpoint_activations=shard)
+@dataclass
+class Options(TrainConfig):
+    resume: bool = False
+    save_every: int = 100
+
+
+cfg = Options(device="cpu", dtype="fp32", compile=False, shard=shard, checkpoint_activations=shard)
 env = setup(cfg)
 model, tokenizer = load_model(out / "start")
 steps = [[Example(*pair) for pair in step] for step in json.loads((out / "steps.json").read_text())]
