@@ -108,7 +108,7 @@ class SFTConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class Cell:
-    """One fine-tuning: k demonstrations, drawn with a seed; of the locked or the control's model."""
+    """One fine-tuning on k demonstrations, drawn with a seed; of the locked or the weak model."""
 
     k: int
     seed: int
@@ -243,7 +243,7 @@ class Demonstration:
 def problems_of(cfg: SFTConfig, split: str, n: int | None, trigger: Trigger) -> list[Problem]:
     """Problems as they are told without the password."""
     found = load(cfg.task, split, None if cfg.data else n, files=cfg.data)
-    return [trigger.weak(problem) for problem in found]
+    return [trigger.weak(problem) for problem in found[:n]]
 
 
 def demonstrable(cfg: SFTConfig, trigger: Trigger) -> list[Problem]:
