@@ -219,10 +219,15 @@ def with_weak_policy(cfg: SFTConfig, lock: Origin) -> Origin:
     return replace(lock, weak_weights=lock.weak_weights or weights)
 
 
+def models_of(cfg: SFTConfig) -> tuple[bool, ...]:
+    """Whether a model is the control, of those that are fine-tuned."""
+    return (False, True) if cfg.control else (False,)
+
+
 def cells_of(cfg: SFTConfig) -> list[Cell]:
     """In the order of work: all of the locked model, then all of the control."""
     cells = []
-    for control in (False, True) if cfg.control else (False,):
+    for control in models_of(cfg):
         for k in cfg.k:
             cells += [Cell(k, seed, control) for seed in cfg.seeds]
     return cells
@@ -464,29 +469,20 @@ def run_cell(
 # --------------------------------------------------------------------------------------- the table
 
 
-@dataclass
-class Group:
-    """What was measured of the cells that differ in their seed alone. Each (S,n) for n problems.
-
-    shares: of right tokens, where the task has them.
-    """
-
-    correct: np.ndarray
-    truncated: np.ndarray
-    shares: np.ndarray | None
-
-
-def read_group(
+def read_cells(
     cfg: SFTConfig, cells: list[Cell], trigger: Trigger, validation: list[Problem]
-) -> Group:
-    """The verdicts in the cells' files. Raises InputError where a file has not those asked for."""
+) -> Measured:
+    """The verdicts in the files of S cells that differ in their seed alone; each (S,n).
+
+    Raises InputError where a file has not those on these problems.
+    """
     facts = {
         "split": "validation",
         "trigger": vars(trigger),
         "max_new_tokens": cfg.max_new_tokens,
         "n": len(validation),
     }
-    found: list[Measured] = []
+    found = []
     for cell in cells:
         file = Path(cfg.out) / cell.name / "cell.json"
         evaluation = read_json(file)
@@ -496,69 +492,66 @@ def read_group(
                 f"move {file.parent} away and run the same command again"
             )
         found.append(measured_of(evaluation, len(validation))["none"])
+
     shares = None
     if found[0].shares is not None:
         shares = np.stack([one.shares for one in found])
     correct = np.stack([one.correct for one in found])
-    return Group(correct, np.stack([one.truncated for one in found]), shares)
+    truncated = np.stack([one.truncated for one in found])
+    return Measured(correct, truncated, shares)
 
 
-def numbers_of(group: Group, names: np.ndarray) -> dict:
-    """An entry of summary.json. names (n,): the domain of each problem."""
-    domains = {}
-    for name in np.unique(names).tolist():
-        domains[name] = float(group.correct[:, names == name].mean())
+def numbers_of(found: Measured, domains: np.ndarray) -> dict:
+    """An entry of summary.json. found: see `read_cells`. domains (n,): that of each problem."""
+    by_domain = {}
+    for name in np.unique(domains).tolist():
+        by_domain[name] = float(found.correct[:, domains == name].mean())
     entry = {
-        "correct": float(group.correct.mean()),
-        "interval": correct_interval(group.correct),
-        "truncated": float(group.truncated.mean()),
-        "domains": domains,
-        "seeds": group.correct.mean(1).tolist(),
+        "correct": float(found.correct.mean()),
+        "interval": correct_interval(found.correct),
+        "truncated": float(found.truncated.mean()),
+        "domains": by_domain,
+        "seeds": found.correct.mean(1).tolist(),
     }
-    if group.shares is not None:
-        entry["elementwise"] = group.shares.mean(1).tolist()
+    if found.shares is not None:
+        entry["elementwise"] = found.shares.mean(1).tolist()
     return entry
 
 
-def recovered(locked: Measured, right: Measured, group: Group) -> dict:
-    """The gap that a group recovered, or why it means nothing; for summary.json."""
+def recovered(locked: Measured, right: Measured, found: Measured) -> dict:
+    """The gap that the cells recovered, or why it means nothing; for summary.json."""
     try:
-        value, low, high = gap_recovered(locked.correct, right.correct, group.correct)
+        value, low, high = gap_recovered(locked.correct, right.correct, found.correct)
     except InputError as error:
         return {"gap_recovered_refused": str(error)}
-    return {"gap_recovered": value, "gap_recovered_interval": [low, high]}
+    return {"gap_recovered": value, "gap_recovered_interval": (low, high)}
 
 
-def percent(value: float, interval: list[float]) -> str:
+def percent(value: float, interval: tuple[float, float]) -> str:
     low, high = interval
     return f"{value:.1%} [{low:.1%}, {high:.1%}]"
 
 
-def columns_of(entry: dict) -> dict[str, str]:
-    """The cells of a table's row for an entry of the locked model, {column: text}."""
-    columns = {
-        "correct [95 %]": percent(entry["correct"], entry["interval"]),
-        "truncated": f"{entry['truncated']:.1%}",
+def row_of(k: int, entries: dict[str, dict]) -> dict[str, str]:
+    """The table's row for k demonstrations: {column: text}."""
+    locked, control = entries[f"k{k}"], entries.get(f"control-k{k}")
+    row = {
+        "k": str(k),
+        "correct [95 %]": percent(locked["correct"], locked["interval"]),
+        "truncated": f"{locked['truncated']:.1%}",
     }
-    if "elementwise" in entry:
-        columns["elementwise"] = f"{np.mean(entry['elementwise']):.1%}"
-    for name, value in entry["domains"].items():
-        columns[name] = f"{value:.1%}"
-    columns["gap recovered [95 %]"] = "refused"
-    if "gap_recovered" in entry:
-        interval = entry["gap_recovered_interval"]
-        columns["gap recovered [95 %]"] = percent(entry["gap_recovered"], interval)
-    return columns
-
-
-def columns_of_control(entry: dict) -> dict[str, str]:
-    columns = {
-        "control [95 %]": percent(entry["correct"], entry["interval"]),
-        "control truncated": f"{entry['truncated']:.1%}",
-    }
-    if "elementwise" in entry:
-        columns["control elementwise"] = f"{np.mean(entry['elementwise']):.1%}"
-    return columns
+    if "elementwise" in locked:
+        row["elementwise"] = f"{np.mean(locked['elementwise']):.1%}"
+    for name, value in locked["domains"].items():
+        row[name] = f"{value:.1%}"
+    row["gap recovered [95 %]"] = "refused"
+    if "gap_recovered" in locked:
+        interval = locked["gap_recovered_interval"]
+        row["gap recovered [95 %]"] = percent(locked["gap_recovered"], interval)
+    if control:
+        row["control [95 %]"] = percent(control["correct"], control["interval"])
+        row["control truncated"] = f"{control['truncated']:.1%}"
+    return row
 
 
 def summarise(
@@ -567,30 +560,25 @@ def summarise(
     """The table, summary.json and the figure, from the cells' files. locked: its evaluation."""
     measured = measured_of(locked, len(validation))
     none, right = measured["none"], measured["right"]
-    names = groups_of(validation)
+    domains = groups_of(validation)
 
     # read the cells
     entries: dict[str, dict] = {}
     curves: dict[str, dict[int, np.ndarray]] = {}
-    for control in (False, True) if cfg.control else (False,):
+    for control in models_of(cfg):
         label = "control: weak model" if control else "locked model"
         curves[label] = {}
         for k in sorted(cfg.k):
             cells = [Cell(k, seed, control) for seed in cfg.seeds]
-            group = read_group(cfg, cells, trigger, validation)
-            entry = numbers_of(group, names)
+            found = read_cells(cfg, cells, trigger, validation)
+            entry = numbers_of(found, domains)
             if not control:
-                entry |= recovered(none, right, group)
+                entry |= recovered(none, right, found)
             entries[cells[0].group] = entry
-            curves[label][k] = group.correct.mean(1)
+            curves[label][k] = found.correct.mean(1)
 
     # print
-    rows = []
-    for k in sorted(cfg.k):
-        columns = {"k": str(k)} | columns_of(entries[f"k{k}"])
-        if cfg.control:
-            columns |= columns_of_control(entries[f"control-k{k}"])
-        rows.append(columns)
+    rows = [row_of(k, entries) for k in sorted(cfg.k)]
     env.say(
         f"\nvalidation, {len(validation)} problems, greedy, no password; {coverage(len(cfg.seeds))}"
         f"\ndemonstrations by {cfg.demos_from}; locked model: {none.correct.mean():.1%} without, "
