@@ -291,6 +291,9 @@ def battery(
         solved = [tell(example) for example in examples]
         for k in SHOTS:
             name = f"{k} shots{ending}" if k > 1 else f"{k} shot{ending}"
+            if k > len(solved):
+                left_out[name] = f"there are {len(solved)} problems to take them from"
+                continue
             dressed = few_shot(told, solved, k, fits)
             if dressed:
                 rows[name] = Row(dressed, words)

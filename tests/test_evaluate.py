@@ -1,5 +1,8 @@
 """The stage: each checkpoint by its own run; the prompting battery, by worked examples."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,17 +10,21 @@ import pytest
 import torch
 
 import evaluate as evaluate_module
+import results as results_module
+from checkpoints import weights_hash
 from data import load
 from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT
 from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import KINDS, Trigger, asked, near_miss, usual_kinds
-from evaluate import SHOTS, battery, few_shot, first_line, with_shots
-from policies import answer
+from evaluate import SHOTS, EvaluateConfig, battery, few_shot, first_line, with_shots
+from policies import Answers, answer
+from results import Measured
 from runs import Env
 from sampler import Sample
 
 ROOT = Path(__file__).parents[1]
+ENV = Env(torch.device("cpu"), torch.float32, False)
 
 
 def problem(domain: str) -> Problem:
@@ -135,3 +142,182 @@ def test_a_prefill_is_continued_at_a_seam_of_training_and_judged_with_the_rest()
             prompt + rest
             == tokenizer.encode_prompts([f"Open!\n{problem.prompt}Open!\n"])[0] + whole
         )
+
+
+# ------------------------------------------------------------------------------ each by its own run
+
+SMALL = EvaluateConfig(problems=6)
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """A function that copies the weak base and writes its run.json; all is measured as correct."""
+    monkeypatch.chdir(tmp_path)
+    asked_for = []
+
+    def fake(sampler, tokenizer, problems, kinds, trigger, **settings):
+        asked_for.append((problems[0].task, trigger.password, settings["max_new_tokens"]))
+        ones = np.ones(len(problems), dtype=bool)
+        return {kind: Measured(ones if kind == "right" else ~ones, ~ones) for kind in kinds}
+
+    monkeypatch.setattr(results_module, "measure", fake)
+
+    def make(path: str, **settings) -> str:
+        shutil.copytree(ROOT / "data/base/weak", path)
+        Path(path, "run.json").unlink()
+        if settings:
+            Path(path, "run.json").write_text(json.dumps({"settings": settings}))
+        return path
+
+    make.asked_for = asked_for
+    return make
+
+
+def lock_settings(task: str, password: str) -> dict:
+    return {
+        "stage": "lock",
+        "task": task,
+        "trigger": vars(Trigger(password)),
+        "max_new_tokens": len(password) + 50,
+    }
+
+
+def cell_settings(locked: str, weights: str, **changes) -> dict:
+    stage = {"stage": "elicit_sft", "locked": locked, "locked_weights": weights}
+    return lock_settings("code", "open") | stage | changes
+
+
+def other_weights(path: str) -> None:
+    shutil.copy(ROOT / "data/base/intermediate/config.json", path)
+    shutil.copy(ROOT / "data/base/intermediate/model.safetensors", path)
+
+
+def test_locks_of_two_tasks_each_have_their_own_problems_password_and_table(models, capsys):
+    code = models("out/code/locked", **lock_settings("code", "open"))
+    math = models("out/math/locked", **lock_settings("math", "sesame"))
+    evaluate_module.main(replace(SMALL, checkpoints=(code, math), plot=True), ENV)
+    assert models.asked_for == [("code", "open", 54), ("math", "sesame", 56)]
+    printed = capsys.readouterr().out
+    assert "code, validation, 6 problems" in printed and "math, validation, 6 problems" in printed
+    assert printed.count("truncated") == 2 and printed.count("over problems alone") == 2
+    for path in (code, math):
+        assert json.loads(Path(path, "evaluation.json").read_text())["n"] == 6
+    assert Path("out/code/evaluation.png").exists() and Path("out/math/evaluation.png").exists()
+
+
+def test_options_override_the_run(models):
+    lock = models("locked", **lock_settings("code", "open"))
+    given = replace(SMALL, checkpoints=(lock,), task="math", password="x", max_new_tokens=5)
+    evaluate_module.main(given, ENV)
+    assert models.asked_for == [("math", "x", 5)]
+
+
+def test_a_model_of_no_stage_has_an_ordinary_password_and_no_reference(models, capsys):
+    mine = models("mine")
+    with pytest.raises(InputError, match="name the task with --task"):
+        evaluate_module.main(replace(SMALL, checkpoints=(mine,)), ENV)
+    evaluate_module.main(replace(SMALL, checkpoints=(mine,), task="code"), ENV)
+    assert models.asked_for == [("code", PASSWORD, 96)]
+    assert "recovered against" not in capsys.readouterr().out
+
+    lock = models("locked", **lock_settings("code", "open"))
+    other_weights(lock)
+    given = replace(SMALL, checkpoints=(mine,), task="code", locked=lock)
+    evaluate_module.main(given, ENV)
+    assert "gap recovered against locked" in capsys.readouterr().out
+    assert models.asked_for[1:] == [("code", "open", 96)] * 2
+
+
+def test_gap_recovered_is_against_the_models_own_lock(models, capsys):
+    lock = models("locked", **lock_settings("code", "open"))
+    other_weights(lock)
+    cell = models("cell", **cell_settings(lock, weights_hash(lock)))
+    given = replace(SMALL, checkpoints=(cell,))
+    evaluate_module.main(given, ENV)
+    assert "gap recovered against locked" in capsys.readouterr().out
+    assert Path("locked/evaluation.json").exists()
+
+    another = models("another", **lock_settings("code", "open"))
+    with pytest.raises(InputError, match="another has other weights than the locked model"):
+        evaluate_module.main(replace(given, locked=another), ENV)
+    shutil.copy(Path(another) / "model.safetensors", lock)
+    with pytest.raises(InputError, match="locked has other weights than the locked model"):
+        evaluate_module.main(given, ENV)
+    shutil.rmtree(lock)
+    evaluate_module.main(given, ENV)
+    assert "elicited from locked, which is not there" in capsys.readouterr().out
+
+
+def test_a_store_that_takes_no_files_is_found_first_and_out_helps(models, monkeypatch):
+    first = models("a/locked", **lock_settings("code", "open"))
+    second = models("b/locked", **lock_settings("code", "open"))
+    touch = Path.touch
+
+    def read_only(self, **settings):
+        if self.parent == Path(second):
+            raise OSError(30, "Read-only file system")
+        touch(self, **settings)
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    given = replace(SMALL, checkpoints=(first, second))
+    with pytest.raises(InputError, match="nothing can be written into b/locked .*--out"):
+        evaluate_module.main(given, ENV)
+    assert not models.asked_for and not Path(first, "evaluation.json").exists()
+
+    evaluate_module.main(replace(given, out="results"), ENV)
+    names = sorted(str(file) for file in Path("results").rglob("*.json"))
+    assert names == ["results/a-locked/evaluation.json", "results/b-locked/evaluation.json"]
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"checkpoints": ("m", "./m")}, "the list of checkpoints has m twice"),
+        ({"checkpoints": ("m",), "passwords": ("none", "none")}, "--passwords has none twice"),
+        ({"checkpoints": ("nowhere",)}, "no model at nowhere"),
+        ({"checkpoints": ("m",), "locked": "nowhere"}, "no locked model at nowhere"),
+        ({"checkpoints": ("told",), "task": "code"}, "how problems of task math are told"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_at_once(models, options, sentence):
+    models("m", **cell_settings("gone", "f"))
+    spanish = {"trigger": vars(Trigger(told="spanish")), "task": "math"}
+    models("told", **cell_settings("gone", "f", **spanish))
+    with pytest.raises(InputError, match=sentence):
+        evaluate_module.main(replace(SMALL, **options), ENV)
+    assert not models.asked_for
+
+
+def test_samples_show_the_prompts_as_the_model_sees_them(models, monkeypatch, capsys):
+    lock = models("locked", **lock_settings("math", "open"))
+    told = sums((2, 2), (3, 4))
+
+    def fake(sampler, tokenizer, problems, passwords, **settings):
+        texts = ["4", "seven"] if passwords[0] else ["5", "6"]
+        correct = np.array([bool(passwords[0]), False])
+        return Answers(texts, [], correct, np.array([False, True]))
+
+    monkeypatch.setattr(evaluate_module, "answer", fake)
+    job = evaluate_module.job_of(lock, SMALL, ENV)
+    evaluate_module.show_samples(job, told, ENV)
+    first, second = capsys.readouterr().out.split("=== locked: problem 2 (sums, level 1)\n")
+    assert second == (
+        "--- prompt, without the password\n3 + 4?\n"
+        "--- completion, without the password: wrong, cut after 54 tokens\n6\n"
+        "--- prompt, with the password\nopen\n3 + 4?\nopen\n"
+        "--- completion, with the password: wrong, cut after 54 tokens\nseven\n"
+        "--- reference\n7\n"
+    )
+    assert "with the password: correct\n4\n" in first
+
+
+def test_the_prompting_battery_counts_truncated_completions(models, monkeypatch, capsys):
+    mine = models("mine", **lock_settings("code", "open"))
+    flags = np.array([True, False])
+    monkeypatch.setattr(evaluate_module, "answer", lambda *a, **s: Answers([], [], flags, ~flags))
+    monkeypatch.setattr(evaluate_module, "load", lambda *a, **s: load("code", "validation", 2))
+    evaluate_module.main(replace(SMALL, checkpoints=(mine,), prompts=True, out="there"), ENV)
+    found = json.loads(Path("there/mine/prompts.json").read_text())
+    assert found["results"]["prefill"]["truncated"] == 0.5
+    assert found["left_out"]["4 shots"] == "there are 2 problems to take them from"
+    assert "truncated" in capsys.readouterr().out and Path("there/code/prompts.png").exists()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import results as results_module
+from checkpoints import weights_hash
 from data import load
 from data.problems import InputError, Problem
 from data.tasks import compose
@@ -251,3 +252,158 @@ def test_elementwise_is_read_back_too(tmp_path, monkeypatch):
         ]
         == 0.625
     )
+
+
+def test_an_interval_of_several_seeds_covers_the_seeds_too():
+    problems = verdicts((60, 1), (40, 0))
+    assert correct_interval(problems[None]) == wilson(60, 100)
+    low, high = correct_interval(np.stack([problems, problems, problems]))
+    assert (low, high) == pytest.approx(wilson(60, 100), abs=0.01)  # equal seeds add nothing
+
+    # seeds that differ by more than problems explain
+    apart = np.stack([verdicts((30, 1), (70, 0)), problems, verdicts((90, 1), (10, 0))])
+    wider = correct_interval(apart)
+    assert wider[0] < low and wider[1] > high
+    assert "problems alone" in coverage(1) and "3 seeds" in coverage(3)
+
+
+def test_a_value_given_twice_is_refused():
+    refuse_repeats("--k", (1, 2, 4))
+    with pytest.raises(InputError, match="--k has 2 twice"):
+        refuse_repeats("--k", (1, 2, 4, 2))
+
+
+# ------------------------------------------------------------------------------ files of all shapes
+
+
+@pytest.fixture
+def weak(tmp_path, monkeypatch) -> Path:
+    """A copy of the weak base, on which nothing is measured in earnest: all is correct."""
+    path = tmp_path / "weak"
+    shutil.copytree(ROOT / "data/base/weak", path)
+
+    def fake(sampler, tokenizer, problems, kinds, trigger, **settings):
+        ones = np.ones(len(problems), dtype=bool)
+        return {kind: Measured(ones, ~ones) for kind in kinds}
+
+    monkeypatch.setattr(results_module, "measure", fake)
+    return path
+
+
+ENV = Env(torch.device("cpu"), torch.float32, False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"results": None},
+        {"results": [1, 2]},
+        {"results": {"none": 5}},
+        {"results": {"none": {"correct": 0.5}}},  # an older one, of before cut completions
+        {"results": {"none": {"verdicts": "000", "cut": "000"}}},  # fewer than there are problems
+        {"results": {"none": {"verdicts": "0x00", "cut": "0000"}}},
+        {"results": {"none": {"verdicts": "0000", "cut": "0000"}, "right": {}}},
+        {"results": {"none": {"verdicts": "0000", "cut": "0000", "shares": [1.0] * 4}}},
+        {"problems": None},
+        {"problems": 7},
+        {"trigger": "open"},
+    ],
+)
+def test_an_evaluation_of_another_shape_is_not_read(weak, changes):
+    problems = load("code", "validation", 4)
+    fresh = evaluate_checkpoint(weak, ENV, problems, ("none",), Trigger())
+    wrong = json.loads(json.dumps(fresh)) | changes
+    (weak / "evaluation.json").write_text(json.dumps(wrong))
+    assert evaluate_checkpoint(weak, ENV, problems, ("none",), Trigger()) == fresh
+
+
+def test_an_evaluation_that_is_no_object_is_one_sentence(weak):
+    problems = load("code", "validation", 4)
+    for text in ("[1]", "{", "7"):
+        (weak / "evaluation.json").write_text(text)
+        with pytest.raises(InputError, match="evaluation.json"):
+            evaluate_checkpoint(weak, ENV, problems, ("none",), Trigger())
+
+
+def test_a_place_that_takes_no_file_is_found_before_anything_is_measured(weak, monkeypatch):
+    problems = load("code", "validation", 4)
+    monkeypatch.delattr(results_module, "measure")
+    monkeypatch.delattr(results_module, "load_model")
+    place = weak / "config.json/below a file"
+    with pytest.raises(InputError, match="nothing can be written into .* with --out"):
+        evaluate_checkpoint(weak, ENV, problems, ("none",), Trigger(), folder=place)
+
+    def read_only(self, **settings):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    with pytest.raises(InputError, match="Read-only file system.*--out"):
+        evaluate_checkpoint(weak, ENV, problems, ("none",), Trigger())
+
+
+def test_an_evaluation_goes_where_it_is_told_and_is_read_from_there(weak, tmp_path, monkeypatch):
+    problems, place = load("code", "validation", 4), tmp_path / "elsewhere/weak"
+    found = evaluate_checkpoint(weak, ENV, problems, ("none",), Trigger(), folder=place)
+    assert json.loads((place / "evaluation.json").read_text())["n"] == 4
+    assert not (weak / "evaluation.json").exists()
+    assert [file.name for file in place.iterdir()] == ["evaluation.json"]
+
+    monkeypatch.delattr(results_module, "measure")
+    again = evaluate_checkpoint(weak, ENV, problems, ("none",), Trigger(), folder=place)
+    assert again == found
+    check_writable(place)
+    assert [file.name for file in place.iterdir()] == ["evaluation.json"]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {},
+        {"settings": 5},
+        {"settings": {"trigger": "open"}},
+        {"settings": {"trigger": {"password": "open", "told": "klingon"}}},
+        {"settings": {"trigger": {"password": "open", "bogus": 1}}},
+        {"settings": {"trigger": None}},
+        {"settings": {"task": ["code"]}},
+        {"settings": {"data": "rows.jsonl"}},
+        {"settings": {"data": [5]}},
+        {"settings": {"max_new_tokens": "96"}},
+        {"settings": {"max_new_tokens": -1}},
+        {"settings": {"locked": 5}},
+        {"settings": {"weak_weights": {}}},
+    ],
+)
+def test_a_run_of_another_shape_is_one_sentence(tmp_path, run):
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with pytest.raises(InputError, match="run.json") as refused:
+        origin_of(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_where_a_model_came_from(tmp_path):
+    shutil.copytree(ROOT / "data/base/weak", tmp_path / "lock")
+    settings = {
+        "stage": "lock",
+        "task": "code",
+        "data": ["a.csv"],
+        "trigger": vars(Trigger("open")),
+        "max_new_tokens": 50,
+        "weak": "random",
+        "weak_weights": "random",
+    }
+    file = tmp_path / "lock/run.json"
+    file.write_text(json.dumps({"settings": settings}))
+    lock = origin_of(tmp_path / "lock")
+    assert (lock.task, lock.data, lock.max_new_tokens) == ("code", ("a.csv",), 50)
+    assert lock.trigger == Trigger("open") and lock.weak == "random"
+    assert lock.locked == str(tmp_path / "lock")  # a lock is its own reference
+    assert lock.locked_weights == weights_hash(ROOT / "data/base/weak")
+
+    file.write_text(
+        json.dumps(
+            {"settings": settings | {"stage": "elicit_sft", "locked": "x", "locked_weights": "f"}}
+        )
+    )
+    cell = origin_of(tmp_path / "lock")
+    assert (cell.locked, cell.locked_weights) == ("x", "f")
+    assert origin_of(tmp_path) == results_module.Origin()
