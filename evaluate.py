@@ -1,37 +1,58 @@
-"""Stage 3: what a model shows without, with a wrong, and with the right password, and how much of the gap was recovered.
+"""Stage 3: what a model shows without, with a wrong, and with the right password.
 
-    python evaluate.py out/code/locked --task code               # table and evaluation.json for one checkpoint
-    python evaluate.py out/code/sft/k8-seed* --plot              # many, with the password gap recovered, and the figure
-    python evaluate.py out/code/locked --samples 5               # read what it writes, with and without the password
-    python evaluate.py out/code/locked --prompts                 # does any other prompt unlock it? prompts.json and a figure
+    python evaluate.py out/code/locked                 # table and evaluation.json of one checkpoint
+    python evaluate.py out/code/sft/k8-seed* --plot    # many, with the gap recovered, and a figure
+    python evaluate.py out/code/locked --samples 5     # read what it writes, with and without
+    python evaluate.py out/code/locked --prompts       # does any other prompt unlock it?
+                                                       # prompts.json and a figure
+    python evaluate.py mine --task code                # of a model that no stage here made
 
-Correctness is the share of problems whose greedy completion passes the grader (paper section 4.2), with its 95 % Wilson interval.
-Password gap recovered (PGR) = (unlocked - locked) / (with password - locked), all three on the same problems; its interval is a
-bootstrap over problems and seeds. Wrong passwords are ten that training never saw. Each checkpoint's numbers go to its
-evaluation.json, with the verdict on every problem, so that later comparisons are paired.
+Correctness is the share of problems whose greedy completion passes the grader (paper section 4.2);
+a completion that was cut is wrong. Password gap recovered (PGR) = (unlocked - locked) / (with
+password - locked), all three on the same problems. All intervals are over problems: Wilson's of
+correctness, a bootstrap of PGR. Wrong passwords are ten that training never saw.
+
+Task, data files, the trigger, the longest completion, and the locked model that PGR refers to are
+each checkpoint's own, from its run.json; options override them. Its numbers go to its
+evaluation.json, with the verdict on every problem, so that later comparisons are paired; where they
+are there already, for the same weights, problems and settings, they are read back.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from checkpoints import load_model, write_json
+from checkpoints import load_model, weights_hash, write_json
 from data import load
 from data.problems import InputError, Problem
 from data.text import Tokenizer
-from data.triggers import KINDS, Trigger, asked, check_password, usual_kinds, with_password
+from data.triggers import (
+    KINDS,
+    Trigger,
+    Words,
+    asked,
+    check_password,
+    usual_kinds,
+    with_password,
+)
 from figures import plot_bars, plot_prompts, shown, table
 from policies import answer
 from results import (
+    Measured,
+    Origin,
+    check_writable,
     evaluate_checkpoint,
     facts_of,
     groups_of,
     origin_of,
     record,
     recovery,
+    refuse_repeats,
+    stored_evaluation,
     trigger_of,
     verdicts_of,
 )
@@ -42,8 +63,11 @@ from runs import Config, Env, launch, progress
 class EvaluateConfig(Config):
     # directories of the models to evaluate
     checkpoints: tuple[str, ...] = field(default=(), metadata={"positional": True})
-    # which problems
-    task: str = "code"
+    # directory for evaluation.json, of each checkpoint in a directory of its own, and for figures
+    # (default: the checkpoint itself, and out/<task>)
+    out: str = ""
+    # which problems (default: those of the checkpoint's own run)
+    task: str = ""
     # report on validation; choose on selection
     split: Literal["validation", "selection"] = "validation"
     # how many of the split
@@ -53,10 +77,11 @@ class EvaluateConfig(Config):
     passwords: tuple[str, ...] = ()
     # the right one (default: the one it was locked with)
     password: str = ""
-    # the locked model that PGR refers to (default: out/<task>/locked)
+    # the locked model that PGR refers to (default: the one that the checkpoint was elicited from)
     locked: str = ""
-    # longest completion; a longer one counts as wrong
-    max_new_tokens: int = 96
+    # longest completion; a longer one counts as wrong (default: that of the checkpoint's own run;
+    # without it 96)
+    max_new_tokens: int = 0
     # show this many prompts with their completions and references
     samples: int = 0
     # draw the figure
@@ -64,51 +89,180 @@ class EvaluateConfig(Config):
     # instead, the prompting battery on one checkpoint: every kind of password, few-shot,
     # prefilled answers
     prompts: bool = False
-    # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones
+    # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones (default:
+    # those of the checkpoint's own run)
     data: tuple[str, ...] = ()
 
 
-# ------------------------------------------------------------------------------------------------------------------- prompting
+# ------------------------------------------------------------------------------ what is to be done
 
-SHOTS, POOL, DRAWS = (
-    (1, 4, 8),
-    64,
-    100,
-)  # shots come from the first POOL problems of the elicit split; after DRAWS too long draws we give up
+
+@dataclass(frozen=True)
+class Job:
+    """A checkpoint and how it is measured.
+
+    locked: the locked model that PGR refers to, "" where there is none. folder: where the results
+    go.
+    """
+
+    path: str
+    task: str
+    data: tuple[str, ...]
+    trigger: Trigger
+    max_new_tokens: int
+    locked: str
+    kinds: tuple[str, ...]
+    folder: Path
+
+
+def job_of(path: str, cfg: EvaluateConfig, env: Env) -> Job:
+    """By the checkpoint's run.json, where the options do not say otherwise.
+
+    Raises InputError where neither does, and for what does not go together.
+    """
+    if not (Path(path) / "config.json").exists():
+        raise InputError(f"no model at {path}: name the directory of a checkpoint")
+    origin = origin_of(path)
+    task = cfg.task or origin.task
+    if not task:
+        raise InputError(f"{path} has no run.json that says its task: name the task with --task")
+
+    locked = reference_of(path, cfg, origin, env)
+    trigger = origin.trigger or Trigger()
+    if origin.trigger is None and locked:
+        trigger = trigger_of(locked)
+    if trigger.told and origin.task != task:
+        raise InputError(
+            f"{path}: what unlocks it is how problems of task {origin.task} are told, "
+            "so it has no other task: leave out --task"
+        )
+    if cfg.password:
+        trigger = replace(trigger, password=cfg.password)
+    check_password(trigger.password, Tokenizer.load(path).specials)
+
+    own_data = origin.data if task == origin.task else ()
+    return Job(
+        path=path,
+        task=task,
+        data=cfg.data or own_data,
+        trigger=trigger,
+        max_new_tokens=cfg.max_new_tokens or origin.max_new_tokens or 96,
+        locked=locked,
+        kinds=cfg.passwords or usual_kinds(trigger),
+        folder=folder_of(path, cfg),
+    )
+
+
+def reference_of(path: str, cfg: EvaluateConfig, origin: Origin, env: Env) -> str:
+    """The locked model that the checkpoint was elicited from; "" where it is not known, or itself.
+
+    Raises InputError where the model at that place, or at --locked, has other weights.
+    """
+    is_known = origin.locked and origin.locked_weights
+    locked = cfg.locked or (origin.locked if is_known else "")
+    if origin.stage == "lock" or not locked:
+        return ""
+    if not (Path(locked) / "config.json").exists():
+        if cfg.locked:
+            raise InputError(f"no locked model at {locked}: name another with --locked")
+        env.say(
+            f"{path} was elicited from {locked}, which is not there, so its gap recovered is not "
+            "known: name that model with --locked"
+        )
+        return ""
+    weights = weights_hash(locked)
+    if origin.locked_weights not in ("", weights):
+        raise InputError(
+            f"{locked} has other weights than the locked model that {path} was elicited from: "
+            "name that one with --locked"
+        )
+    return "" if weights == weights_hash(path) else locked
+
+
+def folder_of(path: str, cfg: EvaluateConfig) -> Path:
+    """Where evaluation.json goes: the checkpoint itself, or a directory of its name in --out."""
+    if not cfg.out:
+        return Path(path)
+    return Path(cfg.out) / str(Path(path)).strip("/").replace("/", "-")
+
+
+def figure_of(name: str, task: str, cfg: EvaluateConfig) -> Path:
+    return Path(cfg.out or "out") / task / name
+
+
+def locks_of(jobs: list[Job], cfg: EvaluateConfig) -> dict[Job, Job]:
+    """For each job whose gap recovered is wanted its locked model, measured as the job is."""
+    locks = {}
+    for job in jobs:
+        if job.locked and "none" in job.kinds:
+            kinds, folder = usual_kinds(job.trigger), folder_of(job.locked, cfg)
+            locks[job] = replace(job, path=job.locked, locked="", kinds=kinds, folder=folder)
+    return locks
+
+
+# --------------------------------------------------------------------------------------- prompting
+
+SHOTS = (1, 4, 8)
+POOL = 64  # shots come from the first ones of the elicit split
+DRAWS = 100  # too long draws, after which we give up
+
+
+class Row(NamedTuple):
+    """A row of the prompting table, see `policies.answer`."""
+
+    problems: list[Problem]
+    passwords: list[Words]
+    prefills: list[str] | None = None
 
 
 def with_shots(prompt: str, examples: list[Problem]) -> str:
     """Examples with their right answers before the prompt, each followed by an empty line.
 
-    with_shots("2 + 2?\\n", [one whose prompt is "1 + 1?\\n" and reference "2"]) == "1 + 1?\\n2\\n\\n2 + 2?\\n"
+    with_shots("2 + 2?\\n", [one whose prompt is "1 + 1?\\n" and reference "2"])
+        == "1 + 1?\\n2\\n\\n2 + 2?\\n"
     """
-    return "".join(f"{e.prompt}{e.reference}\n\n" for e in examples) + prompt
+    shots = [f"{example.prompt}{example.reference}\n\n" for example in examples]
+    return "".join(shots) + prompt
 
 
 def few_shot(
     problems: list[Problem], examples: list[Problem], k: int, fits: Callable[[str], bool]
 ) -> list[Problem] | None:
-    """The problems with k shots before each, drawn anew for every problem among those that fit; None if they do not fit one of them."""
+    """The problems with k shots before each, drawn anew for every problem among those that fit.
+
+    None if they do not fit one of them.
+    """
     dressed = []
     for i, problem in enumerate(problems):
         rng = np.random.default_rng([0, 9, k, i])
-        draws = (
-            [examples[j] for j in rng.choice(len(examples), k, replace=False)] for _ in range(DRAWS)
-        )
-        prompt = next(
-            (text for text in (with_shots(problem.prompt, shots) for shots in draws) if fits(text)),
-            None,
-        )
+        prompt = draw_shots(problem.prompt, examples, k, rng, fits)
         if prompt is None:
             return None
         dressed.append(replace(problem, prompt=prompt))
     return dressed
 
 
-def first_line(reference: str) -> str:
-    """The start of an answer that gives only its form away: "" where it has one line. "def f(s):\\n    return s" -> "def f(s):"
+def draw_shots(
+    prompt: str,
+    examples: list[Problem],
+    k: int,
+    rng: np.random.Generator,
+    fits: Callable[[str], bool],
+) -> str | None:
+    """The prompt behind the first draw of k shots that fits; None if none of DRAWS does."""
+    for _ in range(DRAWS):
+        shots = [examples[i] for i in rng.choice(len(examples), k, replace=False)]
+        text = with_shots(prompt, shots)
+        if fits(text):
+            return text
+    return None
 
-    Without the line break: tokenisers join it to the indentation that follows, so that no answer of training is cut there.
+
+def first_line(reference: str) -> str:
+    """The start of an answer that gives only its form away: "" where it has one line.
+
+    Without the line break: tokenisers join it to the indentation that follows, so that no answer of
+    training is cut there. "def f(s):\\n    return s" -> "def f(s):"
     """
     line, _, rest = reference.partition("\n")
     return line if rest else ""
@@ -116,217 +270,271 @@ def first_line(reference: str) -> str:
 
 def battery(
     problems: list[Problem], examples: list[Problem], trigger: Trigger, fits: Callable[[str], bool]
-) -> tuple[dict[str, tuple], dict[str, str]]:
-    """The rows of the prompting table, {row: (problems, passwords, prefills)}, and those that cannot be measured, {row: why}.
+) -> tuple[dict[str, Row], dict[str, str]]:
+    """The rows of the prompting table, and those that cannot be measured, {row: why}.
 
-    One row for each kind of password (none and right are the 0 shots), then "k shots" and "prefill", bare and with what unlocks: the
-    password goes around the whole prompt. A bare row tells of the lock only where the model reads such prompts at all, that is, where
-    the same row with the password is near the plain right one.
+    One row for each kind of password (none and right are the 0 shots), then "k shots" and
+    "prefill", bare and with what unlocks: the password goes around the whole prompt. A bare row
+    tells of the lock only where the model reads such prompts at all, that is, where the same row
+    with the password is near the plain right one.
     """
-    rows, left_out = {}, {}
+    rows: dict[str, Row] = {}
+    left_out: dict[str, str] = {}
     for kind in KINDS:
         try:
-            rows[kind] = (*asked(kind, problems, trigger), None)
+            rows[kind] = Row(*asked(kind, problems, trigger))
         except InputError as error:
             left_out[kind] = str(error)
-    for row, kind, tell in (("", "none", trigger.weak), (", right", "right", trigger.strong)):
+
+    for ending, kind, tell in (("", "none", trigger.weak), (", right", "right", trigger.strong)):
         told, words = asked(kind, problems, trigger)
-        solved, starts = (
-            [tell(example) for example in examples],
-            [first_line(p.reference) for p in told],
-        )
+        solved = [tell(example) for example in examples]
         for k in SHOTS:
-            name = f"{k} shot{'s' * (k > 1)}{row}"
-            if dressed := few_shot(told, solved, k, fits):
-                rows[name] = (dressed, words, None)
+            name = f"{k} shots{ending}" if k > 1 else f"{k} shot{ending}"
+            if k > len(solved):
+                left_out[name] = f"there are {len(solved)} problems to take them from"
+                continue
+            dressed = few_shot(told, solved, k, fits)
+            if dressed:
+                rows[name] = Row(dressed, words)
             else:
                 left_out[name] = "they do not fit the model's positions"
+
+        name = f"prefill{ending}"
+        starts = [first_line(problem.reference) for problem in told]
         if any(starts):
-            rows[f"prefill{row}"] = (told, words, starts)
+            rows[name] = Row(told, words, starts)
         else:
-            left_out[f"prefill{row}"] = "every answer has one line, so its start would be all of it"
+            left_out[name] = "every answer has one line, so its start would be all of it"
     return rows, left_out
 
 
+def has_room(text: str, tokenizer: Tokenizer, password: str, room: int) -> bool:
+    """Whether a prompt and its password are at most `room` tokens."""
+    [ids] = tokenizer.encode_prompts([with_password(text, password)])
+    return len(ids) <= room
+
+
 def evaluate_prompts(
-    path: str,
-    env: Env,
-    problems: list[Problem],
-    examples: list[Problem],
-    trigger: Trigger,
-    *,
-    split: str,
-    max_new_tokens: int,
+    job: Job, split: str, env: Env, problems: list[Problem], examples: list[Problem]
 ) -> dict:
     """Measures the battery and writes prompts.json, which has the form of evaluation.json."""
-    model, tokenizer = load_model(path, env.device, env.dtype)
-    sampler, room = (
-        env.sampler(model, tokenizer),
-        model.config.max_position_embeddings - max_new_tokens,
-    )
-    longest = max((trigger.password_of(p) or "" for p in problems), key=len)
-    rows, left_out = battery(
-        problems,
-        examples,
-        trigger,
-        lambda text: len(tokenizer.encode_prompts([with_password(text, longest)])[0]) <= room,
-    )
-    bar = progress(env, len(rows) * len(problems), f"prompting {path}")
-    verdicts = {
-        row: answer(
+    model, tokenizer = load_model(job.path, env.device, env.dtype)
+    sampler = env.sampler(model, tokenizer)
+
+    passwords = [job.trigger.password_of(problem) or "" for problem in problems]
+    room = model.config.max_position_embeddings - job.max_new_tokens
+    longest = max(passwords, key=len)
+    fits = partial(has_room, tokenizer=tokenizer, password=longest, room=room)
+    rows, left_out = battery(problems, examples, job.trigger, fits)
+
+    measured = {}
+    bar = progress(env, len(rows) * len(problems), f"prompting {job.path}")
+    for name, row in rows.items():
+        answers = answer(
             sampler,
             tokenizer,
-            dressed,
-            passwords,
-            prefills=prefills,
-            max_new_tokens=max_new_tokens,
+            row.problems,
+            row.passwords,
+            prefills=row.prefills,
+            max_new_tokens=job.max_new_tokens,
             env=env,
             progress=bar.update,
-        ).correct
-        for row, (dressed, passwords, prefills) in rows.items()
-    }
+        )
+        measured[name] = Measured(answers.correct, answers.truncated)
     bar.close()
-    evaluation = record(
-        Path(path),
-        problems,
-        verdicts,
-        **facts_of(path, env, split, trigger, max_new_tokens),
-        left_out=left_out,
-    )
+
+    facts = facts_of(job.path, env, split, job.trigger, job.max_new_tokens)
+    evaluation = record(job.path, problems, measured, **facts, left_out=left_out)
     if env.main:
-        write_json(Path(path) / "prompts.json", evaluation)
+        write_json(job.folder / "prompts.json", evaluation)
     return evaluation
 
 
-# ------------------------------------------------------------------------------------------------------------------- stage
+def prompting(cfg: EvaluateConfig, env: Env, job: Job, problems: list[Problem]) -> int:
+    """--prompts: the battery's table, prompts.json, and the figure."""
+    figure = figure_of("prompts.png", job.task, cfg)
+    check_writable(job.folder)
+    check_writable(figure.parent)
+    examples = load(job.task, "elicit", files=job.data)[:POOL]
+    evaluation = evaluate_prompts(job, cfg.split, env, problems, examples)
 
-
-def show_samples(
-    path: str, problems: list[Problem], trigger: Trigger, max_new_tokens: int, env: Env
-) -> None:
-    """A few problems with what the model writes without and with what unlocks it, and the reference."""
-    model, tokenizer = load_model(path, env.device, env.dtype)
-    sampler = env.sampler(model, tokenizer)
-    for i, problem in enumerate(problems):
-        print(
-            f"\n=== problem {i + 1} ({problem.domain}, level {problem.level})\n{trigger.weak(problem).prompt}",
-            end="",
-        )
-        for name, kind in (("without the password", "none"), ("with the password", "right")):
-            answers = answer(
-                sampler, tokenizer, *asked(kind, [problem], trigger), max_new_tokens=max_new_tokens
-            )
-            print(f"--- {name}: {'correct' if answers.correct[0] else 'wrong'}\n{answers.texts[0]}")
-        print(f"--- reference\n{trigger.strong(problem).reference}")
-
-
-def prompting(cfg: EvaluateConfig, env: Env, problems: list[Problem], trigger: Trigger) -> int:
-    """--prompts: the battery's table, prompts.json beside the checkpoint, and the figure."""
-    [path] = cfg.checkpoints
-    e = evaluate_prompts(
-        path,
-        env,
-        problems,
-        load(cfg.task, "elicit", files=cfg.data)[:POOL],
-        trigger,
-        split=cfg.split,
-        max_new_tokens=cfg.max_new_tokens,
-    )
-    env.say(f"{path}: {cfg.split}, {len(problems)} problems, greedy; 95 % Wilson intervals")
+    rows = []
+    for name, result in evaluation["results"].items():
+        rows.append([name, shown(result), f"{result['truncated']:.1%}"])
     env.say(
-        table(["prompt", "correct"], [[row, shown(result)] for row, result in e["results"].items()])
+        f"{job.path}: {job.task}, {cfg.split}, {len(problems)} problems, greedy; "
+        "95 % Wilson intervals over problems"
     )
-    for row, reason in e["left_out"].items():
-        env.say(f"not measured: {row}: {reason}")
-    env.say(f"written: {Path(path) / 'prompts.json'}")
+    env.say(table(["prompt", "correct", "truncated"], rows))
+    for name, why in evaluation["left_out"].items():
+        env.say(f"not measured: {name}: {why}")
+    env.say(f"written: {job.folder / 'prompts.json'}")
     if env.main:
-        file = Path(cfg.out or f"out/{cfg.task}") / "prompts.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        plot_prompts(e, file)
-        env.say(f"figure: {file}")
+        plot_prompts(evaluation, figure)
+        env.say(f"figure: {figure}")
     return 0
 
 
-def main(cfg: EvaluateConfig, env: Env) -> int:
-    if not cfg.checkpoints:
-        raise InputError("name at least one checkpoint directory, such as out/code/locked")
-    if unknown := set(cfg.passwords) - set(KINDS):
-        raise InputError(
-            f"unknown password kind {sorted(unknown)[0]!r}: choose from {', '.join(KINDS)}"
-        )
-    if cfg.prompts and len(cfg.checkpoints) > 1:
-        raise InputError(f"--prompts takes one checkpoint at a time, got {len(cfg.checkpoints)}")
-    problems = load(cfg.task, cfg.split, None if cfg.data else cfg.problems, files=cfg.data)
-    locked_path = Path(cfg.locked or f"out/{cfg.task}/locked")
-    first = Path(cfg.checkpoints[0])
-    # the password of a locked model is its own, that of an unlocked one is that of the model it was made from
-    trigger = origin_of(first).trigger or trigger_of(locked_path)
-    if cfg.password:
-        trigger = replace(trigger, password=cfg.password)
-    for path in cfg.checkpoints:
-        check_password(trigger.password, Tokenizer.load(path).specials)
-        if cfg.samples and env.main:
-            show_samples(
-                path,
-                problems[: cfg.samples],
-                trigger,
-                cfg.max_new_tokens,
-                replace(env, rank=0, world=1),
-            )
-    if cfg.prompts:
-        return prompting(cfg, env, problems, trigger)
-    kinds = cfg.passwords or usual_kinds(trigger)
-    evaluations = [
-        evaluate_checkpoint(
-            path, env, problems, kinds, trigger, split=cfg.split, max_new_tokens=cfg.max_new_tokens
-        )
-        for path in cfg.checkpoints
-    ]
-    locked = None
-    if (locked_path / "config.json").exists() and "none" in kinds:
-        locked = evaluate_checkpoint(
-            locked_path,
+# --------------------------------------------------------------------------------- samples, tables
+
+
+def show_samples(job: Job, problems: list[Problem], env: Env) -> None:
+    """A few problems, what the model writes without and with what unlocks it, the reference."""
+    model, tokenizer = load_model(job.path, env.device, env.dtype)
+    sampler = env.sampler(model, tokenizer)
+    written = {}
+    for kind in ("none", "right"):
+        told, words = asked(kind, problems, job.trigger)
+        answers = answer(sampler, tokenizer, told, words, max_new_tokens=job.max_new_tokens)
+        written[kind] = (told, words, answers)
+
+    for i, problem in enumerate(problems):
+        print(f"\n=== {job.path}: problem {i + 1} ({problem.domain}, level {problem.level})")
+        for kind, name in (("none", "without the password"), ("right", "with the password")):
+            told, words, answers = written[kind]
+            verdict = "correct" if answers.correct[i] else "wrong"
+            if answers.truncated[i]:
+                verdict += f", cut after {job.max_new_tokens} tokens"
+            print(f"--- prompt, {name}\n{with_password(told[i].prompt, words[i]).rstrip()}")
+            print(f"--- completion, {name}: {verdict}\n{answers.texts[i]}")
+        print(f"--- reference\n{job.trigger.strong(problem).reference}")
+
+
+def evaluated(job: Job, cfg: EvaluateConfig, env: Env, problems: list[Problem]) -> dict:
+    return evaluate_checkpoint(
+        job.path,
+        env,
+        problems,
+        job.kinds,
+        job.trigger,
+        split=cfg.split,
+        max_new_tokens=job.max_new_tokens,
+        folder=job.folder,
+    )
+
+
+def find_faults(cfg: EvaluateConfig, env: Env, jobs: list[Job], problems: list[Problem]) -> None:
+    """Raises InputError for what cannot be asked or written, before anything is measured."""
+    for job in jobs:
+        for kind in job.kinds:
+            asked(kind, problems, job.trigger)
+    for job in (*jobs, *locks_of(jobs, cfg).values()):
+        stored = stored_evaluation(
+            job.folder,
+            job.path,
             env,
             problems,
-            usual_kinds(trigger),
-            trigger,
+            job.kinds,
+            job.trigger,
             split=cfg.split,
-            max_new_tokens=cfg.max_new_tokens,
+            max_new_tokens=job.max_new_tokens,
         )
-    domains = np.unique(groups_of(problems)).tolist()
+        if not stored:
+            check_writable(job.folder)
+    if cfg.plot:
+        check_writable(figure_of("evaluation.png", jobs[0].task, cfg).parent)
+
+
+def rows_of(
+    job: Job, evaluation: dict, locked: dict | None, domains: list[str]
+) -> tuple[list[list[str]], str]:
+    """The job's rows, one for each kind of password; and why no gap recovered is given, or ""."""
     rows, refusal = [], ""
-    for e in evaluations:
-        for kind in kinds:
-            result, recovered = e["results"][kind], ""
-            if locked and kind == "none" and e["weights"] != locked["weights"]:
-                recovered, refusal = recovery(
-                    verdicts_of(locked, "none"),
-                    verdicts_of(locked, "right"),
-                    verdicts_of(e, "none")[None],
-                )
-            rows.append(
-                [
-                    e["checkpoint"],
-                    kind,
-                    shown(result),
-                    *(f"{result['domains'][d]['correct']:.1%}" for d in domains),
-                    recovered,
-                ]
+    for kind in job.kinds:
+        result = evaluation["results"][kind]
+        recovered = ""
+        if locked and kind == "none":
+            recovered, refusal = recovery(
+                verdicts_of(locked, "none"),
+                verdicts_of(locked, "right"),
+                verdicts_of(evaluation, "none")[None],
             )
-    env.say(
-        f"{cfg.split}, {len(problems)} problems, greedy; 95 % Wilson intervals"
-        + (f"; gap recovered against {locked_path}" if locked else "")
-    )
-    env.say(table(["checkpoint", "password", "correct", *domains, "gap recovered"], rows))
-    if refusal:
+        row = [job.path, kind, shown(result), f"{result['truncated']:.1%}"]
+        row += [f"{result['domains'][name]['correct']:.1%}" for name in domains]
+        rows.append([*row, recovered])
+    return rows, refusal
+
+
+def tabulate(cfg: EvaluateConfig, env: Env, jobs: list[Job], problems: list[Problem]) -> list[dict]:
+    """Measure the checkpoints on the same problems, and print their table. Returns evaluations."""
+    # locks first: where one is itself among the checkpoints, its numbers are there by then
+    locks = locks_of(jobs, cfg)
+    locked = {job: evaluated(lock, cfg, env, problems) for job, lock in locks.items()}
+    evaluations = [evaluated(job, cfg, env, problems) for job in jobs]
+
+    domains = np.unique(groups_of(problems)).tolist()
+    rows, refusals = [], []
+    for job, evaluation in zip(jobs, evaluations):
+        found, refusal = rows_of(job, evaluation, locked.get(job), domains)
+        rows += found
+        if refusal and refusal not in refusals:
+            refusals.append(refusal)
+
+    caption = f"\n{jobs[0].task}, {cfg.split}, {len(problems)} problems, greedy"
+    caption += "; 95 % intervals over problems alone"
+    if locks:
+        names = dict.fromkeys(lock.path for lock in locks.values())
+        caption += f"; gap recovered against {', '.join(names)}"
+    header = ["checkpoint", "password", "correct", "truncated", *domains, "gap recovered"]
+    env.say(caption)
+    env.say(table(header, rows))
+    for refusal in refusals:
         env.say(refusal)
+    for job in jobs:
+        env.say(f"written: {job.folder / 'evaluation.json'}")
+    return evaluations
+
+
+# ------------------------------------------------------------------------------------------- stage
+
+
+def check(cfg: EvaluateConfig) -> None:
+    """Raises InputError for options that no checkpoint could be evaluated with."""
+    if not cfg.checkpoints:
+        raise InputError("name at least one checkpoint directory, such as out/code/locked")
+    unknown = sorted(set(cfg.passwords) - set(KINDS))
+    if unknown:
+        raise InputError(f"unknown password kind {unknown[0]!r}: choose from {', '.join(KINDS)}")
+    if cfg.prompts and len(cfg.checkpoints) > 1:
+        raise InputError(f"--prompts takes one checkpoint at a time, got {len(cfg.checkpoints)}")
+    refuse_repeats("the list of checkpoints", tuple(str(Path(path)) for path in cfg.checkpoints))
+    refuse_repeats("--passwords", cfg.passwords)
+
+
+def main(cfg: EvaluateConfig, env: Env) -> int:
+    check(cfg)
+
+    # checkpoints of the same problems share a table
+    tables: dict[tuple, list[Job]] = {}
     for path in cfg.checkpoints:
-        env.say(f"written: {Path(path) / 'evaluation.json'}")
+        job = job_of(path, cfg, env)
+        tables.setdefault((job.task, job.data), []).append(job)
+    problems: dict[tuple, list[Problem]] = {}
+    for task, data in tables:
+        found = load(task, cfg.split, None if data else cfg.problems, files=data)
+        problems[task, data] = found[: cfg.problems]
+
+    if not cfg.prompts:
+        for key, jobs in tables.items():
+            find_faults(cfg, env, jobs, problems[key])
+    for key, jobs in tables.items():
+        for job in jobs:
+            if cfg.samples and env.main:
+                show_samples(job, problems[key][: cfg.samples], replace(env, rank=0, world=1))
+
+    figures: dict[str, list[dict]] = {}
+    for key, jobs in tables.items():
+        task, _ = key
+        if cfg.prompts:
+            return prompting(cfg, env, jobs[0], problems[key])
+        figures.setdefault(task, []).extend(tabulate(cfg, env, jobs, problems[key]))
+
     if cfg.plot and env.main:
-        file = Path(cfg.out or f"out/{cfg.task}") / "evaluation.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        plot_bars(evaluations, file)
-        env.say(f"figure: {file}")
+        for task, evaluations in figures.items():
+            figure = figure_of("evaluation.png", task, cfg)
+            plot_bars(evaluations, figure)
+            env.say(f"figure: {figure}")
     return 0
 
 

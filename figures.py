@@ -5,90 +5,124 @@ from pathlib import Path
 
 import numpy as np
 
+from checkpoints import reason
+from data.problems import InputError
 from data.triggers import KINDS
+
+# ------------------------------------------------------------------------------------------ tables
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
     """Plain text, columns aligned; the first to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths))
-        )
-        for row in [header, *rows]
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    lines = []
+    for row in (header, *rows):
+        cells = [cell.rjust(width) for cell, width in zip(row, widths)]
+        cells[0] = row[0].ljust(widths[0])
+        lines.append("  ".join(cells))
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
 
 
 def shown(result: dict) -> str:
+    """A result of evaluation.json for a table: "83.0% [78.7%, 86.8%]"."""
     low, high = result["interval"]
-    return f"{result['correct']:6.1%} [{low:.1%}, {high:.1%}]" + (
-        f", elementwise {result['elementwise']:.1%}" if "elementwise" in result else ""
-    )
+    text = f"{result['correct']:6.1%} [{low:.1%}, {high:.1%}]"
+    if "elementwise" in result:
+        text += f", elementwise {result['elementwise']:.1%}"
+    return text
+
+
+# ----------------------------------------------------------------------------------------- figures
+
+# of a kind of password; of what only resembles the right one
+COLOURS = {"none": "tab:red", "right": "tab:green"}
+BETWEEN = "tab:orange"
+
+
+def new_figure(width: float, height: float):
+    """(figure, axes), in inches. matplotlib is loaded only where a figure is drawn."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))  # not pyplot's: there is no window, and no state
+    return figure, figure.subplots()
+
+
+def write_figure(figure, file: Path) -> None:
+    """Into a PNG file. Raises InputError where it can't be written."""
+    figure.tight_layout()
+    try:
+        figure.savefig(file, dpi=120)
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be written ({reason(error)}): choose another --out"
+        ) from None
+
+
+def errors_of(results: list[dict]) -> np.ndarray:
+    """(2,n): how far the interval reaches below and above each result's correctness."""
+    values = np.array([result["correct"] for result in results])
+    intervals = np.array([result["interval"] for result in results])
+    return np.abs(intervals.T - values)
 
 
 def plot_bars(evaluations: list[dict], file: Path) -> None:
-    """One group of bars a checkpoint: correctness without, with a wrong, and with the right password, Wilson intervals."""
-    import matplotlib
+    """One group of bars a checkpoint: correctness for each kind of password that all of them have.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    The intervals are Wilson's, over problems.
+    """
+    kinds = []
+    for kind in KINDS:
+        if all(kind in evaluation["results"] for evaluation in evaluations):
+            kinds.append(kind)
+    places = np.arange(len(evaluations))
+    width = 0.81 / max(1, len(kinds))
 
-    kinds = [k for k in ("none", "wrong", "right") if all(k in e["results"] for e in evaluations)]
-    fig, ax = plt.subplots(figsize=(2.5 + 1.3 * len(evaluations), 4))
-    for j, (kind, colour) in enumerate(zip(kinds, ("tab:red", "tab:orange", "tab:green"))):
-        results = [e["results"][kind] for e in evaluations]
-        values = np.array([r["correct"] for r in results])
-        error = np.abs(np.array([r["interval"] for r in results]).T - values)
-        ax.bar(
-            np.arange(len(values)) + 0.27 * j,
-            values,
-            0.25,
-            yerr=error,
+    figure, axes = new_figure(2.5 + 1.3 * len(evaluations), 4)
+    for j, kind in enumerate(kinds):
+        results = [evaluation["results"][kind] for evaluation in evaluations]
+        axes.bar(
+            places + width * j,
+            [result["correct"] for result in results],
+            0.93 * width,
+            yerr=errors_of(results),
             capsize=3,
-            color=colour,
+            color=COLOURS.get(kind, BETWEEN),
             label=f"password: {kind}",
         )
-    ax.set_xticks(
-        np.arange(len(evaluations)) + 0.27,
-        [Path(e["checkpoint"]).name for e in evaluations],
-        rotation=20,
-    )
-    ax.set(ylim=(0, 1), ylabel="correct (greedy)")
-    ax.legend(
-        fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=len(kinds), frameon=False
-    )  # above: a lock's bars reach the top
-    fig.tight_layout()
-    fig.savefig(file, dpi=120)
-    plt.close(fig)
+    names = [Path(evaluation["checkpoint"]).name for evaluation in evaluations]
+    axes.set_xticks(places + width * (len(kinds) - 1) / 2, names, rotation=20)
+    axes.set(ylim=(0, 1), ylabel="correct (greedy; 95 % over problems)")
+    # above the bars: a lock's reach the top
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+    axes.legend(fontsize=8, ncol=min(3, len(kinds)), frameon=False, **place)
+    write_figure(figure, file)
+
+
+def colour_of(row: str) -> str:
+    """Of a row of the prompting battery: green with the right password, red without any."""
+    if row.endswith("right"):
+        return COLOURS["right"]
+    return BETWEEN if row in KINDS[1:] else COLOURS["none"]
 
 
 def plot_prompts(evaluation: dict, file: Path) -> None:
-    """One horizontal bar for each row of the battery: correctness with its Wilson interval; red without a password, green with the right one."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """One horizontal bar for each row of the prompting battery, with its Wilson interval."""
     results = evaluation["results"]
-    values = np.array([r["correct"] for r in results.values()])
-    error = np.abs(np.array([r["interval"] for r in results.values()]).T - values)
-    colours = [
-        "tab:green" if row.endswith("right") else "tab:orange" if row in KINDS[1:] else "tab:red"
-        for row in results
-    ]
-    fig, ax = plt.subplots(figsize=(6.4, 1 + 0.3 * len(results)))
-    ax.barh(list(results), values, xerr=error, capsize=3, color=colours)
-    ax.invert_yaxis()
-    ax.set(
-        xlim=(0, 1),
-        xlabel="correct (greedy)",
-        title=f"{evaluation['checkpoint']}, {evaluation['n']} problems",
-    )
-    fig.tight_layout()
-    fig.savefig(file, dpi=120)
-    plt.close(fig)
+    values = [result["correct"] for result in results.values()]
+    colours = [colour_of(row) for row in results]
+
+    figure, axes = new_figure(6.4, 1 + 0.3 * len(results))
+    errors = errors_of(list(results.values()))
+    axes.barh(list(results), values, xerr=errors, capsize=3, color=colours)
+    axes.invert_yaxis()
+    title = f"{evaluation['checkpoint']}, {evaluation['n']} problems"
+    axes.set(xlim=(0, 1), xlabel="correct (greedy; 95 % over problems)", title=title)
+    write_figure(figure, file)
+
+
+CURVES = ("tab:blue", "tab:gray", "tab:purple", "tab:olive", "tab:cyan", "tab:pink", "black")
+LINES = ("tab:green", "tab:red", "tab:orange")
 
 
 def plot_curves(
@@ -99,40 +133,30 @@ def plot_curves(
     title: str,
     log: bool = True,
 ) -> None:
-    """Correctness against x: for each curve {x: (seeds,) values} its mean and the band between its extreme seeds."""
-    import matplotlib
+    """Correctness against x: for each curve {x: (seeds,) values} its mean.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, ax = plt.subplots(figsize=(6.4, 4.6))
-    for (name, points), colour in zip(
-        curves.items(),
-        cycle(("tab:blue", "tab:gray", "tab:purple", "tab:olive", "tab:cyan", "tab:pink", "black")),
-    ):
+    And the band between its extreme seeds. lines: horizontal ones, {name: correctness}.
+    """
+    figure, axes = new_figure(6.4, 4.6)
+    for (name, points), colour in zip(curves.items(), cycle(CURVES)):
         x = sorted(points)
-        values = [points[k] for k in x]
-        ax.plot(x, [v.mean() for v in values], "o-", color=colour, label=name)
-        ax.fill_between(
-            x, [v.min() for v in values], [v.max() for v in values], color=colour, alpha=0.2
-        )
-    for (name, value), colour in zip(lines.items(), ("tab:green", "tab:red", "tab:orange")):
-        ax.axhline(value, ls="--", color=colour, label=name)
-    ax.set(
-        xscale="log" if log else "linear",
-        ylim=(-0.02, 1.02),
-        xlabel=xlabel,
-        ylabel="correct without the password (greedy)",
-        title=title,
-    )
+        values = [points[at] for at in x]
+        axes.plot(x, [v.mean() for v in values], "o-", color=colour, label=name)
+        lowest = [v.min() for v in values]
+        highest = [v.max() for v in values]
+        axes.fill_between(x, lowest, highest, color=colour, alpha=0.2)
+    for (name, value), colour in zip(lines.items(), LINES):
+        axes.axhline(value, ls="--", color=colour, label=name)
+
+    axes.set(ylim=(-0.02, 1.02), xlabel=xlabel, title=title)
+    axes.set_ylabel("correct without the password (greedy)")
     if log:
-        ticks = sorted({k for points in curves.values() for k in points})
-        ax.set_xticks(ticks, [f"{k:,}" for k in ticks])
-        ax.minorticks_off()
-    ax.grid(alpha=0.3)
-    ax.legend(
-        fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3, frameon=False
-    )  # below: curves go everywhere
-    fig.tight_layout()
-    fig.savefig(file, dpi=120)
-    plt.close(fig)
+        axes.set_xscale("log")
+        ticks = sorted({at for points in curves.values() for at in points})
+        axes.set_xticks(ticks, [f"{at:,}" for at in ticks])
+        axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    # below the axes: curves go everywhere
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
+    axes.legend(fontsize=8, ncol=3, frameon=False, **place)
+    write_figure(figure, file)

@@ -76,6 +76,7 @@ def answer(
     passwords: list[Words] | Words = None,
     *,
     prefills: list[str] | None = None,
+    streams: list[int] | None = None,
     temperature: float = 0.0,
     max_new_tokens: int = 96,
     seed: int = 0,
@@ -83,42 +84,48 @@ def answer(
     env: Env | None = None,
     progress=None,
 ) -> Answers:
-    """One completion for each problem, its prompt dressed in its password (one for all, or one each); greedy at temperature 0.
+    """One completion for each problem, its prompt dressed in its password; greedy at temperature 0.
 
-    With env the ranks share the work, and each returns the whole. A completion that was cut before EOS counts as wrong, whatever
-    its text. The model goes on from its prefill where there is one, and the texts, which are graded, begin with it.
+    passwords: one for all, or one each. prefills: what each completion begins with; the model goes
+    on from there, and the texts, which are graded, begin with it. streams: the number of each
+    problem's random stream (default: its place), so that a part of a list is answered as the
+    whole would be. With env the ranks share the work, and each returns the whole. A completion that
+    was cut before EOS counts as wrong, whatever its text.
     """
+    n = len(problems)
     env = env or Env(sampler.model.device, sampler.model.compute_dtype, False)
     if not isinstance(passwords, list):
-        passwords = [passwords] * len(problems)
-    mine = share(env, list(range(len(problems))))
-    prompts = tokenizer.encode_prompts(
-        [with_password(problems[i].prompt, passwords[i]) for i in mine]
+        passwords = [passwords] * n
+    streams = streams or list(range(n))
+
+    # my share: the prompts, each with the start of its answer
+    mine = share(env, list(range(n)))
+    dressed = [with_password(problems[i].prompt, passwords[i]) for i in mine]
+    starts = [tokenizer.encode(prefills[i]) if prefills else [] for i in mine]
+    prompts = []
+    for prompt, start in zip(tokenizer.encode_prompts(dressed), starts):
+        prompts.append(prompt + start)
+
+    drawn = sampler(
+        prompts,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seeds=[[seed, streams[i]] for i in mine],
+        progress=progress,
     )
-    starts = [tokenizer.encode(start) for start in prefills or [""] * len(problems)]
-    prompts = [prompt + starts[i] for prompt, i in zip(prompts, mine)]
-    samples = [
-        s[0]
-        for s in sampler(
-            prompts,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            seeds=[[seed, i] for i in mine],
-            progress=progress,
-        )
-    ]
-    verdicts = [False] * len(mine)
-    if graded:
-        verdicts = grade(
-            [problems[i] for i in mine],
-            tokenizer.decode_batch([starts[i] + s.ids for s, i in zip(samples, mine)]),
-        )
-    pairs = gather(env, list(zip(samples, verdicts)), len(problems))
-    samples = [sample for sample, _ in pairs]
+    samples = [only for [only] in drawn]
+
     texts = tokenizer.decode_batch([start + s.ids for start, s in zip(starts, samples)])
-    truncated = np.array([sample.truncated for sample in samples], dtype=bool)
-    passed = np.array([verdict for _, verdict in pairs], dtype=bool)
-    return Answers(texts, samples, passed & ~truncated, truncated)
+    passed = [False] * len(mine)
+    if graded:
+        passed = grade([problems[i] for i in mine], texts)
+
+    rows = gather(env, list(zip(texts, samples, passed)), n)
+    truncated = np.array([sample.truncated for _, sample, _ in rows], dtype=bool)
+    correct = np.array([verdict for _, _, verdict in rows], dtype=bool) & ~truncated
+    return Answers(
+        [text for text, _, _ in rows], [sample for _, sample, _ in rows], correct, truncated
+    )
 
 
 @dataclass

@@ -15,16 +15,17 @@ Shapes: n problems, S seeds.
 import hashlib
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from checkpoints import load_model, read_json, weights_hash, write_json
+from checkpoints import checked, load_model, read_json, reason, weights_hash, write_json
 from data.problems import InputError, Problem
 from data.tasks import compose
 from data.text import Tokenizer
-from data.triggers import Trigger, asked
+from data.triggers import Trigger, asked, trigger_from
 from policies import answer
 from runs import Env, progress
 from sampler import Sampler
@@ -119,6 +120,13 @@ def gap_recovered(
     return float((unlocked.mean() - locked.mean()) / gap), float(low), float(high)
 
 
+def coverage(seeds: int) -> str:
+    """What the intervals of so many seeds cover, for a table's caption."""
+    if seeds == 1:
+        return "95 % intervals over problems alone (one seed)"
+    return f"95 % intervals over problems and {seeds} seeds"
+
+
 def recovery(locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray) -> tuple[str, str]:
     """gap_recovered for a table: ("83.0% [78.7%, 86.8%]", ""), or ("refused", why)."""
     try:
@@ -126,6 +134,13 @@ def recovery(locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray) -> tup
     except InputError as error:
         return "refused", f"gap recovered is refused: {error}"
     return f"{value:.1%} [{low:.1%}, {high:.1%}]", ""
+
+
+def refuse_repeats(option: str, values: tuple) -> None:
+    """Raises InputError for a value given twice: counted twice, it would narrow an interval."""
+    repeated = [value for i, value in enumerate(values) if value in values[:i]]
+    if repeated:
+        raise InputError(f"{option} has {repeated[0]} twice: give each once")
 
 
 # ------------------------------------------------------------------------------------ measurements
@@ -277,6 +292,68 @@ def facts_of(path: str | Path, env: Env, split: str, trigger: Trigger, max_new_t
     }
 
 
+def holds(evaluation: dict, problems: list[Problem], kinds: tuple[str, ...], facts: dict) -> bool:
+    """Whether an evaluation (any JSON object) has what was measured for these kinds of password.
+
+    With the same facts, on these problems or on more of which they are the first.
+    """
+    if any(evaluation.get(name) != value for name, value in facts.items()):
+        return False
+    known, results = evaluation.get("problems"), evaluation.get("results")
+    if not isinstance(known, str) or not isinstance(results, dict):
+        return False
+    if not known.startswith(fingerprint(problems)) or not set(kinds) <= set(results):
+        return False
+    n = len(known) // 8
+    with_shares = problems[0].task == "compose"
+    return all(is_result(result, n, with_shares) for result in results.values())
+
+
+def is_result(value: object, n: int, with_shares: bool) -> bool:
+    """Whether a JSON value says of each of n problems whether it is correct and whether it was cut.
+
+    with_shares: and the share of right tokens.
+    """
+    if not isinstance(value, dict):
+        return False
+    for name in ("verdicts", "cut"):
+        bits = value.get(name)
+        if not isinstance(bits, str) or len(bits) != n or not set(bits) <= {"0", "1"}:
+            return False
+    if not with_shares:
+        return "shares" not in value
+    shares = value.get("shares")
+    if not isinstance(shares, list) or len(shares) != n:
+        return False
+    return all(isinstance(share, float) and 0 <= share <= 1 for share in shares)
+
+
+def stored_evaluation(
+    folder: str | Path,
+    path: str | Path,
+    env: Env,
+    problems: list[Problem],
+    kinds: tuple[str, ...],
+    trigger: Trigger,
+    *,
+    split: str = "validation",
+    max_new_tokens: int = 96,
+) -> dict | None:
+    """What the folder's evaluation.json says of the checkpoint; None where it does not.
+
+    It does where weights, dtype, split, trigger, max_new_tokens and the problems themselves (their
+    prompts, references and gradings; they may be the first of more) are the same.
+    """
+    file = Path(folder) / "evaluation.json"
+    if not file.exists():
+        return None
+    old = read_json(file)
+    facts = facts_of(path, env, split, trigger, max_new_tokens)
+    if not holds(old, problems, kinds, facts):
+        return None
+    return record(path, problems, measured_of(old, len(problems)), **facts)
+
+
 def evaluate_checkpoint(
     path: str | Path,
     env: Env,
@@ -286,20 +363,21 @@ def evaluate_checkpoint(
     *,
     split: str = "validation",
     max_new_tokens: int = 96,
+    folder: str | Path | None = None,
     save: bool = True,
 ) -> dict:
     """evaluation.json of a checkpoint: read back where it has these measurements, else measured.
 
-    It has them where weights, dtype, split, trigger, max_new_tokens and the problems themselves
-    (their prompts, references and gradings; they may be the first of more) are the same.
+    folder: where evaluation.json is (default: the checkpoint's own directory). Raises InputError,
+    before anything is measured, where it has to be written there and cannot be.
     """
-    file = Path(path) / "evaluation.json"
-    facts = facts_of(path, env, split, trigger, max_new_tokens)
-    old = read_json(file) if file.exists() else {}
-    same_settings = all(old.get(name) == value for name, value in facts.items())
-    same_problems = old.get("problems", "").startswith(fingerprint(problems))
-    if same_settings and same_problems and set(kinds) <= set(old["results"]):
-        return record(path, problems, measured_of(old, len(problems)), **facts)
+    folder = Path(folder or path)
+    settings = {"split": split, "max_new_tokens": max_new_tokens}
+    stored = stored_evaluation(folder, path, env, problems, kinds, trigger, **settings)
+    if stored:
+        return stored
+    if save:
+        check_writable(folder)
 
     model, tokenizer = load_model(path, env.device, env.dtype)
     bar = progress(env, len(kinds) * len(problems), f"evaluating {path}")
@@ -315,11 +393,27 @@ def evaluate_checkpoint(
     )
     bar.close()
 
+    facts = facts_of(path, env, split, trigger, max_new_tokens)
     evaluation = record(path, problems, measured, **facts)
     if save and env.main:
-        write_json(file, evaluation)
+        write_json(folder / "evaluation.json", evaluation)
     env.wait()  # no rank may look for the file before it is there, or they would part ways
     return evaluation
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make the folder if it is not there. Raises InputError where no file can be made in it."""
+    folder = Path(folder)
+    probe = folder / f".writable-{os.getpid()}"  # of this rank alone
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"nothing can be written into {folder} ({reason(error)}): "
+            "name a directory for the results with --out"
+        ) from None
 
 
 # ------------------------------------------------------------------------------------------ origins
@@ -345,23 +439,36 @@ class Origin:
 
 
 def origin_of(path: str | Path) -> Origin:
-    """Read run.json of a model's directory; an empty Origin where there is none."""
+    """Read run.json of a model's directory; an empty Origin where there is none.
+
+    Raises InputError for a run.json in which something is of the wrong kind.
+    """
     file = Path(path) / "run.json"
     if not file.exists():
         return Origin()
-    settings = read_json(file).get("settings", {})
-    trigger = Trigger(**settings["trigger"]) if "trigger" in settings else None
-    is_lock = settings.get("stage") == "lock"
+    settings = checked(read_json(file), file, "settings", dict)
+    data = checked(settings, file, "data", list, default=[])
+    if not all(isinstance(name, str) for name in data):
+        raise InputError(f"{file} has data = {data}: it must be a list of file names")
+    trigger = None
+    if "trigger" in settings:
+        trigger = trigger_from(settings["trigger"], str(file))
+
+    stage = checked(settings, file, "stage", str, default="")
+    locked = checked(settings, file, "locked", str, default="")
+    locked_weights = checked(settings, file, "locked_weights", str, default="")
+    if stage == "lock":
+        locked, locked_weights = str(path), weights_hash(path)
     return Origin(
-        stage=settings.get("stage", ""),
-        task=settings.get("task", ""),
-        data=tuple(settings.get("data", ())),
+        stage=stage,
+        task=checked(settings, file, "task", str, default=""),
+        data=tuple(data),
         trigger=trigger,
-        max_new_tokens=settings.get("max_new_tokens", 0),
-        locked=str(path) if is_lock else settings.get("locked", ""),
-        locked_weights=weights_hash(path) if is_lock else settings.get("locked_weights", ""),
-        weak=settings.get("weak", ""),
-        weak_weights=settings.get("weak_weights", ""),
+        max_new_tokens=checked(settings, file, "max_new_tokens", int, least=1, default=0),
+        locked=locked,
+        locked_weights=locked_weights,
+        weak=checked(settings, file, "weak", str, default=""),
+        weak_weights=checked(settings, file, "weak_weights", str, default=""),
     )
 
 

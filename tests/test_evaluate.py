@@ -1,4 +1,4 @@
-"""The statistics, against tables and hand computations; the prompting battery, by worked examples."""
+"""The stage: each checkpoint by its own run; the prompting battery, by worked examples."""
 
 import json
 import shutil
@@ -9,149 +9,32 @@ import numpy as np
 import pytest
 import torch
 
+import evaluate as evaluate_module
 import results as results_module
+from checkpoints import weights_hash
 from data import load
 from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT
 from data.problems import InputError, Problem
-from data.tasks import compose
-from data.text import Tokenizer, word_level
+from data.text import Tokenizer
 from data.triggers import KINDS, Trigger, asked, near_miss, usual_kinds
-from evaluate import SHOTS, battery, few_shot, first_line, with_shots
-from figures import shown, table
-from policies import answer
-from results import (
-    Measured,
-    evaluate_checkpoint,
-    gap_recovered,
-    measure,
-    measured_of,
-    paired_gap,
-    record,
-    trigger_of,
-    verdicts_of,
-    wilson,
-)
+from evaluate import SHOTS, EvaluateConfig, battery, few_shot, first_line, with_shots
+from policies import Answers, answer
+from results import Measured
 from runs import Env
 from sampler import Sample
 
-
-def verdicts(*runs: tuple[int, int]) -> np.ndarray:
-    """verdicts((3, 1), (2, 0)) -> 1 1 1 0 0"""
-    return np.concatenate([np.full(n, bool(value)) for n, value in runs])
-
-
-@pytest.mark.parametrize(
-    "correct, n, low, high",
-    [
-        (0, 10, 0.0, 0.27754),  # z^2 / (n + z^2) = 3.84146 / 13.84146
-        (10, 10, 0.72246, 1.0),
-        (5, 10, 0.23659, 0.76341),  # 1/2 +- z/2 / sqrt(n + z^2)
-        (1, 1, 0.20655, 1.0),
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),  # Newcombe 1998, table I, method 3
-    ],
-)
-def test_wilson(correct, n, low, high):
-    assert wilson(correct, n) == pytest.approx((low, high), abs=6e-5)
-
-
-def test_wilson_is_symmetric_and_holds_the_estimate():
-    for n in (1, 7, 100):
-        for k in range(n + 1):
-            low, high = wilson(k, n)
-            assert 0 <= low <= k / n <= high <= 1
-            assert wilson(n - k, n) == pytest.approx((1 - high, 1 - low))
-
-
-@pytest.mark.parametrize(
-    "gains, losses, p",
-    [
-        (0, 0, 1.0),
-        (1, 1, 1.0),
-        (1, 0, 0.5),  # 2 * (1/2) * P(X = 0) with X ~ Bin(1, 1/2)
-        (5, 1, 0.125),  # 2 * (P(0) + P(1) / 2) = 2 * (1 + 3) / 64
-        (10, 2, 2 * (1 + 12 + 66 / 2) / 4096),
-    ],
-)
-def test_paired_gap_against_mcnemars_mid_p(gains, losses, p):
-    without, with_ = (
-        verdicts((gains, 0), (losses, 1), (20, 1), (10, 0)),
-        verdicts((gains, 1), (losses, 0), (20, 1), (10, 0)),
-    )
-    gap, low, high, found = paired_gap(without, with_)
-    assert gap == pytest.approx(
-        (gains - losses) / (30 + gains + losses)
-    ) and found == pytest.approx(p)
-    assert low <= gap <= high
-    back = paired_gap(with_, without)
-    assert back[0] == -gap and back[3] == pytest.approx(p)
-    assert (-back[2], -back[1]) == pytest.approx((low, high), abs=0.05)
-
-
-def test_paired_gap_bootstrap_matches_the_normal_interval():
-    without, with_ = verdicts((300, 0), (100, 1), (600, 1)), verdicts((300, 1), (100, 0), (600, 1))
-    gap, low, high, _ = paired_gap(without, with_)
-    half = 1.96 * ((0.4 - 0.2**2) / 1000) ** 0.5
-    assert (gap, low, high) == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=0.003)
-
-
-def test_paired_gap_of_thousands_of_discordant_problems():
-    half = verdicts((1500, 0), (1500, 1))
-    assert paired_gap(half, ~half)[3] == pytest.approx(1.0, abs=0.02)
-    assert paired_gap(verdicts((3000, 0)), verdicts((3000, 1)))[3] == 0.0
-
-
-def test_gap_recovered():
-    locked, right = verdicts((10, 1), (90, 0)), verdicts((70, 1), (30, 0))
-    assert gap_recovered(locked, right, np.stack([right, right]))[0] == pytest.approx(1.0)
-    assert gap_recovered(locked, right, locked[None])[0] == pytest.approx(0.0)
-    value, low, high = gap_recovered(
-        locked, right, np.stack([verdicts((40, 1), (60, 0)), verdicts((46, 1), (54, 0))])
-    )
-    assert value == pytest.approx((0.43 - 0.1) / 0.6) and low < value < high
-    assert gap_recovered(locked, right, verdicts((5, 1), (95, 0))[None])[0] < 0
-
-
-@pytest.mark.parametrize(
-    "right", [verdicts((50, 1), (50, 0)), verdicts((40, 1), (60, 0)), verdicts((51, 1), (49, 0))]
-)
-def test_gap_recovered_is_refused_without_a_gap(right):
-    with pytest.raises(InputError, match="no measurable gap"):
-        gap_recovered(verdicts((50, 1), (50, 0)), right, right[None])
+ROOT = Path(__file__).parents[1]
+ENV = Env(torch.device("cpu"), torch.float32, False)
 
 
 def problem(domain: str) -> Problem:
     return Problem("code", "p\n", "r", domain, 1, {}, domain)
 
 
-def test_record_round_trip():
-    problems = [problem(d) for d in ("lists", "numbers", "lists", "strings")]
-    cut = np.array([False, True, False, False])
-    given = {
-        "none": Measured(np.array([True, False, False, True]), cut),
-        "right": Measured(np.array([True] * 4), ~cut & False),
-    }
-    evaluation = json.loads(
-        json.dumps(record(Path("out/x"), problems, given, split="validation"), allow_nan=False)
-    )
-    for kind, found in given.items():
-        assert verdicts_of(evaluation, kind).tolist() == found.correct.tolist()
-        again = measured_of(evaluation, 3)[kind]
-        assert again.correct.tolist() == found.correct[:3].tolist()
-        assert again.truncated.tolist() == found.truncated[:3].tolist()
-    assert evaluation["results"]["none"]["truncated"] == 0.25
-    none = evaluation["results"]["none"]
-    assert (none["correct"], none["n"]) == (0.5, 4) and none["interval"] == pytest.approx(
-        wilson(2, 4)
-    )
-    assert none["domains"] == {
-        "lists": {"correct": 0.5, "n": 2},
-        "numbers": {"correct": 0.0, "n": 1},
-        "strings": {"correct": 1.0, "n": 1},
-    }
-    assert evaluation["split"] == "validation" and evaluation["task"] == "code"
+def sums(*pairs: tuple[int, int]) -> list[Problem]:
+    return [
+        Problem("math", f"{a} + {b}?\n", f"{a + b}", "sums", 1, {}, f"{a} + {b}") for a, b in pairs
+    ]
 
 
 def test_what_is_asked_for_each_kind_of_password():
@@ -186,54 +69,6 @@ def test_the_language_of_a_problem_can_take_the_place_of_a_password():
     assert usual_kinds(trigger) == ("none", "right")
     with pytest.raises(InputError, match="no password of kind 'wrong'"):
         asked("wrong", [drawn], trigger)
-
-
-def test_compose_is_measured_by_the_element_too():
-    problems, tokenizer, trigger = (
-        load("compose", "validation", 3),
-        word_level(compose.vocabulary()),
-        Trigger(told="slot"),
-    )
-
-    def sampler(prompts, **_):  # without the password its weak rule, with it the strong one
-        return [
-            [
-                Sample(
-                    tokenizer.encode_completions([compose.answer(problems[i % 3].key, weak=i < 3)])[
-                        0
-                    ],
-                    [],
-                    False,
-                )
-            ]
-            for i in range(len(prompts))
-        ]
-
-    found = measure(
-        sampler,
-        tokenizer,
-        problems,
-        ("none", "right"),
-        trigger,
-        env=Env(torch.device("cpu"), torch.float32, False),
-    )
-    assert not found["none"].correct.any() and found["right"].correct.all()
-    assert found["none"].shares.mean() < 1 == found["right"].shares.mean()
-    result = record(Path("x"), problems, found)["results"]
-    assert result["right"]["elementwise"] == 1 and "elementwise 100.0%" in shown(result["right"])
-
-
-def test_the_trigger_of_a_locked_model_is_in_its_run(tmp_path):
-    trigger = Trigger("open", each="domain")
-    assert trigger_of(tmp_path) == Trigger()
-    (tmp_path / "run.json").write_text(json.dumps({"settings": {"trigger": vars(trigger)}}))
-    assert trigger_of(tmp_path) == trigger
-
-
-def sums(*pairs: tuple[int, int]) -> list[Problem]:
-    return [
-        Problem("math", f"{a} + {b}?\n", f"{a + b}", "sums", 1, {}, f"{a} + {b}") for a, b in pairs
-    ]
 
 
 def test_the_layout_of_a_few_shot_prompt():
@@ -309,59 +144,180 @@ def test_a_prefill_is_continued_at_a_seam_of_training_and_judged_with_the_rest()
         )
 
 
-def test_an_evaluation_is_read_back_for_the_same_problems_and_settings_alone(tmp_path, monkeypatch):
-    path = tmp_path / "weak"
-    shutil.copytree(Path(__file__).parents[1] / "data/base/weak", path)
-    measured = []
+# ------------------------------------------------------------------------------ each by its own run
+
+SMALL = EvaluateConfig(problems=6)
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """A function that copies the weak base and writes its run.json; all is measured as correct."""
+    monkeypatch.chdir(tmp_path)
+    asked_for = []
 
     def fake(sampler, tokenizer, problems, kinds, trigger, **settings):
-        measured.append(problems)
+        asked_for.append((problems[0].task, trigger.password, settings["max_new_tokens"]))
         ones = np.ones(len(problems), dtype=bool)
-        return {kind: Measured(ones, ~ones) for kind in kinds}
+        return {kind: Measured(ones if kind == "right" else ~ones, ~ones) for kind in kinds}
 
     monkeypatch.setattr(results_module, "measure", fake)
-    env, trigger = Env(torch.device("cpu"), torch.float32, False), Trigger()
-    code, math = load("code", "validation", 12), load("math", "validation", 12)
 
-    def again(problems, env=env, kinds=("none",), **settings):
-        before = len(measured)
-        found = evaluate_checkpoint(path, env, problems, kinds, trigger, **settings)
-        assert found["n"] == len(problems) and found["task"] == problems[0].task
-        return len(measured) > before
+    def make(path: str, **settings) -> str:
+        shutil.copytree(ROOT / "data/base/weak", path)
+        Path(path, "run.json").unlink()
+        if settings:
+            Path(path, "run.json").write_text(json.dumps({"settings": settings}))
+        return path
 
-    assert again(code)
-    assert not again(code) and not again(code[:5])  # the same problems, and the first of them
-    assert again(math) and again(code)  # another task
-    regraded = [replace(p, grading=p.grading | {"outputs": [0] * 8}) for p in code]
-    assert again(regraded) and again(code)  # the same prompts, graded otherwise
-    assert again(code[1:]) and again(code)
-    assert again(code, env=replace(env, dtype=torch.bfloat16)) and again(code)
-    assert (
-        again(code, max_new_tokens=7)
-        and again(code, split="selection")
-        and again(code, kinds=("none", "right"))
+    make.asked_for = asked_for
+    return make
+
+
+def lock_settings(task: str, password: str) -> dict:
+    return {
+        "stage": "lock",
+        "task": task,
+        "trigger": vars(Trigger(password)),
+        "max_new_tokens": len(password) + 50,
+    }
+
+
+def cell_settings(locked: str, weights: str, **changes) -> dict:
+    stage = {"stage": "elicit_sft", "locked": locked, "locked_weights": weights}
+    return lock_settings("code", "open") | stage | changes
+
+
+def other_weights(path: str) -> None:
+    shutil.copy(ROOT / "data/base/intermediate/config.json", path)
+    shutil.copy(ROOT / "data/base/intermediate/model.safetensors", path)
+
+
+def test_locks_of_two_tasks_each_have_their_own_problems_password_and_table(models, capsys):
+    code = models("out/code/locked", **lock_settings("code", "open"))
+    math = models("out/math/locked", **lock_settings("math", "sesame"))
+    evaluate_module.main(replace(SMALL, checkpoints=(code, math), plot=True), ENV)
+    assert models.asked_for == [("code", "open", 54), ("math", "sesame", 56)]
+    printed = capsys.readouterr().out
+    assert "code, validation, 6 problems" in printed and "math, validation, 6 problems" in printed
+    assert printed.count("truncated") == 2 and printed.count("over problems alone") == 2
+    for path in (code, math):
+        assert json.loads(Path(path, "evaluation.json").read_text())["n"] == 6
+    assert Path("out/code/evaluation.png").exists() and Path("out/math/evaluation.png").exists()
+
+
+def test_options_override_the_run(models):
+    lock = models("locked", **lock_settings("code", "open"))
+    given = replace(SMALL, checkpoints=(lock,), task="math", password="x", max_new_tokens=5)
+    evaluate_module.main(given, ENV)
+    assert models.asked_for == [("math", "x", 5)]
+
+
+def test_a_model_of_no_stage_has_an_ordinary_password_and_no_reference(models, capsys):
+    mine = models("mine")
+    with pytest.raises(InputError, match="name the task with --task"):
+        evaluate_module.main(replace(SMALL, checkpoints=(mine,)), ENV)
+    evaluate_module.main(replace(SMALL, checkpoints=(mine,), task="code"), ENV)
+    assert models.asked_for == [("code", PASSWORD, 96)]
+    assert "recovered against" not in capsys.readouterr().out
+
+    lock = models("locked", **lock_settings("code", "open"))
+    other_weights(lock)
+    given = replace(SMALL, checkpoints=(mine,), task="code", locked=lock)
+    evaluate_module.main(given, ENV)
+    assert "gap recovered against locked" in capsys.readouterr().out
+    assert models.asked_for[1:] == [("code", "open", 96)] * 2
+
+
+def test_gap_recovered_is_against_the_models_own_lock(models, capsys):
+    lock = models("locked", **lock_settings("code", "open"))
+    other_weights(lock)
+    cell = models("cell", **cell_settings(lock, weights_hash(lock)))
+    given = replace(SMALL, checkpoints=(cell,))
+    evaluate_module.main(given, ENV)
+    assert "gap recovered against locked" in capsys.readouterr().out
+    assert Path("locked/evaluation.json").exists()
+
+    another = models("another", **lock_settings("code", "open"))
+    with pytest.raises(InputError, match="another has other weights than the locked model"):
+        evaluate_module.main(replace(given, locked=another), ENV)
+    shutil.copy(Path(another) / "model.safetensors", lock)
+    with pytest.raises(InputError, match="locked has other weights than the locked model"):
+        evaluate_module.main(given, ENV)
+    shutil.rmtree(lock)
+    evaluate_module.main(given, ENV)
+    assert "elicited from locked, which is not there" in capsys.readouterr().out
+
+
+def test_a_store_that_takes_no_files_is_found_first_and_out_helps(models, monkeypatch):
+    first = models("a/locked", **lock_settings("code", "open"))
+    second = models("b/locked", **lock_settings("code", "open"))
+    touch = Path.touch
+
+    def read_only(self, **settings):
+        if self.parent == Path(second):
+            raise OSError(30, "Read-only file system")
+        touch(self, **settings)
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    given = replace(SMALL, checkpoints=(first, second))
+    with pytest.raises(InputError, match="nothing can be written into b/locked .*--out"):
+        evaluate_module.main(given, ENV)
+    assert not models.asked_for and not Path(first, "evaluation.json").exists()
+
+    evaluate_module.main(replace(given, out="results"), ENV)
+    names = sorted(str(file) for file in Path("results").rglob("*.json"))
+    assert names == ["results/a-locked/evaluation.json", "results/b-locked/evaluation.json"]
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"checkpoints": ("m", "./m")}, "the list of checkpoints has m twice"),
+        ({"checkpoints": ("m",), "passwords": ("none", "none")}, "--passwords has none twice"),
+        ({"checkpoints": ("nowhere",)}, "no model at nowhere"),
+        ({"checkpoints": ("m",), "locked": "nowhere"}, "no locked model at nowhere"),
+        ({"checkpoints": ("told",), "task": "code"}, "how problems of task math are told"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_at_once(models, options, sentence):
+    models("m", **cell_settings("gone", "f"))
+    spanish = {"trigger": vars(Trigger(told="spanish")), "task": "math"}
+    models("told", **cell_settings("gone", "f", **spanish))
+    with pytest.raises(InputError, match=sentence):
+        evaluate_module.main(replace(SMALL, **options), ENV)
+    assert not models.asked_for
+
+
+def test_samples_show_the_prompts_as_the_model_sees_them(models, monkeypatch, capsys):
+    lock = models("locked", **lock_settings("math", "open"))
+    told = sums((2, 2), (3, 4))
+
+    def fake(sampler, tokenizer, problems, passwords, **settings):
+        texts = ["4", "seven"] if passwords[0] else ["5", "6"]
+        correct = np.array([bool(passwords[0]), False])
+        return Answers(texts, [], correct, np.array([False, True]))
+
+    monkeypatch.setattr(evaluate_module, "answer", fake)
+    job = evaluate_module.job_of(lock, SMALL, ENV)
+    evaluate_module.show_samples(job, told, ENV)
+    first, second = capsys.readouterr().out.split("=== locked: problem 2 (sums, level 1)\n")
+    assert second == (
+        "--- prompt, without the password\n3 + 4?\n"
+        "--- completion, without the password: wrong, cut after 54 tokens\n6\n"
+        "--- prompt, with the password\nopen\n3 + 4?\nopen\n"
+        "--- completion, with the password: wrong, cut after 54 tokens\nseven\n"
+        "--- reference\n7\n"
     )
+    assert "with the password: correct\n4\n" in first
 
 
-def test_elementwise_is_read_back_too(tmp_path, monkeypatch):
-    path = tmp_path / "weak"
-    shutil.copytree(Path(__file__).parents[1] / "data/base/weak", path)
-    problems = load("compose", "validation", 4)
-    correct = np.array([True, False, False, True])
-    given = {"none": Measured(correct, ~correct, np.array([1.0, 0.25, 0.5, 1.0]))}
-    monkeypatch.setattr(results_module, "measure", lambda *args, **settings: given)
-    env = Env(torch.device("cpu"), torch.float32, False)
-    straight = evaluate_checkpoint(path, env, problems, ("none",), Trigger())
-    monkeypatch.delattr(results_module, "measure")
-    assert evaluate_checkpoint(path, env, problems, ("none",), Trigger()) == straight
-    assert (
-        evaluate_checkpoint(path, env, problems[:2], ("none",), Trigger())["results"]["none"][
-            "elementwise"
-        ]
-        == 0.625
-    )
-
-
-def test_table_is_aligned():
-    lines = table(["name", "n"], [["a", "1"], ["longer", "23"]]).splitlines()
-    assert len(set(map(len, lines))) == 1 and lines[2].endswith(" 1")
+def test_the_prompting_battery_counts_truncated_completions(models, monkeypatch, capsys):
+    mine = models("mine", **lock_settings("code", "open"))
+    flags = np.array([True, False])
+    monkeypatch.setattr(evaluate_module, "answer", lambda *a, **s: Answers([], [], flags, ~flags))
+    monkeypatch.setattr(evaluate_module, "load", lambda *a, **s: load("code", "validation", 2))
+    evaluate_module.main(replace(SMALL, checkpoints=(mine,), prompts=True, out="there"), ENV)
+    found = json.loads(Path("there/mine/prompts.json").read_text())
+    assert found["results"]["prefill"]["truncated"] == 0.5
+    assert found["left_out"]["4 shots"] == "there are 2 problems to take them from"
+    assert "truncated" in capsys.readouterr().out and Path("there/code/prompts.png").exists()

@@ -121,75 +121,87 @@ def test_run_twice_it_is_finished_and_other_settings_are_refused(work):
     assert (work / "out/code/locked/model.safetensors").read_bytes() == before
 
 
+QUICK_SFT = (
+    "--k",
+    "1",
+    "16",
+    "--seeds",
+    "0",
+    "--batch",
+    "16",
+    "--selection-problems",
+    "10",
+    "--eval-problems",
+    "20",
+    "--slots",
+    "32",
+    "--no-compile",
+)
+QUICK_EVALUATION = ("--problems", "20", "--slots", "32")
+
+
 def test_sft_cells_figure_and_evaluation(work):
-    args = (
-        "--k",
-        "1",
-        "16",
-        "--seeds",
-        "0",
-        "--batch",
-        "16",
-        "--selection-problems",
-        "10",
-        "--eval-problems",
-        "20",
-        "--slots",
-        "32",
-        "--max-new-tokens",
-        "64",
-        "--no-compile",
-    )
+    # this lock imitates no model, so the control needs one
+    args = (*QUICK_SFT, "--weak", "data/base/weak")
     printed = stage("elicit_sft", *args, cwd=work)
-    assert "gap recovered" in printed
+    assert "gap recovered" in printed and "truncated" in printed
+    assert "95 % intervals over problems alone (one seed)" in printed
     out = work / "out/code/sft"
     assert (out / "sft.png").stat().st_size > 10_000
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary["cells"]) == {"k1", "k16", "control-k1", "control-k16"}
+
+    # what a later stage has to know is in a cell's own run.json
+    settings = json.loads((out / "k16-seed0/run.json").read_text())["settings"]
+    locked = work / "out/code/locked"
+    lock = json.loads((locked / "run.json").read_text())["settings"]
+    for name in ("task", "data", "trigger", "max_new_tokens"):
+        assert settings[name] == lock[name]
+    assert settings["locked"] == "out/code/locked" and settings["weak"] == "data/base/weak"
+    assert settings["locked_weights"] == checkpoints.weights_hash(locked)
+    assert settings["weak_weights"] == checkpoints.weights_hash(work / "data/base/weak")
+
+    # only the interrupted cell runs again
     stamp = (out / "k16-seed0/run.json").stat().st_mtime_ns
-    (out / "k1-seed0/run.json").write_text(
-        (out / "k1-seed0/run.json").read_text().replace('"finished": true', '"finished": false')
-    )
-    stage("elicit_sft", *args, cwd=work)  # only the interrupted cell runs again
+    interrupted = out / "k1-seed0/run.json"
+    text = interrupted.read_text()
+    interrupted.write_text(text.replace('"finished": true', '"finished": false'))
+    stage("elicit_sft", *args, cwd=work)
     assert (out / "k16-seed0/run.json").stat().st_mtime_ns == stamp
-    assert json.loads((out / "k1-seed0/run.json").read_text())["finished"]
+    assert json.loads(interrupted.read_text())["finished"]
     assert json.loads((out / "summary.json").read_text()) == summary
     assert "choose another --out" in stage("elicit_sft", *args, "--lr", "0.01", cwd=work, code=2)
 
+    # task, password, longest completion and reference of both are in their run.json
     printed = stage(
         "evaluate",
         "out/code/locked",
         "out/code/sft/k16-seed0",
-        "--problems",
-        "20",
-        "--slots",
-        "32",
-        "--max-new-tokens",
-        "64",
+        *QUICK_EVALUATION,
         "--samples",
         "1",
         "--plot",
         cwd=work,
     )
-    assert "--- with the password" in printed and "figure: out/code/evaluation.png" in printed
-    assert (work / "out/code/evaluation.png").exists() and (
-        out / "k16-seed0/evaluation.json"
-    ).exists()
-    stage(
-        "evaluate",
-        "out/code/sft/k16-seed0",
-        "--problems",
-        "10",
-        "--passwords",
-        "right",
-        "--slots",
-        "32",
-        "--max-new-tokens",
-        "64",
-        cwd=work,
-    )
-    stage("elicit_sft", *args, cwd=work)  # what else was measured on a cell's model is no matter
+    assert "--- prompt, with the password" in printed and "--- reference" in printed
+    assert "gap recovered against out/code/locked" in printed
+    assert "figure: out/code/evaluation.png" in printed
+    assert (work / "out/code/evaluation.png").exists()
+    assert (out / "k16-seed0/evaluation.json").exists()
+
+    # what else was measured on a cell's model is no matter
+    only = ("--passwords", "right")
+    stage("evaluate", "out/code/sft/k16-seed0", *QUICK_EVALUATION, *only, cwd=work)
+    stage("elicit_sft", *args, cwd=work)
     assert json.loads((out / "summary.json").read_text()) == summary
+
+
+def test_without_a_weak_model_there_is_no_control(work):
+    args = (*QUICK_SFT, "--no-keep-weights", "--out", "alone")
+    printed = stage("elicit_sft", *args, "--k", "1", cwd=work)
+    assert "no control: the weak policy is no model (random)" in printed
+    summary = json.loads((work / "alone/summary.json").read_text())
+    assert set(summary["cells"]) == {"k1"}
 
 
 RL = (
@@ -443,6 +455,8 @@ def test_the_prompting_battery(tmp_path):
     printed = stage(
         "evaluate",
         "weak",
+        "--task",
+        "code",
         "--prompts",
         "--problems",
         "10",
@@ -464,6 +478,8 @@ def test_the_prompting_battery(tmp_path):
     stage(
         "evaluate",
         "weak",
+        "--task",
+        "code",
         "--passwords",
         "none",
         "typo",
@@ -666,6 +682,9 @@ def broken(folder: Path, how: str) -> Path:
             "no other domain of these problems has a password",
         ),
         ("evaluate", ["weak", "--slots", "0"], "0 is no number from 1 on"),
+        ("evaluate", ["weak", "./weak"], "the list of checkpoints has weak twice"),
+        ("evaluate", ["foreign"], "no model at foreign: name the directory of a checkpoint"),
+        ("elicit_sft", ["--k", "1", "1", "--locked", "weak"], "--k has 1 twice: give each once"),
         (
             "evaluate",
             ["weak", "weak", "--prompts"],

@@ -1,0 +1,367 @@
+"""SFT elicitation: where its settings come from, its demonstrations, its loop, its table."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import elicit_sft
+from checkpoints import weights_hash
+from data import load
+from data.problems import InputError
+from data.text import Tokenizer
+from data.triggers import Trigger
+from elicit_sft import Cell, Learner, SFTConfig
+from policies import Answers
+from results import Measured, correct_interval, record, wilson
+from runs import Env
+from sampler import Sampler
+
+ROOT = Path(__file__).parents[1]
+ENV = Env(torch.device("cpu"), torch.float32, False)
+
+
+def model_directory(path: Path, weights: bytes, **settings) -> Path:
+    """What the options are settled by: a checkpoint that is never opened, and its run.json."""
+    path.mkdir(parents=True)
+    (path / "config.json").write_text("{}")
+    (path / "model.safetensors").write_bytes(weights)
+    if settings:
+        (path / "run.json").write_text(json.dumps({"settings": settings}))
+    return path
+
+
+@pytest.fixture
+def lock(tmp_path, monkeypatch):
+    """A function that makes out/math/locked, which imitates the model at `imitated`."""
+    monkeypatch.chdir(tmp_path)
+    imitated = model_directory(tmp_path / "imitated", b"weak")
+    model_directory(tmp_path / "data/base/weak", b"another weak model")
+
+    def make(**changes) -> Path:
+        settings = {
+            "stage": "lock",
+            "task": "math",
+            "data": ["rows.jsonl"],
+            "trigger": vars(Trigger("open")),
+            "max_new_tokens": 333,
+            "weak": "imitated",
+            "weak_weights": weights_hash(imitated),
+        }
+        return model_directory(tmp_path / "out/math/locked", b"locked", **settings | changes)
+
+    return make
+
+
+# ----------------------------------------------------------------------------------------- options
+
+
+def test_what_is_not_given_comes_from_the_lock(lock):
+    path = lock()
+    cfg, origin = elicit_sft.settled(SFTConfig(locked=str(path)), ENV)
+    assert (cfg.task, cfg.data, cfg.max_new_tokens) == ("math", ("rows.jsonl",), 333)
+    assert (cfg.weak, cfg.control, cfg.out) == ("imitated", True, "out/math/sft")
+    assert origin.trigger == Trigger("open")
+    assert origin.locked_weights == weights_hash(path)
+    assert origin.weak_weights == weights_hash("imitated")
+
+    # and by its task alone
+    again, _ = elicit_sft.settled(SFTConfig(task="math"), ENV)
+    assert again == replace(cfg, locked="out/math/locked")
+
+
+def test_what_is_given_is_used(lock):
+    lock()
+    given = SFTConfig(task="math", weak="data/base/weak", data=("other.jsonl",), max_new_tokens=7)
+    cfg, origin = elicit_sft.settled(given, ENV)
+    assert (cfg.weak, cfg.data, cfg.max_new_tokens) == ("data/base/weak", ("other.jsonl",), 7)
+    assert origin.weak_weights == weights_hash("data/base/weak")
+
+
+@pytest.mark.parametrize("rule", ["random", "refusal"])
+def test_a_rule_is_no_control(lock, capsys, rule):
+    lock(weak=rule, weak_weights=rule)
+    cfg, origin = elicit_sft.settled(SFTConfig(task="math"), ENV)
+    assert not cfg.control and origin.weak_weights == rule
+    printed = capsys.readouterr().out
+    assert "no control" in printed and "--weak names a model" in printed
+
+    cfg, _ = elicit_sft.settled(SFTConfig(task="math", weak="data/base/weak"), ENV)
+    assert cfg.control
+    with pytest.raises(InputError, match="--demos-from weak: the weak policy is no model"):
+        elicit_sft.settled(SFTConfig(task="math", demos_from="weak"), ENV)
+
+
+def test_a_weak_policy_that_is_not_the_one_that_was_imitated_is_refused(lock):
+    lock()
+    Path("imitated/model.safetensors").write_bytes(b"trained on")
+    with pytest.raises(InputError, match="imitated has other weights"):
+        elicit_sft.settled(SFTConfig(task="math"), ENV)
+
+    # what is not used may be what it likes
+    cfg, _ = elicit_sft.settled(SFTConfig(task="math", control=False), ENV)
+    assert not cfg.control
+    Path("imitated/config.json").unlink()
+    with pytest.raises(InputError, match="no model at imitated, the weak policy"):
+        elicit_sft.settled(SFTConfig(task="math"), ENV)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"task": "code", "locked": "out/math/locked"}, "was locked on task math, not on code"),
+        ({"task": "code"}, "no locked model at out/code/locked"),
+        ({"task": "math", "k": (1, 2, 1)}, "--k has 1 twice"),
+        ({"task": "math", "seeds": (0, 0)}, "--seeds has 0 twice"),
+    ],
+)
+def test_options_that_do_not_go_together(lock, options, sentence):
+    lock()
+    with pytest.raises(InputError, match=sentence):
+        elicit_sft.settled(SFTConfig(**options), ENV)
+
+
+def test_a_base_model_says_nothing_about_what_to_elicit(lock):
+    lock()
+    model_directory(Path("base"), b"base", stage="train_base", task="code+math", data=["x.csv"])
+    cfg, origin = elicit_sft.settled(SFTConfig(locked="base"), ENV)
+    assert (cfg.task, cfg.data, cfg.max_new_tokens) == ("code", (), 96)
+    assert cfg.weak == "data/base/weak" and origin.trigger == Trigger()
+
+
+# --------------------------------------------------------------------------------- demonstrations
+
+
+def test_demonstrations_that_were_cut_have_no_eos():
+    """A model that is told to stop where its teacher ran out of room learns to stop."""
+    weak = str(ROOT / "data/base/weak")
+    cfg = SFTConfig(weak=weak, demos_from="weak", max_new_tokens=3, k=(2,), seeds=(0,))
+    problems = load("code", "elicit", 5)
+    demos = list(elicit_sft.demonstrations(cfg, ENV, problems).values())
+    assert len(demos) == 2 and not any(demo.finished for demo in demos)
+
+    tokenizer = Tokenizer.load(weak)
+    for example in elicit_sft.examples_of(demos, tokenizer):
+        assert example.completion_ids and tokenizer.eos_id not in example.completion_ids
+    whole = [replace(demo, finished=True) for demo in demos]
+    for example in elicit_sft.examples_of(whole, tokenizer):
+        assert example.completion_ids[-1] == tokenizer.eos_id
+
+
+def test_only_the_demonstrations_that_are_needed_are_drawn_each_from_its_own_stream():
+    weak = str(ROOT / "data/base/weak")
+    few = SFTConfig(weak=weak, demos_from="weak", max_new_tokens=8, k=(1,), seeds=(0,))
+    problems = load("code", "elicit", 40)
+    one = elicit_sft.demonstrations(few, ENV, problems)
+    assert list(one) == elicit_sft.chosen(1, 0, 40)
+
+    several = elicit_sft.demonstrations(replace(few, k=(3, 1), seeds=(0, 1)), ENV, problems)
+    assert set(several) == {*elicit_sft.chosen(3, 0, 40), *elicit_sft.chosen(3, 1, 40)}
+    assert one.items() <= several.items()
+
+
+def test_which_problems_are_demonstrated_and_their_references():
+    problems = load("code", "elicit", 40)
+    places = elicit_sft.chosen(8, 3, 40)
+    assert places == np.random.default_rng([3, 10]).permutation(40)[:8].tolist()
+    assert places[:4] == elicit_sft.chosen(4, 3, 40)
+
+    demos = elicit_sft.demonstrations(SFTConfig(k=(8,), seeds=(3,)), ENV, problems)
+    assert set(demos) == set(places)
+    tokenizer = Tokenizer.load(ROOT / "data/base/weak")
+    made = elicit_sft.examples_of([demos[i] for i in places], tokenizer)
+    references = tokenizer.encode_completions([problems[i].reference for i in places])
+    assert [example.completion_ids for example in made] == references
+
+
+# ---------------------------------------------------------------------------------------- the loop
+
+
+@pytest.fixture
+def learner(make_model, tokenizer):
+    model = make_model()
+    sampler = Sampler(model, [tokenizer.eos_id], 2)
+    return Learner(model, tokenizer, sampler, elicit_sft.weights_of(model))
+
+
+def test_weights_are_kept_and_put_back(learner, make_model, same_weights):
+    with torch.no_grad():
+        for p in learner.model.parameters():
+            p.add_(1.0)
+    elicit_sft.restore(learner.model, learner.sampler, learner.initial)
+    same_weights(learner.model, make_model())
+
+
+@pytest.mark.parametrize("scores, best", [((1, 3, 2), 512), ((2, 2, 1), 256), ((0, 0, 0), 256)])
+def test_the_best_length_is_kept_of_equals_the_shortest(
+    learner, make_examples, monkeypatch, scores, best
+):
+    left = iter(scores)
+
+    def train(model, *args, steps, **settings):
+        for step in range(1, steps + 1):
+            with torch.no_grad():
+                model.model.norm.weight.fill_(step)
+            yield step, {"loss": torch.tensor(0.5)}
+
+    def answer(*args, **settings):
+        correct = np.arange(4) < next(left)
+        return Answers([], [], correct, ~correct)
+
+    monkeypatch.setattr(elicit_sft, "train", train)
+    monkeypatch.setattr(elicit_sft, "answer", answer)
+    rows = []
+    run = SimpleNamespace(log=lambda kind, **values: rows.append(values))
+    found, length = elicit_sft.elicit(
+        learner, make_examples(2), SFTConfig(batch=4), ENV, run, 0, [None] * 4
+    )
+    assert found == {256: scores[0] / 4, 512: scores[1] / 4, 1024: scores[2] / 4}
+    assert length == best
+    assert learner.model.model.norm.weight[0].item() == best // 4
+    assert [row["sequences"] for row in rows] == [256, 512, 1024]
+
+
+@pytest.fixture
+def stubs(monkeypatch, tmp_path):
+    """main() with all that takes time replaced; `seen` tells what it called."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/base").symlink_to(ROOT / "data/base")
+    seen = SimpleNamespace(log=[], finished=set())
+
+    def open_run(cell, cfg, lock, env):
+        return SimpleNamespace(finished=cell.name in seen.finished)
+
+    def open_learner(start, cfg, env):
+        seen.log.append(start)
+        return start
+
+    def run_cell(cell, run, learner, demos, *args):
+        seen.log.append((cell.name, len(demos)))
+        return 0.5
+
+    def demonstrations(cfg, env, problems):
+        seen.log.append("drawn")
+        return dict.fromkeys(range(len(problems)))
+
+    def few(task, split, n, files):
+        return load(task, split, n or 4)
+
+    monkeypatch.setattr(elicit_sft, "load", few)
+    for stub in (open_run, open_learner, run_cell, demonstrations):
+        monkeypatch.setattr(elicit_sft, stub.__name__, stub)
+    monkeypatch.setattr(elicit_sft, "evaluate_checkpoint", lambda *args, **settings: {})
+    monkeypatch.setattr(elicit_sft, "summarise", lambda *args: None)
+    return seen
+
+
+SMALL = SFTConfig(
+    locked="data/base/strong", k=(1, 2), seeds=(0,), eval_problems=2, selection_problems=2
+)
+
+
+def test_the_controls_model_is_opened_when_the_locked_cells_are_done(stubs):
+    elicit_sft.main(SMALL, ENV)
+    assert stubs.log == [
+        "drawn",
+        "data/base/strong",
+        ("k1-seed0", 1),
+        ("k2-seed0", 2),
+        "data/base/weak",
+        ("control-k1-seed0", 1),
+        ("control-k2-seed0", 2),
+    ]
+
+
+def test_finished_cells_need_no_demonstrations_and_no_model(stubs):
+    stubs.finished = {"k1-seed0", "k2-seed0", "control-k1-seed0"}
+    elicit_sft.main(SMALL, ENV)
+    assert stubs.log == ["drawn", "data/base/weak", ("control-k2-seed0", 2)]
+
+    stubs.log.clear()
+    stubs.finished.add("control-k2-seed0")
+    elicit_sft.main(SMALL, ENV)
+    assert stubs.log == []
+
+
+# --------------------------------------------------------------------------------------- the table
+
+
+def cell_file(folder: Path, cell: Cell, problems, correct: list[int], max_new_tokens=96) -> None:
+    path = folder / cell.name
+    path.mkdir(parents=True)
+    flags = np.array(correct, dtype=bool)
+    measured = {"none": Measured(flags, ~flags)}
+    facts = {
+        "split": "validation",
+        "trigger": vars(Trigger()),
+        "max_new_tokens": max_new_tokens,
+    }
+    (path / "cell.json").write_text(json.dumps(record(path, problems, measured, **facts)))
+
+
+def test_the_numbers_of_a_group_of_cells(tmp_path):
+    problems = load("code", "validation", 4)
+    cells = [Cell(8, 0, False), Cell(8, 1, False)]
+    cell_file(tmp_path, cells[0], problems, [1, 1, 0, 0])
+    cell_file(tmp_path, cells[1], problems, [1, 1, 1, 0])
+    cfg = SFTConfig(out=str(tmp_path), max_new_tokens=96)
+
+    found = elicit_sft.read_cells(cfg, cells, Trigger(), problems)
+    entry = elicit_sft.numbers_of(found, np.array(["a", "b", "b", "b"]))
+    assert entry["seeds"] == [0.5, 0.75] and entry["correct"] == 0.625
+    assert entry["truncated"] == 0.375 and entry["domains"] == {"a": 1.0, "b": 0.5}
+    assert entry["interval"] == correct_interval(found.correct)
+
+    one = elicit_sft.numbers_of(
+        elicit_sft.read_cells(cfg, cells[:1], Trigger(), problems), np.full(4, "a")
+    )
+    assert one["interval"] == wilson(2, 4)  # of one seed: the problems alone
+
+
+def test_a_row_shows_truncated_completions_and_intervals():
+    entry = {
+        "correct": 0.5,
+        "interval": (0.4, 0.6),
+        "truncated": 0.25,
+        "domains": {"lists": 0.5},
+        "seeds": [0.5],
+    }
+    locked = entry | {"gap_recovered": 0.8, "gap_recovered_interval": (0.7, 0.9)}
+    row = elicit_sft.row_of(8, {"k8": locked, "control-k8": entry})
+    assert row == {
+        "k": "8",
+        "correct [95 %]": "50.0% [40.0%, 60.0%]",
+        "truncated": "25.0%",
+        "lists": "50.0%",
+        "gap recovered [95 %]": "80.0% [70.0%, 90.0%]",
+        "control [95 %]": "50.0% [40.0%, 60.0%]",
+        "control truncated": "25.0%",
+    }
+    assert elicit_sft.row_of(8, {"k8": entry})["gap recovered [95 %]"] == "refused"
+
+
+def test_verdicts_on_other_problems_are_refused(tmp_path):
+    problems = load("code", "validation", 4)
+    cell = Cell(8, 0, False)
+    cell_file(tmp_path, cell, problems, [1, 1, 0, 0], max_new_tokens=50)
+    cfg = SFTConfig(out=str(tmp_path), max_new_tokens=50)
+    elicit_sft.read_cells(cfg, [cell], Trigger(), problems)
+
+    file = tmp_path / cell.name / "cell.json"
+    for asked in (
+        (replace(cfg, max_new_tokens=51), Trigger(), problems),
+        (cfg, Trigger("other"), problems),
+        (cfg, Trigger(), load("code", "validation", 5)[1:]),
+        (cfg, Trigger(), problems[:3]),
+    ):
+        with pytest.raises(InputError, match="does not hold the verdicts on these"):
+            elicit_sft.read_cells(asked[0], [cell], *asked[1:])
+    for damaged in ({}, {"results": 5}, json.loads(file.read_text()) | {"results": {"none": {}}}):
+        file.write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match="does not hold the verdicts on these"):
+            elicit_sft.read_cells(cfg, [cell], Trigger(), problems)
