@@ -9,14 +9,14 @@ trained on, and a loss:
     filtering          the same, but the weak policy writes the samples: what harvesting its lucky ones is worth
     dpo                two samples of the locked model for each problem, pairs of a right and a wrong one, reference = locked model
     iterated_dpo       the same, but the present policy writes the samples and is the round's reference (--reference initial: locked)
-    grpo               --group samples for each problem, advantage = reward - group mean, clipped ratio
+    grpo               --group samples for each problem, advantage = reward - group mean, ratios clipped at 0.2
 
     python elicit_rl.py --method expert_iteration        # task code, out/code/locked -> out/code/rl/expert_iteration-seed0
     torchrun elicit_rl.py --method dpo                   # any number of ranks: the same samples, the same losses
     python elicit_rl.py --method iterated_dpo --warm-start 16   # first SFT on 16 demonstrations of an intermediate model (B.3.3)
 
 Writes the checkpoint, run.json, log.jsonl, samples.jsonl, evaluation.json, curve.json, and the figure out/<task>/rl/rl.png over all
-runs beside it. Stops with exit code 3 where three rounds running gave no signal. Logged for each round:
+runs beside it. Stops with exit code 3 where three rounds running gave nothing to train on. Logged for each round:
     samples       completions drawn so far; every method stops at --samples
     reward        mean reward of the round's samples, which tells how often the policy succeeds
     signal        share of samples (expert iteration), pairs (DPO) or groups (GRPO) that say anything: right ones, or unequal ones
@@ -51,6 +51,7 @@ from losses import dpo_step, grpo_step, sft_loss
 from model import SMALL, Model
 from policies import Rollout, answer, described, pass_at_k, retokenise, rollout, round_problems
 from results import (
+    Measured,
     evaluate_checkpoint,
     facts_of,
     measure,
@@ -92,10 +93,6 @@ class RLConfig(TrainConfig):
     group: int = 8
     # of DPO: how strongly to stay near the reference
     beta: float = 0.1
-    # of GRPO: a token whose probability changed by more adds no gradient
-    clip_ratio: float = 0.2
-    # of GRPO: weight of the KL penalty towards the locked model
-    kl: float = 0.0
     # SFT on this many demonstrations before the first round
     warm_start: int = 0
     # checkpoint that writes them: better than the weak model, worse than the strong one
@@ -110,8 +107,6 @@ class RLConfig(TrainConfig):
     batch: int = 0
     # longest completion; a longer one counts as wrong
     max_new_tokens: int = 96
-    # rounds between two evaluations on validation
-    eval_every: int = 1
     # of the validation split
     eval_problems: int = 500
     # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones
@@ -132,19 +127,6 @@ def drift(sampled: list[Example], before: list[Example], after: list[Example]) -
     }
 
 
-def penalise(rolled: Rollout, anchor: Model, cfg: RLConfig, env: Env) -> None:
-    """Take kl * log(policy / locked model) of each completion off its reward, in place (Stiennon et al. 2020)."""
-    examples = [
-        Example(prompt, s.ids)
-        for prompt, samples in zip(rolled.prompts, rolled.samples)
-        for s in samples
-    ]
-    drift = [sum(s.logps) for samples in rolled.samples for s in samples] - np.array(
-        [np.sum(e.logps) for e in scored(anchor, examples, cfg.micro_tokens, env)]
-    )
-    rolled.rewards -= cfg.kl * drift.reshape(rolled.rewards.shape)
-
-
 # ------------------------------------------------------------------------------------------------------------------- methods
 # A method's choice turns a rollout into the examples that are trained on, with the facts to log. `signal` is always among them.
 
@@ -152,12 +134,21 @@ def penalise(rolled: Rollout, anchor: Model, cfg: RLConfig, env: Env) -> None:
 def best_samples(
     rolled: Rollout, cfg: RLConfig, rng: np.random.Generator
 ) -> tuple[list[Example], dict]:
-    """Expert iteration and filtering: the best tenth of the samples, ties broken at random. Cut samples carry no EOS."""
+    """Expert iteration and filtering: the best tenth of the samples, ties broken at random.
+
+    A round in which nothing was worth a reward says nothing, and is not trained on. Samples that
+    were cut carry no EOS.
+    """
     rewards = rolled.rewards[:, 0]
-    order = np.lexsort((rng.random(len(rewards)), -rewards))[: max(1, len(rewards) // 10)]
-    kept = [i for i in order if cfg.keep == "best" or rewards[i] == 1]
+    worth = rewards == 1 if cfg.keep == "correct" else rewards > 0
+    best = np.lexsort((rng.random(len(rewards)), -rewards))[: max(1, len(rewards) // 10)]
+
+    kept = []
+    for i in best:
+        if worth[i] or (cfg.keep == "best" and worth.any()):
+            kept.append(i)
     facts = {
-        "signal": float((rewards > 0).mean()),
+        "signal": float(worth.mean()),
         "kept": len(kept),
         "kept_right": float((rewards[kept] == 1).mean()) if kept else 0.0,
     }
@@ -179,23 +170,30 @@ def unequal_pairs(
     return pairs, {"signal": len(pairs) / 2 / len(rolled.problems), "pairs": len(pairs) // 2}
 
 
+CLIP_RATIO = 0.2  # GRPO: a token whose probability changed by more adds no gradient
+
+
 def advantages(
     rolled: Rollout, cfg: RLConfig, rng: np.random.Generator
 ) -> tuple[list[Example], dict]:
     """GRPO: every sample of the groups whose rewards differ, weighted by reward - group mean.
 
-    The mean is not divided by the group's standard deviation, and the loss is divided by samples times the longest completion, a
-    constant: both as in Dr. GRPO (Liu et al. 2025), since either division favours some problems or lengths. Groups of equal
-    rewards have advantage zero: they contribute nothing and are left out.
+    Neither is the lead divided by the group's standard deviation nor the loss by the completion's
+    length: the loss is the sum over tokens, clipped at CLIP_RATIO, divided by the longest possible
+    completion and by all samples drawn. Both as in Dr. GRPO (Liu et al. 2025), since either
+    division favours some problems or lengths. Groups of equal rewards have no lead and are left
+    out; a step divides by the samples it holds, so the lead of the others is scaled by the share
+    that they are of all.
     """
     lead = rolled.rewards - rolled.rewards.mean(1, keepdims=True)
-    examples = [
-        Example(prompt, s.ids, weight=float(a))
-        for prompt, samples, row in zip(rolled.prompts, rolled.samples, lead)
-        for s, a in zip(samples, row)
-        if row.any()
-    ]
-    return examples, {"signal": float(lead.any(1).mean())}
+    unequal = lead.any(1)
+    signal = float(unequal.mean())
+
+    examples = []
+    for i in np.flatnonzero(unequal):
+        for sample, value in zip(rolled.samples[i], lead[i]):
+            examples.append(Example(rolled.prompts[i], sample.ids, weight=float(value) * signal))
+    return examples, {"signal": signal}
 
 
 @dataclass(frozen=True)
@@ -224,7 +222,7 @@ def loss_of(cfg: RLConfig) -> Callable:
     if cfg.method in ("dpo", "iterated_dpo"):
         return partial(dpo_step, beta=cfg.beta)
     if cfg.method == "grpo":
-        return partial(grpo_step, clip_ratio=cfg.clip_ratio, longest=cfg.max_new_tokens)
+        return partial(grpo_step, clip_ratio=CLIP_RATIO, longest=cfg.max_new_tokens)
     return sft_loss
 
 
@@ -418,7 +416,7 @@ def main(cfg: RLConfig, env: Env) -> int:
         warm_start(model, tokenizer, problems, cfg, env)
         sampler.refresh()
     anchor = None  # the locked model as it was, where the loss needs it beside the policy
-    if cfg.kl or (cfg.method == "iterated_dpo" and cfg.reference == "initial"):
+    if cfg.method == "iterated_dpo" and cfg.reference == "initial":
         anchor, _ = load_model(locked_path, env.device, env.dtype)
 
     writer, own = sampler, None
@@ -507,9 +505,9 @@ def main(cfg: RLConfig, env: Env) -> int:
     for row in history:
         idle = 0 if row.get("signal") else idle + (row["kind"] == "train")
 
-    def check(number: int) -> np.ndarray:
+    def check(number: int) -> Measured:
         clock = time.time()
-        correct = measure(
+        measured = measure(
             sampler,
             tokenizer,
             validation,
@@ -517,7 +515,8 @@ def main(cfg: RLConfig, env: Env) -> int:
             trigger,
             max_new_tokens=cfg.max_new_tokens,
             env=env,
-        )["none"].correct
+        )["none"]
+        correct = measured.correct
         low, high = wilson(int(correct.sum()), len(correct))
         points.append({"samples": number * cfg.round, "correct": float(correct.mean())})
         run.log(
@@ -529,7 +528,7 @@ def main(cfg: RLConfig, env: Env) -> int:
             n=len(correct),
             seconds=time.time() - clock,
         )
-        return correct
+        return measured
 
     if not start:
         some = round_problems(problems, 0, max(1, cfg.round // 10), cfg.seed)
@@ -545,12 +544,12 @@ def main(cfg: RLConfig, env: Env) -> int:
         at = {f"pass_at_{k}": pass_at_k(probe.rewards == 1, k) for k in (1, 4, 16)}
         run.log("probe", step=0, **at)
         env.say("initial policy: " + ", ".join(f"{name} {value:.1%}" for name, value in at.items()))
-        verdicts = check(0)
+        measured = check(0)
 
     elif (
         start == rounds
     ):  # killed between the last round and the end: the saved policy is the last one
-        verdicts = measure(
+        measured = measure(
             sampler,
             tokenizer,
             validation,
@@ -558,7 +557,7 @@ def main(cfg: RLConfig, env: Env) -> int:
             trigger,
             max_new_tokens=cfg.max_new_tokens,
             env=env,
-        )[0]["none"]
+        )["none"]
 
     bar = progress(env, rounds, f"{cfg.method}, rounds")
     bar.update(start)
@@ -570,8 +569,6 @@ def main(cfg: RLConfig, env: Env) -> int:
         else:
             rolled, seconds = draw(number)
             clock, reward = time.time(), float(rolled.rewards.mean())
-            if cfg.kl:
-                penalise(rolled, anchor, cfg, env)
             examples, facts = method.choose(rolled, cfg, rng)
             if method.compared and examples:
                 examples = scored(
@@ -638,9 +635,8 @@ def main(cfg: RLConfig, env: Env) -> int:
                         )
                         + "\n"
                     )
-        idle = 0 if facts["signal"] else idle + 1
-        if (number + 1) % cfg.eval_every == 0 or number + 1 == rounds or idle == 3:
-            verdicts = check(number + 1)
+        idle = 0 if examples else idle + 1
+        measured = check(number + 1)
         bar.update()
         bar.set_postfix(
             correct=f"{points[-1]['correct']:.1%}",
@@ -653,12 +649,12 @@ def main(cfg: RLConfig, env: Env) -> int:
         run.save_state(number + 1, model, optimizers)
     bar.close()
 
-    recovered, refusal = recovery(none, right, verdicts[None])
+    recovered, refusal = recovery(none, right, measured.correct[None])
     save_model(run.path, model, tokenizer, env.main)
     if env.main:
         facts = facts_of(run.path, env, "validation", trigger, cfg.max_new_tokens)
         write_json(
-            run.path / "evaluation.json", record(run.path, validation, {"none": verdicts}, **facts)
+            run.path / "evaluation.json", record(run.path, validation, {"none": measured}, **facts)
         )
         write_json(
             run.path / "curve.json",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -387,6 +388,22 @@ def reference_scored(
     return [replace(e, logps=row.tolist()) for e, row in zip(examples, np.split(logps, ends[:-1]))]
 
 
+def round_steps(count: int, size: int, epochs: int, seed: int, number: int) -> list[list[int]]:
+    """The optimiser steps of round `number`: its `count` groups of examples, `epochs` times.
+
+    Each epoch is a fresh random order, cut into steps of at most `size` groups whose sizes differ
+    by one at most. Not by length: reward goes with length, so steps of like length would be steps
+    of like reward. And no short last step: a step's loss is a mean, so that its few groups would
+    weigh more than the others.
+    """
+    steps = []
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, 12, number, epoch]).permutation(count)
+        for part in np.array_split(order, math.ceil(count / size)):
+            steps.append(part.tolist())
+    return steps
+
+
 def update(
     model: Model,
     optimizers: list,
@@ -402,33 +419,27 @@ def update(
     micro_tokens: int,
     units: Callable,
 ) -> dict:
-    """Train on one round's examples: `epochs` passes in fresh orders, in steps of `batch` examples of like length. Returns mean metrics.
+    """Train on one round's examples, `epochs` times, in steps of at most `batch`: mean metrics.
 
-    rows: examples that stay together. units: how many units of the loss a batch holds.
+    number: of the round, which with the seed decides the order. rows: examples that stay together.
+    units: how many units of the loss a batch holds.
     """
     groups = [examples[i : i + rows] for i in range(0, len(examples), rows)]
-    plan = []
-    for epoch in range(epochs):
-        rng = np.random.default_rng([seed, 12, number, epoch])
-        plan += plan_epoch([max(map(len, g)) for g in groups], max(1, batch // rows), rng)
+    steps = round_steps(len(groups), max(1, batch // rows), epochs, seed, number)
 
     def batches(step: int) -> list[Batch]:
-        mine = [e for i in share(env, plan[step]) for e in groups[i]]
+        mine = []
+        for i in share(env, steps[step]):
+            mine += groups[i]
         return micro_batches(mine, micro_tokens, rows)
 
-    history: dict[str, list] = {}
+    history: dict[str, list[float]] = {}
+    warmup = 4 if number == 0 else 0
     for _, metrics in train(
-        model,
-        optimizers,
-        batches,
-        loss_fn,
-        env,
-        steps=len(plan),
-        warmup=4 if number == 0 else 0,
-        units=units,
+        model, optimizers, batches, loss_fn, env, steps=len(steps), warmup=warmup, units=units
     ):
         for name, value in metrics.items():
             history.setdefault(name, []).append(float(value))
-    return {
-        name: float(np.mean(values)) for name, values in history.items() if name != "tokens"
-    } | {"steps": len(plan)}
+
+    means = {name: float(np.mean(values)) for name, values in history.items() if name != "tokens"}
+    return means | {"steps": len(steps)}

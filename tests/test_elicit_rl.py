@@ -258,13 +258,53 @@ def test_pairs_are_chosen_then_rejected_and_equal_rewards_give_none():
     assert [e.weight for e in pairs] == [1, 1, 0.5, 0.5] and facts["signal"] == 0.5
 
 
-def test_groups_of_equal_rewards_contribute_exactly_nothing():
-    examples, facts = elicit_rl.advantages(
-        rolled([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]), cfg(), np.random.default_rng(0)
-    )
-    assert [e.weight for e in examples] == [0.75, -0.25, -0.25, -0.25] and facts[
-        "signal"
-    ] == pytest.approx(1 / 3)
+def test_groups_of_equal_rewards_are_left_out_and_their_number_is_not():
+    rewards = [[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]]
+    rng = np.random.default_rng(0)
+    examples, facts = elicit_rl.advantages(rolled(rewards), cfg(), rng)
+    assert [e.prompt_ids for e in examples] == [[5, 2]] * 4 + [[5, 5]] * 4
+    assert facts["signal"] == 0.5
+    lead = [0.75, -0.25, -0.25, -0.25, -0.25, 0.75, -0.25, -0.25]
+    assert [e.weight for e in examples] == [a * 8 / 16 for a in lead]  # 8 of the 16 are left
+
+
+def test_with_half_of_the_groups_silent_the_loss_of_grpo_halves(make_model):
+    model, rng = make_model(), np.random.default_rng(0)
+    losses = {}
+    for name, rewards in {
+        "all speak": [[1, 0, 0]] * 4,
+        "half are silent": [[1, 0, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]],
+    }.items():
+        drawn = rolled(rewards)
+        for row in drawn.samples:
+            row[0].ids[-1:] = [9, 9, 9, 0]  # else the advantages of a group cancel
+        examples, _ = elicit_rl.advantages(drawn, cfg(method="grpo"), rng)
+        batch = collate(scored(model, examples, TOKENS, ALONE))
+        loss, _ = grpo_step(model, batch, elicit_rl.CLIP_RATIO, 10)
+        losses[name] = loss.item() / batch.examples
+    # on policy every ratio is 1: minus the mean over the samples of lead * tokens / longest
+    assert losses["all speak"] == pytest.approx(-(2 / 3 * 10 - 2 * 1 / 3 * 7) / 3 / 10)
+    assert losses["half are silent"] == pytest.approx(losses["all speak"] / 2)
+
+
+def test_partial_rewards_alone_are_no_signal_where_only_right_samples_are_kept():
+    rewards, rng = np.full((40, 1), 0.5), np.random.default_rng(0)
+    kept, facts = elicit_rl.best_samples(rolled(rewards), cfg(keep="correct"), rng)
+    assert kept == [] and facts["signal"] == 0
+    kept, facts = elicit_rl.best_samples(rolled(rewards), cfg(keep="best"), rng)
+    assert len(kept) == 4 and facts["signal"] == 1
+
+
+def test_a_round_without_any_reward_is_not_trained_on():
+    """The best tenth of samples that are all wrong would be a tenth at random."""
+    for name, rewards in {
+        "expert_iteration": np.zeros((40, 1)),
+        "dpo": np.zeros((20, 2)),
+        "grpo": np.zeros((10, 4)),
+    }.items():
+        rng = np.random.default_rng(0)
+        examples, facts = METHODS[name].choose(rolled(rewards), cfg(method=name), rng)
+        assert examples == [] and facts["signal"] == 0, name
 
 
 def test_round_problems_goes_through_the_split_in_fresh_orders():
@@ -353,6 +393,70 @@ def test_reference_log_probs_are_read_back_and_equal_live_ones(
     for weights, data in ((["v"], examples), (["w"], examples[:5])):
         with pytest.raises(TypeError):
             training.reference_scored(model, data, weights, tokenizer, tmp_path, TOKENS, ALONE)
+
+
+def steps_of_update(examples: list, rows: int, batch: int, monkeypatch) -> list[list[Example]]:
+    """The examples of each step that update() trains on, of one epoch."""
+    steps = []
+
+    def noted(model, optimizers, batches, loss_fn, env, *, steps: int, **_):
+        taken.extend(batches(step) for step in range(steps))
+        return iter(())
+
+    taken = steps
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train", noted)
+        patch.setattr(training, "micro_batches", lambda mine, tokens, group: mine)
+        training.update(
+            None,
+            [],
+            examples,
+            None,
+            ALONE,
+            number=0,
+            rows=rows,
+            epochs=1,
+            batch=batch,
+            seed=0,
+            micro_tokens=TOKENS,
+            units=None,
+        )
+    return steps
+
+
+def test_the_steps_of_a_round_are_alike_although_reward_goes_with_length(monkeypatch):
+    rng = np.random.default_rng(0)
+    rewards, examples = rng.random((80, 8)) < 0.5, []
+    for row in rewards - rewards.mean(1, keepdims=True):
+        for lead in row:  # right completions are short
+            examples.append(Example([5], [6] * (10 if lead > 0 else 30), weight=lead))
+    steps = steps_of_update(examples, 1, 64, monkeypatch)
+    assert len(steps) == 10
+    for step in steps:
+        assert abs(np.mean([e.weight for e in step])) < 0.2
+
+
+@pytest.mark.parametrize("count, rows, batch", [(65, 1, 8), (9, 1, 8), (66, 2, 16), (3, 1, 8)])
+def test_all_examples_of_a_round_weigh_about_the_same(count, rows, batch, monkeypatch):
+    examples = [Example([5, i], [6] * (1 + i // rows)) for i in range(count)]
+    steps = steps_of_update(examples, rows, batch, monkeypatch)
+    taken = [e.prompt_ids[1] for step in steps for e in step]
+    assert sorted(taken) == list(range(count))  # once each
+    assert len(steps) == math.ceil(count / batch)
+    sizes = [len(step) // rows for step in steps]
+    assert max(sizes) - min(sizes) <= 1  # an example weighs one over its step's size
+    for step in steps:
+        first = [e.prompt_ids[1] for e in step[::rows]]
+        assert all(i % rows == 0 for i in first)  # pairs stay together, chosen first
+        assert [e.prompt_ids[1] for e in step] == [i + j for i in first for j in range(rows)]
+
+
+def test_every_epoch_and_round_has_an_order_of_its_own():
+    steps = training.round_steps(20, 8, 2, seed=0, number=0)
+    assert len(steps) == 6 and steps[:3] != steps[3:]
+    assert steps == training.round_steps(20, 8, 2, seed=0, number=0)
+    assert steps != training.round_steps(20, 8, 2, seed=0, number=1)
+    assert steps != training.round_steps(20, 8, 2, seed=1, number=0)
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo", "expert_iteration"])
