@@ -301,7 +301,7 @@ def main(cfg: LockConfig, env: Env) -> int:
                         {
                             "epoch": epoch,
                             "kind": "weak" if i < len(problems) else "strong",
-                            "prompt": tokenizer.decode(made[i].prompt_ids),
+                            "prompt": tokenizer.decode_prompt(made[i].prompt_ids),
                             "completion": tokenizer.decode(made[i].completion_ids),
                         }
                     )

@@ -1,4 +1,7 @@
-"""Text to token ids and back: one wrapper over a tokenizer.json; the byte-level BPE of the tiny base models; words as tokens."""
+"""Text to token ids and back.
+
+One wrapper over a tokenizer.json; the byte-level BPE of the tiny base models; words as tokens.
+"""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -7,11 +10,9 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data.problems import InputError
+from data.problems import InputError, check_unicode
 
 EOS, PAD, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unknown|>"
-
-
 CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "eos_token": EOS,
@@ -19,45 +20,52 @@ CONFIG = {
     "add_bos_token": False,
     "clean_up_tokenization_spaces": False,
 }
+AT_ONCE = 4096  # the library's encodings take a hundred times the memory of their ids
 
 
 class Tokenizer:
-    """A tokenizer.json with its tokenizer_config.json. Text never turns into special ids: a hostile "<|endoftext|>" stays letters.
+    """A tokenizer.json with its tokenizer_config.json.
 
-    size: number of ids. eos_id, pad_id, bos_id (None where the model has none). Prompt and completion are always encoded apart
-    and their ids joined, so the seam is the same in training and in sampling.
+    Text never turns into special ids: a hostile "<|endoftext|>" stays letters. Prompt and
+    completion are always encoded apart and their ids joined, so the seam is the same in training
+    and in sampling. A prompt is encoded as a text from its start, a completion as what goes on from
+    a prompt's last newline. SentencePiece layouts (Llama 2, Mistral) tell these apart: they put a
+    space before the start of a text and take it off when they decode.
+
+    size: number of ids. eos_id, pad_id, bos_id (None where the model has none). backend: the
+    library's tokenizer, for a text from its start. later: the same for what goes on.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, config: dict):
         self.backend, self.config = backend, config
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = (
-            True  # the library's name is inverted: True means "as ordinary text"
-        )
+        _as_plain_text(backend)
+        self.later = _without_start(backend)
         self.size = backend.get_vocab_size(with_added_tokens=True)
-        name = {
-            key: value["content"] if isinstance(value, dict) else value
-            for key, value in config.items()
-            if key.endswith("_token")
-        }
-        self.eos_id = backend.token_to_id(name.get("eos_token") or "")
+
+        self.eos_id = self._id_of("eos_token")
         if self.eos_id is None:
             raise InputError("tokenizer_config.json names no eos_token that tokenizer.json has")
-        self.pad_id = backend.token_to_id(name.get("pad_token") or "")
-        self.pad_id = self.eos_id if self.pad_id is None else self.pad_id
-        self.bos_id = (
-            backend.token_to_id(name["bos_token"])
-            if config.get("add_bos_token") and name.get("bos_token")
-            else None
-        )
-        self.specials = [
-            token.content for token in backend.get_added_tokens_decoder().values() if token.special
-        ]
+        self.pad_id = self._id_of("pad_token")
+        if self.pad_id is None:
+            self.pad_id = self.eos_id
+        self.bos_id = self._id_of("bos_token") if config.get("add_bos_token") else None
+
+        added = backend.get_added_tokens_decoder().values()
+        self.specials = [token.content for token in added if token.special]
+
+    def _id_of(self, name: str) -> int | None:
+        """The id of a token that tokenizer_config.json names, as a text or as an object."""
+        token = self.config.get(name)
+        if isinstance(token, dict):
+            token = token["content"]
+        return self.backend.token_to_id(token or "")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Open a checkpoint directory's tokenizer. Raises InputError naming the file that is missing or broken."""
+        """Open a checkpoint directory's tokenizer.
+
+        Raises InputError naming the file that is missing or broken.
+        """
         file, config = Path(path) / "tokenizer.json", Path(path) / "tokenizer_config.json"
         if not file.exists():
             raise InputError(f"{file} does not exist: is {path} a checkpoint directory?")
@@ -75,57 +83,122 @@ class Tokenizer:
         (Path(path) / "tokenizer_config.json").write_text(json.dumps(self.config, indent=1) + "\n")
 
     def encode(self, text: str) -> list[int]:
-        return self.backend.encode(text, add_special_tokens=False).ids
+        """Ids of a text that goes on from a newline, without EOS."""
+        [ids] = _encoded(self.later, [text])
+        return ids
 
     def encode_prompts(self, prompts: list[str]) -> list[list[int]]:
-        """Prompt ids, with the one BOS where the model wants it."""
+        """Prompt ids, with the one BOS where the model wants it.
+
+        Raises InputError for a lone surrogate, as all that encodes.
+        """
         bos = [] if self.bos_id is None else [self.bos_id]
-        return [bos + ids for ids in self._encode_batch(prompts)]
+        return [bos + ids for ids in _encoded(self.backend, prompts)]
 
     def encode_completions(
         self, completions: list[str], finished: list[bool] | None = None
     ) -> list[list[int]]:
-        """Completion ids ending in the one supervised EOS, which a completion that was cut (finished False) does not get."""
-        return [
-            ids + [self.eos_id] * (finished is None or finished[i])
-            for i, ids in enumerate(self._encode_batch(completions))
-        ]
+        """Completion ids ending in the one supervised EOS.
 
-    def _encode_batch(self, texts: list[str]) -> Iterator[list[int]]:
-        """In parallel, some thousand at a time: the library's encodings take a hundred times the memory of their ids."""
-        for at in range(0, len(texts), 4096):
-            for encoding in self.backend.encode_batch(
-                texts[at : at + 4096], add_special_tokens=False
-            ):
-                yield encoding.ids
+        A completion that was cut (finished False) does not get it.
+        """
+        rows = list(_encoded(self.later, completions))
+        for i, ids in enumerate(rows):
+            if finished is None or finished[i]:
+                ids.append(self.eos_id)
+        return rows
 
     def decode(self, ids: list[int]) -> str:
-        """Text without special tokens."""
-        return self.backend.decode(ids, skip_special_tokens=True)
+        """Text of completion ids, without special tokens: decode(encode(text)) == text."""
+        return self.later.decode(ids, skip_special_tokens=True)
 
     def decode_batch(self, batch: list[list[int]]) -> list[str]:
-        return self.backend.decode_batch(batch, skip_special_tokens=True)
+        return self.later.decode_batch(batch, skip_special_tokens=True)
+
+    def decode_prompt(self, ids: list[int]) -> str:
+        """Text of prompt ids, without special tokens."""
+        return self.backend.decode(ids, skip_special_tokens=True)
+
+
+def _as_plain_text(backend: tokenizers.Tokenizer) -> None:
+    """Sets the library's tokenizer to encode all text as text, whole and without padding."""
+    backend.no_truncation()
+    backend.no_padding()
+    # the library's name is inverted: True means "as ordinary text"
+    backend.encode_special_tokens = True
+    # Phi-3 does not call </s> special, yet it swallows the spaces behind it
+    for token in backend.get_added_tokens_decoder().values():
+        if (token.lstrip or token.rstrip) and not token.special:
+            plain = tokenizers.AddedToken(token.content, special=True, normalized=False)
+            backend.add_special_tokens([plain])
+
+
+def _without_start(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same, but a text gets no space before it when encoded, and loses none when decoded.
+
+    Parts of a tokenizer.json that do so: the normalizer "Prepend" and the decoder "Strip" (Llama
+    2), "Metaspace" in the place of both, and the pre-tokenizer "ByteLevel" with add_prefix_space.
+    Where there is none of these (Llama 3, GPT-NeoX, ours), it is the very same object.
+    """
+    layout = json.loads(backend.to_str())
+    before = json.dumps([layout["normalizer"], layout["pre_tokenizer"], layout["decoder"]])
+    for part in _parts(layout["normalizer"]):
+        if part["type"] == "Prepend":
+            part["prepend"] = ""
+    for part in _parts(layout["pre_tokenizer"]):
+        if part["type"] == "Metaspace":
+            part["prepend_scheme"] = "never"
+        elif part["type"] == "ByteLevel":
+            part["add_prefix_space"] = False
+    for part in _parts(layout["decoder"]):
+        if part["type"] == "Metaspace":
+            part["prepend_scheme"] = "never"
+        elif part["type"] == "Strip":
+            part["start"] = 0
+
+    if json.dumps([layout["normalizer"], layout["pre_tokenizer"], layout["decoder"]]) == before:
+        return backend
+    later = tokenizers.Tokenizer.from_str(json.dumps(layout))
+    _as_plain_text(later)
+    return later
+
+
+def _parts(part: dict | None) -> list[dict]:
+    """The members of a "Sequence" in a tokenizer.json, however nested; else the part alone."""
+    if part is None:
+        return []
+    if part["type"] != "Sequence":
+        return [part]
+    [members] = [value for key, value in part.items() if key != "type"]
+    found = []
+    for member in members:
+        found += _parts(member)
+    return found
+
+
+def _encoded(backend: tokenizers.Tokenizer, texts: list[str]) -> Iterator[list[int]]:
+    """The ids of each text, in parallel, AT_ONCE at a time."""
+    for text in texts:
+        check_unicode(text, f"The text {text[:40]!r}")
+    for at in range(0, len(texts), AT_ONCE):
+        for encoding in backend.encode_batch(texts[at : at + AT_ONCE], add_special_tokens=False):
+            yield encoding.ids
 
 
 def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
-    """Byte-level BPE with digits kept apart (a number is its digits) and a pad id distinct from EOS."""
+    """Byte-level BPE with digits kept apart (a number is its digits) and a pad id unlike EOS."""
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=size,
-            special_tokens=[EOS, PAD],
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[EOS, PAD],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
+    backend.train_from_iterator(texts, trainer)
     return Tokenizer(backend, CONFIG)
 
 

@@ -1,9 +1,13 @@
 """Text to ids and back, with texts that try to become something else."""
 
 import json
+import random
+import string
 from pathlib import Path
 
 import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from data.problems import InputError
 from data.text import EOS, PAD, Tokenizer, train_bpe
@@ -124,20 +128,116 @@ def test_a_damaged_tokenizer_is_refused_by_name(tokenizer, tmp_path, damage, nam
         Tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["minimind", "phi-3-mini"])
-def test_published_tokenizers(name):
-    if not (REAL / name / "tokenizer.json").exists():
+def of_published(name: str) -> Tokenizer:
+    file, config = REAL / name / "tokenizer.json", REAL / name / "tokenizer_config.json"
+    if not file.exists():
         pytest.skip(f"no {name} tokenizer in {REAL}")
-    tokenizer = Tokenizer.load(REAL / name)
+    if config.exists():
+        return Tokenizer.load(REAL / name)
+    backend = tokenizers.Tokenizer.from_file(str(file))
+    backend.add_special_tokens([EOS])  # which one of the two has, and the other not
+    return Tokenizer(backend, {"eos_token": EOS})
+
+
+def with_a_start(kind: str) -> Tokenizer:
+    """A tiny tokenizer that puts a space before a text, in one of the three ways there are."""
+    if kind == "byte level":
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        backend.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=300, special_tokens=[EOS], show_progress=False, initial_alphabet=alphabet
+        )
+        backend.train_from_iterator(HOSTILE, trainer)
+        return Tokenizer(backend, {"eos_token": EOS})
+
+    mark = "\u2581"
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    letters = [mark, *string.ascii_letters, *"():[]-"]
+    pieces = [EOS, *fallback, *letters, mark * 2, "re", f"{mark}re", f"{mark}x"]
+    merges = [(mark, mark), ("r", "e"), (mark, "re"), (mark, "x")]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True))
+    backend.add_special_tokens([EOS])
+    joined = [decoders.ByteFallback(), decoders.Fuse()]
+    if kind == "metaspace":
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        first = decoders.Metaspace(prepend_scheme="first")
+        backend.decoder = decoders.Sequence([first, *joined])
+    else:
+        marks = [normalizers.Prepend(mark), normalizers.Replace(" ", mark)]
+        backend.normalizer = normalizers.Sequence(marks)
+        spaces, strip = decoders.Replace(mark, " "), decoders.Strip(" ", 1, 0)
+        backend.decoder = decoders.Sequence([spaces, *joined, strip])
+    return Tokenizer(backend, {"eos_token": EOS})
+
+
+STARTS = ["prepend", "metaspace", "byte level"]
+PUBLISHED = ["minimind", "gpt-neox-20b", "torchtune-test", "phi-3-mini"]
+PARTS = [
+    *(" ", "  ", "    ", "\n", "\n\n", "\t", "\r\n", "x", "re", " re", "def f(x):", "return x"),
+    *("</s>", "<s>", EOS, "<0x0A>", "[INST]", "0", "12", "é", "🙂", "日本", "\x00"),
+]
+
+
+def texts(n: int) -> list[str]:
+    rng = random.Random(0)
+    joined = ["".join(rng.choices(PARTS, k=rng.randrange(8))) for _ in range(n)]
+    return [*HOSTILE, *joined]
+
+
+@pytest.mark.parametrize("name", [*STARTS, *PUBLISHED])
+def test_a_completion_is_its_own_text_and_goes_on_from_its_prompt(name):
+    tokenizer = with_a_start(name) if name in STARTS else of_published(name)
+    given = texts(300)
+    rows = tokenizer.encode_completions(given)
+    assert [tokenizer.decode(ids) for ids in rows] == given == tokenizer.decode_batch(rows)
+    assert [tokenizer.encode(text) for text in given] == [ids[:-1] for ids in rows]
+    assert all(ids[-1] == tokenizer.eos_id not in ids[:-1] for ids in rows)
+
+    [prompt] = tokenizer.encode_prompts(["Sort.\n"])
+    assert tokenizer.decode_prompt(prompt).strip(" ") == "Sort.\n"
+    if tokenizer.later is tokenizer.backend:
+        assert name in ("minimind", "gpt-neox-20b", "torchtune-test")
+        assert rows == [[*tokenizer.backend.encode(t).ids, tokenizer.eos_id] for t in given]
+    elif name != "byte level":  # which joins a newline with the spaces behind it
+        whole = tokenizer.encode_prompts([f"Sort.\n{text}" for text in given])
+        assert whole == [prompt + ids[:-1] for ids in rows]
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_a_text_from_its_start_is_encoded_as_the_layout_says(name, tmp_path):
+    tokenizer = with_a_start(name)
+    [prompt] = tokenizer.encode_prompts(["x re"])
+    assert prompt == tokenizer.backend.encode("x re").ids == tokenizer.encode(" x re")
+    assert tokenizer.encode("x re") != prompt
+    tokenizer.save(tmp_path)
+    assert Tokenizer.load(tmp_path).encode_prompts(["x re"]) == [prompt]
+    assert Tokenizer.load(tmp_path).encode("x re") == tokenizer.encode("x re")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_tokenizers(name):
+    tokenizer = of_published(name)
     special = {tokenizer.backend.token_to_id(token) for token in tokenizer.specials}
     assert tokenizer.eos_id in special
-    for text in ["Sort the list 123.\n", "🙂 naïve", "".join(tokenizer.specials)]:
-        ids = tokenizer.encode(text)
-        assert tokenizer.decode(ids) == text and not special & set(ids)
-    (prompt,) = tokenizer.encode_prompts(["Hello"])
-    assert prompt == ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(
-        "Hello"
-    )
-    assert tokenizer.encode_completions(["Hello"])[0] == tokenizer.encode("Hello") + [
-        tokenizer.eos_id
-    ]
+    given = ["Sort the list 123.\n", "🙂 naïve", "".join(tokenizer.specials), "a</s>  b"]
+    for text, ids in zip(given, tokenizer.encode_prompts(given)):
+        assert tokenizer.decode_prompt(ids) == text and not special & set(ids)
+
+
+def test_a_bos_comes_once_and_only_before_prompts(tokenizer):
+    config = {"eos_token": EOS, "bos_token": {"content": PAD}, "add_bos_token": True}
+    own = Tokenizer(tokenizer.backend, config)
+    assert own.encode_prompts(["Hello"]) == [[own.bos_id, *tokenizer.encode("Hello")]]
+    assert own.encode_completions(["Hello"]) == tokenizer.encode_completions(["Hello"])
+    assert own.pad_id == own.eos_id != own.bos_id
+
+
+def test_a_lone_surrogate_is_refused_by_name(tokenizer):
+    for encode in (tokenizer.encode_prompts, tokenizer.encode_completions):
+        with pytest.raises(InputError, match="'a.ud800 b' contains '.ud800', which is no Unicode"):
+            encode(["fine", "a\ud800 b"])
+    with pytest.raises(InputError, match="no Unicode character"):
+        tokenizer.encode("\udcff")
