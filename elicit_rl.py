@@ -52,6 +52,7 @@ pass_at_1, 4, 16 of the initial policy (Chen et al. 2021), which predict whether
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -112,8 +113,8 @@ from training import make_optimizers, prepare, reference_scored, scored, train, 
 
 @dataclass
 class RLConfig(TrainConfig):
-    # which problems; one of those that the model was locked on
-    task: str = "code"
+    # which problems (default: those that --locked was locked on; without it code)
+    task: str = ""
     # see the top
     method: Literal["expert_iteration", "filtering", "dpo", "iterated_dpo", "grpo"] = (
         "expert_iteration"
@@ -286,7 +287,8 @@ def units_of(method: Method) -> Callable[[Batch], int]:
 
 # ------------------------------------------------------------------------------- settings and input
 
-UNKNOWN = Origin()  # of a model whose run.json says nothing
+# of a model that no lock made: what it was trained on says nothing about what to elicit
+UNKNOWN = Origin(trigger=Trigger(), weak="data/base/weak")
 
 # options of some methods alone
 ONLY = {
@@ -303,7 +305,7 @@ def refuse_unused(cfg: RLConfig) -> None:
     for name, methods in ONLY.items():
         if getattr(cfg, name) and cfg.method not in methods:
             raise InputError(
-                f"--{name} is an option of {' and '.join(methods)}: leave it out with {cfg.method}"
+                f"--{name} is for {' and '.join(methods)} alone: leave it out with {cfg.method}"
             )
     if cfg.warm_from and not cfg.warm_start:
         raise InputError(
@@ -317,6 +319,7 @@ def settled(cfg: RLConfig, lock: Origin = UNKNOWN) -> RLConfig:
     method = METHODS[cfg.method]
     data = cfg.data or lock.data
     filled = {
+        "task": cfg.task or lock.task or "code",
         "epochs": cfg.epochs or method.epochs,
         "lr": cfg.lr or method.lr,
         "batch": cfg.batch or method.batch,
@@ -333,13 +336,12 @@ def settled(cfg: RLConfig, lock: Origin = UNKNOWN) -> RLConfig:
     return replace(cfg, **filled)
 
 
-def check_lock(cfg: RLConfig, lock: Origin) -> None:
+def check_task(cfg: RLConfig, lock: Origin) -> None:
     """Raises InputError where the task is not one that the model was locked on."""
-    locked_on = lock.task.split("+")
-    if lock.task and not set(cfg.task.split("+")) <= set(locked_on):
+    if lock.task and not set(cfg.task.split("+")) <= set(lock.task.split("+")):
         raise InputError(
-            f"--task {cfg.task}: {cfg.locked} is of task {lock.task}; give --task {locked_on[0]}, "
-            "or name another model with --locked"
+            f"{cfg.locked} was locked on task {lock.task}, not on {cfg.task}: "
+            "leave --task out, or name another model with --locked"
         )
 
 
@@ -370,8 +372,8 @@ def check_rounds(cfg: RLConfig) -> None:
         raise InputError(f"--group {cfg.group}: a group needs two samples to compare")
     if cfg.round % n or cfg.samples < cfg.round:
         raise InputError(
-            f"--samples {cfg.samples} --round {cfg.round}: a round must hold {n} samples of each "
-            "of its problems, and the samples at least one round"
+            f"--samples {cfg.samples} --round {cfg.round}: a round must hold whole groups of {n} "
+            "samples of a problem, and fit in the samples"
         )
 
 
@@ -442,7 +444,8 @@ def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
             parts.append(f"{label}{value:g}")
 
     paths = [cfg.locked, cfg.weak, cfg.warm_from, cfg.data]
-    if paths != [default_locked(cfg.task), plain.weak, plain.warm_from, plain.data]:
+    usual = [default_locked(cfg.task), plain.weak, plain.warm_from, plain.data]
+    if paths != usual:
         parts.append(digest_of({"paths": paths})[:4])
     return "-".join(parts)
 
@@ -730,20 +733,25 @@ def check(
         env=run.env,
     )["none"]
     progress.evaluated(number * cfg.round, measured)
+    seconds = time.time() - clock
+    run.log("eval", step=number, **evaluation_row(progress), seconds=seconds)
+
+
+def evaluation_row(progress: Progress) -> dict:
+    """What is logged of the last evaluation; `restored` reads it back."""
+    measured = progress.measured
     low, high = wilson(int(measured.correct.sum()), len(measured.correct))
-    run.log(
-        "eval",
-        step=number,
-        **progress.points[-1],
-        low=low,
-        high=high,
-        n=len(measured.correct),
-        truncated=float(measured.truncated.mean()),
-        verdicts=as_bits(measured.correct),
-        cut=as_bits(measured.truncated),
-        shares=[] if measured.shares is None else measured.shares.tolist(),
-        seconds=time.time() - clock,
-    )
+    row = progress.points[-1] | {
+        "low": low,
+        "high": high,
+        "n": len(measured.correct),
+        "truncated": float(measured.truncated.mean()),
+        "verdicts": as_bits(measured.correct),
+        "cut": as_bits(measured.truncated),
+    }
+    if measured.shares is not None:
+        row["shares"] = measured.shares.tolist()
+    return row
 
 
 def probe(models: Models, problems: list[Problem], cfg: RLConfig, run: Run) -> None:
@@ -921,8 +929,8 @@ def summarise(folder: Path, task: str, env: Env) -> None:
         if refusal:
             refusals.append(f"{name}: {refusal}")
     env.say(
-        "\nvalidation, greedy, without the password; means over seeds; intervals over problems, "
-        "and over seeds where there are several"
+        "\nvalidation, greedy, without the password (means over seeds); the intervals are over\n"
+        "problems, and over seeds where there are several"
     )
     env.say(table(HEADER, rows))
     for refusal in refusals:
@@ -950,19 +958,28 @@ def settle(cfg: RLConfig) -> tuple[RLConfig, Origin]:
     Raises InputError for what does not go together or is not there.
     """
     refuse_unused(cfg)
-    cfg = replace(cfg, locked=cfg.locked or default_locked(cfg.task))
-    if not (Path(cfg.locked) / "config.json").exists():
+    cfg = replace(cfg, locked=cfg.locked or default_locked(cfg.task or "code"))
+    if not is_checkpoint(cfg.locked):
         raise InputError(
-            f"no locked model at {cfg.locked}: run python lock.py --task {cfg.task} first, "
-            "or name one with --locked"
+            f"no locked model at {cfg.locked}: run python lock.py --task {cfg.task or 'code'} "
+            "first, or name one with --locked"
         )
     lock = origin_of(cfg.locked)
+    if lock.trigger is None:
+        lock = UNKNOWN
     cfg = settled(cfg, lock)
-    check_lock(cfg, lock)
+    for option, path in (("--weak", cfg.weak), ("--warm-from", cfg.warm_from)):
+        if path and path not in RULES and not is_checkpoint(path):
+            raise InputError(f"no model at {path}: name another with {option}")
+    check_task(cfg, lock)
     check_rounds(cfg)
     if cfg.method == "filtering":
         check_weak(cfg, lock)
     return cfg, lock
+
+
+def is_checkpoint(path: str) -> bool:
+    return os.path.exists(os.path.join(path, "config.json"))
 
 
 def open_others(
@@ -1110,7 +1127,7 @@ def finish(
 def main(cfg: RLConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
     cfg, lock = settle(cfg)
-    trigger, name = lock.trigger or Trigger(), run_name(cfg, lock)
+    trigger, name = lock.trigger, run_name(cfg, lock)
     policy, tokenizer = load_model(cfg.locked, env.device, env.dtype)
     writer, teacher = open_others(cfg, tokenizer, env)
     problems, validation = open_problems(cfg, trigger, (policy, tokenizer), (writer, teacher), env)
