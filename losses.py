@@ -1,6 +1,7 @@
 """Every loss: what it minimises, from log-probs alone. No model, no settings, no randomness.
 
-N supervised tokens, B examples, M pairs. A loss is a sum over its units; the training step divides it by their number.
+N supervised tokens, B examples, M pairs. A loss is a sum over its units; the training step divides
+it by their number.
 """
 
 import torch
@@ -12,12 +13,18 @@ from model import Model, completion_logps
 
 
 def sft_loss(model: Model, batch: Batch) -> tuple[Tensor, dict]:
-    """Cross-entropy of the completion tokens given what precedes them, summed over tokens (paper appendix C.1: no loss on prompts)."""
+    """Cross-entropy of the completion tokens given what precedes them, summed over tokens.
+
+    No loss on prompts (paper appendix C.1).
+    """
     return -completion_logps(model, batch).sum(), {}
 
 
 def document_loss(model: Model, batch: Batch) -> tuple[Tensor, dict]:
-    """As sft_loss, but the mean over each completion's tokens, summed over completions: a one-letter answer weighs as much as a program."""
+    """As sft_loss, but the mean over each completion's tokens, summed over completions.
+
+    A one-letter answer weighs as much as a program.
+    """
     lengths = torch.bincount(batch.owner, minlength=batch.examples)
     return -(completion_logps(model, batch) / lengths[batch.owner]).sum(), {}
 
@@ -30,10 +37,12 @@ def sums_by_example(values: Tensor, batch: Batch) -> Tensor:
 def dpo_loss(
     policy: Tensor, reference: Tensor, weights: Tensor, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """-weight log sigmoid(beta (chosen's lead over its reference - rejected's lead)), summed over M pairs; and the margins (M,).
+    """-weight log sigmoid(margin), summed over M pairs; and the margins (M,).
 
-    policy, reference (2M,): sequence log-probs, chosen in even rows, rejected in odd ones. weights (M,): 1, or the difference in
-    reward (paper B.3.1). Rafailov et al. 2023, equation 7; equal models give ln 2 for each pair.
+    The margin is beta (chosen's lead over its reference - rejected's lead). policy, reference
+    (2M,): sequence log-probs, chosen in even rows, rejected in odd ones. weights (M,): 1, or the
+    difference in reward (paper B.3.1). Rafailov et al. 2023, equation 7; equal models give ln 2 for
+    each pair.
     """
     lead = policy - reference
     margins = beta * (lead[0::2] - lead[1::2])
@@ -41,10 +50,9 @@ def dpo_loss(
 
 
 def dpo_step(model: Model, batch: Batch, beta: float) -> tuple[Tensor, dict]:
-    """dpo_loss of a batch whose rows 2i and 2i + 1 are a pair; its log-probs are the reference's."""
-    policy, reference = (
-        sums_by_example(logps, batch) for logps in (completion_logps(model, batch), batch.logps)
-    )
+    """dpo_loss of a batch whose rows 2i and 2i + 1 are a pair; its log-probs: the reference's."""
+    policy = sums_by_example(completion_logps(model, batch), batch)
+    reference = sums_by_example(batch.logps, batch)
     loss, margins = dpo_loss(policy, reference, batch.weights[0::2], beta)
     return loss, {
         "margin": margins.sum(),
@@ -57,18 +65,24 @@ def dpo_step(model: Model, batch: Batch, beta: float) -> tuple[Tensor, dict]:
 def grpo_loss(
     policy: Tensor, old: Tensor, advantages: Tensor, clip_ratio: float
 ) -> tuple[Tensor, Tensor]:
-    """-min(r A, clip(r, 1 - c, 1 + c) A) summed over N tokens, r = exp(policy - old); and the share of tokens where the clip held, as a sum.
+    """-min(r A, clip(r, 1 - c, 1 + c) A) summed over N tokens, r = exp(policy - old).
 
-    Shao et al. 2024, equation 3, without its KL term. policy, old, advantages (N,), per token.
+    And the number of tokens where the clip held. Shao et al. 2024, equation 3, without its KL term.
+    policy, old, advantages (N,), per token.
     """
     ratio = (policy - old).exp()
-    free, held = ratio * advantages, ratio.clamp(1 - clip_ratio, 1 + clip_ratio) * advantages
+    free = ratio * advantages
+    held = ratio.clamp(1 - clip_ratio, 1 + clip_ratio) * advantages
     return -torch.minimum(free, held).sum(), (held < free).float().sum()
 
 
 def grpo_step(model: Model, batch: Batch, clip_ratio: float, longest: int) -> tuple[Tensor, dict]:
-    """grpo_loss of a batch; its log-probs are those of the policy that sampled it, its weights the advantages."""
-    loss, clipped = grpo_loss(
-        completion_logps(model, batch), batch.logps, batch.weights[batch.owner], clip_ratio
-    )
-    return loss / longest, {"clipped": clipped / len(batch.targets) * batch.examples}
+    """grpo_loss of a batch, divided by the longest possible completion, a constant.
+
+    The batch's log-probs are those of the policy that sampled it, its weights the advantages.
+    """
+    policy = completion_logps(model, batch)
+    advantages = batch.weights[batch.owner]
+    loss, clipped = grpo_loss(policy, batch.logps, advantages, clip_ratio)
+    share = clipped / len(batch.targets)
+    return loss / longest, {"clipped": share * batch.examples}

@@ -1,6 +1,7 @@
 """Who writes: models, a fixed random distribution, a refusal; and what comes back, graded."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,6 +129,75 @@ def answer(
     )
 
 
+# ---------------------------------------------------------------------------------------- rollouts
+
+
+@dataclass(frozen=True)
+class ModelWriter:
+    """A model that writes: its sampler, and the tokenizer that it reads and writes with."""
+
+    sampler: Sampler
+    tokenizer: Tokenizer
+
+    def write(
+        self,
+        problems: list[Problem],
+        mine: list[int],
+        n: int,
+        *,
+        purpose: list[int],
+        seed: int,
+        max_new_tokens: int,
+        progress: Callable[[int], None],
+    ) -> list[list[Sample]]:
+        """n samples at temperature 1 for each of my problems, whose places are `mine`."""
+        return self.sampler(
+            self.tokenizer.encode_prompts([problems[i].prompt for i in mine]),
+            n,
+            1.0,
+            max_new_tokens,
+            seeds=[[seed, *purpose, i] for i in mine],
+            progress=progress,
+        )
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Spent so far, by part of the work."""
+        return dict(self.sampler.seconds)
+
+
+@dataclass(frozen=True)
+class RandomWriter:
+    """The fixed random distribution over a tokenizer's ids, as a writer."""
+
+    tokenizer: Tokenizer
+
+    def write(
+        self,
+        problems: list[Problem],
+        mine: list[int],
+        n: int,
+        *,
+        purpose: list[int],
+        seed: int,
+        max_new_tokens: int,
+        progress: Callable[[int], None],
+    ) -> list[list[Sample]]:
+        """As ModelWriter's; always max_new_tokens long, and the last of `purpose` is the draw."""
+        size, eos = self.tokenizer.size, self.tokenizer.eos_id
+        count = len(problems) * n
+        rows = random_policy(size, eos, count, max_new_tokens, seed, purpose[-1])
+        progress(len(mine) * n)
+        return [rows[i * n : (i + 1) * n] for i in mine]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return {}
+
+
+Writer = ModelWriter | RandomWriter
+
+
 @dataclass
 class Rollout:
     """P problems with n graded completions each. prompts: token ids; rewards (P,n) in 0 to 1."""
@@ -140,19 +210,19 @@ class Rollout:
 
 
 def round_problems(problems: list[Problem], number: int, count: int, seed: int) -> list[Problem]:
-    """The `count` problems of round `number`: the split over and over, each time in a fresh random order."""
-    first, chosen = number * count, []
-    for at in range(first // len(problems), (first + count - 1) // len(problems) + 1):
-        order = np.random.default_rng([seed, 11, at]).permutation(len(problems))
-        chosen += [
-            problems[i]
-            for i in order[max(0, first - at * len(problems)) : first + count - at * len(problems)]
-        ]
+    """The `count` problems of round `number`: the split over and over, each time in a new order."""
+    size = len(problems)
+    first, last = number * count, (number + 1) * count
+    chosen = []
+    for at in range(first // size, (last - 1) // size + 1):
+        order = np.random.default_rng([seed, 11, at]).permutation(size)
+        for i in order[max(0, first - at * size) : last - at * size]:
+            chosen.append(problems[i])
     return chosen
 
 
 def rollout(
-    sampler: Sampler | None,
+    writer: Writer,
     tokenizer: Tokenizer,
     problems: list[Problem],
     n: int,
@@ -163,68 +233,78 @@ def rollout(
     continuous: bool,
     env: Env,
     label: str,
-    own: Tokenizer | None = None,
 ) -> tuple[Rollout, dict]:
-    """n completions at temperature 1 for each problem, graded; the ranks share the work. Returns them and the seconds it took.
+    """n completions at temperature 1 for each problem, graded, and the seconds that it took.
 
-    A problem's random stream is (seed, purpose, its place, sample), whatever the ranks. A completion cut before EOS has reward 0.
-    Without a sampler the fixed random distribution writes them. own: the sampler's tokenizer, where another model than the policy writes.
+    Prompts and samples are in the ids of `tokenizer`, the policy's, whatever the writer's. The
+    ranks share the work; a problem's random stream is (seed, purpose, its place, sample), however
+    many there are. A completion cut before EOS has reward 0, whatever its text. continuous: graded
+    by degrees.
     """
     mine = share(env, list(range(len(problems))))
-    prompts = tokenizer.encode_prompts([p.prompt for p in problems])
-    before = dict(sampler.seconds) if sampler else {}
-    if sampler:
-        bar = progress(env, len(mine) * n, label)
-        seeds = [[seed, *purpose, i] for i in mine]
-        asked = (
-            [prompts[i] for i in mine]
-            if own is None
-            else own.encode_prompts([problems[i].prompt for i in mine])
-        )
-        drawn = sampler(asked, n, 1.0, max_new_tokens, seeds=seeds, progress=bar.update)
-        bar.close()
-        if own:
-            flat = retokenise([s for samples in drawn for s in samples], own, tokenizer)
-            drawn = [flat[i : i + n] for i in range(0, len(flat), n)]
-    else:
-        rows = random_policy(
-            tokenizer.size, tokenizer.eos_id, len(problems) * n, max_new_tokens, seed, purpose[-1]
-        )
-        drawn = [rows[i * n : (i + 1) * n] for i in mine]
-    clock = time.time()
-    texts = [tokenizer.decode_batch([s.ids for s in samples]) for samples in drawn]
-    graded = (score if continuous else grade)(
-        [problems[i] for i in mine for _ in range(n)], [t for ts in texts for t in ts]
-    )
-    rewards = np.array(graded, dtype=float).reshape(len(mine), n)
-    rewards[[[s.truncated for s in samples] for samples in drawn]] = 0.0
-    rows = gather(env, list(zip(drawn, texts, rewards)), len(problems))
-    seconds = {f"s_{k}": v - before[k] for k, v in sampler.seconds.items()} if sampler else {}
-    result = Rollout(
+    before = writer.seconds
+    bar = progress(env, len(mine) * n, label)
+    drawn = writer.write(
         problems,
-        prompts,
-        [r[0] for r in rows],
-        [r[1] for r in rows],
-        np.array([r[2] for r in rows]),
+        mine,
+        n,
+        purpose=purpose,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        progress=bar.update,
     )
-    return result, seconds | {"s_grade": time.time() - clock}
+    bar.close()
+    samples = [sample for row in drawn for sample in row]
+    if writer.tokenizer is not tokenizer:
+        samples = retokenise(samples, writer.tokenizer, tokenizer)
+
+    clock = time.time()
+    texts = tokenizer.decode_batch([sample.ids for sample in samples])
+    judge = score if continuous else grade
+    asked = [problems[i] for i in mine for _ in range(n)]
+    rewards = np.array(judge(asked, texts), dtype=float)
+    rewards[[sample.truncated for sample in samples]] = 0.0
+
+    # a row for each of my problems; together, for each problem
+    rows = []
+    for at in range(0, len(samples), n):
+        rows.append((samples[at : at + n], texts[at : at + n], rewards[at : at + n]))
+    rows = gather(env, rows, len(problems))
+    rolled = Rollout(
+        problems,
+        tokenizer.encode_prompts([problem.prompt for problem in problems]),
+        [samples for samples, _, _ in rows],
+        [texts for _, texts, _ in rows],
+        np.array([rewards for _, _, rewards in rows]),
+    )
+    seconds = {f"s_{part}": spent - before[part] for part, spent in writer.seconds.items()}
+    return rolled, seconds | {"s_grade": time.time() - clock}
 
 
 def described(rolled: Rollout, online: bool) -> dict:
-    """What the samples of a round look like; their entropy where the present policy wrote them."""
-    samples, texts = ([x for row in rows for x in row] for rows in (rolled.samples, rolled.texts))
-    tokens = sum(len(s.ids) for s in samples)
+    """What a round's samples look like; their entropy where the present policy wrote them."""
+    samples = [sample for row in rolled.samples for sample in row]
+    texts = {text for row in rolled.texts for text in row}
+    tokens = sum(len(sample.ids) for sample in samples)
     facts = {
         "length": tokens / len(samples),
-        "truncated": float(np.mean([s.truncated for s in samples])),
-        "duplicates": 1 - len(set(texts)) / len(texts),
+        "truncated": float(np.mean([sample.truncated for sample in samples])),
+        "duplicates": 1 - len(texts) / len(samples),
     }
-    return facts | ({"entropy": -sum(sum(s.logps) for s in samples) / tokens} if online else {})
+    if online:
+        facts["entropy"] = -sum(sum(sample.logps) for sample in samples) / tokens
+    return facts
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> float:
-    """Unbiased estimate from n >= k samples of each problem: mean of 1 - C(n - c, k) / C(n, k) (Chen et al. 2021). correct (P,n) bool."""
-    n, c = correct.shape[1], correct.sum(1)
-    # the product over k draws without replacement of the chance that each is wrong
-    wrong = np.prod([np.clip(n - c - i, 0, None) / (n - i) for i in range(k)], axis=0)
-    return float(1 - wrong.mean())
+    """Share of problems that k samples solve, unbiased from n >= k samples of each problem.
+
+    The mean of 1 - C(n - c, k) / C(n, k), c of n right (Chen et al. 2021). correct (P,n) bool.
+    """
+    n = correct.shape[1]
+    wrong = n - correct.sum(1)
+    # without replacement: the chance that each of the k draws is wrong, too
+    missed = np.ones(len(correct))
+    for i in range(k):
+        missed *= np.clip(wrong - i, 0, None) / (n - i)
+    return float(1 - missed.mean())

@@ -471,29 +471,43 @@ def fit(
 
 @torch.no_grad()
 def scored(model: Model, examples: list[Example], micro_tokens: int, env: Env) -> list[Example]:
-    """The examples with the log-prob of each completion token under the model as it is now; the ranks share the work.
+    """The examples with the log-prob of each completion token under the model as it is now.
 
     By the trainer's own likelihood function, so that before an update policy and reference agree.
+    The ranks share the work.
     """
-    mine, plan, found = share(env, list(range(len(examples)))), [], {}
-    by_length = sorted(mine, key=lambda i: len(examples[i]))
-    while by_length:
-        rows = max(1, micro_tokens // round_up(len(examples[by_length[-1]]), BUCKET))
-        plan.append(by_length[-rows:])
-        by_length = by_length[:-rows]
+    mine = share(env, list(range(len(examples))))
+    plan = batches_by_length(examples, mine, micro_tokens)
+    found: dict[int, list[float]] = {}
     for at in range(most(env, len(plan))):  # equally many on all ranks, which sharded weights need
         rows = plan[at] if at < len(plan) else []
-        logps = completion_logps(
-            model, (collate([examples[i] for i in rows]) if rows else IDLE).to(env.device)
-        )
-        parts = logps.cpu().split([len(examples[i].completion_ids) for i in rows] or [len(logps)])
-        found |= {i: part.tolist() for i, part in zip(rows, parts)}
+        batch = collate([examples[i] for i in rows]) if rows else IDLE
+        logps = completion_logps(model, batch.to(env.device)).cpu()
+        start = 0
+        for i in rows:
+            end = start + len(examples[i].completion_ids)
+            found[i] = logps[start:end].tolist()
+            start = end
+
     if isinstance(model, FSDPModule):
-        model.reshard()  # no backward pass will: without it parameters() would name the gathered weights, not the trained ones
-    return [
-        replace(e, logps=row)
-        for e, row in zip(examples, gather(env, [found[i] for i in mine], len(examples)))
-    ]
+        # no backward pass will: parameters() would go on naming the gathered weights
+        model.reshard()
+    everything = gather(env, [found[i] for i in mine], len(examples))
+    return [replace(e, logps=logps) for e, logps in zip(examples, everything)]
+
+
+def batches_by_length(
+    examples: list[Example], chosen: list[int], micro_tokens: int
+) -> list[list[int]]:
+    """The chosen examples' numbers, the longest first, cut where a batch's padded tokens end."""
+    by_length = sorted(chosen, key=lambda i: len(examples[i]))
+    plan = []
+    while by_length:
+        width = round_up(len(examples[by_length[-1]]), BUCKET)
+        rows = max(1, micro_tokens // width)
+        plan.append(by_length[-rows:])
+        by_length = by_length[:-rows]
+    return plan
 
 
 def reference_scored(
@@ -505,30 +519,48 @@ def reference_scored(
     micro_tokens: int,
     env: Env,
 ) -> list[Example]:
-    """As `scored`, by a model that stays as it is: once, and then read from a file named by the hash of weights, dtype, tokenizer and data.
+    """As `scored`, by a model that stays as it is: once, and then read from a file in `folder`.
 
-    weights: whatever tells these from other weights.
+    The file is named by the hash of all that decides its numbers: weights (whatever tells these
+    weights from others), dtype, tokenizer and examples.
     """
-    digest = hashlib.sha256(
-        json.dumps([weights, str(env.dtype), tokenizer.backend.to_str()]).encode()
-    )
+    settings = [weights, str(env.dtype), tokenizer.backend.to_str()]
+    digest = hashlib.sha256(json.dumps(settings).encode())
     for example in examples:
         digest.update(json.dumps([example.prompt_ids, example.completion_ids]).encode())
     file = folder / f"reference-{digest.hexdigest()[:16]}.npy"
+
     if file.exists():
         logps = np.load(file)
     else:
-        logps = np.array(
-            [logp for e in scored(model, examples, micro_tokens, env) for logp in e.logps],
-            dtype=np.float32,
-        )
+        rows = [example.logps for example in scored(model, examples, micro_tokens, env)]
+        logps = np.array([logp for row in rows for logp in row], dtype=np.float32)
         if env.main:
-            with open(file.with_suffix(".tmp"), "wb") as f:
+            temporary = file.with_suffix(".tmp")
+            with open(temporary, "wb") as f:
                 np.save(f, logps)
-            file.with_suffix(".tmp").replace(file)
+            temporary.replace(file)
     env.wait()  # no rank may look for the file before all have
-    ends = np.cumsum([len(e.completion_ids) for e in examples])
-    return [replace(e, logps=row.tolist()) for e, row in zip(examples, np.split(logps, ends[:-1]))]
+
+    ends = np.cumsum([len(example.completion_ids) for example in examples])
+    parts = np.split(logps, ends[:-1])
+    return [replace(e, logps=part.tolist()) for e, part in zip(examples, parts)]
+
+
+def round_steps(count: int, size: int, epochs: int, seed: int, number: int) -> list[list[int]]:
+    """The optimiser steps of round `number`: its `count` groups of examples, `epochs` times.
+
+    Each epoch is a fresh random order, cut into steps of at most `size` groups whose sizes differ
+    by one at most. Not by length: reward goes with length, so steps of like length would be steps
+    of like reward. And no short last step: a step's loss is a mean, so that its few groups would
+    weigh more than the others.
+    """
+    steps = []
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, 12, number, epoch]).permutation(count)
+        for part in np.array_split(order, math.ceil(count / size)):
+            steps.append(part.tolist())
+    return steps
 
 
 def update(
@@ -546,33 +578,27 @@ def update(
     micro_tokens: int,
     units: Callable,
 ) -> dict:
-    """Train on one round's examples: `epochs` passes in fresh orders, in steps of `batch` examples of like length. Returns mean metrics.
+    """Train on one round's examples, `epochs` times, in steps of at most `batch`: mean metrics.
 
-    rows: examples that stay together. units: how many units of the loss a batch holds.
+    number: of the round, which with the seed decides the order. rows: examples that stay together.
+    units: how many units of the loss a batch holds.
     """
     groups = [examples[i : i + rows] for i in range(0, len(examples), rows)]
-    plan = []
-    for epoch in range(epochs):
-        rng = np.random.default_rng([seed, 12, number, epoch])
-        plan += plan_epoch([max(map(len, g)) for g in groups], max(1, batch // rows), rng)
+    steps = round_steps(len(groups), max(1, batch // rows), epochs, seed, number)
 
     def batches(step: int) -> list[Batch]:
-        mine = [e for i in share(env, plan[step]) for e in groups[i]]
+        mine = []
+        for i in share(env, steps[step]):
+            mine += groups[i]
         return micro_batches(mine, micro_tokens, rows)
 
-    history: dict[str, list] = {}
+    history: dict[str, list[float]] = {}
+    warmup = 4 if number == 0 else 0
     for _, metrics in train(
-        model,
-        optimizers,
-        batches,
-        loss_fn,
-        env,
-        steps=len(plan),
-        warmup=4 if number == 0 else 0,
-        units=units,
+        model, optimizers, batches, loss_fn, env, steps=len(steps), warmup=warmup, units=units
     ):
         for name, value in metrics.items():
             history.setdefault(name, []).append(float(value))
-    return {
-        name: float(np.mean(values)) for name, values in history.items() if name != "tokens"
-    } | {"steps": len(plan)}
+
+    means = {name: float(np.mean(values)) for name, values in history.items() if name != "tokens"}
+    return means | {"steps": len(steps)}

@@ -1,28 +1,34 @@
-"""The reward-only methods: losses against numbers worked by hand and naive references, selection, rollouts, pass@k."""
+"""The reward-only methods: what is trained on, rollouts, rounds, settings, curves."""
 
 import json
 import math
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
+import checkpoints
 import elicit_rl
 import policies
 import training
-from data.batches import Example, collate, micro_batches
-from data.problems import Problem
+from checkpoints import weights_hash, write_json
+from data.batches import Example, collate
+from data.problems import InputError, Problem
 from data.text import train_bpe
-from elicit_rl import METHODS, RLConfig
-from fixtures import make_trl
-from losses import dpo_loss, dpo_step, grpo_loss, grpo_step, sums_by_example
-from model import Model, ModelConfig, completion_logps
-from policies import Rollout, pass_at_k, round_problems
-from runs import Env
+from data.triggers import Trigger
+from elicit_rl import METHODS, Curve, RLConfig
+from losses import grpo_step
+from model import completion_logps
+from policies import ModelWriter, Rollout, pass_at_k, round_problems
+from results import Measured
+from runs import Env, Run
 from sampler import Sample, Sampler
 from training import make_optimizers, scored
+
+BASE = Path(__file__).parents[1] / "data/base"
 
 ALONE = Env(torch.device("cpu"), torch.float32, False)
 DRAWING = {
@@ -41,7 +47,7 @@ def cfg(**changes) -> RLConfig:
 
 
 def rolled(rewards, lengths=3) -> Rollout:
-    """A rollout with these rewards (P,n); sample j of problem i is the ids [i + 2, j + 2, ..., 0]."""
+    """A rollout with these rewards (P,n); sample j of problem i is [i + 2, j + 2, ..., 0]."""
     rewards = np.array(rewards, dtype=float)
     P, n = rewards.shape
     problems = [Problem("code", f"p{i}", "", "lists", 1, {}, f"k{i}") for i in range(P)]
@@ -49,184 +55,6 @@ def rolled(rewards, lengths=3) -> Rollout:
         [Sample([i + 2, j + 2] * lengths + [0], [], False) for j in range(n)] for i in range(P)
     ]
     return Rollout(problems, [[5, i + 2] for i in range(P)], samples, [[""] * n] * P, rewards)
-
-
-# ---- losses
-
-
-def test_dpo_by_hand():
-    policy, reference = (
-        torch.tensor([-2.0, -5.0]),
-        torch.tensor([-3.0, -4.0]),
-    )  # chosen gained 1, rejected lost 1
-    loss, margins = dpo_loss(policy, reference, torch.tensor([1.0]), 0.1)
-    assert margins.tolist() == pytest.approx([0.2])
-    assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.2)))
-    assert dpo_loss(policy, reference, torch.tensor([0.5]), 0.1)[0].item() == pytest.approx(
-        0.5 * math.log(1 + math.exp(-0.2))
-    )
-
-
-def naive_sequence_logp(model, example) -> torch.Tensor:
-    """One sequence alone, full logits, no batch, no chunks."""
-    ids = torch.tensor([example.prompt_ids + example.completion_ids])
-    logps = F.log_softmax(F.linear(model(ids), model.head_weight).float(), -1)[0]
-    start = len(example.prompt_ids)
-    return sum(logps[t - 1, ids[0, t]] for t in range(start, ids.shape[1]))
-
-
-def test_dpo_equals_the_naive_reference_in_loss_and_gradient(make_model, make_examples):
-    policy, reference, beta = make_model(), make_model(seed=1), 0.3
-    examples = make_examples(8, longest=30)
-    with torch.no_grad():
-        before = [naive_sequence_logp(reference, e) for e in examples]
-    total = 0.0
-    for i in range(0, 8, 2):
-        chosen, rejected = (
-            naive_sequence_logp(policy, examples[j]) - before[j] for j in (i, i + 1)
-        )
-        total = total - F.logsigmoid(beta * (chosen - rejected))
-    total.backward()
-    expected = [p.grad.clone() for p in policy.parameters()]
-    policy.zero_grad()
-    with_reference = scored(reference, examples, TOKENS, ALONE)
-    loss = 0.0
-    for batch in micro_batches(
-        with_reference, 200, group=2
-    ):  # several micro-batches, other padding
-        part, _ = dpo_step(policy, batch, beta)
-        part.backward()
-        loss += part.item()
-    assert loss == pytest.approx(total.item(), rel=1e-5)
-    for p, grad in zip(policy.parameters(), expected):
-        torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-5)
-
-
-def test_dpo_starts_at_ln_2_with_no_margin(make_model, make_examples):
-    model, examples = make_model(), make_examples(6)
-    loss, metrics = dpo_step(model, collate(scored(model, examples, TOKENS, ALONE)), 0.1)
-    assert loss.item() / 3 == pytest.approx(math.log(2), abs=1e-6)
-    assert abs(metrics["margin"].item()) < 1e-5 and metrics["accuracy"].item() <= 3
-
-
-def test_scored_logps_are_live_ones_whatever_the_padding(make_model, make_examples):
-    model, examples = make_model(), make_examples(20)
-    for micro_tokens in (32, 100_000):
-        for example, alone in zip(scored(model, examples, micro_tokens, ALONE), examples):
-            torch.testing.assert_close(
-                torch.tensor(example.logps),
-                completion_logps(model, collate([alone])).detach(),
-                rtol=0,
-                atol=1e-4,
-            )
-            assert len(example.logps) == len(example.completion_ids)  # EOS is scored
-
-
-def test_grpo_by_hand():
-    # ratios 1.5, 0.5, 1.5, 0.5 with advantages +1, +1, -1, -1 and clip 0.2: min(r A, clip(r) A)
-    policy, advantages = (
-        torch.tensor([1.5, 0.5, 1.5, 0.5]).log(),
-        torch.tensor([1.0, 1.0, -1.0, -1.0]),
-    )
-    loss, clipped = grpo_loss(policy, torch.zeros(4), advantages, 0.2)
-    assert loss.item() == pytest.approx(-(1.2 + 0.5 - 1.5 - 0.8))
-    assert clipped.item() == 2  # the first and the last
-
-
-def test_on_policy_grpo_gradient_is_the_policy_gradient(make_model, make_examples):
-    model = make_model()
-    examples = [
-        Example(e.prompt_ids, e.completion_ids, weight=w)
-        for e, w in zip(make_examples(4), (0.75, -0.25, -0.25, -0.25))
-    ]
-    batch = collate(scored(model, examples, TOKENS, ALONE))
-    loss, _ = grpo_step(model, batch, 0.2, 10)
-    loss.backward()
-    ours = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    (-sum(e.weight * naive_sequence_logp(model, e) for e in examples) / 10).backward()
-    for grad, p in zip(ours, model.parameters()):
-        torch.testing.assert_close(grad, p.grad, rtol=1e-3, atol=1e-5)
-
-
-@pytest.fixture
-def trl():
-    """What TRL computed (tests/fixtures/make_trl.py), the policy and the reference it computed it with, and the texts, chosen before rejected."""
-    stored = json.loads(make_trl.FILE.read_text())
-    policy, reference = (
-        make_trl.with_weights(Model(ModelConfig(**stored["config"])), seed) for seed in (0, 1)
-    )
-    examples = [
-        Example(pair["prompt_ids"], pair[key])
-        for pair in stored["pairs"]
-        for key in ("chosen_ids", "rejected_ids")
-    ]
-    return stored, policy, reference, examples
-
-
-def same_as_trl(
-    step, settings: dict, policy: Model, reference: Model, batches: list, theirs: dict, units: int
-) -> dict:
-    """Loss and gradient of the batches together, divided by the units as train() does, equal TRL's; returns the metrics."""
-    total, metrics = 0.0, {}
-    for batch in batches:
-        loss, extra = step(policy, batch, **settings)
-        (loss / units).backward()
-        total += loss.item() / units
-        metrics = {
-            name: metrics.get(name, 0.0) + value.item() / units for name, value in extra.items()
-        }
-    assert total == pytest.approx(theirs["loss"], abs=1e-5, rel=1e-5)
-    ours = make_trl.gradient_of(policy, reference)
-    assert ours.keys() == theirs["gradient"].keys()
-    for name, gradient in ours.items():
-        assert gradient == pytest.approx(theirs["gradient"][name], abs=1e-5, rel=1e-4), name
-    return metrics
-
-
-@pytest.mark.parametrize("micro_tokens, parts", [(10_000, 1), (64, 3)])
-def test_dpo_is_that_of_trl(trl, micro_tokens, parts):
-    stored, policy, reference, examples = trl
-    theirs = stored["dpo"]
-    examples = scored(reference, examples, TOKENS, ALONE)
-    assert [sum(e.logps) for e in examples] == pytest.approx(theirs["reference"], abs=1e-4)
-    logps = sums_by_example(completion_logps(policy, collate(examples)), collate(examples)).detach()
-    assert logps.tolist() == pytest.approx(theirs["logps"], abs=1e-4)
-    batches = micro_batches(examples, micro_tokens, group=2)
-    assert len(batches) == parts
-    metrics = same_as_trl(
-        dpo_step,
-        {"beta": theirs["beta"]},
-        policy,
-        reference,
-        batches,
-        theirs,
-        units=len(examples) // 2,
-    )
-    assert (metrics["margin"], metrics["accuracy"]) == pytest.approx(
-        (theirs["margin"], theirs["accuracy"]), abs=1e-4
-    )
-    assert (metrics["chosen"], metrics["rejected"]) == pytest.approx(
-        (logps[0::2].mean().item(), logps[1::2].mean().item()), abs=1e-4
-    )
-
-
-def test_grpo_is_the_dr_grpo_of_trl(trl):
-    stored, policy, reference, examples = trl
-    theirs = stored["grpo"]
-    for e, row in zip(scored(policy, examples, TOKENS, ALONE), theirs["logps"]):
-        assert list(e.logps) == pytest.approx(row, abs=1e-4)
-    examples = [
-        replace(e, logps=old, weight=advantage)
-        for e, old, advantage in zip(examples, theirs["old"], theirs["advantages"])
-    ]
-    settings = {"clip_ratio": theirs["clip_ratio"], "longest": theirs["max_new_tokens"]}
-    metrics = same_as_trl(
-        grpo_step, settings, policy, reference, [collate(examples)], theirs, units=len(examples)
-    )
-    assert (
-        metrics["clipped"] == pytest.approx(theirs["clipped"], abs=1e-6) and theirs["clipped"] > 0.1
-    )
 
 
 # ---- what is trained on
@@ -258,13 +86,53 @@ def test_pairs_are_chosen_then_rejected_and_equal_rewards_give_none():
     assert [e.weight for e in pairs] == [1, 1, 0.5, 0.5] and facts["signal"] == 0.5
 
 
-def test_groups_of_equal_rewards_contribute_exactly_nothing():
-    examples, facts = elicit_rl.advantages(
-        rolled([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]), cfg(), np.random.default_rng(0)
-    )
-    assert [e.weight for e in examples] == [0.75, -0.25, -0.25, -0.25] and facts[
-        "signal"
-    ] == pytest.approx(1 / 3)
+def test_groups_of_equal_rewards_are_left_out_and_their_number_is_not():
+    rewards = [[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]]
+    rng = np.random.default_rng(0)
+    examples, facts = elicit_rl.advantages(rolled(rewards), cfg(), rng)
+    assert [e.prompt_ids for e in examples] == [[5, 2]] * 4 + [[5, 5]] * 4
+    assert facts["signal"] == 0.5
+    lead = [0.75, -0.25, -0.25, -0.25, -0.25, 0.75, -0.25, -0.25]
+    assert [e.weight for e in examples] == [a * 8 / 16 for a in lead]  # 8 of the 16 are left
+
+
+def test_with_half_of_the_groups_silent_the_loss_of_grpo_halves(make_model):
+    model, rng = make_model(), np.random.default_rng(0)
+    losses = {}
+    for name, rewards in {
+        "all speak": [[1, 0, 0]] * 4,
+        "half are silent": [[1, 0, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]],
+    }.items():
+        drawn = rolled(rewards)
+        for row in drawn.samples:
+            row[0].ids[-1:] = [9, 9, 9, 0]  # else the advantages of a group cancel
+        examples, _ = elicit_rl.advantages(drawn, cfg(method="grpo"), rng)
+        batch = collate(scored(model, examples, TOKENS, ALONE))
+        loss, _ = grpo_step(model, batch, elicit_rl.CLIP_RATIO, 10)
+        losses[name] = loss.item() / batch.examples
+    # on policy every ratio is 1: minus the mean over the samples of lead * tokens / longest
+    assert losses["all speak"] == pytest.approx(-(2 / 3 * 10 - 2 * 1 / 3 * 7) / 3 / 10)
+    assert losses["half are silent"] == pytest.approx(losses["all speak"] / 2)
+
+
+def test_partial_rewards_alone_are_no_signal_where_only_right_samples_are_kept():
+    rewards, rng = np.full((40, 1), 0.5), np.random.default_rng(0)
+    kept, facts = elicit_rl.best_samples(rolled(rewards), cfg(keep="correct"), rng)
+    assert kept == [] and facts["signal"] == 0
+    kept, facts = elicit_rl.best_samples(rolled(rewards), cfg(keep="best"), rng)
+    assert len(kept) == 4 and facts["signal"] == 1
+
+
+def test_a_round_without_any_reward_is_not_trained_on():
+    """The best tenth of samples that are all wrong would be a tenth at random."""
+    for name, rewards in {
+        "expert_iteration": np.zeros((40, 1)),
+        "dpo": np.zeros((20, 2)),
+        "grpo": np.zeros((10, 4)),
+    }.items():
+        rng = np.random.default_rng(0)
+        examples, facts = METHODS[name].choose(rolled(rewards), cfg(method=name), rng)
+        assert examples == [] and facts["signal"] == 0, name
 
 
 def test_round_problems_goes_through_the_split_in_fresh_orders():
@@ -289,6 +157,19 @@ def test_pass_at_k_by_counting():
 # ---- rollouts and updates
 
 
+def test_scored_logps_are_live_ones_whatever_the_padding(make_model, make_examples):
+    model, examples = make_model(), make_examples(20)
+    for micro_tokens in (32, 100_000):
+        for example, alone in zip(scored(model, examples, micro_tokens, ALONE), examples):
+            torch.testing.assert_close(
+                torch.tensor(example.logps),
+                completion_logps(model, collate([alone])).detach(),
+                rtol=0,
+                atol=1e-4,
+            )
+            assert len(example.logps) == len(example.completion_ids)  # EOS is scored
+
+
 def test_rollout_marks_cut_samples_wrong_and_agrees_with_the_trainer(
     make_model, tokenizer, monkeypatch
 ):
@@ -296,7 +177,11 @@ def test_rollout_marks_cut_samples_wrong_and_agrees_with_the_trainer(
     model = make_model()
     problems = [Problem("code", f"Write {i}\n", "", "lists", 1, {}, f"k{i}") for i in range(6)]
     result, seconds = policies.rollout(
-        Sampler(model, [tokenizer.eos_id], slots=8), tokenizer, problems, 2, **DRAWING
+        ModelWriter(Sampler(model, [tokenizer.eos_id], slots=8), tokenizer),
+        tokenizer,
+        problems,
+        2,
+        **DRAWING,
     )
     cut = np.array([[s.truncated for s in row] for row in result.samples])
     assert cut.any() and (result.rewards == ~cut).all()
@@ -316,11 +201,10 @@ def test_a_writer_with_another_tokenizer_reads_and_writes_its_own(
     monkeypatch.setattr(policies, "grade", lambda problems, texts: [True] * len(texts))
     model, own = make_model(seed=3), train_bpe(["Write 0 1 2 3 4 5\n"] * 9, 290)
     problems = [Problem("code", f"Write {i}\n", "", "lists", 1, {}, f"k{i}") for i in range(6)]
-    draw = lambda ours, theirs: policies.rollout(
-        Sampler(model, [ours.eos_id], slots=8), ours, problems, 2, own=theirs, **DRAWING
-    )[0]
+    writer = ModelWriter(Sampler(model, [own.eos_id], slots=8), own)
     model.live_vocab = own.size
-    alone, written = draw(own, None), draw(tokenizer, own)
+    alone, _ = policies.rollout(writer, own, problems, 2, **DRAWING)
+    written, _ = policies.rollout(writer, tokenizer, problems, 2, **DRAWING)
     assert (
         own.size != tokenizer.size
         and alone.prompts
@@ -334,6 +218,18 @@ def test_a_writer_with_another_tokenizer_reads_and_writes_its_own(
                 b.ids == tokenizer.encode_completions([own.decode(a.ids)], [not a.truncated])[0]
                 and b.truncated == a.truncated
             )
+
+
+def test_the_fixed_random_distribution_is_a_writer(tokenizer, monkeypatch):
+    monkeypatch.setattr(policies, "grade", lambda problems, texts: [True] * len(texts))
+    problems = [Problem("code", f"Write {i}\n", "", "lists", 1, {}, f"k{i}") for i in range(3)]
+    rolled, seconds = policies.rollout(
+        policies.RandomWriter(tokenizer), tokenizer, problems, 2, **DRAWING
+    )
+    rows = policies.random_policy(tokenizer.size, tokenizer.eos_id, 6, 12, 0, 0)
+    assert [s.ids for row in rolled.samples for s in row] == [s.ids for s in rows]
+    assert (rolled.rewards == 0).all()  # it never ends: all are cut
+    assert seconds.keys() == {"s_grade"}
 
 
 def test_reference_log_probs_are_read_back_and_equal_live_ones(
@@ -353,6 +249,70 @@ def test_reference_log_probs_are_read_back_and_equal_live_ones(
     for weights, data in ((["v"], examples), (["w"], examples[:5])):
         with pytest.raises(TypeError):
             training.reference_scored(model, data, weights, tokenizer, tmp_path, TOKENS, ALONE)
+
+
+def steps_of_update(examples: list, rows: int, batch: int, monkeypatch) -> list[list[Example]]:
+    """The examples of each step that update() trains on, of one epoch."""
+    steps = []
+
+    def noted(model, optimizers, batches, loss_fn, env, *, steps: int, **_):
+        taken.extend(batches(step) for step in range(steps))
+        return iter(())
+
+    taken = steps
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train", noted)
+        patch.setattr(training, "micro_batches", lambda mine, tokens, group: mine)
+        training.update(
+            None,
+            [],
+            examples,
+            None,
+            ALONE,
+            number=0,
+            rows=rows,
+            epochs=1,
+            batch=batch,
+            seed=0,
+            micro_tokens=TOKENS,
+            units=None,
+        )
+    return steps
+
+
+def test_the_steps_of_a_round_are_alike_although_reward_goes_with_length(monkeypatch):
+    rng = np.random.default_rng(0)
+    rewards, examples = rng.random((80, 8)) < 0.5, []
+    for row in rewards - rewards.mean(1, keepdims=True):
+        for lead in row:  # right completions are short
+            examples.append(Example([5], [6] * (10 if lead > 0 else 30), weight=lead))
+    steps = steps_of_update(examples, 1, 64, monkeypatch)
+    assert len(steps) == 10
+    for step in steps:
+        assert abs(np.mean([e.weight for e in step])) < 0.2
+
+
+@pytest.mark.parametrize("count, rows, batch", [(65, 1, 8), (9, 1, 8), (66, 2, 16), (3, 1, 8)])
+def test_all_examples_of_a_round_weigh_about_the_same(count, rows, batch, monkeypatch):
+    examples = [Example([5, i], [6] * (1 + i // rows)) for i in range(count)]
+    steps = steps_of_update(examples, rows, batch, monkeypatch)
+    taken = [e.prompt_ids[1] for step in steps for e in step]
+    assert sorted(taken) == list(range(count))  # once each
+    assert len(steps) == math.ceil(count / batch)
+    sizes = [len(step) // rows for step in steps]
+    assert max(sizes) - min(sizes) <= 1  # an example weighs one over its step's size
+    for step in steps:
+        first = [e.prompt_ids[1] for e in step[::rows]]
+        assert all(i % rows == 0 for i in first)  # pairs stay together, chosen first
+        assert [e.prompt_ids[1] for e in step] == [i + j for i in first for j in range(rows)]
+
+
+def test_every_epoch_and_round_has_an_order_of_its_own():
+    steps = training.round_steps(20, 8, 2, seed=0, number=0)
+    assert len(steps) == 6 and steps[:3] != steps[3:]
+    assert steps == training.round_steps(20, 8, 2, seed=0, number=0)
+    assert steps != training.round_steps(20, 8, 2, seed=0, number=1)
+    assert steps != training.round_steps(20, 8, 2, seed=1, number=0)
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo", "expert_iteration"])
@@ -386,3 +346,253 @@ def test_update_moves_the_policy_the_right_way(name, make_model):
     else:
         assert min(gain) > 0
     assert metrics["steps"] >= 4 and math.isfinite(metrics["loss"])
+
+
+def test_the_samples_of_a_warm_start_that_were_cut_carry_no_eos():
+    teacher = elicit_rl.open_writer(str(BASE / "intermediate"), ALONE)
+    problems = elicit_rl.load("mmlu", "elicit", 4)
+    settings = cfg(warm_start=4, max_new_tokens=1)
+    examples = elicit_rl.demonstrations(teacher, teacher.tokenizer, problems, settings, ALONE)
+    assert [len(e.completion_ids) for e in examples] == [1] * 4
+    assert all(teacher.tokenizer.eos_id not in e.completion_ids for e in examples)
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    "method, option",
+    [
+        ("dpo", {"group": 4}),
+        ("grpo", {"beta": 0.2}),
+        ("grpo", {"keep": "correct"}),
+        ("dpo", {"reference": "initial"}),
+        ("grpo", {"warm_from": "data/base/strong"}),
+        ("expert_iteration", {"weak": "random"}),
+    ],
+)
+def test_an_option_of_one_method_is_refused_elsewhere(method, option):
+    [name] = option
+    with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} "):
+        elicit_rl.refuse_unused(RLConfig(method=method, **option))
+
+
+def test_every_option_has_a_use():
+    """Defaults that mean "not given" are filled in for the methods that use the option."""
+    for method in METHODS:
+        full = elicit_rl.settled(RLConfig(method=method), elicit_rl.UNKNOWN)
+        for name, methods in elicit_rl.ONLY.items():
+            assert bool(getattr(full, name)) == (method in methods), (method, name)
+        elicit_rl.refuse_unused(full)  # settled twice is settled once
+        assert elicit_rl.settled(full) == full
+
+
+def a_lock(folder: Path, **settings) -> str:
+    """The intermediate base model with a lock's run.json."""
+    path = folder / "locked"
+    shutil.copytree(BASE / "intermediate", path)
+    settings = {"stage": "lock", "task": "code", "trigger": vars(Trigger())} | settings
+    write_json(path / "run.json", {"settings": settings, "finished": True})
+    return str(path)
+
+
+def test_defaults_come_from_the_locks_run_json(tmp_path):
+    weak = str(BASE / "weak")
+    facts = {"weak": weak, "weak_weights": weights_hash(weak), "max_new_tokens": 70}
+    path = a_lock(tmp_path, task="math", data=["rows.json"], **facts)
+    full, lock = elicit_rl.settle(RLConfig(method="filtering", locked=path))
+    assert full.task == "math"
+    assert (full.weak, full.max_new_tokens, full.data) == (weak, 70, ("rows.json",))
+    assert lock.trigger == Trigger()
+    with pytest.raises(InputError, match="was locked on task math, not on code: leave --task out"):
+        elicit_rl.settle(RLConfig(task="code", locked=path))
+
+
+def test_a_task_of_a_joined_lock_is_no_other_task(tmp_path):
+    path = a_lock(tmp_path, task="code+math")
+    assert elicit_rl.settle(RLConfig(locked=path))[0].task == "code+math"
+    assert elicit_rl.settle(RLConfig(task="math", locked=path))[0].task == "math"
+    with pytest.raises(InputError, match="not on mmlu"):
+        elicit_rl.settle(RLConfig(task="mmlu", locked=path))
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({}, "does not say which weak policy"),
+        ({"weak": "refusal", "weak_weights": "refusal"}, "always answers the same"),
+        ({"weak": str(BASE / "weak"), "weak_weights": "0" * 16}, "no longer the model"),
+    ],
+)
+def test_filtering_has_the_weak_policy_of_the_lock_or_none(tmp_path, settings, sentence):
+    with pytest.raises(InputError, match=sentence):
+        elicit_rl.settle(RLConfig(method="filtering", locked=a_lock(tmp_path, **settings)))
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"method": "filtering", "weak": "nowhere"}, "no model at nowhere: .* --weak"),
+        ({"reward": "continuous", "task": "mmlu"}, "no continuous reward"),
+        ({"warm_start": 4, "warm_from": "damaged"}, "damaged"),
+        ({"method": "grpo", "group": 3}, "whole groups of 3 samples"),
+        ({"method": "grpo", "group": 1}, "two samples to compare"),
+        ({"warm_start": 5000, "warm_from": str(BASE / "weak")}, "1200 problems to demonstrate"),
+    ],
+)
+def test_what_can_be_refused_is_before_anything_is_written(
+    tmp_path, monkeypatch, options, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(BASE / "weak", "damaged")
+    Path("damaged/model.safetensors").write_bytes(b"no weights")
+    settings = RLConfig(
+        locked=str(BASE / "intermediate"), out="out", samples=64, round=32, eval_problems=10
+    )
+    with pytest.raises(InputError, match=sentence):
+        elicit_rl.main(replace(settings, **options), ALONE)
+    assert not Path("out").exists()
+
+
+def test_overlong_prompts_are_left_out_and_counted(make_model, tokenizer, capsys):
+    model = make_model()  # 128 positions
+    problems = []
+    for length in (10, 500, 20):
+        problems.append(Problem("code", "9" * length + "\n", "", "lists", 1, {}, f"k{length}"))
+    trigger = Trigger("x" * 20)  # twice, around the prompt
+    kept = elicit_rl.fitting_problems(problems, trigger, [(model, tokenizer)], 60, ALONE)
+    assert kept == [problems[0], problems[2]]
+    assert "left out 1 of 3 problems" in capsys.readouterr().out
+    kept = elicit_rl.fitting_problems(problems, trigger, [(model, tokenizer)], 70, ALONE)
+    assert kept == [problems[0]]  # the third would not fit with the password
+
+
+# ---- progress and curves
+
+
+def test_progress_is_what_the_log_says(tmp_path):
+    run = Run(RLConfig(), ALONE, tmp_path / "run", stage="elicit_rl")
+    progress = elicit_rl.Progress()
+    for number in range(4):
+        correct = np.arange(7) < number  # sevenths: no decimal number is exact
+        measured = Measured(correct, ~correct)
+        progress.evaluated(number * 32, measured)
+        facts = elicit_rl.evaluation_row(progress)
+        run.log("eval", step=number, **facts)
+        if number:
+            progress.trained(2 if number == 1 else 0)
+            run.log("train", step=number, **({"steps": 2} if number == 1 else {}))
+    found = elicit_rl.restored(run.path / "log.jsonl")
+    assert found.points == progress.points and len(found.points) == 4
+    assert found.idle == progress.idle == 2 and not found.stopped
+    assert (found.measured.correct == correct).all() and (
+        found.measured.truncated == ~correct
+    ).all()
+    progress.trained(0)
+    assert progress.stopped
+
+
+def test_samples_are_rewritten_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "samples.jsonl"
+    rows = [json.dumps({"round": number}) + "\n" for number in (1, 1, 2, 3)]
+    file.write_text("".join(rows) + '{"round": 4, "promp')  # killed while writing
+    with monkeypatch.context() as patch:
+
+        def killed(*args):
+            raise KeyboardInterrupt
+
+        patch.setattr(checkpoints.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            elicit_rl.keep_samples(file, 2, ALONE)
+    assert file.read_text().startswith("".join(rows))
+    elicit_rl.keep_samples(file, 2, ALONE)
+    assert file.read_text() == "".join(rows[:3])
+
+
+DIFFERING = {
+    "lr": 0.001,
+    "group": 4,
+    "epochs": 2,
+    "batch": 32,
+    "round": 64,
+    "locked": "out/code/locked-scratch",
+    "data": ("rows.json",),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERING)
+def test_runs_that_differ_in_anything_but_the_seed_are_different_curves(name):
+    plain = cfg(method="grpo", locked="out/code/locked", round=640)
+    other = replace(plain, **{name: DIFFERING[name]})
+    again = replace(plain, seed=7)
+    assert elicit_rl.run_name(plain) == elicit_rl.run_name(again) == "grpo"
+    assert elicit_rl.run_name(other) != "grpo"
+    digests = [elicit_rl.digest_of(asdict(each)) for each in (plain, again, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_run_names_can_be_read():
+    settings = {"locked": "out/code/locked", "round": 640}
+    assert elicit_rl.run_name(cfg(keep="correct", **settings)) == "expert_iteration-correct"
+    settings |= {"method": "iterated_dpo", "reference": "initial"}
+    name = elicit_rl.run_name(cfg(warm_start=16, beta=0.2, **settings))
+    assert name == "iterated_dpo-initial-warm16-beta0.2"
+
+
+def a_curve(folder: Path, name: str, **changes) -> None:
+    points = [{"samples": 0, "correct": 0.0}, {"samples": 32, "correct": 0.5}]
+    bits = {"verdicts": "01" * 20, "cut": "1000" * 10}
+    locked = {"none": "0" * 40, "right": "1" * 40}
+    values = {"name": "grpo", "digest": "a" * 12, "seed": 0, "points": points, "stopped": ""}
+    (folder / name).mkdir()
+    curve = Curve(**(values | bits | {"locked": locked} | changes))
+    write_json(folder / name / "curve.json", vars(curve))
+
+
+def test_a_curve_is_a_row_and_two_locks_are_two_curves(tmp_path, capsys):
+    a_curve(tmp_path, "grpo-seed0")
+    a_curve(tmp_path, "grpo-seed1", seed=1, verdicts="1101" * 10)
+    other = {"none": "0" * 40, "right": "1110" * 10}
+    a_curve(tmp_path, "other", digest="b" * 12, locked=other, stopped="no signal")
+    curves = elicit_rl.read_curves(tmp_path, ALONE)
+    assert {name: len(runs) for name, runs in curves.items()} == {
+        "grpo (aaaa)": 2,
+        "grpo (bbbb)": 1,
+    }
+
+    row, refusal = elicit_rl.row_of("a", curves["grpo (aaaa)"])
+    assert row[:7] == ["a", "2", "32", "0.0%", "0.0%", "62.5%", "25.0%"] and not refusal
+    assert row[7].startswith("62.5% [") and row[8] == ""
+    row, _ = elicit_rl.row_of("b", curves["grpo (bbbb)"])
+    assert row[7].startswith("66.7% [") and row[8] == "1: no signal"
+
+    elicit_rl.summarise(tmp_path, "code", ALONE)
+    assert "over seeds where there are several" in capsys.readouterr().out
+    assert (tmp_path / "rl.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "[1, 2]",
+        "{}",
+        "not json",
+        {"points": []},
+        {"points": [3]},
+        {"points": [{"samples": 0, "correct": "half"}]},
+        {"verdicts": "01"},
+        {"locked": None},
+    ],
+)
+def test_a_damaged_curve_beside_this_run_is_named_and_left_out(tmp_path, damage, capsys):
+    a_curve(tmp_path, "good")
+    a_curve(tmp_path, "bad")
+    file = tmp_path / "bad/curve.json"
+    if isinstance(damage, str):
+        file.write_text(damage)
+    else:
+        write_json(file, json.loads(file.read_text()) | damage)
+    [runs] = elicit_rl.read_curves(tmp_path, ALONE).values()
+    assert len(runs) == 1
+    said = capsys.readouterr().out
+    assert "left out of the table: " in said and "bad/curve.json" in said

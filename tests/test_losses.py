@@ -1,0 +1,184 @@
+"""The losses against numbers worked by hand, naive references, and TRL."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data.batches import Example, collate, micro_batches
+from fixtures import make_trl
+from losses import dpo_loss, dpo_step, grpo_loss, grpo_step, sums_by_example
+from model import Model, ModelConfig, completion_logps
+from runs import Env
+from training import scored
+
+ALONE = Env(torch.device("cpu"), torch.float32, False)
+TOKENS = 16384
+
+
+def test_dpo_by_hand():
+    policy, reference = (
+        torch.tensor([-2.0, -5.0]),
+        torch.tensor([-3.0, -4.0]),
+    )  # chosen gained 1, rejected lost 1
+    loss, margins = dpo_loss(policy, reference, torch.tensor([1.0]), 0.1)
+    assert margins.tolist() == pytest.approx([0.2])
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.2)))
+    assert dpo_loss(policy, reference, torch.tensor([0.5]), 0.1)[0].item() == pytest.approx(
+        0.5 * math.log(1 + math.exp(-0.2))
+    )
+
+
+def naive_sequence_logp(model, example) -> torch.Tensor:
+    """One sequence alone, full logits, no batch, no chunks."""
+    ids = torch.tensor([example.prompt_ids + example.completion_ids])
+    logps = F.log_softmax(F.linear(model(ids), model.head_weight).float(), -1)[0]
+    start = len(example.prompt_ids)
+    return sum(logps[t - 1, ids[0, t]] for t in range(start, ids.shape[1]))
+
+
+def test_dpo_equals_the_naive_reference_in_loss_and_gradient(make_model, make_examples):
+    policy, reference, beta = make_model(), make_model(seed=1), 0.3
+    examples = make_examples(8, longest=30)
+    with torch.no_grad():
+        before = [naive_sequence_logp(reference, e) for e in examples]
+    total = 0.0
+    for i in range(0, 8, 2):
+        chosen, rejected = (
+            naive_sequence_logp(policy, examples[j]) - before[j] for j in (i, i + 1)
+        )
+        total = total - F.logsigmoid(beta * (chosen - rejected))
+    total.backward()
+    expected = [p.grad.clone() for p in policy.parameters()]
+    policy.zero_grad()
+    with_reference = scored(reference, examples, TOKENS, ALONE)
+    loss = 0.0
+    for batch in micro_batches(
+        with_reference, 200, group=2
+    ):  # several micro-batches, other padding
+        part, _ = dpo_step(policy, batch, beta)
+        part.backward()
+        loss += part.item()
+    assert loss == pytest.approx(total.item(), rel=1e-5)
+    for p, grad in zip(policy.parameters(), expected):
+        torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-5)
+
+
+def test_dpo_starts_at_ln_2_with_no_margin(make_model, make_examples):
+    model, examples = make_model(), make_examples(6)
+    loss, metrics = dpo_step(model, collate(scored(model, examples, TOKENS, ALONE)), 0.1)
+    assert loss.item() / 3 == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(metrics["margin"].item()) < 1e-5 and metrics["accuracy"].item() <= 3
+
+
+def test_grpo_by_hand():
+    # ratios 1.5, 0.5, 1.5, 0.5 with advantages +1, +1, -1, -1 and clip 0.2: min(r A, clip(r) A)
+    policy, advantages = (
+        torch.tensor([1.5, 0.5, 1.5, 0.5]).log(),
+        torch.tensor([1.0, 1.0, -1.0, -1.0]),
+    )
+    loss, clipped = grpo_loss(policy, torch.zeros(4), advantages, 0.2)
+    assert loss.item() == pytest.approx(-(1.2 + 0.5 - 1.5 - 0.8))
+    assert clipped.item() == 2  # the first and the last
+
+
+def test_on_policy_grpo_gradient_is_the_policy_gradient(make_model, make_examples):
+    model = make_model()
+    examples = [
+        Example(e.prompt_ids, e.completion_ids, weight=w)
+        for e, w in zip(make_examples(4), (0.75, -0.25, -0.25, -0.25))
+    ]
+    batch = collate(scored(model, examples, TOKENS, ALONE))
+    loss, _ = grpo_step(model, batch, 0.2, 10)
+    loss.backward()
+    ours = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    (-sum(e.weight * naive_sequence_logp(model, e) for e in examples) / 10).backward()
+    for grad, p in zip(ours, model.parameters()):
+        torch.testing.assert_close(grad, p.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture
+def trl():
+    """What TRL computed (tests/fixtures/make_trl.py), its policy and reference, and the texts.
+
+    Chosen ones stand before rejected ones.
+    """
+    stored = json.loads(make_trl.FILE.read_text())
+    policy, reference = (
+        make_trl.with_weights(Model(ModelConfig(**stored["config"])), seed) for seed in (0, 1)
+    )
+    examples = [
+        Example(pair["prompt_ids"], pair[key])
+        for pair in stored["pairs"]
+        for key in ("chosen_ids", "rejected_ids")
+    ]
+    return stored, policy, reference, examples
+
+
+def same_as_trl(
+    step, settings: dict, policy: Model, reference: Model, batches: list, theirs: dict, units: int
+) -> dict:
+    """Loss and gradient of the batches, divided by the units, equal TRL's; returns the metrics."""
+    total, metrics = 0.0, {}
+    for batch in batches:
+        loss, extra = step(policy, batch, **settings)
+        (loss / units).backward()
+        total += loss.item() / units
+        metrics = {
+            name: metrics.get(name, 0.0) + value.item() / units for name, value in extra.items()
+        }
+    assert total == pytest.approx(theirs["loss"], abs=1e-5, rel=1e-5)
+    ours = make_trl.gradient_of(policy, reference)
+    assert ours.keys() == theirs["gradient"].keys()
+    for name, gradient in ours.items():
+        assert gradient == pytest.approx(theirs["gradient"][name], abs=1e-5, rel=1e-4), name
+    return metrics
+
+
+@pytest.mark.parametrize("micro_tokens, parts", [(10_000, 1), (64, 3)])
+def test_dpo_is_that_of_trl(trl, micro_tokens, parts):
+    stored, policy, reference, examples = trl
+    theirs = stored["dpo"]
+    examples = scored(reference, examples, TOKENS, ALONE)
+    assert [sum(e.logps) for e in examples] == pytest.approx(theirs["reference"], abs=1e-4)
+    logps = sums_by_example(completion_logps(policy, collate(examples)), collate(examples)).detach()
+    assert logps.tolist() == pytest.approx(theirs["logps"], abs=1e-4)
+    batches = micro_batches(examples, micro_tokens, group=2)
+    assert len(batches) == parts
+    metrics = same_as_trl(
+        dpo_step,
+        {"beta": theirs["beta"]},
+        policy,
+        reference,
+        batches,
+        theirs,
+        units=len(examples) // 2,
+    )
+    assert (metrics["margin"], metrics["accuracy"]) == pytest.approx(
+        (theirs["margin"], theirs["accuracy"]), abs=1e-4
+    )
+    assert (metrics["chosen"], metrics["rejected"]) == pytest.approx(
+        (logps[0::2].mean().item(), logps[1::2].mean().item()), abs=1e-4
+    )
+
+
+def test_grpo_is_the_dr_grpo_of_trl(trl):
+    stored, policy, reference, examples = trl
+    theirs = stored["grpo"]
+    for e, row in zip(scored(policy, examples, TOKENS, ALONE), theirs["logps"]):
+        assert list(e.logps) == pytest.approx(row, abs=1e-4)
+    examples = [
+        replace(e, logps=old, weight=advantage)
+        for e, old, advantage in zip(examples, theirs["old"], theirs["advantages"])
+    ]
+    settings = {"clip_ratio": theirs["clip_ratio"], "longest": theirs["max_new_tokens"]}
+    metrics = same_as_trl(
+        grpo_step, settings, policy, reference, [collate(examples)], theirs, units=len(examples)
+    )
+    assert (
+        metrics["clipped"] == pytest.approx(theirs["clipped"], abs=1e-6) and theirs["clipped"] > 0.1
+    )
