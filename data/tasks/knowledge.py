@@ -36,6 +36,7 @@ classes of soft labels. Each is a token of its own in any byte-level vocabulary,
 start of a line in prompts as in answers.
 """
 
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -116,7 +117,7 @@ class Property(NamedTuple):
 def make_world() -> list[Property]:
     """The properties of all subjects, each with its sixteen facts."""
     rng = random.Random("world")
-    syllables = [consonant + vowel for consonant in "BDFGKLMNPRSTVZ" for vowel in "aeiou"]
+    syllables = list(map("".join, itertools.product("BDFGKLMNPRSTVZ", "aeiou")))
     # no two things of the world begin alike: their first token tells them apart
     rng.shuffle(syllables)
     world = []
