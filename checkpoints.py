@@ -1,9 +1,17 @@
-"""Checkpoints on disk: directories in Hugging Face's layout, in and out, and the JSON files beside them."""
+"""Checkpoints on disk: Hugging Face directories, in and out, and the JSON files beside them.
 
+Every file that this repository reads or writes as JSON goes through `read_json`, `checked` and
+`write_json`, every checkpoint through `load_model` and `save_model`: what is damaged, misshapen or
+cannot be written is an InputError, one sentence that names the file.
+"""
+
+import functools
 import hashlib
 import json
+import math
 import os
 import shutil
+import stat
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,26 +24,185 @@ from data.problems import InputError
 from data.text import Tokenizer
 from model import Model, ModelConfig, whole
 
+# -------------------------------------------------------------------------------------- JSON files
 
-def from_hf(config: dict) -> ModelConfig:
-    """Read config.json. Raises InputError for anything that this network would silently compute wrongly."""
+
+def size_of(path: Path) -> int:
+    """Bytes of a plain file. Raises InputError where there is none, a directory or a device."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} does not exist: is {path.parent} the directory of a checkpoint?"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({reason(error)})") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path} is not a file")
+    return found.st_size
+
+
+def reason(error: Exception) -> str:
+    """What the operating system or a library complains about, on one line."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())
+
+
+def read_json(path: str | Path) -> dict:
+    """The object that a JSON file holds.
+
+    Raises InputError for anything else: no file, no UTF-8, no JSON, a list, a number that is not
+    finite, half a surrogate pair (which no output could show).
+    """
+    path = Path(path)
+    size_of(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({reason(error)})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON ({reason(error)})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a JSON {type(value).__name__} in place of an object")
+    return value
+
+
+def read_rows(path: str | Path) -> list[dict]:
+    """The objects of a file of JSON lines; none where there is no file.
+
+    A last line without its end is left out: its writer was killed. Raises InputError for others.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    size_of(path)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        rows = [json.loads(line) for line in lines[:-1]]
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({reason(error)})") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path} is damaged (a line is not an object)")
+    return rows
+
+
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    dict: "an object",
+    list: "a list",
+}
+
+
+def checked(
+    values: dict,
+    file: str | Path,
+    name: str,
+    kind: type,
+    least: float | None = None,
+    most: float | None = None,
+    default=None,
+):
+    """values[name], as read from `file`: of this kind, and a number within these bounds.
+
+    kind: a key of KINDS. default: what stands for a missing or null value; None means that it may
+    not be missing. Raises InputError.
+    """
+    value = values.get(name)
+    if value is None and default is not None:
+        return default
+    if value is None:
+        raise InputError(f"{file} lacks {name}")
+
+    accepted = (int, float) if kind is float else kind
+    is_right = isinstance(value, accepted)
+    if isinstance(value, bool) and kind is not bool:
+        is_right = False  # Python counts True as a whole number
+    if not is_right:
+        raise InputError(f"{file} has {name} = {shortened(value)}: it must be {KINDS[kind]}")
+
+    too_low = least is not None and value < least
+    too_high = most is not None and value > most
+    if too_low or too_high:
+        bounds = []
+        if least is not None:
+            bounds.append(f"at least {least:,}")
+        if most is not None:
+            bounds.append(f"at most {most:,}")
+        raise InputError(
+            f"{file} has {name} = {shortened(value)}: it must be {' and '.join(bounds)}"
+        )
+    return value
+
+
+def shortened(value) -> str:
+    """A value as a sentence can show it."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Atomic: a reader sees the old file or the new one, whole, even if this process is killed.
+
+    Raises InputError where it cannot be written: a full disk, a place that takes no files.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        if path.exists() and not path.is_file():
+            # a device would be replaced by the file
+            raise InputError(f"{path} cannot be written: it is not a file")
+        with open(temporary, "w", encoding="utf-8") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        discard(temporary)
+        raise InputError(
+            f"{path} cannot be written ({reason(error)}): "
+            "make room, or choose a place that can be written"
+        ) from None
+
+
+def write_json(path: str | Path, value) -> None:
+    """`write_text` of the value; raises ValueError for numbers that are not finite."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def discard(path: Path) -> None:
+    """Remove a file if it is there and can be removed."""
+    try:
+        path.unlink()
+    except OSError:
+        pass
+
+
+# ------------------------------------------------------------------------------------- config.json
+
+MOST = 10_000_000  # of any size in config.json: beyond all models, and before all memory is gone
+MOST_POSITIONS = 2**21  # the rotary tables, which no file vouches for, have a row for each
+
+
+def from_hf(config: dict, file: str | Path = "config.json") -> ModelConfig:
+    """Read config.json (named `file` in errors).
+
+    Raises InputError for anything that this network would silently compute wrongly.
+    """
     kind = config.get("model_type")
     if kind not in ("llama", "mistral"):
-        raise InputError(f"model_type {kind!r} is not supported: use a llama or mistral checkpoint")
-    for key in (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "max_position_embeddings",
-    ):
-        if key not in config:
-            raise InputError(f"config.json lacks {key}")
-    rope = config.get("rope_parameters") or {
-        "rope_theta": config.get("rope_theta", 10000.0),
-        **(config.get("rope_scaling") or {}),
-    }
+        raise InputError(
+            f"{file} has model_type = {shortened(kind)}, which is not supported: "
+            "use a llama or mistral checkpoint"
+        )
+    rope = checked(config, file, "rope_parameters", dict, default={})
+    if not rope:
+        rope = checked(config, file, "rope_scaling", dict, default={})
+    rope = {"rope_theta": config.get("rope_theta"), **rope}
+
+    # what this network has no code for
     refused = {
         "hidden_act": ("silu", config.get("hidden_act", "silu")),
         "attention_bias": (False, config.get("attention_bias", False)),
@@ -46,26 +213,49 @@ def from_hf(config: dict) -> ModelConfig:
     }
     for key, (supported, value) in refused.items():
         if value != supported:
-            raise InputError(f"config.json has {key} = {value!r}: only {supported!r} is supported")
-    heads = config["num_attention_heads"]
+            raise InputError(
+                f"{file} has {key} = {shortened(value)}: only {supported!r} is supported"
+            )
+
+    def size(name: str, default: int | None = None) -> int:
+        return checked(config, file, name, int, 1, MOST, default)
+
+    hidden = size("hidden_size")
+    heads = size("num_attention_heads")
+    kv_heads = size("num_key_value_heads", 8 if kind == "mistral" else heads)
+    if heads % kv_heads:
+        raise InputError(
+            f"{file} has num_key_value_heads = {kv_heads}: "
+            f"it must divide num_attention_heads = {heads}"
+        )
+    head_dim = size("head_dim", hidden // heads)
+    if head_dim == 0 or head_dim % 2:
+        raise InputError(
+            f"{file} makes heads of width {head_dim}: rotary positions turn pairs, "
+            "so head_dim (or hidden_size / num_attention_heads) must be even and at least 2"
+        )
     return ModelConfig(
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        num_hidden_layers=config["num_hidden_layers"],
+        vocab_size=size("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=size("intermediate_size"),
+        num_hidden_layers=size("num_hidden_layers"),
         num_attention_heads=heads,
-        num_key_value_heads=config.get("num_key_value_heads")
-        or (8 if kind == "mistral" else heads),
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        max_position_embeddings=config["max_position_embeddings"],
-        rope_theta=rope.get("rope_theta", 10000.0),
-        rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-        tie_word_embeddings=config.get("tie_word_embeddings", False),
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=checked(
+            config, file, "max_position_embeddings", int, 1, MOST_POSITIONS
+        ),
+        rope_theta=checked(rope, file, "rope_theta", float, 1, 1e15, default=10000.0),
+        rms_norm_eps=checked(config, file, "rms_norm_eps", float, 1e-20, 1, default=1e-6),
+        tie_word_embeddings=checked(config, file, "tie_word_embeddings", bool, default=False),
     )
 
 
 def to_hf(config: ModelConfig, tokenizer: Tokenizer) -> dict:
-    """The config.json that transformers opens as LlamaForCausalLM; both spellings of the rotary settings."""
+    """The config.json that transformers opens as LlamaForCausalLM.
+
+    With both spellings of the rotary settings, the older and the newer.
+    """
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -83,64 +273,170 @@ def to_hf(config: ModelConfig, tokenizer: Tokenizer) -> dict:
     }
 
 
-SHARD_BYTES = 5_000_000_000
+def parameters_of(config: ModelConfig) -> int:
+    """How many parameters a model of this shape has, without making it."""
+    c = config
+    attention = 2 * c.hidden_size * c.head_dim * (c.num_attention_heads + c.num_key_value_heads)
+    mlp = 3 * c.hidden_size * c.intermediate_size
+    norms = 2 * c.hidden_size
+    vocabularies = 1 if c.tie_word_embeddings else 2
+    embeddings = vocabularies * c.vocab_size * c.hidden_size
+    return embeddings + c.num_hidden_layers * (attention + mlp + norms) + c.hidden_size
+
+
+# ------------------------------------------------------------------------------------ weights, read
+
+# a tensor of these is converted to fp32 exactly; F64 is rounded
+DTYPES = ("F32", "BF16", "F16", "F64")
 
 
 def load_model(
     path: str | Path, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32
 ) -> tuple[Model, Tokenizer]:
-    """Open a checkpoint directory in Hugging Face layout: fp32 master weights on `device`, and its tokenizer.
+    """Open a checkpoint directory: fp32 master weights on `device`, and its tokenizer.
 
-    Raises InputError, naming the file, for anything missing, truncated, corrupted, misshapen, or where tokenizer and model disagree.
+    Raises InputError, naming the file, for anything missing, truncated, corrupted, misshapen, not
+    finite, or where tokenizer and model disagree. Nothing large is allocated before the sizes in
+    config.json are found to fit the weight files.
     """
     path = Path(path)
-    config = from_hf(read_json(path / "config.json"))
+    config = from_hf(read_json(path / "config.json"), path / "config.json")
     tokenizer = Tokenizer.load(path)
     if tokenizer.size > config.vocab_size:
         raise InputError(
-            f"{path}: the tokenizer has {tokenizer.size} ids but the model only {config.vocab_size} rows: they do not belong together"
+            f"{path}: the tokenizer has {tokenizer.size} ids but the model only "
+            f"{config.vocab_size} rows: they do not belong together"
         )
+    files = weight_files(path)
+    total = sum(size_of(file) for file in files)
+    if parameters_of(config) > total:
+        raise InputError(
+            f"{path / 'config.json'} describes {parameters_of(config):,} parameters, for which "
+            f"{files[0]}{' and the others' if len(files) > 1 else ''} with {total:,} bytes "
+            "cannot be enough: it is truncated or of another model"
+        )
+
     with torch.device("meta"):
         model = Model(config, compute_dtype)
     expected = dict(model.named_parameters())  # a tied head appears once, as the embedding
-    index = path / "model.safetensors.index.json"
-    files = (
-        sorted(set(read_json(index)["weight_map"].values()))
-        if index.exists()
-        else ["model.safetensors"]
-    )
     loaded = {}
-    for name in files:
-        try:
-            with safe_open(path / name, framework="pt", device=str(device)) as f:
-                for key in f.keys():
-                    if key in expected:
-                        tensor = f.get_tensor(key)
-                        if tensor.shape != expected[key].shape:
-                            raise InputError(
-                                f"{path / name}: {key} has shape {tuple(tensor.shape)}, config.json says {tuple(expected[key].shape)}"
-                            )
-                        loaded[key] = nn.Parameter(tensor.to(torch.float32))
-                    elif not (key == "lm_head.weight" or key.endswith("rotary_emb.inv_freq")):
-                        raise InputError(f"{path / name}: unexpected tensor {key}")
-        except FileNotFoundError:
-            raise InputError(
-                f"{path / name} does not exist: the checkpoint is incomplete"
-            ) from None
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path / name} is truncated or corrupted ({error})") from None
+    for file in files:
+        loaded |= read_tensors(file, expected, device)
     if missing := sorted(set(expected) - set(loaded)):
         raise InputError(f"{path}: {len(missing)} tensors are missing, first {missing[0]}")
-    for key, parameter in loaded.items():
+
+    for key, tensor in loaded.items():
         module, _, name = key.rpartition(".")
-        setattr(model.get_submodule(module), name, parameter)
+        setattr(model.get_submodule(module), name, nn.Parameter(tensor))
     model.rebuild()
     model.live_vocab = tokenizer.size
     return model, tokenizer
 
 
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files that make up a checkpoint, whether they exist or not."""
+    index = path / "model.safetensors.index.json"
+    whole_file = path / "model.safetensors"
+    if os.path.lexists(index):
+        places = checked(read_json(index), index, "weight_map", dict)
+        for name in places.values():
+            is_plain = isinstance(name, str) and Path(name).name == name
+            if not (is_plain and name.endswith(".safetensors")):
+                raise InputError(
+                    f"{index} names {shortened(name)}: weights are safetensors files beside it"
+                )
+        if not places:
+            raise InputError(f"{index} names no files")
+        return [path / name for name in sorted(set(places.values()))]
+
+    pickled = [*path.glob("*.bin"), *path.glob("*.pth"), *path.glob("*.pt")]
+    if pickled and not os.path.lexists(whole_file):
+        raise InputError(
+            f"{path} holds its weights as pickle ({sorted(pickled)[0].name}), which may run code "
+            "when it is opened and is not read here: convert it once, where you trust it, with "
+            "transformers (AutoModelForCausalLM.from_pretrained(...).save_pretrained(NEW))"
+        )
+    return [whole_file]
+
+
+def read_tensors(
+    file: Path, expected: dict[str, Tensor], device: torch.device | str
+) -> dict[str, Tensor]:
+    """The tensors of one file in fp32. Raises InputError for any that the model cannot take."""
+    found = {}
+    try:
+        with safe_open(file, framework="pt", device=str(device)) as f:
+            for key in f.keys():
+                if key in expected:
+                    check_header(file, key, f.get_slice(key), expected[key])
+                    found[key] = f.get_tensor(key).to(torch.float32)
+                    check_finite(file, key, found[key])
+                elif not (key == "lm_head.weight" or key.endswith("rotary_emb.inv_freq")):
+                    # a tied head and the rotary table are copies of what is there anyway
+                    raise InputError(f"{file}: unexpected tensor {key}")
+    except FileNotFoundError:
+        raise InputError(f"{file} does not exist: the checkpoint is incomplete") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is truncated or corrupted ({reason(error)})") from None
+    return found
+
+
+def check_header(file: Path, key: str, header, like: Tensor) -> None:
+    """Raise InputError for a tensor of another shape, or of numbers that are no weights."""
+    shape = tuple(header.get_shape())
+    if shape != tuple(like.shape):
+        raise InputError(f"{file}: {key} has shape {shape}, config.json says {tuple(like.shape)}")
+    if header.get_dtype() not in DTYPES:
+        raise InputError(
+            f"{file}: {key} is of dtype {header.get_dtype()}: only {', '.join(DTYPES)} are read"
+        )
+
+
+def check_finite(file: Path, key: str, tensor: Tensor) -> None:
+    """Raise InputError for NaN or infinity, which both survive in the extremes."""
+    low, high = torch.aminmax(tensor)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError(f"{file}: {key} holds NaN or infinite weights: its training diverged")
+
+
+HASH_CHUNK = 1 << 24  # bytes in memory at a time
+
+
+def weights_hash(path: str | Path) -> str:
+    """Short sha256 of a checkpoint's weight files: how a run records its parent."""
+    files = sorted(Path(path).glob("*.safetensors"))
+    keys = []
+    for file in files:
+        size_of(file)
+        found = file.stat()
+        keys.append((str(file.resolve()), found.st_ino, found.st_mtime_ns, found.st_size))
+    return _hash_of(tuple(keys))
+
+
+@functools.cache  # a stage asks several times for the same files, which may be large
+def _hash_of(files: tuple[tuple[str, int, int, int], ...]) -> str:
+    """Of the content of all the files, one after another; a file is its path, inode, time, size."""
+    digest = hashlib.sha256()
+    for name, *_ in files:
+        try:
+            with open(name, "rb") as f:
+                while chunk := f.read(HASH_CHUNK):
+                    digest.update(chunk)
+        except OSError as error:
+            raise InputError(f"{name} cannot be read ({reason(error)})") from None
+    return digest.hexdigest()[:16]
+
+
+# --------------------------------------------------------------------------------- weights, written
+
+SHARD_BYTES = 5_000_000_000
+
+
 def collected(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole tensors in the memory of the rank that keeps them; the others only take part in gathering what is sharded."""
+    """Whole tensors in the memory of the rank that keeps them.
+
+    The others only take part in gathering what is sharded.
+    """
     found = {}
     for name, tensor in tensors.items():
         full = whole(tensor.detach())
@@ -150,10 +446,11 @@ def collected(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 
 def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool = True) -> None:
-    """Write a checkpoint directory that `transformers.AutoModelForCausalLM.from_pretrained` opens. All ranks call it, one writes.
+    """Write a directory that `transformers.AutoModelForCausalLM.from_pretrained` opens.
 
-    Everything is written and synced beside the old files first and then renamed over them, config.json last: a full disk or a
-    kill leaves the previous checkpoint as it was.
+    All ranks call it, the one with `write` writes. Everything is written and synced beside the old
+    files first and then renamed over them, config.json last: a full disk or a kill leaves the
+    previous checkpoint as it was. Raises InputError where it cannot be written.
     """
     path = Path(path)
     staging = path / ".saving"
@@ -163,78 +460,57 @@ def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        shards, size = [{}], 0
-        for name, tensor in tensors.items():
-            if size and size + tensor.nbytes > SHARD_BYTES:
-                shards, size = [*shards, {}], 0
-            shards[-1][name], size = tensor, size + tensor.nbytes
-        names = (
-            ["model.safetensors"]
-            if len(shards) == 1
-            else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-        )
-        for name, shard in zip(names, shards):
-            save_file(shard, staging / name, metadata={"format": "pt"})
-        if len(shards) > 1:
-            where = {key: name for name, shard in zip(names, shards) for key in shard}
-            write_json(
-                staging / "model.safetensors.index.json",
-                {
-                    "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
-                    "weight_map": where,
-                },
-            )
+        names = write_tensors(staging, tensors)
         tokenizer.save(staging)
-        write_json(
-            staging / "generation_config.json",
-            {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id},
-        )
+        ends = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+        write_json(staging / "generation_config.json", ends)
         write_json(staging / "config.json", to_hf(model.config, tokenizer))
-        for file in staging.iterdir():
-            with open(file, "rb") as f:
-                os.fsync(f.fileno())
-        for file in sorted(staging.iterdir(), key=lambda f: (f.name == "config.json", f.name)):
+
+        new = sorted(staging.iterdir(), key=lambda file: (file.name == "config.json", file.name))
+        for file in new:
+            sync(file)
+        for file in new:
             os.replace(file, path / file.name)
-        for stale in path.glob(
-            "model*.safetensors*"
-        ):  # the other layout's files would be opened in place of ours, or hashed with them
-            if stale.name not in names and not (
-                len(shards) > 1 and stale.name.endswith(".index.json")
-            ):
-                stale.unlink()
+        # the other layout's files would be opened in place of ours, or hashed with them
+        for old in path.glob("model*.safetensors*"):
+            if old.name not in names:
+                old.unlink()
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"could not write the checkpoint {path} ({error}); what it held before is untouched"
+            f"could not write the checkpoint {path} ({reason(error)}); "
+            "what it held before is untouched"
         ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def weights_hash(path: str | Path) -> str:
-    """Short sha256 of a checkpoint's weight files: how a run records its parent."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(path).glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+def write_tensors(folder: Path, tensors: dict[str, Tensor]) -> list[str]:
+    """Weights in one file, or in several of SHARD_BYTES with an index. Returns the files' names."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if size and size + tensor.nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return ["model.safetensors"]
+
+    names, places = [], {}
+    for i, shard in enumerate(shards):
+        name = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        names.append(name)
+        places |= dict.fromkeys(shard, name)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    write_json(folder / "model.safetensors.index.json", index)
+    return [*names, "model.safetensors.index.json"]
 
 
-def read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist: is {path.parent} a checkpoint directory?"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error})") from None
-
-
-def write_json(path: Path, value) -> None:
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Atomic: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+def sync(file: Path) -> None:
+    """Wait until a file's content is on the disk."""
+    with open(file, "rb") as f:
+        os.fsync(f.fileno())
