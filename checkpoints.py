@@ -55,6 +55,7 @@ def read_json(path: str | Path) -> dict:
     """
     path = Path(path)
     size_of(path)
+
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
@@ -62,6 +63,7 @@ def read_json(path: str | Path) -> dict:
         raise InputError(f"{path} cannot be read ({reason(error)})") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({reason(error)})") from None
+
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a JSON {type(value).__name__} in place of an object")
     return value
@@ -75,6 +77,7 @@ def read_rows(path: str | Path) -> list[dict]:
     path = Path(path)
     if not path.exists():
         return []
+
     size_of(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -150,6 +153,7 @@ def write_text(path: str | Path, text: str) -> None:
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
+
     try:
         if path.exists() and not path.is_file():
             # a device would be replaced by the file
@@ -197,6 +201,7 @@ def from_hf(config: dict, file: str | Path = "config.json") -> ModelConfig:
             f"{file} has model_type = {shortened(kind)}, which is not supported: "
             "use a llama or mistral checkpoint"
         )
+
     rope = checked(config, file, "rope_parameters", dict, default={})
     if not rope:
         rope = checked(config, file, "rope_scaling", dict, default={})
@@ -223,17 +228,20 @@ def from_hf(config: dict, file: str | Path = "config.json") -> ModelConfig:
     hidden = size("hidden_size")
     heads = size("num_attention_heads")
     kv_heads = size("num_key_value_heads", 8 if kind == "mistral" else heads)
+
     if heads % kv_heads:
         raise InputError(
             f"{file} has num_key_value_heads = {kv_heads}: "
             f"it must divide num_attention_heads = {heads}"
         )
+
     head_dim = size("head_dim", hidden // heads)
     if head_dim == 0 or head_dim % 2:
         raise InputError(
             f"{file} makes heads of width {head_dim}: rotary positions turn pairs, "
             "so head_dim (or hidden_size / num_attention_heads) must be even and at least 2"
         )
+
     return ModelConfig(
         vocab_size=size("vocab_size"),
         hidden_size=hidden,
@@ -301,14 +309,17 @@ def load_model(
     """
     path = Path(path)
     config = from_hf(read_json(path / "config.json"), path / "config.json")
+
     tokenizer = Tokenizer.load(path)
     if tokenizer.size > config.vocab_size:
         raise InputError(
             f"{path}: the tokenizer has {tokenizer.size} ids but the model only "
             f"{config.vocab_size} rows: they do not belong together"
         )
+
     files = weight_files(path)
     total = sum(size_of(file) for file in files)
+
     if parameters_of(config) > total:
         raise InputError(
             f"{path / 'config.json'} describes {parameters_of(config):,} parameters, for which "
@@ -405,6 +416,7 @@ HASH_CHUNK = 1 << 24  # bytes in memory at a time
 def weights_hash(path: str | Path) -> str:
     """Short sha256 of a checkpoint's weight files: how a run records its parent."""
     files = sorted(Path(path).glob("*.safetensors"))
+
     keys = []
     for file in files:
         size_of(file)
@@ -457,6 +469,7 @@ def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool
     tensors = collected(dict(model.named_parameters()), write)  # a tied head appears once
     if not write:
         return
+
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
@@ -471,6 +484,7 @@ def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool
             sync(file)
         for file in new:
             os.replace(file, path / file.name)
+
         # the other layout's files would be opened in place of ours, or hashed with them
         for old in path.glob("model*.safetensors*"):
             if old.name not in names:
@@ -494,6 +508,7 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor]) -> list[str]:
             size = 0
         shards[-1][name] = tensor
         size += tensor.nbytes
+
     if len(shards) == 1:
         save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
         return ["model.safetensors"]
@@ -504,6 +519,7 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor]) -> list[str]:
         save_file(shard, folder / name, metadata={"format": "pt"})
         names.append(name)
         places |= dict.fromkeys(shard, name)
+
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": places}
     write_json(folder / "model.safetensors.index.json", index)

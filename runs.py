@@ -178,6 +178,7 @@ def reader(kind: type, default, metadata) -> Callable:
     """The function that reads an option's value from its text."""
     if kind is str:
         return text_of
+
     values = default if isinstance(default, tuple) else (default,)
     counts = kind is int and all(values)
     least = metadata.get("least", 1 if counts else 0)
@@ -202,6 +203,7 @@ def number_of(text: str, kind: type, least: float, most: float) -> float:
         raise argparse.ArgumentTypeError(
             f"invalid {kind.__name__} value: {shortened(text)}"
         ) from None
+
     if value > most:
         raise argparse.ArgumentTypeError(f"{shortened(text)} is too large, {most:,} is the most")
     if not value >= least:
@@ -230,6 +232,7 @@ def launch(main: Callable, config: type) -> None:
             raise
         complain(sentence)
         code = 2
+
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.exit(code)
@@ -263,12 +266,14 @@ def sentence_for(error: Exception, config: type) -> str:
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if not (out_of_memory or (isinstance(error, RuntimeError) and allocation)):
         return ""
+
     ways = {
         "slots": "a smaller --slots",
         "micro_tokens": "a smaller --micro-tokens",
         "checkpoint_activations": "--checkpoint-activations",
         "shard": "--shard over several ranks",
     }
+
     names = [option.name for option in fields(config)]
     advice = ", ".join(way for name, way in ways.items() if name in names)
     return f"there is not enough memory: try {advice}"
@@ -279,6 +284,7 @@ def complain(sentence: str) -> None:
     for bar in list(tqdm._instances):  # left where they stand, each with its end of line
         bar.leave = True
         bar.close()
+
     line = " ".join(sentence.splitlines())
     line = line.encode(errors="backslashreplace").decode()  # an option may be no UTF-8
     print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
@@ -331,12 +337,14 @@ class Env:
         """
         if self.world == 1:
             return work(*args)
+
         outcome = None
         if self.main:
             try:
                 outcome = work(*args)
             except InputError as error:
                 outcome = error
+
         box = [outcome]
         dist.broadcast_object_list(box)
         if isinstance(box[0], InputError):
@@ -356,6 +364,7 @@ def setup(cfg: Config) -> Env:
             "--shard divides the model over several ranks: "
             "start with torchrun --nproc-per-node 2 or more"
         )
+
     if cfg.out:
         check_place(Path(cfg.out))
 
@@ -367,6 +376,7 @@ def setup(cfg: Config) -> Env:
         # fp32 products are exact where fp32 was asked for, and else few and not worth it
         exact = dtype == torch.float32
         torch.set_float32_matmul_precision("highest" if exact else "high")
+
     if world > 1 and not dist.is_initialized():
         dist.init_process_group(
             "nccl" if on_cuda else "gloo",
@@ -376,9 +386,11 @@ def setup(cfg: Config) -> Env:
 
     names = (os.environ.get("CXX", "g++"), "clang++", "c++")
     compiler = any(shutil.which(name) for name in names)
+
     env = Env(device, dtype, cfg.compile and compiler, rank, world, cfg.slots)
     if cfg.compile and not compiler:
         env.say("no C++ compiler found: running without torch.compile, slower but the same")
+
     model_module.compile_kernels = env.compile
     sandbox.allow_unsandboxed = cfg.allow_unsandboxed_code
     env.say(sandbox.describe())
@@ -395,6 +407,7 @@ def device_of(name: str) -> torch.device:
         )
     if name == "cpu" or not available:
         return torch.device("cpu")
+
     local = int(os.environ.get("LOCAL_RANK", 0))
     if local >= torch.cuda.device_count():
         raise InputError(
@@ -419,6 +432,7 @@ def check_place(out: Path) -> None:
     existing = out.absolute()
     while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
+
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
@@ -446,6 +460,7 @@ def gather(env: Env, mine: list, total: int) -> list:
     """The whole list of `total` results on every rank, in the order of the work `share` divided."""
     if env.world == 1:
         return mine
+
     parts: list = [None] * env.world
     dist.all_gather_object(parts, mine)
     results: list = [None] * total
@@ -535,11 +550,13 @@ class Run:
         self.file = self.path / "run.json"
         self.env = env
         self.began = time.time()
+
         settings = {}
         for name, value in asdict(cfg).items():
             if name not in NOT_SETTINGS and not name.startswith(apart):
                 settings[name] = value
         self.settings = json.loads(json.dumps(settings | facts))
+
         # stands in for an option that an older run did not have yet
         self.defaults = json.loads(json.dumps(asdict(type(cfg)())))
 
@@ -568,6 +585,7 @@ class Run:
                 self.refuse_other_stage(old)
                 self.clear()
                 return self.start()
+
             self.refuse(situation, old, resume)
             if situation == "finished":
                 self.remove_passing()  # it may have been killed before it did
@@ -584,6 +602,7 @@ class Run:
             return "new", {}
         if not self.path.is_dir():
             return "foreign", {}
+
         names = {file.name for file in self.path.iterdir()}
         if "run.json" not in names:
             # killed while run.json was first written, it left its temporary file
@@ -592,6 +611,7 @@ class Run:
         old = {"settings": {}, "finished": False} | read_json(self.file)
         checked(old, self.file, "settings", dict)
         checked(old, self.file, "finished", bool)
+
         if self.differing(old):
             return "other settings", old
         if old["finished"]:
@@ -623,6 +643,7 @@ class Run:
                 f"{self.path} is not empty and holds no run of ours, so nothing is written there: "
                 "choose another --out"
             )
+
         if situation == "other settings":
             shown = []
             theirs = self.defaults | old["settings"]
@@ -633,6 +654,7 @@ class Run:
                 f"{self.path} holds a run with other settings ({', '.join(shown)}): "
                 "choose another --out, or --overwrite to replace it"
             )
+
         if situation == "unfinished" and not resume:
             raise InputError(
                 f"{self.path} holds an unfinished run of these settings: "
@@ -666,6 +688,7 @@ class Run:
         """One JSON line; numbers that are not finite become null with "nonfinite": true."""
         if not self.env.main:
             return
+
         row = {"t": round(time.time() - self.began, 2), "kind": kind}
         for key, value in values.items():
             if isinstance(value, Tensor):
@@ -677,6 +700,7 @@ class Run:
             else:
                 row[key] = None
                 row["nonfinite"] = True
+
         with open(self.path / "log.jsonl", "a") as f:
             f.write(json.dumps(row, allow_nan=False) + "\n")
 
@@ -699,6 +723,7 @@ class Run:
         tensors = collected(state_tensors(model, optimizers), self.env.main)
         if not self.env.main:
             return
+
         try:
             folder.mkdir(exist_ok=True)
             temporary = folder / (name + ".tmp")
@@ -711,6 +736,7 @@ class Run:
                 f"could not write {folder / name} ({reason(error)}); "
                 "the state saved before it is untouched"
             ) from None
+
         for old in folder.glob("step-*"):
             if old.name != name:
                 old.unlink()
@@ -730,6 +756,7 @@ class Run:
                 raise InputError(
                     f"{file} cannot be resumed from ({reason(error)}): --overwrite starts again"
                 ) from None
+
         self.env.decide(self.trim_log, step)
         return step
 
@@ -739,6 +766,7 @@ class Run:
         if not os.path.lexists(pointer):
             return 0, ""
         found = read_json(pointer)
+
         step = checked(found, pointer, "step", int, least=1)
         name = checked(found, pointer, "file", str)
         if Path(name).name != name:
@@ -752,6 +780,7 @@ class Run:
         for row in read_rows(file):
             if step and checked(row, file, "step", int, default=0) <= step:
                 kept.append(json.dumps(row) + "\n")
+
         if kept:
             write_text(file, "".join(kept))
         else:
@@ -786,6 +815,7 @@ def restore(file: Path, model: Model, optimizers: list) -> None:
             is_count = key.startswith("optimizer.") and shape == ()
             if owner is None or (shape != tuple(owner.shape) and not is_count):
                 raise InputError(f"{key} of shape {shape} belongs to another model or optimiser")
+
         for name in parameters:
             if f"model.{name}" not in places:
                 raise InputError(f"model.{name} is missing")
@@ -799,6 +829,7 @@ def restore(file: Path, model: Model, optimizers: list) -> None:
             else:
                 _, i, j, name = key.split(".")
                 states[int(i)].setdefault(int(j), {})[name] = tensor
+
     for optimizer, state in zip(optimizers, states):
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -833,6 +864,7 @@ def describe(env: Env) -> dict:
             check=True,
             cwd=Path(__file__).parent,
         ).stdout.strip()
+
     if env.device.type == "cuda":
         device = torch.cuda.get_device_name(env.device)
     else:
