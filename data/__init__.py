@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from data.problems import InputError, Problem
-from data.real import math_sets, mmlu_sets, programs
+from data.real import math_sets, mine, mmlu_sets, programs
 from data.real.rows import problems_from
 from data.tasks import coding, compose, critique, knowledge, mathematics
 
@@ -48,6 +48,7 @@ TASKS = {
     "mmlu": knowledge,
     "critique": critique,
     "compose": compose,
+    "mine": mine,
 }
 # for each task that has real problems: from a row of a file to a Problem
 FROM_ROW = {
@@ -55,6 +56,7 @@ FROM_ROW = {
     "math": math_sets.from_row,
     "mmlu": mmlu_sets.from_row,
     "critique": programs.critique_from_row,
+    "mine": mine.from_row,
 }
 # each split and its usual size
 SPLITS = {

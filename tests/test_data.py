@@ -39,6 +39,8 @@ SUMS = [
     for n in range(1, 401)
 ]
 
+GENERATED = [task for task in TASKS if task != "mine"]  # whose rows come from files alone
+
 
 def written(path: Path, rows: list[dict]) -> Path:
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -63,7 +65,7 @@ WRITTEN_DOWN = {
 
 def fingerprint() -> str:
     problems = []
-    for task in TASKS:
+    for task in GENERATED:
         for split in ("lock", "validation"):
             problems += [vars(problem) for problem in load(task, split, 20)]
     return hashlib.sha256(json.dumps(problems).encode()).hexdigest()
@@ -95,7 +97,7 @@ def test_splits_are_fixed_by_the_key():
         assert shares[split] / len(keys) == pytest.approx(share, rel=0.25)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", GENERATED)
 def test_load_gives_distinct_problems_of_its_split_in_an_order_that_does_not_depend_on_n(task):
     loaded = {split: load(task, split, 40, seed=3) for split in SPLITS}
     for split, problems in loaded.items():
