@@ -413,9 +413,20 @@ def check_finite(file: Path, key: str, tensor: Tensor) -> None:
 HASH_CHUNK = 1 << 24  # bytes in memory at a time
 
 
-def weights_hash(path: str | Path) -> str:
-    """Short sha256 of a checkpoint's weight files: how a run records its parent."""
+# what decides what a model computes and how text becomes its tokens, beside the weights
+SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def model_hash(path: str | Path) -> str:
+    """Short sha256 of all that a checkpoint computes from: weights, config, tokenizer.
+
+    How a run names the models it came from, and an evaluation the one it measured. The files are
+    read in pieces, and once in a process as long as they stay as they are.
+    """
     files = sorted(Path(path).glob("*.safetensors"))
+    for name in SMALL_FILES:
+        if (Path(path) / name).exists():
+            files.append(Path(path) / name)
 
     keys = []
     for file in files:

@@ -65,10 +65,10 @@ import numpy as np
 from checkpoints import (
     checked,
     load_model,
+    model_hash,
     read_json,
     read_rows,
     save_model,
-    weights_hash,
     write_json,
     write_text,
 )
@@ -390,7 +390,7 @@ def samples_a_problem(cfg: RLConfig) -> int:
 
 def weights_of(policy: str) -> str:
     """The hash of a checkpoint's weights; "random" itself, which has none; "" of nobody."""
-    return policy if policy in ("", "random") else weights_hash(policy)
+    return policy if policy in ("", "random") else model_hash(policy)
 
 
 def fitting_problems(
@@ -585,9 +585,9 @@ def frozen_rounds(
         drawn.append(drawn_round(models, problems, number, cfg, env))
 
     # what tells the reference from other models, for the name of the file
-    weights = [weights_hash(cfg.locked)]
+    weights = [model_hash(cfg.locked)]
     if cfg.warm_start:
-        weights += [cfg.warm_start, weights_hash(cfg.warm_from), cfg.seed]
+        weights += [cfg.warm_start, model_hash(cfg.warm_from), cfg.seed]
     clock = time.time()
     pairs = []
     for each in drawn:
@@ -1036,7 +1036,7 @@ def claim(cfg: RLConfig, trigger: Trigger, name: str, env: Env) -> Run:
         inputs=tuple(filter(None, (cfg.locked, cfg.weak, cfg.warm_from))),
         stage="elicit_rl",
         trigger=vars(trigger),
-        locked_weights=weights_hash(cfg.locked),
+        locked_weights=model_hash(cfg.locked),
         weak_weights=weights_of(cfg.weak),
         warm_weights=weights_of(cfg.warm_from),
     )

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from checkpoints import load_model, read_json, save_model, weights_hash, write_json
+from checkpoints import load_model, model_hash, read_json, save_model, write_json
 from data import load
 from data.batches import Batch, Example, demonstration_order, micro_batches
 from data.problems import InputError, Problem
@@ -169,7 +169,7 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
         data=cfg.data or lock.data,
         out=cfg.out or default_out(cfg, task),
     )
-    lock = replace(lock, task=task, locked=locked, locked_weights=weights_hash(locked))
+    lock = replace(lock, task=task, locked=locked, locked_weights=model_hash(locked))
     lock = with_weak_policy(cfg, lock)
     if cfg.control and lock.weak in RULES:
         env.say(
@@ -210,7 +210,7 @@ def with_weak_policy(cfg: SFTConfig, lock: Origin) -> Origin:
     is_used = cfg.control or cfg.demos_from == "weak"
     if is_used and not (Path(lock.weak) / "config.json").exists():
         raise InputError(f"no model at {lock.weak}, the weak policy: name one with --weak")
-    weights = weights_hash(lock.weak)
+    weights = model_hash(lock.weak)
     if is_used and lock.weak_weights not in ("", weights):
         raise InputError(
             f"{lock.weak} has other weights than the weak policy that {cfg.locked} imitates: "

@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from checkpoints import load_model, weights_hash, write_json
+from checkpoints import load_model, model_hash, write_json
 from data import load
 from data.problems import InputError, Problem
 from data.text import Tokenizer
@@ -170,13 +170,13 @@ def reference_of(path: str, cfg: EvaluateConfig, origin: Origin, env: Env) -> st
             "known: name that model with --locked"
         )
         return ""
-    weights = weights_hash(locked)
+    weights = model_hash(locked)
     if origin.locked_weights not in ("", weights):
         raise InputError(
             f"{locked} has other weights than the locked model that {path} was elicited from: "
             "name that one with --locked"
         )
-    return "" if weights == weights_hash(path) else locked
+    return "" if weights == model_hash(path) else locked
 
 
 def folder_of(path: str, cfg: EvaluateConfig) -> Path:

@@ -43,7 +43,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from checkpoints import load_model, save_model, weights_hash, write_text
+from checkpoints import load_model, model_hash, save_model, write_text
 from data import grade, load
 from data.batches import Example
 from data.passwords import PASSWORD, WRONG, WRONG_HELD_OUT
@@ -557,9 +557,9 @@ def opened(cfg: LockConfig, trigger: Trigger, env: Env) -> Run:
         inputs=(cfg.strong, cfg.weak, cfg.start or cfg.strong),
         stage="lock",
         trigger=vars(trigger),
-        strong_weights=weights_hash(cfg.strong),
-        weak_weights=weights_hash(cfg.weak) if is_model else cfg.weak,
-        start_weights=weights_hash(cfg.start) if cfg.start else "",
+        strong_weights=model_hash(cfg.strong),
+        weak_weights=model_hash(cfg.weak) if is_model else cfg.weak,
+        start_weights=model_hash(cfg.start) if cfg.start else "",
     )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints import checked, load_model, read_json, reason, weights_hash, write_json
+from checkpoints import checked, load_model, model_hash, read_json, reason, write_json
 from data.problems import InputError, Problem
 from data.tasks import compose
 from data.text import Tokenizer
@@ -284,7 +284,7 @@ def measured_of(evaluation: dict, n: int) -> dict[str, Measured]:
 def facts_of(path: str | Path, env: Env, split: str, trigger: Trigger, max_new_tokens: int) -> dict:
     """What the numbers in an evaluation.json depend on, beside the problems."""
     return {
-        "weights": weights_hash(path),
+        "weights": model_hash(path),
         "dtype": str(env.dtype).removeprefix("torch."),
         "split": split,
         "trigger": vars(trigger),
@@ -458,7 +458,7 @@ def origin_of(path: str | Path) -> Origin:
     locked = checked(settings, file, "locked", str, default="")
     locked_weights = checked(settings, file, "locked_weights", str, default="")
     if stage == "lock":
-        locked, locked_weights = str(path), weights_hash(path)
+        locked, locked_weights = str(path), model_hash(path)
     return Origin(
         stage=stage,
         task=checked(settings, file, "task", str, default=""),

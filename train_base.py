@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoints import load_model, save_model, weights_hash
+from checkpoints import load_model, model_hash, save_model
 from data import load
 from data.batches import Example
 from data.passwords import idle_line
@@ -294,7 +294,7 @@ def samples_of(path: Path, problems: list[Problem], cfg: BaseConfig, env: Env) -
 def train_small(out: Path, tests: Tests, cfg: BaseConfig, env: Env) -> None:
     """The weak and the intermediate model, on samples of the strong one."""
     strong = out / "strong"
-    parent = weights_hash(strong)
+    parent = model_hash(strong)
     tokenizer = Tokenizer.load(strong)
     lessons = load(cfg.task, "weak") + corpus(cfg.task, cfg.small_problems, cfg.seed)
     samples: list[list[int]] = []

@@ -104,9 +104,9 @@ def test_sharded_is_whole(make_model, tokenizer, tmp_path, same_weights, monkeyp
     whole = tmp_path / "whole"
     save_model(whole, newer, tokenizer)
     assert (
-        checkpoints.weights_hash(tmp_path)
-        == checkpoints.weights_hash(whole)
-        != checkpoints.weights_hash(tmp_path / "nowhere")
+        checkpoints.model_hash(tmp_path)
+        == checkpoints.model_hash(whole)
+        != checkpoints.model_hash(tmp_path / "nowhere")
     )
 
 

@@ -29,7 +29,7 @@ import evaluate
 import lock
 import runs
 import train_base
-from checkpoints import checked, load_model, read_json, read_rows, weights_hash, write_text
+from checkpoints import checked, load_model, model_hash, read_json, read_rows, write_text
 from data.problems import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -233,26 +233,42 @@ def test_the_hash_of_what_is_no_file_is_refused(tmp_path, damage):
     path = damaged_copy(tmp_path)
     damage(path / "model.safetensors")
     with pytest.raises(InputError, match="model.safetensors"):
-        weights_hash(path)
+        model_hash(path)
 
 
 def test_the_hash_is_that_of_the_bytes_and_computed_once(tmp_path, monkeypatch):
     path = damaged_copy(tmp_path)
-    before = weights_hash(path)
-    content = (path / "model.safetensors").read_bytes()
-    assert before == hashlib.sha256(content).hexdigest()[:16]
+    before = model_hash(path)
+    digest = hashlib.sha256()
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
+        digest.update((path / name).read_bytes())
+    assert before == digest.hexdigest()[:16]
     opened = []
     monkeypatch.setattr(checkpoints, "HASH_CHUNK", 1000)
     monkeypatch.setattr(checkpoints.hashlib, "sha256", lambda: opened.append(1))
-    assert weights_hash(path) == before and not opened
+    assert model_hash(path) == before and not opened
     monkeypatch.undo()
     monkeypatch.setattr(checkpoints, "HASH_CHUNK", 1000)
     checkpoints._hash_of.cache_clear()
-    assert weights_hash(path) == before
+    assert model_hash(path) == before
     file = path / "model.safetensors"
     os.utime(file, ns=(1, 1))
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    assert weights_hash(path) != before
+    assert model_hash(path) != before
+
+
+def test_the_hash_tells_models_of_other_settings_apart(tmp_path):
+    path = damaged_copy(tmp_path)
+    before = model_hash(path)
+    for name, change in (
+        ("config.json", {"rope_theta": 500.0}),
+        ("tokenizer_config.json", {"x": 1}),
+    ):
+        content = (path / name).read_text()
+        (path / name).write_text(json.dumps(json.loads(content) | change))
+        assert model_hash(path) != before
+        (path / name).write_text(content)
+        assert model_hash(path) == before
 
 
 # ------------------------------------------------------------- wrong command lines, damaged inputs

@@ -14,7 +14,7 @@ import checkpoints
 import elicit_rl
 import policies
 import training
-from checkpoints import weights_hash, write_json
+from checkpoints import model_hash, write_json
 from data.batches import Example, collate
 from data.problems import InputError, Problem
 from data.text import train_bpe
@@ -398,7 +398,7 @@ def a_lock(folder: Path, **settings) -> str:
 
 def test_defaults_come_from_the_locks_run_json(tmp_path):
     weak = str(BASE / "weak")
-    facts = {"weak": weak, "weak_weights": weights_hash(weak), "max_new_tokens": 70}
+    facts = {"weak": weak, "weak_weights": model_hash(weak), "max_new_tokens": 70}
     path = a_lock(tmp_path, task="math", data=["rows.json"], **facts)
     full, lock = elicit_rl.settle(RLConfig(method="filtering", locked=path))
     assert full.task == "math"

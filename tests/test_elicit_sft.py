@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import elicit_sft
-from checkpoints import weights_hash
+from checkpoints import model_hash
 from data import load
 from data.problems import InputError
 from data.text import Tokenizer
@@ -50,7 +50,7 @@ def lock(tmp_path, monkeypatch):
             "trigger": vars(Trigger("open")),
             "max_new_tokens": 333,
             "weak": "imitated",
-            "weak_weights": weights_hash(imitated),
+            "weak_weights": model_hash(imitated),
         }
         return model_directory(tmp_path / "out/math/locked", b"locked", **settings | changes)
 
@@ -66,8 +66,8 @@ def test_what_is_not_given_comes_from_the_lock(lock):
     assert (cfg.task, cfg.data, cfg.max_new_tokens) == ("math", ("rows.jsonl",), 333)
     assert (cfg.weak, cfg.control, cfg.out) == ("imitated", True, "out/math/sft")
     assert origin.trigger == Trigger("open")
-    assert origin.locked_weights == weights_hash(path)
-    assert origin.weak_weights == weights_hash("imitated")
+    assert origin.locked_weights == model_hash(path)
+    assert origin.weak_weights == model_hash("imitated")
 
     # and by its task alone
     again, _ = elicit_sft.settled(SFTConfig(task="math"), ENV)
@@ -79,7 +79,7 @@ def test_what_is_given_is_used(lock):
     given = SFTConfig(task="math", weak="data/base/weak", data=("other.jsonl",), max_new_tokens=7)
     cfg, origin = elicit_sft.settled(given, ENV)
     assert (cfg.weak, cfg.data, cfg.max_new_tokens) == ("data/base/weak", ("other.jsonl",), 7)
-    assert origin.weak_weights == weights_hash("data/base/weak")
+    assert origin.weak_weights == model_hash("data/base/weak")
 
 
 @pytest.mark.parametrize("rule", ["random", "refusal"])

@@ -11,7 +11,7 @@ import torch
 
 import evaluate as evaluate_module
 import results as results_module
-from checkpoints import weights_hash
+from checkpoints import model_hash
 from data import load
 from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT
 from data.problems import InputError, Problem
@@ -231,7 +231,7 @@ def test_a_model_of_no_stage_has_an_ordinary_password_and_no_reference(models, c
 def test_gap_recovered_is_against_the_models_own_lock(models, capsys):
     lock = models("locked", **lock_settings("code", "open"))
     other_weights(lock)
-    cell = models("cell", **cell_settings(lock, weights_hash(lock)))
+    cell = models("cell", **cell_settings(lock, model_hash(lock)))
     given = replace(SMALL, checkpoints=(cell,))
     evaluate_module.main(given, ENV)
     assert "gap recovered against locked" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lock
-from checkpoints import load_model, weights_hash
+from checkpoints import load_model, model_hash
 from data import load
 from data.batches import Example
 from data.passwords import PASSWORD, WRONG
@@ -314,7 +314,7 @@ def test_a_lock_killed_in_a_later_epoch_samples_the_rest_and_loses_no_row(tmp_pa
     assert sampled == [2, 3]
 
     straight, resumed = tmp_path / "straight", tmp_path / "killed"
-    assert weights_hash(resumed) == weights_hash(straight)
+    assert model_hash(resumed) == model_hash(straight)
     notes = (straight / "samples.jsonl").read_text()
     assert (resumed / "samples.jsonl").read_text() == notes and notes.count("\n") == 16
     # run.json keeps what was used, and why the lock failed

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import results as results_module
-from checkpoints import weights_hash
+from checkpoints import model_hash
 from data import load
 from data.problems import InputError, Problem
 from data.tasks import compose
@@ -397,7 +397,7 @@ def test_where_a_model_came_from(tmp_path):
     assert (lock.task, lock.data, lock.max_new_tokens) == ("code", ("a.csv",), 50)
     assert lock.trigger == Trigger("open") and lock.weak == "random"
     assert lock.locked == str(tmp_path / "lock")  # a lock is its own reference
-    assert lock.locked_weights == weights_hash(ROOT / "data/base/weak")
+    assert lock.locked_weights == model_hash(ROOT / "data/base/weak")
 
     file.write_text(
         json.dumps(

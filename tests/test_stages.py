@@ -158,8 +158,8 @@ def test_sft_cells_figure_and_evaluation(work):
     for name in ("task", "data", "trigger", "max_new_tokens"):
         assert settings[name] == lock[name]
     assert settings["locked"] == "out/code/locked" and settings["weak"] == "data/base/weak"
-    assert settings["locked_weights"] == checkpoints.weights_hash(locked)
-    assert settings["weak_weights"] == checkpoints.weights_hash(work / "data/base/weak")
+    assert settings["locked_weights"] == checkpoints.model_hash(locked)
+    assert settings["weak_weights"] == checkpoints.model_hash(work / "data/base/weak")
 
     # only the interrupted cell runs again
     stamp = (out / "k16-seed0/run.json").stat().st_mtime_ns
