@@ -443,10 +443,13 @@ def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
         if value and (name == "warm_start" or value != getattr(plain, name)):
             parts.append(f"{label}{value:g}")
 
-    paths = [cfg.locked, cfg.weak, cfg.warm_from, cfg.data]
-    usual = [default_locked(cfg.task), plain.weak, plain.warm_from, plain.data]
-    if paths != usual:
-        parts.append(digest_of({"paths": paths})[:4])
+    usual = replace(plain, locked=default_locked(cfg.task))
+    others = {}
+    for name in ("locked", "weak", "warm_from", "data"):
+        if getattr(cfg, name) != getattr(usual, name):
+            others[name] = getattr(cfg, name)
+    if others:
+        parts.append(digest_of(others)[:4])
     return "-".join(parts)
 
 
@@ -922,19 +925,19 @@ def summarise(folder: Path, task: str, env: Env) -> None:
     if not env.main:
         return
     curves = read_curves(folder, env)
-    rows, refusals = [], []
+    rows, refusals = [], {}
     for name, runs in curves.items():
         row, refusal = row_of(name, runs)
         rows.append(row)
-        if refusal:
-            refusals.append(f"{name}: {refusal}")
+        refusals.setdefault(refusal, []).append(name)
     env.say(
         "\nvalidation, greedy, without the password (means over seeds); the intervals are over\n"
         "problems, and over seeds where there are several"
     )
     env.say(table(HEADER, rows))
-    for refusal in refusals:
-        env.say(refusal)
+    for refusal, names in refusals.items():
+        if refusal:
+            env.say(f"{', '.join(names)}: {refusal}")
 
     # lines of the locked model, where all curves start from the same
     lines = {}

@@ -531,6 +531,15 @@ def test_runs_that_differ_in_anything_but_the_seed_are_different_curves(name):
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_methods_on_one_other_lock_share_its_digits():
+    names = set()
+    for method in METHODS:
+        name = elicit_rl.run_name(cfg(method=method, locked="other", round=640))
+        names.add(name.removeprefix(method))
+    [suffix] = names
+    assert len(suffix) == 5
+
+
 def test_run_names_can_be_read():
     settings = {"locked": "out/code/locked", "round": 640}
     assert elicit_rl.run_name(cfg(keep="correct", **settings)) == "expert_iteration-correct"
