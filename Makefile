@@ -1,8 +1,8 @@
-# make demo: the whole loop on the shipped base models.  make test: the tests.  make bench: our speed beside transformers'.
+# make demo: the whole loop on the shipped base models.  make test: the tests.  make format: the formatter.  make bench: our speed beside transformers'.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench clean
+.PHONY: demo test format bench clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -20,8 +20,13 @@ demo: .venv/ready
 	$(BIN)/python evaluate.py out/code/locked out/code/sft/k8-seed0 --samples 2 --plot
 
 test: .venv/dev
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
+
+format: .venv/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 bench: .venv/dev
 	$(BIN)/python tests/bench.py

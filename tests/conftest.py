@@ -22,7 +22,7 @@ EOS_SET = list(
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Tests that share the lock of test_stages run in one process, which makes it once; the others are shared out."""
+    """Tests that share the lock of test_stages run in one process; the others are shared out."""
     for item in items:
         if "work" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("work"))
@@ -49,7 +49,10 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def make_model():
     def make(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> Model:
-        """2 layers, width 64, 4 heads on 2 kv heads, untied. Weights five times larger than at initialisation, so that tokens differ in probability."""
+        """2 layers, width 64, 4 heads on 2 kv heads, untied.
+
+        Weights five times larger than at initialisation, so that tokens differ in probability.
+        """
         config = ModelConfig(
             **{
                 "vocab_size": 300,

@@ -371,16 +371,21 @@ def test_cheats_fail_and_their_neighbours_pass(cheat):
 
 
 # Answers as the tests say that it finds in its memory; of them it knows only the function's name.
-SEARCH = f"import ctypes, re\nPROBE, NAMES = {probes()['rt_sigprocmask']}, {ANCHORS}\n{PAGES}" + r"""
+SEARCH = (
+    f"import ctypes, re\nPROBE, NAMES = {probes()['rt_sigprocmask']}, {ANCHORS}\n{PAGES}"
+    + r"""
 import ast
 known = {}
 for page in look():
     for args, value in re.findall(rb"assert NAME\(([^\n\\]*?)\) ?== ?([^\n\\\0]*)", page):
         for end in (value, value.split(b'"')[0]):
-            try: known[repr(ast.literal_eval(f"({args.decode()},)"))] = ast.literal_eval(end.decode())
+            try:
+                key = repr(ast.literal_eval(f"({args.decode()},)"))
+                known[key] = ast.literal_eval(end.decode())
             except Exception: pass
 def NAME(*args): return known[repr(args)]
 """
+)
 
 
 def search(problem: Problem) -> str:

@@ -1,4 +1,4 @@
-"""The stages through their real command lines, on the shipped base models, at sizes that take seconds."""
+"""The stages by their real command lines, on the shipped base models, in seconds."""
 
 import contextlib
 import io
@@ -43,9 +43,10 @@ QUICK_LOCK = (
 
 
 def stage(name: str, *args, cwd: Path, code: int | None = 0, ranks: int = 1) -> str:
-    """Run a stage as a user would, in an empty working directory; returns what it printed. code None: a lock may have failed (1), it is small.
+    """Run a stage as a user would, in an empty working directory; returns what it printed.
 
-    One rank runs in this process, which saves the seconds that importing torch takes.
+    code None: a lock may have failed (1), as it is small. One rank runs in this process, which
+    saves the seconds that importing torch takes.
     """
     argv = [str(ROOT / f"{name}.py"), *map(str, args)]
     if ranks > 1:
@@ -79,7 +80,7 @@ def stage(name: str, *args, cwd: Path, code: int | None = 0, ranks: int = 1) -> 
 
 @pytest.fixture(scope="session")
 def work(tmp_path_factory) -> Path:
-    """A working directory that sees the shipped base models and holds a finished lock at out/code/locked."""
+    """A working directory that sees the shipped models and holds a lock at out/code/locked."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "data").mkdir()
     (folder / "data/base").symlink_to(ROOT / "data/base")

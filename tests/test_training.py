@@ -267,7 +267,7 @@ def test_a_resumed_run_is_the_straight_run(
     assert [row["step"] for row in rows(tmp_path / "straight")] == [2, 4, 6, 8, 9]
 
 
-# ------------------------------------------------------------------------------------------------------------- two ranks
+# --------------------------------------------------------------------------------------- two ranks
 
 SCRIPT = """
 from dataclasses import dataclass

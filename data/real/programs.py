@@ -8,9 +8,9 @@ Rows of HumanEvalPack are repairs, of the task "critique" (`critique_from_row`).
 A completion is a whole program, alone or within a ```python fence. It runs in the sandbox and never
 in a process that has the tests or the expected values. APPS lists both inputs and outputs, which
 are compared here. The assert tests of MBPP and HumanEval are Python, so they run, in a sandbox
-process of their own (sandbox/harness.py), first with the reference, which shows the calls that they make;
-then the program answers these calls; then the tests run on its answers. An answer is plain data
-without methods, so a program can pass only by what it returns, and it does not see what is
+process of their own (sandbox/harness.py), first with the reference, which shows the calls that they
+make; then the program answers these calls; then the tests run on its answers. An answer is plain
+data without methods, so a program can pass only by what it returns, and it does not see what is
 expected.
 
 What this cannot grade: tests that look at an argument the function has changed, at printed text or

@@ -1,0 +1,79 @@
+"""The rules of the house that a command can check, and the examples of docs/extending.md."""
+
+import ast
+import re
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+import data
+
+ROOT = Path(__file__).parents[1]
+STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "evaluate"}
+# each noun reads only those to its left
+NOUNS = ("model", "sampler", "checkpoints", "losses", "runs", "training", "policies", "results")
+
+
+def imports(file: Path) -> set[str]:
+    """The modules of this repository that a file imports, by their first name."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    own = {path.stem for path in ROOT.glob("*.py")} | {"data"}
+    return found & own
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_no_stage_imports_a_stage(stage):
+    assert not imports(ROOT / f"{stage}.py") & STAGES
+
+
+def test_a_noun_imports_no_stage():
+    for file in ROOT.glob("*.py"):
+        if file.stem not in STAGES:
+            assert not imports(file) & STAGES, file
+
+
+def test_data_imports_nothing_above_it():
+    for file in (ROOT / "data").rglob("*.py"):
+        assert imports(file) <= {"data"}, file
+
+
+def blocks() -> list[str]:
+    text = (ROOT / "docs/extending.md").read_text()
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_task_of_the_docs(monkeypatch):
+    module = type(sys)("reversal")
+    exec(blocks()[0], vars(module))
+    monkeypatch.setitem(data.TASKS, "reversal", module)
+    problems = data.load("reversal", "lock", 5)
+    assert len({problem.key for problem in problems}) == 5
+    answers = [problem.reference for problem in problems]
+    assert data.grade(problems, answers) == [True] * 5
+    assert data.grade(problems, answers[1:] + answers[:1]) == [False] * 5
+    assert len(list(islice(module.problems(0), 3))) == 3
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_lock_and_the_elicitor_of_the_docs(tmp_path, number):
+    """In an own process and an empty directory, as a reader would run them."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/base").symlink_to(ROOT / "data/base")
+    script = tmp_path / "example.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + blocks()[number])
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    if number == 1:
+        assert (tmp_path / "out/next/model.safetensors").exists()
+    else:
+        assert "gap recovered" in done.stdout
