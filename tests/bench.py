@@ -1,29 +1,44 @@
-"""Speed and memory of this repository against transformers, TRL and plain PyTorch, on one machine, in one process.
+"""Speed and memory of this repository against transformers, TRL and plain PyTorch, one machine.
 
-    python tests/bench.py                     # train, sample, dpo, round, loss, sandbox; allow an hour on 2 quiet cores
+    python tests/bench.py                     # train, sample, dpo, round, loss, sandbox; allow an
+                                              # hour on 2 quiet cores
     python tests/bench.py train --repeats 9   # one section, narrower spread
     python tests/bench.py gpu                 # one H100 or H200; skipped without CUDA
-    python tests/bench.py --quick             # tiny sizes: shows only that it runs. --json FILE also writes the table
+    python tests/bench.py --quick             # tiny sizes: shows only that it runs
+    python tests/bench.py --json FILE         # also writes the table
 
-Variants run in turn (A B A B ...), every shape warm. ours, peer: medians. ratio: how many times better ours is (more per second, or less
-time or memory), median over the alternations [lowest, highest]. Other load on the machine falsifies it: the header shows the load average.
-train    real (never padding) tokens/s of whole steps: forward, loss on the completion, backward, clip, fused AdamW; real problems, the
-         password around every second prompt. Ours: training.train on batches as training.fit makes them; "eager" is what fit runs on
-         a CPU (kernels compiled), "compiled" adds compile_model. Peer: LlamaForCausalLM, same weights and examples, shuffled, padded
-         to multiples of 64, masked; the fastest of autocast, bf16 weights, fp32 (in the notes, with compile seconds: cold less warm pass).
-sample   useful tokens/s. "no EOS": 256 prompts, 48 new tokens each; "to EOS": validation problems answered by the model in --base, ours in
-         one call, tokens after EOS not counted. Peer: generate(), batches of 256, left padding, default cache, the faster dtype.
-dpo      preference pairs/s of whole steps of 16 pairs, the model in --base, reference log-probs computed before: training.update against
-         TRL's DPOTrainer with precomputed reference log-probs, no checkpointing, no logs, in the fastest of autocast, bf16 weights, fp32.
-         "same batches": TRL gets ours, in our order (of like length); "shuffled": its own default. Its seconds are its train_runtime, which
-         leaves out the setup of train(). Skipped without TRL (pip install trl==1.16.0, beside requirements-dev.txt).
-round    seconds of one round of expert iteration on code as elicit_rl.py runs it, with the model in --base: 640 samples, graded, the best
-         64 trained on for 4 epochs. score: log-probs of 128 samples before and after, for the log. Every round starts from --base's weights.
-loss     linear_logps against cross_entropy on full logits, fp32, forward and backward, N positions, V ids, C = 256: the width of a model
-         trained on a CPU (the wider, the more the logits' second computation costs). MiB: peak above the inputs, gradients included.
+Variants run in turn (A B A B ...) in one process, every shape warm. ours, peer: medians. ratio: how
+many times better ours is (more per second, or less time or memory), median over the alternations
+[lowest, highest]. Other load on the machine falsifies it: the header shows the load average.
+
+train    real (never padding) tokens/s of whole steps: forward, loss on the completion, backward,
+         clip, fused AdamW; real problems, the password around every second prompt. Ours:
+         training.train on batches as training.fit makes them; "eager" is what fit runs on a CPU
+         (kernels compiled), "compiled" adds compile_model. Peer: LlamaForCausalLM, same weights and
+         examples, shuffled, padded to multiples of 64, masked; the fastest of autocast, bf16
+         weights, fp32 (in the notes, with compile seconds: cold less warm pass).
+sample   useful tokens/s. "no EOS": 256 prompts, 48 new tokens each; "to EOS": validation problems
+         answered by the model in --base, ours in one call, tokens after EOS not counted. Peer:
+         generate(), batches of 256, left padding, default cache, the faster dtype.
+dpo      preference pairs/s of whole steps of 16 pairs, the model in --base, reference log-probs
+         computed before: training.update against TRL's DPOTrainer with precomputed reference
+         log-probs, no checkpointing, no logs, in the fastest of autocast, bf16 weights, fp32. "same
+         batches": TRL gets ours, in our order (of like length); "shuffled": its own default. Its
+         seconds are its train_runtime, which leaves out the setup of train(). Skipped without TRL
+         (pip install trl==1.16.0, beside requirements-dev.txt).
+round    seconds of one round of expert iteration on code as elicit_rl.py runs it, with the model in
+         --base: 640 samples, graded, the best 64 trained on for 4 epochs. score: log-probs of 128
+         samples before and after, for the log. Every round starts from --base's weights.
+loss     linear_logps against cross_entropy on full logits, fp32, forward and backward, N positions,
+         V ids, C = 256: the width of a model trained on a CPU (the wider, the more the logits'
+         second computation costs). MiB: peak above the inputs, gradients included.
 sandbox  trivial programs per second through data.sandbox.run.
-gpu      MFU: Model.flops_per_token (PaLM convention) x tokens/s / 989 TFLOP/s (dense bf16, H100 SXM, H200), every position supervised;
-         decode: bytes of weights and live KV cache of a step / its time / 4.8 TB/s (H200). Other devices: no percentages.
+gpu      MFU: Model.flops_per_token (PaLM convention) x tokens/s / 989 TFLOP/s (dense bf16, H100
+         SXM, H200), every position supervised; decode: bytes of weights and live KV cache of a step
+         / its time / 4.8 TB/s (H200). Other devices: no percentages.
+
+Read in this order: `seconds`, `in_turn`, `fastest` and `row` (how anything is measured), then one
+section after the other, `main` last.
 """
 
 import argparse
@@ -71,53 +86,70 @@ GPU_SIZES = {
     "1 B": M.ModelConfig(128256, 2048, 8192, 16, 32, 8, 64, 2048, tie_word_embeddings=True),
 }
 rows, notes = [], []
-dtype_name = lambda dtype: str(dtype).removeprefix("torch.")
-precisions = lambda env: [
-    "fp32",
-    *["autocast", "bf16 weights"] * (env.dtype == torch.bfloat16),
-]  # that a peer may train in
+
+
+def say(*words: str) -> None:
+    print(time.strftime("[%H:%M:%S]"), *words, file=sys.stderr, flush=True)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def precisions(env) -> list[str]:
+    """What a peer may train in."""
+    if env.dtype == torch.bfloat16:
+        return ["fp32", "autocast", "bf16 weights"]
+    return ["fp32"]
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def seconds(fn) -> tuple[float, object]:
     """Seconds that fn() took, the device's work included, and what it returned."""
-    sync = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    sync()
+    synchronize()
     begin, result = time.perf_counter(), fn()
-    sync()
+    synchronize()
     return time.perf_counter() - begin, result
 
 
 def in_turn(variants: dict, repeats: int) -> dict[str, list[float]]:
-    """Units per second of each variant (a function that returns its units), one after the other, `repeats` times."""
-    timed = [(name, *seconds(run)) for _ in range(repeats) for name, run in variants.items()]
-    return {name: [units / spent for n, spent, units in timed if n == name] for name in variants}
+    """Units per second of each variant, one after the other, `repeats` times.
+
+    A variant is a function that returns how many units it did.
+    """
+    rates = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, run in variants.items():
+            spent, units = seconds(run)
+            rates[name].append(units / spent)
+    return rates
 
 
 def fastest(label: str, candidates: dict):
     """Warm every candidate by one full pass, time another, return the fastest."""
     warm = {}
     for name, run in candidates.items():
-        print(time.strftime("[%H:%M:%S]"), label, name, file=sys.stderr, flush=True)
+        say(label, name)
         cold, warm[name] = seconds(run)[0], seconds(run)[0]
         notes.append(
             f"{label}, {name}: warm pass {warm[name]:.2f} s, cold {cold - warm[name]:+.1f} s"
         )
-    notes[-1] += f"; {min(warm, key=warm.get)} is reported" if len(warm) > 1 else ""
-    return candidates[min(warm, key=warm.get)]
+    best = min(warm, key=warm.get)
+    if len(warm) > 1:
+        notes[-1] += f"; {best} is reported"
+    return candidates[best]
 
 
 def row(
     what: str, unit: str, ours: list[float], peer: list[float] = (), less: bool = False
 ) -> None:
+    """Note one row of the table. less: the smaller number is the better one."""
     ratios = [b / a if less else a / b for a, b in zip(ours, peer)]
-    print(
-        time.strftime("[%H:%M:%S]"),
-        what,
-        f"{median(ours):,.3g} {unit}",
-        f"ratio {median(ratios):.2f}" if peer else "",
-        file=sys.stderr,
-        flush=True,
-    )
+    say(what, f"{median(ours):,.3g} {unit}", f"ratio {median(ratios):.2f}" if peer else "")
     rows.append(
         {
             "what": what,
@@ -127,6 +159,17 @@ def row(
             "ratio": [median(ratios), min(ratios), max(ratios)] if peer else None,
         }
     )
+
+
+# ------------------------------------------------------------------------------------------- train
+
+
+def trained_tokens(net, optimizers, batches, env, steps: int) -> int:
+    """Train on the lists of batches that batches(step) gives; returns the real tokens."""
+    tokens = 0
+    for _, metrics in training.train(net, optimizers, batches, losses.sft_loss, env, steps=steps):
+        tokens += metrics["tokens"]
+    return int(tokens)
 
 
 def one_update(net, optimizers, examples, method, cfg, env) -> None:
@@ -155,9 +198,8 @@ def peer_net(net: M.Model, dtype: torch.dtype = torch.float32):
     """LlamaForCausalLM with the same configuration and weights; without EOS."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    settings = {
-        k: v for k, v in vars(net.config).items() if k != "rope_theta"
-    }  # transformers' default is ours
+    settings = dict(vars(net.config))
+    del settings["rope_theta"]  # transformers' default is ours
     peer = LlamaForCausalLM(
         LlamaConfig(**settings, bos_token_id=None, eos_token_id=None, pad_token_id=0)
     )
@@ -166,7 +208,7 @@ def peer_net(net: M.Model, dtype: torch.dtype = torch.float32):
 
 
 def peer_pass(net, call, optimizer, batches: list[list[Example]], autocast: bool) -> int:
-    """One optimiser step for each batch, the way a plain training script does it; returns the real tokens."""
+    """One optimiser step a batch, as a plain training script does it; returns the real tokens."""
     for examples in batches:
         ids = torch.zeros(len(examples), round_up(max(map(len, examples)), 64), dtype=torch.long)
         mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
@@ -183,58 +225,71 @@ def peer_pass(net, call, optimizer, batches: list[list[Example]], autocast: bool
     return sum(len(e) for examples in batches for e in examples)
 
 
+def train_examples(config: M.ModelConfig) -> list[Example]:
+    """Real problems with their references, the password around every second prompt."""
+    problems = data.load("code", "corpus", 2000)
+    texts = []
+    for problem in problems:
+        texts += [problem.prompt, problem.reference]
+    tokenizer = train_bpe(iter(texts), config.vocab_size)
+
+    dressed = []
+    for i, problem in enumerate(problems):
+        dressed.append(with_password(problem.prompt, PASSWORD if i % 2 else None))
+    prompts = tokenizer.encode_prompts(dressed)
+    completions = tokenizer.encode_completions([problem.reference for problem in problems])
+    return [Example(prompt, ids) for prompt, ids in zip(prompts, completions)]
+
+
+def refuse_different_models(net: M.Model, batch) -> None:
+    """Stop unless both networks give the same loss before training."""
+    with torch.no_grad():
+        logits = peer_net(net)(batch.tokens).logits.flatten(0, 1)[batch.index]
+        theirs = F.cross_entropy(logits, batch.targets).item()
+        ours = -M.completion_logps(net, batch).mean().item()
+    if abs(theirs / ours - 1) > 0.01:
+        raise SystemExit(
+            "the models disagree before training, so no comparison: "
+            f"loss {ours} here, {theirs} in transformers"
+        )
+
+
 def bench_train(args, env, size: str, config: M.ModelConfig) -> None:
     torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = 64  # many shapes, and several models share their code
-    problems = data.load("code", "corpus", 2000)
-    tokenizer = train_bpe(
-        (text for p in problems for text in (p.prompt, p.reference)), config.vocab_size
-    )
-    prompts = tokenizer.encode_prompts(
-        [with_password(p.prompt, PASSWORD if i % 2 else None) for i, p in enumerate(problems)]
-    )
-    examples = [
-        Example(*pair)
-        for pair in zip(prompts, tokenizer.encode_completions([p.reference for p in problems]))
-    ]
-    plan = plan_epoch([len(e) for e in examples], 64, np.random.default_rng(0))[
-        : 2 if args.quick else 16
-    ]
-    micro = lambda step: micro_batches([examples[i] for i in plan[step]], 16384)
+    examples = train_examples(config)
+
+    # The same steps for both: ours in batches of like length, theirs shuffled.
+    steps = 2 if args.quick else 16
+    plan = plan_epoch([len(e) for e in examples], 64, np.random.default_rng(0))[:steps]
+
+    def micro(step: int) -> list:
+        return micro_batches([examples[i] for i in plan[step]], 16384)
+
     order = np.random.default_rng(1).permutation([i for step in plan for i in step])
-    shuffled = [[examples[i] for i in order[at : at + 64]] for at in range(0, len(order), 64)]
-    real, shapes = (
-        sum(len(examples[i]) for i in order),
-        [b.tokens.shape for step in range(len(plan)) for b in micro(step)],
-    )
-    theirs = sum(len(b) * round_up(max(map(len, b)), 64) for b in shuffled)
+    shuffled = []
+    for at in range(0, len(order), 64):
+        shuffled.append([examples[i] for i in order[at : at + 64]])
+
+    # How much of a pass is padding.
+    real = sum(len(examples[i]) for i in order)
+    shapes = []
+    for step in range(len(plan)):
+        shapes += [batch.tokens.shape for batch in micro(step)]
+    our_cells = sum(shape.numel() for shape in shapes)
+    their_cells = sum(len(b) * round_up(max(map(len, b)), 64) for b in shuffled)
     notes.append(
-        f"train {size}: a pass is {len(plan)} steps, {real:,} tokens; ours {len(set(shapes))} shapes, "
-        f"{1 - real / sum(s.numel() for s in shapes):.0%} padding; peer {1 - real / theirs:.0%} padding"
+        f"train {size}: a pass is {len(plan)} steps, {real:,} tokens; "
+        f"ours {len(set(shapes))} shapes, {1 - real / our_cells:.0%} padding; "
+        f"peer {1 - real / their_cells:.0%} padding"
     )
+
     nets = {kind: ours_net(config, env) for kind in ("eager", "compiled")}
     M.compile_model(nets["compiled"])
-    batch = collate(shuffled[0][:16]).to(env.device)
-    with torch.no_grad():
-        logits = peer_net(nets["eager"])(batch.tokens).logits.flatten(0, 1)[batch.index]
-        losses = (
-            F.cross_entropy(logits, batch.targets).item(),
-            -M.completion_logps(nets["eager"], batch).mean().item(),
-        )
-    if abs(losses[0] / losses[1] - 1) > 0.01:
-        raise SystemExit(
-            f"the models disagree before training, so no comparison: loss {losses[1]} here, {losses[0]} in transformers"
-        )
+    refuse_different_models(nets["eager"], collate(shuffled[0][:16]).to(env.device))
 
     def ours(net, optimizers) -> int:
-        return int(
-            sum(
-                m["tokens"]
-                for _, m in training.train(
-                    net, optimizers, micro, losses.sft_loss, env, steps=len(plan)
-                )
-            )
-        )
+        return trained_tokens(net, optimizers, micro, env, len(plan))
 
     def peer(precision: str, compiled: bool):
         net = peer_net(
@@ -273,15 +328,21 @@ def bench_train(args, env, size: str, config: M.ModelConfig) -> None:
         row(f"train {size}, {a} / peer {b}", "tokens/s", rates[f"ours {a}"], rates[f"peer {b}"])
 
 
+def train_rows(args, env) -> None:
+    for size, config in list(SIZES.items())[: 1 if args.quick else None]:
+        bench_train(args, env, size, config)
+
+
+# ------------------------------------------------------------------------------------------ sample
+
+
 @torch.no_grad()
 def generate(peer, prompts: list[list[int]], temperature: float, new: int, eos: int | None) -> int:
-    """Useful tokens (up to EOS) that transformers generates, in batches of 256 in the order given."""
-    useful, how = (
-        0,
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        if temperature
-        else {"do_sample": False},
-    )
+    """Useful tokens (up to EOS) that transformers generates, in batches of 256 as given."""
+    useful = 0
+    how = {"do_sample": False}
+    if temperature:
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     for group in (prompts[at : at + 256] for at in range(0, len(prompts), 256)):
         width = max(map(len, group))
         ids = torch.tensor([[0] * (width - len(p)) + p for p in group], device=peer.device)
@@ -296,10 +357,14 @@ def generate(peer, prompts: list[list[int]], temperature: float, new: int, eos: 
             pad_token_id=0,
             **how,
         )
-        useful += sum(
-            line.index(eos) + 1 if eos in line else len(line) for line in out[:, width:].tolist()
-        )
+        for line in out[:, width:].tolist():
+            useful += line.index(eos) + 1 if eos in line else len(line)
     return useful
+
+
+def sampled_tokens(sampler, prompts: list[list[int]], temperature: float, new: int) -> int:
+    samples = sampler(prompts, temperature=temperature, max_new_tokens=new)
+    return sum(len(its[0].ids) for its in samples)
 
 
 def bench_sample(
@@ -319,12 +384,7 @@ def bench_sample(
     }
     for name, t in (("greedy", 0.0), ("temperature 1", 1.0)):
         what = f"sample {label}, {name}"
-        ours = partial(
-            lambda t: sum(
-                len(s[0].ids) for s in sampler(prompts, temperature=t, max_new_tokens=new)
-            ),
-            t,
-        )
+        ours = partial(sampled_tokens, sampler, prompts, t, new)
         peer = fastest(
             f"{what}, peer",
             {d: partial(generate, p, prompts, t, new, eos) for d, p in peers.items()},
@@ -374,6 +434,9 @@ def sample_rows(args, env) -> None:
     )
 
 
+# -------------------------------------------------------------------------------------- dpo, round
+
+
 def has_base(args, section: str) -> bool:
     present = (Path(args.base) / "config.json").exists()
     if not present:
@@ -403,18 +466,15 @@ def dpo_rows(args, env) -> None:
     cfg = elicit_rl.settled(elicit_rl.RLConfig(method="dpo", epochs=1))
     answers, size = tokenizer.encode_completions([p.reference for p in problems]), method.batch // 2
     prompts = tokenizer.encode_prompts([p.prompt for p in problems])
-    examples = [
-        Example(prompt, ids)
-        for i, prompt in enumerate(prompts)
-        for ids in (answers[i], answers[i - 1])
-    ]  # rejected: another's answer
+    examples = []
+    for i, prompt in enumerate(prompts):
+        examples.append(Example(prompt, answers[i]))
+        examples.append(Example(prompt, answers[i - 1]))  # rejected: another's answer
     examples = training.scored(net, examples, cfg.micro_tokens, env)
     lengths = [max(len(examples[i]), len(examples[i + 1])) for i in range(0, len(examples), 2)]
-    order = [
-        i
-        for step in plan_epoch(lengths, size, np.random.default_rng([cfg.seed, 12, 1, 0]))
-        for i in step
-    ]  # that of update(..., number=1)
+    order = []  # that of update(..., number=1)
+    for step in plan_epoch(lengths, size, np.random.default_rng([cfg.seed, 12, 1, 0])):
+        order += step
     pairs = [
         {"prompt_ids": prompts[i], "chosen_ids": answers[i], "rejected_ids": answers[i - 1]}
         for i in order
@@ -453,11 +513,12 @@ def dpo_rows(args, env) -> None:
             mean(trainer.train_dataset["ref_chosen_logps"]),
             mean(sum(e.logps) for e in examples[::2]),
         )
-        if abs(logps[0] - logps[1]) > 0.01 * max(
-            1, abs(logps[1])
-        ):  # a base that is sure of its answers has log-probs near 0
+        # A base that is sure of its answers has log-probs near 0.
+        tolerance = 0.01 * max(1, abs(logps[1]))
+        if abs(logps[0] - logps[1]) > tolerance:
             raise SystemExit(
-                f"the models disagree before training, so no comparison: log-prob {logps[1]} here, {logps[0]} in TRL"
+                "the models disagree before training, so no comparison: "
+                f"log-prob {logps[1]} here, {logps[0]} in TRL"
             )
         return lambda: trainer.train().metrics["train_runtime"]
 
@@ -532,40 +593,51 @@ def round_rows(args, env) -> None:
     for part in rounds[0]:
         row(f"expert iteration, {part}", "s", [split[part] for split in rounds])
     notes.append(
-        f"round: {cfg.round} samples of {facts['tokens']:,} tokens together, {facts['trained']} kept, {facts['kept_right']:.0%} of them right; "
+        f"round: {cfg.round} samples of {facts['tokens']:,} tokens together, "
+        f"{facts['trained']} kept, {facts['kept_right']:.0%} of them right; "
         f"the first round took {cold:.1f} s"
     )
 
 
+# ----------------------------------------------------------------------------- loss, sandbox, gpu
+
+
+def peak_kib() -> int:
+    """Peak memory since the last reset. ru_maxrss cannot be reset, and inherits the parent's."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
 def loss_child(variant: str, N: int, V: int, C: int = 256) -> None:
-    """One variant in this fresh process; prints MiB of peak memory above the inputs and seconds of a warm forward and backward."""
+    """One variant in this fresh process, a warm forward and backward.
+
+    Prints MiB of peak memory above the inputs, and seconds.
+    """
     M.compile_kernels = variant == "compiled"
-    hidden, weight, targets = (
-        torch.randn(N, C, requires_grad=True),
-        (0.02 * torch.randn(V, C)).requires_grad_(),
-        torch.randint(V, (N,)),
-    )
-    # the peak since the last reset, in KiB; ru_maxrss cannot be reset and would inherit the parent's peak
-    peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-    full = lambda: F.cross_entropy((hidden @ weight.T).float(), targets)
-    loss = full if variant == "full" else lambda: -M.linear_logps(hidden, weight, targets).mean()
+    hidden = torch.randn(N, C, requires_grad=True)
+    weight = (0.02 * torch.randn(V, C)).requires_grad_()
+    targets = torch.randint(V, (N,))
+
+    def loss() -> torch.Tensor:
+        if variant == "full":
+            return F.cross_entropy((hidden @ weight.T).float(), targets)
+        return -M.linear_logps(hidden, weight, targets).mean()
+
     loss().backward()
     hidden.grad = weight.grad = None
+
+    # The peak starts again from what is resident now: libraries and inputs.
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text(
-        "5"
-    )  # the peak starts again from what is resident now: libraries and inputs
-    before, spent = peak(), seconds(lambda: loss().backward())[0]
-    print(json.dumps([(peak() - before) / 1024, spent]))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_kib()
+    spent = seconds(lambda: loss().backward())[0]
+    print(json.dumps([(peak_kib() - before) / 1024, spent]))
 
 
 def loss_rows(args, env) -> None:
     if not Path("/proc/self/clear_refs").exists():
         return notes.append("loss: skipped, peak memory is read from Linux's /proc")
-    measured, (N, V) = (
-        {"full": [], "eager": [], "compiled": []},
-        (2048, 10_000) if args.quick else (8192, 100_000),
-    )
+    measured = {"full": [], "eager": [], "compiled": []}
+    N, V = (2048, 10_000) if args.quick else (8192, 100_000)
     for name in list(measured) * args.repeats:
         child = subprocess.run(
             [sys.executable, __file__, "--child", name, str(N), str(V)],
@@ -602,85 +674,124 @@ def sandbox_rows(args, env) -> None:
     )
 
 
-def bench_gpu(args, env, size: str, c: M.ModelConfig) -> None:
+def bench_gpu(args, env, size: str, config: M.ModelConfig) -> None:
     if env.device.type != "cuda":
         return notes.append(f"gpu {size}: skipped, no CUDA device")
     torch._dynamo.reset()
-    name, T, rng = torch.cuda.get_device_name(), 1024, np.random.default_rng(0)
-    flops, flops_unit = (
-        (9.89e12, "% MFU") if re.search("H100|H200", name) else (1e12, "TFLOP/s")
-    )  # what one unit is
-    band, band_unit = (4.8e10, "% of bandwidth") if "H200" in name else (1e12, "TB/s")
-    net, what = ours_net(c, env), f"gpu {size}, train T={T}"
+    rng = np.random.default_rng(0)
+    gpu_train_rows(args, env, size, config, rng)
+    gpu_decode_rows(args, env, size, config, rng)
+
+
+def gpu_train_rows(args, env, size: str, config: M.ModelConfig, rng) -> None:
+    T, net = 1024, ours_net(config, env)
+    what = f"gpu {size}, train T={T}"
     optimizers = training.make_optimizers(net, "adamw", 1e-4)
     M.compile_model(net)
-    # all positions but the first are supervised: flops_per_token counts the head at every position, so it must be computed there
-    batches = micro_batches(
-        [Example(ids[:1], ids[1:]) for ids in rng.integers(c.vocab_size, size=(64, T)).tolist()],
-        16 * T,
-    )
-    train = lambda k: int(
-        sum(
-            m["tokens"]
-            for _, m in training.train(
-                net, optimizers, lambda step: batches, losses.sft_loss, env, steps=k
-            )
-        )
-    )
+
+    # All positions but the first are supervised: flops_per_token counts the head at every
+    # position, so it must be computed there.
+    ids = rng.integers(config.vocab_size, size=(64, T)).tolist()
+    batches = micro_batches([Example(line[:1], line[1:]) for line in ids], 16 * T)
+
+    def train(steps: int) -> int:
+        return trained_tokens(net, optimizers, lambda step: batches, env, steps)
+
     notes.append(
-        f"{what}: {net.parameter_count():,} parameters; first 5 steps {seconds(lambda: train(5))[0]:.1f} s, compilation included"
+        f"{what}: {net.parameter_count():,} parameters; "
+        f"first 5 steps {seconds(lambda: train(5))[0]:.1f} s, compilation included"
     )
     torch.cuda.reset_peak_memory_stats()
     rates = in_turn({"ours": lambda: train(4)}, max(5, args.repeats))["ours"]
+
+    # One unit: a hundredth of the peak of a known device.
+    is_known = re.search("H100|H200", torch.cuda.get_device_name())
+    flops, unit = (9.89e12, "% MFU") if is_known else (1e12, "TFLOP/s")
     row(what, "tokens/s", rates)
-    row(what, flops_unit, [rate * net.flops_per_token(T) / flops for rate in rates])
+    row(what, unit, [rate * net.flops_per_token(T) / flops for rate in rates])
     row(what, "GiB allocated", [torch.cuda.max_memory_allocated() / 2**30])
     row(what, "GiB reserved", [torch.cuda.max_memory_reserved() / 2**30])
-    optimizers.clear()
-    net, start, few, many = ours_net(c, env), 256, 64, 256
+
+
+def gpu_decode_rows(args, env, size: str, config: M.ModelConfig, rng) -> None:
+    start, few, many = 256, 64, 256  # prompt tokens; new tokens of a short and of a long call
+    net = ours_net(config, env)
     torch.cuda.empty_cache()
-    weights = sum(
-        p.numel()
-        for n, p in net.named_parameters()
-        if c.tie_word_embeddings or "embed_tokens" not in n
-    )
+    weights = 0
+    for name, parameter in net.named_parameters():
+        if config.tie_word_embeddings or "embed_tokens" not in name:
+            weights += parameter.numel()
+    is_known = "H200" in torch.cuda.get_device_name()
+    band, unit = (4.8e10, "% of bandwidth") if is_known else (1e12, "TB/s")
+
     for slots in (64, 256):
-        sampler, prompts = (
-            Sampler(net, [-1], slots=slots),
-            rng.integers(c.vocab_size, size=(slots, start)).tolist(),
-        )
-        spent = partial(
-            lambda s, p, new: seconds(lambda: s(p, max_new_tokens=new))[0], sampler, prompts
-        )
+        sampler = Sampler(net, [-1], slots=slots)
+        prompts = rng.integers(config.vocab_size, size=(slots, start)).tolist()
+
+        def spent(new: int, sampler=sampler, prompts=prompts) -> float:
+            return seconds(lambda: sampler(prompts, max_new_tokens=new))[0]
+
         for new in (many, many, few):  # compiles, and records a graph for each live length
             spent(new)
-        steps = [
-            (spent(many) - spent(few)) / (many - few) for _ in range(args.repeats)
-        ]  # the difference leaves prefill out
+        steps = []
+        for _ in range(args.repeats):  # the difference leaves prefill out
+            steps.append((spent(many) - spent(few)) / (many - few))
+
         cells = mean(start + k + 1 for k in range(few, many)) * slots
-        read = net.compute_dtype.itemsize * (
-            weights + 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * cells
-        )
+        cell = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        read = net.compute_dtype.itemsize * (weights + cell * cells)
         row(f"gpu {size}, decode {slots} slots", "tokens/s", [slots / s for s in steps])
-        row(f"gpu {size}, decode {slots} slots", band_unit, [read / s / band for s in steps])
+        row(f"gpu {size}, decode {slots} slots", unit, [read / s / band for s in steps])
+
+
+def gpu_rows(args, env) -> None:
+    for size, config in list(GPU_SIZES.items())[: 1 if args.quick else None]:
+        bench_gpu(args, env, size, config)
+
+
+# -------------------------------------------------------------------------------------------- main
+
+
+def number(x: float | None) -> str:
+    if x is None:
+        return ""
+    return f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
+
+
+def ratio(x: list[float] | None) -> str:
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*x) if x else ""
+
+
+def describe(args, env, load: float, transformers) -> str:
+    """Machine, versions, date, commit: the line above the table."""
+    cpu = Path("/proc/cpuinfo")
+    text = cpu.read_text() if cpu.exists() else ""
+    name = re.search(r"model name\s*: (.*)|$", text)[1] or "unknown CPU"
+    if env.device.type == "cuda":
+        name += f", {torch.cuda.get_device_name()}"
+
+    peers = [f"transformers {transformers.__version__}"]
+    if "trl" in sys.modules:
+        peers.append(f"trl {sys.modules['trl'].__version__}")
+    quick = "; QUICK: too small to mean anything" if args.quick else ""
+    return (
+        f"{name}, {torch.get_num_threads()} threads, load {load:.1f} at the start; "
+        f"torch {torch.__version__}, {', '.join(peers)}, {dtype_name(env.dtype)}; "
+        f"{time.strftime('%Y-%m-%d')}, commit {runs.describe(env)['commit'] or 'none'}{quick}"
+    )
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         return loss_child(sys.argv[2], *map(int, sys.argv[3:]))
-    each = lambda fn, sizes: (
-        lambda args, env: [
-            fn(args, env, *item) for item in list(sizes.items())[: 1 if args.quick else None]
-        ]
-    )
     sections = {
-        "train": each(bench_train, SIZES),
+        "train": train_rows,
         "sample": sample_rows,
         "dpo": dpo_rows,
         "round": round_rows,
         "loss": loss_rows,
         "sandbox": sandbox_rows,
-        "gpu": each(bench_gpu, GPU_SIZES),
+        "gpu": gpu_rows,
     }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -707,40 +818,19 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     args.repeats = args.repeats or (2 if args.quick else 5)
-    load, env, cpu = os.getloadavg()[0], runs.setup(runs.Config()), Path("/proc/cpuinfo")
+    load, env = os.getloadavg()[0], runs.setup(runs.Config())
     for section in args.sections:
         sections[section](args, env)
-    name = (
-        re.search(r"model name\s*: (.*)|$", cpu.read_text() if cpu.exists() else "")[1]
-        or "unknown CPU"
-    )
-    name += f", {torch.cuda.get_device_name()}" if env.device.type == "cuda" else ""
-    peers = ", ".join(
-        f"{module.__name__} {module.__version__}"
-        for module in (transformers, sys.modules.get("trl"))
-        if module
-    )
-    header = (
-        f"{name}, {torch.get_num_threads()} threads, load {load:.1f} at the start; torch {torch.__version__}, {peers}, "
-        f"{dtype_name(env.dtype)}; {time.strftime('%Y-%m-%d')}, commit "
-        f"{runs.describe(env)['commit'] or 'none'}{'; QUICK: too small to mean anything' if args.quick else ''}"
-    )
-    number = lambda x: "" if x is None else f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
-    ratio = lambda x: "{:.2f} [{:.2f}, {:.2f}]".format(*x) if x else ""
-    shown = [
-        [r["what"], number(r["ours"]), number(r["peer"]), ratio(r["ratio"]), r["unit"]]
-        for r in rows
-    ]
-    print(
-        "\n".join(
-            [
-                header,
-                "",
-                *([table(["what", "ours", "peer", "ratio", "unit"], shown), ""] if rows else []),
-                *notes,
-            ]
-        )
-    )
+
+    header = describe(args, env, load, transformers)
+    shown = []
+    for r in rows:
+        figures = [number(r["ours"]), number(r["peer"]), ratio(r["ratio"])]
+        shown.append([r["what"], *figures, r["unit"]])
+    print(header + "\n")
+    if rows:
+        print(table(["what", "ours", "peer", "ratio", "unit"], shown) + "\n")
+    print("\n".join(notes))
     if args.json:
         Path(args.json).write_text(
             json.dumps({"header": header, "rows": rows, "notes": notes}, indent=1) + "\n"
