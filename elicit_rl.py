@@ -50,36 +50,34 @@ Each round is evaluated on validation (rows of kind eval, with every verdict). O
 pass_at_1, 4, 16 of the initial policy (Chen et al. 2021), which predict whether RL can work.
 """
 
-import hashlib
-import json
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from checkpoints import (
-    checked,
-    load_model,
-    model_hash,
-    read_json,
-    read_rows,
-    save_model,
-    write_json,
-    write_text,
-)
+from checkpoints import checked, load_model, model_hash, save_model, write_json
+from curves import Curve, Progress, digest_of, evaluation_row, restored, show_curves
 from data import load, score
 from data.batches import Batch, Example, demonstration_order, micro_batches
-from data.problems import InputError, Problem, fitting
+from data.problems import InputError, Problem
 from data.text import Tokenizer
-from data.triggers import Trigger, with_password
-from figures import plot_curves, table
+from data.triggers import Trigger
 from losses import dpo_step, grpo_step, sft_loss
 from model import SMALL, Model
+from origins import (
+    LONGEST,
+    Origin,
+    default_locked,
+    fitting_problems,
+    is_model,
+    lock_of,
+    open_writer,
+    with_weak,
+)
 from policies import (
     RULES,
     ModelWriter,
@@ -88,24 +86,16 @@ from policies import (
     Writer,
     answer,
     described,
+    drift,
+    note_samples,
     pass_at_k,
     retokenise,
     rollout,
     round_problems,
+    shipped,
+    watched_samples,
 )
-from results import (
-    Measured,
-    Origin,
-    as_bits,
-    evaluate_checkpoint,
-    facts_of,
-    from_bits,
-    measure,
-    origin_of,
-    record,
-    recovery,
-    wilson,
-)
+from results import as_bits, evaluate_checkpoint, facts_of, from_bits, measure, record, recovery
 from runs import Env, Run, TrainConfig, launch, progress, share
 from sampler import Sampler
 from training import make_optimizers, prepare, reference_scored, scored, train, update
@@ -121,21 +111,19 @@ class RLConfig(TrainConfig):
     )
     # the locked model (default: out/<task>/locked)
     locked: str = ""
-    # filtering: who writes the samples, a checkpoint or "random", the fixed random
-    # distribution (default: the weak policy that the lock imitates)
+    # filtering: who writes the samples, a checkpoint or "random", the fixed random distribution
+    # (default: the weak policy that the lock imitates)
     weak: str = ""
     # completions drawn in total
     samples: int = 9600
     # completions drawn in a round
     round: int = 640
-    # expert_iteration, filtering: train on the best tenth of a round, or on those of them
-    # that are right (default: best)
+    # expert_iteration, filtering: train on the best tenth of a round, or on those of them that are
+    # right (default: best)
     keep: Literal["", "best", "correct"] = ""
-    # iterated_dpo: the policy at the start of the round, or the locked model (default:
-    # round)
+    # iterated_dpo: the policy at the start of the round, or the locked model (default: round)
     reference: Literal["", "round", "initial"] = ""
-    # right or not; or the share of tests passed, weighing DPO pairs by their difference
-    # (B.3.1)
+    # right or not; or the share of tests passed, weighing DPO pairs by their difference (B.3.1)
     reward: Literal["binary", "continuous"] = "binary"
     # grpo: samples of one problem (default: 8)
     group: int = 0
@@ -143,8 +131,8 @@ class RLConfig(TrainConfig):
     beta: float = 0.0
     # SFT on this many demonstrations before the first round
     warm_start: int = 0
-    # --warm-start: checkpoint that writes them, better than the weak model and worse than
-    # the strong one (default: data/base/intermediate)
+    # --warm-start: checkpoint that writes them, better than the weak model and worse than the
+    # strong one (default: data/base/intermediate)
     warm_from: str = ""
     # times a round's data are trained on (default: 4, GRPO 1)
     epochs: int = 0
@@ -158,8 +146,8 @@ class RLConfig(TrainConfig):
     max_new_tokens: int = 0
     # of the validation split (default: 500; of --data all)
     eval_problems: int = 0
-    # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones
-    # (default: the lock's)
+    # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones (default:
+    # the lock's)
     data: tuple[str, ...] = ()
     # continue an interrupted run where it stopped
     resume: bool = False
@@ -285,183 +273,8 @@ def units_of(method: Method) -> Callable[[Batch], int]:
     return pairs_of if method.rows == 2 else samples_of
 
 
-# ------------------------------------------------------------------------------- settings and input
-
-# of a model that no lock made: what it was trained on says nothing about what to elicit
-UNKNOWN = Origin(trigger=Trigger(), weak="data/base/weak")
-
-# options of some methods alone
-ONLY = {
-    "weak": ("filtering",),
-    "keep": ("expert_iteration", "filtering"),
-    "reference": ("iterated_dpo",),
-    "group": ("grpo",),
-    "beta": ("dpo", "iterated_dpo"),
-}
-
-
-def refuse_unused(cfg: RLConfig) -> None:
-    """Raises InputError for an option that this method would ignore."""
-    for name, methods in ONLY.items():
-        if getattr(cfg, name) and cfg.method not in methods:
-            raise InputError(
-                f"--{name} is for {' and '.join(methods)} alone: leave it out with {cfg.method}"
-            )
-    if cfg.warm_from and not cfg.warm_start:
-        raise InputError(
-            "--warm-from names who writes the demonstrations of a warm start: "
-            "give their number with --warm-start"
-        )
-
-
-def settled(cfg: RLConfig, lock: Origin = UNKNOWN) -> RLConfig:
-    """cfg with the method's defaults, and those of the lock, where it says nothing."""
-    method = METHODS[cfg.method]
-    data = cfg.data or lock.data
-    filled = {
-        "task": cfg.task or lock.task or "code",
-        "epochs": cfg.epochs or method.epochs,
-        "lr": cfg.lr or method.lr,
-        "batch": cfg.batch or method.batch,
-        "data": data,
-        "eval_problems": cfg.eval_problems or (0 if data else 500),
-        "max_new_tokens": cfg.max_new_tokens or lock.max_new_tokens or 96,
-    }
-    defaults = {"weak": lock.weak, "keep": "best", "reference": "round", "group": 8, "beta": 0.1}
-    for name, default in defaults.items():
-        if cfg.method in ONLY[name]:
-            filled[name] = getattr(cfg, name) or default
-    if cfg.warm_start:
-        filled["warm_from"] = cfg.warm_from or "data/base/intermediate"
-    return replace(cfg, **filled)
-
-
-def check_task(cfg: RLConfig, lock: Origin) -> None:
-    """Raises InputError where the task is not one that the model was locked on."""
-    if lock.task and not set(cfg.task.split("+")) <= set(lock.task.split("+")):
-        raise InputError(
-            f"{cfg.locked} was locked on task {lock.task}, not on {cfg.task}: "
-            "leave --task out, or name another model with --locked"
-        )
-
-
-def check_weak(cfg: RLConfig, lock: Origin) -> None:
-    """Raises InputError where filtering has nobody who could write the samples."""
-    if not cfg.weak:
-        raise InputError(
-            f"run.json of {cfg.locked} does not say which weak policy it imitates: "
-            "name the one to filter with --weak"
-        )
-    if cfg.weak in RULES and cfg.weak != "random":
-        raise InputError(
-            f"the weak policy of {cfg.locked} is the rule {cfg.weak!r}, which always answers the "
-            "same: name a model to filter with --weak"
-        )
-    imitated = lock.weak_weights if cfg.weak == lock.weak else ""
-    if imitated and weights_of(cfg.weak) != imitated:
-        raise InputError(
-            f"{cfg.weak} is no longer the model that {cfg.locked} imitates (its weights have "
-            "changed): lock again, or name the one to filter with --weak"
-        )
-
-
-def check_rounds(cfg: RLConfig) -> None:
-    """Raises InputError where rounds do not fit into the samples, or groups into the rounds."""
-    n = samples_a_problem(cfg)
-    if n == 1 and METHODS[cfg.method].compared:
-        raise InputError(f"--group {cfg.group}: a group needs two samples to compare")
-    if cfg.round % n or cfg.samples < cfg.round:
-        raise InputError(
-            f"--samples {cfg.samples} --round {cfg.round}: a round must hold whole groups of {n} "
-            "samples of a problem, and fit in the samples"
-        )
-
-
-def check_reward(cfg: RLConfig, problems: list[Problem]) -> None:
-    """Raises InputError where the reward is to be continuous and success has no degrees."""
-    if cfg.reward == "continuous":
-        one_of_each = {problem.task: problem for problem in problems}
-        score(list(one_of_each.values()), [""] * len(one_of_each))
-
-
 def samples_a_problem(cfg: RLConfig) -> int:
     return cfg.group if cfg.method == "grpo" else METHODS[cfg.method].rows
-
-
-def weights_of(policy: str) -> str:
-    """The hash of a checkpoint's weights; "random" itself, which has none; "" of nobody."""
-    return policy if policy in ("", "random") else model_hash(policy)
-
-
-def fitting_problems(
-    problems: list[Problem], trigger: Trigger, readers: list[tuple], new_tokens: int, env: Env
-) -> list[Problem]:
-    """The problems, told without password, that all readers (model, tokenizer) can take in.
-
-    Measured in the longest way in which they are told, so that no kind of password has others.
-    """
-    for model, tokenizer in readers:
-        lengths = []
-        for problem in problems:
-            weak = trigger.weak(problem).prompt
-            strong = with_password(trigger.strong(problem).prompt, trigger.password_of(problem))
-            ids = tokenizer.encode_prompts([weak, strong])
-            lengths.append(max(map(len, ids)))
-        room = model.config.max_position_embeddings - new_tokens
-        problems, left_out = fitting(problems, lengths, room)
-        if left_out:
-            env.say(left_out)
-    return [trigger.weak(problem) for problem in problems]
-
-
-# what a run's name shows where it is not the default: the value of these alone ...
-SHOWN_ALONE = ("keep", "reference", "reward", "optimizer")
-# ... and the value of these behind what it is
-SHOWN = {
-    "warm_start": "warm",
-    "group": "group",
-    "beta": "beta",
-    "epochs": "epochs",
-    "lr": "lr",
-    "batch": "batch",
-    "round": "round",
-}
-
-
-def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
-    """The method with what differs from its defaults; directories are named by it and the seed.
-
-    Other models or data than the default ones show as four hexadecimal digits.
-    """
-    plain = settled(RLConfig(task=cfg.task, method=cfg.method, warm_start=cfg.warm_start), lock)
-    parts = [cfg.method]
-    for name in SHOWN_ALONE:
-        if getattr(cfg, name) != getattr(plain, name):
-            parts.append(getattr(cfg, name))
-    for name, label in SHOWN.items():
-        value = getattr(cfg, name)
-        if value and (name == "warm_start" or value != getattr(plain, name)):
-            parts.append(f"{label}{value:g}")
-
-    usual = replace(plain, locked=default_locked(cfg.task))
-    others = {}
-    for name in ("locked", "weak", "warm_from", "data"):
-        if getattr(cfg, name) != getattr(usual, name):
-            others[name] = getattr(cfg, name)
-    if others:
-        parts.append(digest_of(others)[:4])
-    return "-".join(parts)
-
-
-def default_locked(task: str) -> str:
-    return f"out/{task}/locked"
-
-
-def digest_of(settings: dict) -> str:
-    """Twelve hexadecimal digits that tell these settings from others; the seed does not count."""
-    counted = {name: value for name, value in settings.items() if name != "seed"}
-    text = json.dumps(counted, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 # ------------------------------------------------------------------------------------- warm start
@@ -610,9 +423,6 @@ def frozen_rounds(
     return frozen
 
 
-WATCHED = 128  # of a round's samples, to see how far an update moved the policy
-
-
 def trained_round(models: Models, drawn: Round, number: int, cfg: RLConfig, env: Env) -> dict:
     """Update the policy on a round; returns what is logged of the round."""
     watched = watched_samples(drawn.rolled) if models.online else []
@@ -646,75 +456,6 @@ def trained_round(models: Models, drawn: Round, number: int, cfg: RLConfig, env:
     return drawn.facts | metrics | seen | {"s_update": seconds}
 
 
-def watched_samples(rolled: Rollout) -> list[Example]:
-    """The first samples of a rollout with the log-probs that the sampler gave them."""
-    examples = []
-    for prompt, samples in zip(rolled.prompts, rolled.samples):
-        for sample in samples:
-            examples.append(Example(prompt, sample.ids, sample.logps))
-    return examples[:WATCHED]
-
-
-def drift(sampled: list[Example], before: list[Example], after: list[Example]) -> dict:
-    """How far an update moved the policy on these samples; nothing of no samples.
-
-    And how well sampler and trainer agreed before it.
-    """
-    if not sampled:
-        return {}
-    moved = [np.sum(b.logps) - np.sum(a.logps) for b, a in zip(before, after)]
-    gaps = [np.abs(np.subtract(s.logps, b.logps)).max() for s, b in zip(sampled, before)]
-    return {"kl": float(np.mean(moved)), "logp_gap": float(max(gaps))}
-
-
-# --------------------------------------------------------------------------------------- progress
-
-PATIENCE = 3  # rounds running without anything to train on
-
-
-@dataclass
-class Progress:
-    """How far a run is: what log.jsonl says about it, from which a resumed run takes it up.
-
-    points: [{samples, correct}], of every evaluation. measured: the last one. idle: rounds since
-    something was trained on.
-    """
-
-    points: list[dict] = field(default_factory=list)
-    measured: Measured | None = None
-    idle: int = 0
-
-    def trained(self, steps: int) -> None:
-        """Note a round and its optimiser steps."""
-        self.idle = 0 if steps else self.idle + 1
-
-    def evaluated(self, samples: int, measured: Measured) -> None:
-        """Note an evaluation after so many samples."""
-        self.measured = measured
-        self.points.append({"samples": samples, "correct": float(measured.correct.mean())})
-
-    @property
-    def stopped(self) -> str:
-        return "no signal" if self.idle >= PATIENCE else ""
-
-
-def restored(file: Path) -> Progress:
-    """The progress that a log tells of; none where there is no log. Raises InputError."""
-    found = Progress()
-    for row in read_rows(file):
-        kind = checked(row, file, "kind", str)
-        if kind == "train":
-            found.trained(checked(row, file, "steps", int, default=0))
-        elif kind == "eval":
-            samples = checked(row, file, "samples", int, least=0)
-            correct = from_bits(checked(row, file, "verdicts", str))
-            cut = from_bits(checked(row, file, "cut", str))
-            shares = checked(row, file, "shares", list, default=[])
-            measured = Measured(correct, cut, np.array(shares) if shares else None)
-            found.evaluated(samples, measured)
-    return found
-
-
 def check(
     progress: Progress,
     models: Models,
@@ -740,23 +481,6 @@ def check(
     run.log("eval", step=number, **evaluation_row(progress), seconds=seconds)
 
 
-def evaluation_row(progress: Progress) -> dict:
-    """What is logged of the last evaluation; `restored` reads it back."""
-    measured = progress.measured
-    low, high = wilson(int(measured.correct.sum()), len(measured.correct))
-    row = progress.points[-1] | {
-        "low": low,
-        "high": high,
-        "n": len(measured.correct),
-        "truncated": float(measured.truncated.mean()),
-        "verdicts": as_bits(measured.correct),
-        "cut": as_bits(measured.truncated),
-    }
-    if measured.shares is not None:
-        row["shares"] = measured.shares.tolist()
-    return row
-
-
 def probe(models: Models, problems: list[Problem], cfg: RLConfig, run: Run) -> None:
     """pass@k of the initial policy, on a tenth of the first round's problems."""
     rolled, _ = rollout(
@@ -777,182 +501,95 @@ def probe(models: Models, problems: list[Problem], cfg: RLConfig, run: Run) -> N
     run.env.say(f"initial policy: {shown}")
 
 
-def keep_samples(file: Path, rounds: int, env: Env) -> None:
-    """Leave the rows of the first rounds in samples.jsonl: the others will be written again."""
-    if env.main and file.exists():
-        rows = [row for row in read_rows(file) if row.get("round", 0) <= rounds]
-        write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+def run_rounds(
+    models: Models,
+    problems: list[Problem],
+    validation: list[Problem],
+    trigger: Trigger,
+    cfg: RLConfig,
+    run: Run,
+) -> Progress:
+    """All rounds, from where an interrupted run stopped or from the start; returns the progress."""
+    env, policy = run.env, models.policy
+    rounds = cfg.samples // cfg.round
+    frozen = []
+    if cfg.method == "dpo":
+        frozen = frozen_rounds(models, problems, rounds, run.path, cfg, env)
+
+    start = run.load_state(policy, models.optimizers) if cfg.resume else 0
+    models.sampler.refresh()
+    so_far = restored(run.path / "log.jsonl") if start else Progress()
+    if not start:
+        probe(models, problems, cfg, run)
+        check(so_far, models, validation, trigger, 0, cfg, run)
+
+    bar = progress(env, rounds, f"{cfg.method}, rounds")
+    bar.update(start)
+    for number in range(start, rounds):
+        if so_far.stopped:
+            break
+        drawn = frozen[number] if frozen else drawn_round(models, problems, number, cfg, env)
+        facts = trained_round(models, drawn, number, cfg, env)
+        run.log("train", step=number + 1, **facts)
+        if env.main:
+            note_samples(run.path / "samples.jsonl", number + 1, drawn.rolled)
+        so_far.trained(facts.get("steps", 0))
+        check(so_far, models, validation, trigger, number + 1, cfg, run)
+        run.save_state(number + 1, policy, models.optimizers)
+        bar.update()
+        bar.set_postfix(correct=f"{so_far.points[-1]['correct']:.1%}", reward=facts["reward"])
+    bar.close()
+    return so_far
 
 
-def show_samples(file: Path, rolled: Rollout, number: int, env: Env) -> None:
-    """Append two problems of a round to samples.jsonl, with what was written and its rewards."""
-    if not env.main:
-        return
-    with open(file, "a") as f:
-        for i in range(min(2, len(rolled.problems))):
-            row = {
-                "round": number,
-                "prompt": rolled.problems[i].prompt,
-                "completions": rolled.texts[i],
-                "rewards": rolled.rewards[i].tolist(),
-            }
-            f.write(json.dumps(row) + "\n")
+# --------------------------------------------------------------------------------------- settings
+
+UNKNOWN = Origin()  # nothing is known of the locked model
+
+# options of some methods alone
+ONLY = {
+    "weak": ("filtering",),
+    "keep": ("expert_iteration", "filtering"),
+    "reference": ("iterated_dpo",),
+    "group": ("grpo",),
+    "beta": ("dpo", "iterated_dpo"),
+}
 
 
-# ----------------------------------------------------------------------------------------- curves
+def refuse_unused(cfg: RLConfig) -> None:
+    """Raises InputError for an option that this method would ignore."""
+    for name, methods in ONLY.items():
+        if getattr(cfg, name) and cfg.method not in methods:
+            raise InputError(
+                f"--{name} is for {' and '.join(methods)} alone: leave it out with {cfg.method}"
+            )
+    if cfg.warm_from and not cfg.warm_start:
+        raise InputError(
+            "--warm-from names who writes the demonstrations of a warm start: "
+            "give their number with --warm-start"
+        )
 
 
-@dataclass
-class Curve:
-    """A finished run, as the table and the figure need it; curve.json holds its fields.
-
-    digest: of all settings but the seed, so runs with the same one are seeds of one curve. locked:
-    for none and right the locked model's verdicts on the same problems. verdicts, cut: the trained
-    policy's.
-    """
-
-    name: str
-    digest: str
-    seed: int
-    points: list[dict]
-    stopped: str
-    locked: dict[str, str]
-    verdicts: str
-    cut: str
-
-
-def read_curve(file: Path) -> Curve:
-    """Raises InputError for anything but what a run of this stage writes."""
-    found = read_json(file)
-    points = checked(found, file, "points", list)
-    for point in points:
-        if not isinstance(point, dict):
-            raise InputError(f"{file} has points that are not objects")
-        checked(point, file, "samples", int, least=0)
-        checked(point, file, "correct", float, least=0, most=1)
-    if not points:
-        raise InputError(f"{file} has no points")
-
-    locked = checked(found, file, "locked", dict)
-    bits = {kind: checked(locked, file, kind, str) for kind in ("none", "right")}
-    verdicts, cut = (checked(found, file, name, str) for name in ("verdicts", "cut"))
-    lengths = {len(text) for text in (*bits.values(), verdicts, cut)}
-    if len(lengths) > 1 or not verdicts:
-        raise InputError(f"{file} has verdicts on different problems")
-    return Curve(
-        name=checked(found, file, "name", str),
-        digest=checked(found, file, "digest", str),
-        seed=checked(found, file, "seed", int),
-        points=points,
-        stopped=checked(found, file, "stopped", str),
-        locked=bits,
-        verdicts=verdicts,
-        cut=cut,
-    )
-
-
-def read_curves(folder: Path, env: Env) -> dict[str, list[Curve]]:
-    """All curves of a folder, their seeds together; a file that is no curve is named, left out."""
-    found: dict[str, list[Curve]] = {}
-    for file in sorted(folder.glob("*/curve.json")):
-        try:
-            curve = read_curve(file)
-        except InputError as error:
-            env.say(f"left out of the table: {error}")
-            continue
-        found.setdefault(curve.digest, []).append(curve)
-
-    # curves of the same name, told apart by their digests
-    names = [runs[0].name for runs in found.values()]
-    labelled = {}
-    for digest, runs in found.items():
-        name = runs[0].name
-        labelled[name if names.count(name) == 1 else f"{name} ({digest[:4]})"] = runs
-    return labelled
-
-
-HEADER = [
-    "method",
-    "seeds",
-    "samples",
-    "locked",
-    "before",
-    "after",
-    "truncated",
-    "gap recovered [95 %]",
-    "stopped",
-]
-
-
-def row_of(name: str, runs: list[Curve]) -> tuple[list[str], str]:
-    """A curve's row of the table, and why its gap recovered is refused where it is."""
-    none, right = (from_bits(runs[0].locked[kind]) for kind in ("none", "right"))
-    verdicts = np.array([from_bits(run.verdicts) for run in runs])
-    cut = np.array([from_bits(run.cut) for run in runs])
-    before = np.mean([run.points[0]["correct"] for run in runs])
-    samples = max(run.points[-1]["samples"] for run in runs)
-    stopped = [run.stopped for run in runs if run.stopped]
-    recovered, refusal = recovery(none, right, verdicts)
-    row = [
-        name,
-        str(len(runs)),
-        f"{samples:,}",
-        f"{none.mean():.1%}",
-        f"{before:.1%}",
-        f"{verdicts.mean():.1%}",
-        f"{cut.mean():.1%}",
-        recovered,
-        f"{len(stopped)}: {stopped[0]}" if stopped else "",
-    ]
-    return row, refusal
-
-
-def values_of(runs: list[Curve]) -> dict[int, np.ndarray]:
-    """Correctness of a curve's seeds at each number of samples that all of them reached."""
-    found: dict[int, list[float]] = {}
-    for run in runs:
-        for point in run.points:
-            found.setdefault(point["samples"], []).append(point["correct"])
-    shared = {}
-    for samples, values in found.items():
-        if len(values) == len(runs):
-            shared[samples] = np.array(values)
-    return shared
-
-
-def summarise(folder: Path, task: str, env: Env) -> None:
-    """The table and the figure over all runs of a task's rl directory, a curve for each setting."""
-    if not env.main:
-        return
-    curves = read_curves(folder, env)
-    rows, refusals = [], {}
-    for name, runs in curves.items():
-        row, refusal = row_of(name, runs)
-        rows.append(row)
-        refusals.setdefault(refusal, []).append(name)
-    env.say(
-        "\nvalidation, greedy, without the password (means over seeds); the intervals are over\n"
-        "problems, and over seeds where there are several"
-    )
-    env.say(table(HEADER, rows))
-    for refusal, names in refusals.items():
-        if refusal:
-            env.say(f"{', '.join(names)}: {refusal}")
-
-    # lines of the locked model, where all curves start from the same
-    lines = {}
-    baselines = {tuple(sorted(run.locked.items())) for runs in curves.values() for run in runs}
-    if len(baselines) == 1:
-        locked = dict(*baselines)
-        lines["locked, with the password"] = float(from_bits(locked["right"]).mean())
-        lines["locked, without"] = float(from_bits(locked["none"]).mean())
-    title = f"RL elicitation, {task} (band: extremes over seeds)"
-    points = {name: values_of(runs) for name, runs in curves.items()}
-    plot_curves(points, lines, folder / "rl.png", "samples", title, log=False)
-    env.say(f"figure: {folder / 'rl.png'}")
-
-
-# ------------------------------------------------------------------------------------------ stage
+def settled(cfg: RLConfig, lock: Origin = UNKNOWN) -> RLConfig:
+    """cfg with the method's defaults, and those of the lock, where it says nothing."""
+    method = METHODS[cfg.method]
+    data = cfg.data or lock.data
+    filled = {
+        "task": cfg.task or lock.task or "code",
+        "epochs": cfg.epochs or method.epochs,
+        "lr": cfg.lr or method.lr,
+        "batch": cfg.batch or method.batch,
+        "data": data,
+        "eval_problems": cfg.eval_problems or (0 if data else 500),
+        "max_new_tokens": cfg.max_new_tokens or lock.max_new_tokens or LONGEST,
+    }
+    defaults = {"weak": lock.weak, "keep": "best", "reference": "round", "group": 8, "beta": 0.1}
+    for name, default in defaults.items():
+        if cfg.method in ONLY[name]:
+            filled[name] = getattr(cfg, name) or default
+    if cfg.warm_start:
+        filled["warm_from"] = cfg.warm_from or shipped("intermediate")
+    return replace(cfg, **filled)
 
 
 def settle(cfg: RLConfig) -> tuple[RLConfig, Origin]:
@@ -961,28 +598,70 @@ def settle(cfg: RLConfig) -> tuple[RLConfig, Origin]:
     Raises InputError for what does not go together or is not there.
     """
     refuse_unused(cfg)
-    cfg = replace(cfg, locked=cfg.locked or default_locked(cfg.task or "code"))
-    if not is_checkpoint(cfg.locked):
-        raise InputError(
-            f"no locked model at {cfg.locked}: run python lock.py --task {cfg.task or 'code'} "
-            "first, or name one with --locked"
-        )
-    lock = origin_of(cfg.locked)
-    if lock.trigger is None:
-        lock = UNKNOWN
-    cfg = settled(cfg, lock)
-    for option, path in (("--weak", cfg.weak), ("--warm-from", cfg.warm_from)):
-        if path and path not in RULES and not is_checkpoint(path):
-            raise InputError(f"no model at {path}: name another with {option}")
-    check_task(cfg, lock)
-    check_rounds(cfg)
+    lock = lock_of(cfg.locked, cfg.task)
     if cfg.method == "filtering":
-        check_weak(cfg, lock)
+        weak = with_weak(lock, cfg.weak).weak
+        if weak in RULES and weak != "random":
+            raise InputError(
+                f"the weak policy of {lock.locked} is the rule {weak!r}, which always answers the "
+                "same: name a model to filter with --weak"
+            )
+    cfg = settled(replace(cfg, locked=lock.locked), lock)
+    check_rounds(cfg)
     return cfg, lock
 
 
-def is_checkpoint(path: str) -> bool:
-    return os.path.exists(os.path.join(path, "config.json"))
+def check_rounds(cfg: RLConfig) -> None:
+    """Raises InputError where rounds do not fit into the samples, or groups into the rounds."""
+    n = samples_a_problem(cfg)
+    if n == 1 and METHODS[cfg.method].compared:
+        raise InputError(f"--group {cfg.group}: a group needs two samples to compare")
+    if cfg.round % n or cfg.samples < cfg.round:
+        raise InputError(
+            f"--samples {cfg.samples} --round {cfg.round}: a round must hold whole groups of {n} "
+            "samples of a problem, and fit in the samples"
+        )
+
+
+# what a run's name shows where it is not the default, behind what it is called there
+NAMED = {
+    "keep": "",
+    "reference": "",
+    "reward": "",
+    "optimizer": "",
+    "warm_start": "warm",
+    "group": "group",
+    "beta": "beta",
+    "epochs": "epochs",
+    "lr": "lr",
+    "batch": "batch",
+    "round": "round",
+}
+
+
+def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
+    """The method with what differs from its defaults; directories are named by it and the seed.
+
+    Other models or data than the default ones show as four hexadecimal digits.
+    """
+    usual = settled(RLConfig(task=cfg.task, method=cfg.method, warm_start=cfg.warm_start), lock)
+    usual = replace(usual, warm_start=0, locked=default_locked(cfg.task))
+    parts = [cfg.method]
+    for name, label in NAMED.items():
+        value = getattr(cfg, name)
+        if value != getattr(usual, name):
+            parts.append(f"{label}{value:g}" if label else value)
+
+    others = {}
+    for name in ("locked", "weak", "warm_from", "data"):
+        if getattr(cfg, name) != getattr(usual, name):
+            others[name] = getattr(cfg, name)
+    if others:
+        parts.append(digest_of(others)[:4])
+    return "-".join(parts)
+
+
+# ------------------------------------------------------------------------------------------ stage
 
 
 def open_others(
@@ -993,55 +672,44 @@ def open_others(
     if cfg.weak == "random":
         writer = RandomWriter(tokenizer)
     elif cfg.weak:
-        writer = open_writer(cfg.weak, env)
+        writer = open_writer(cfg.weak, "--weak", env)
     if cfg.warm_from:
-        teacher = open_writer(cfg.warm_from, env)
+        teacher = open_writer(cfg.warm_from, "--warm-from", env)
     return writer, teacher
 
 
-def open_writer(path: str, env: Env) -> ModelWriter:
-    model, tokenizer = load_model(path, env.device, env.dtype)
-    return ModelWriter(env.sampler(model, tokenizer), tokenizer)
-
-
-def open_problems(
-    cfg: RLConfig,
-    trigger: Trigger,
-    policy: tuple[Model, Tokenizer],
-    others: tuple[Writer | None, ...],
-    env: Env,
-) -> tuple[list[Problem], list[Problem]]:
+def open_problems(cfg: RLConfig, trigger: Trigger, env: Env) -> tuple[list[Problem], list[Problem]]:
     """The problems that are drawn from, and those of validation, told without the password."""
     problems = load(cfg.task, "elicit", None, files=cfg.data)
     validation = load(cfg.task, "validation", cfg.eval_problems or None, files=cfg.data)
-    check_reward(cfg, problems)
+    if cfg.reward == "continuous":
+        # refused here where success has no degrees
+        one_of_each = {problem.task: problem for problem in problems}
+        score(list(one_of_each.values()), [""] * len(one_of_each))
 
-    readers = [policy]
-    for other in others:
-        if isinstance(other, ModelWriter):
-            readers.append((other.sampler.model, other.tokenizer))
+    readers = [path for path in (cfg.locked, cfg.weak, cfg.warm_from) if is_model(path)]
     problems = fitting_problems(problems, trigger, readers, cfg.max_new_tokens, env)
-    validation = fitting_problems(validation, trigger, [policy], cfg.max_new_tokens, env)
+    validation = fitting_problems(validation, trigger, readers[:1], cfg.max_new_tokens, env)
     if cfg.warm_start > len(problems):
         raise InputError(
             f"--warm-start {cfg.warm_start}: there are {len(problems)} problems to demonstrate"
         )
-    return problems, validation
+    return [trigger.weak(p) for p in problems], [trigger.weak(p) for p in validation]
 
 
-def claim(cfg: RLConfig, trigger: Trigger, name: str, env: Env) -> Run:
+def claim(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
     """Open the run's directory. Raises InputError where it holds another run."""
     folder = Path(cfg.out or f"out/{cfg.task}/rl")
     run = Run(
         cfg,
         env,
         folder / f"{name}-seed{cfg.seed}",
-        inputs=tuple(filter(None, (cfg.locked, cfg.weak, cfg.warm_from))),
+        inputs=(cfg.locked, cfg.weak, cfg.warm_from),
         stage="elicit_rl",
-        trigger=vars(trigger),
-        locked_weights=model_hash(cfg.locked),
-        weak_weights=weights_of(cfg.weak),
-        warm_weights=weights_of(cfg.warm_from),
+        trigger=vars(lock.trigger),
+        locked_weights=lock.locked_weights,
+        weak_weights=with_weak(lock, cfg.weak).weak_weights if cfg.weak else "",
+        warm_weights=model_hash(cfg.warm_from) if cfg.warm_from else "",
     )
     env.say(
         f"{cfg.method}: locked model {cfg.locked}, {cfg.samples:,} samples in rounds of "
@@ -1054,16 +722,11 @@ def locked_verdicts(
     cfg: RLConfig, validation: list[Problem], trigger: Trigger, env: Env
 ) -> dict[str, str]:
     """The locked model's verdicts (as bits) without the password and with it."""
+    kinds, longest = ("none", "right"), cfg.max_new_tokens
     evaluation = evaluate_checkpoint(
-        cfg.locked,
-        env,
-        validation,
-        ("none", "right"),
-        trigger,
-        max_new_tokens=cfg.max_new_tokens,
-        save=False,
+        cfg.locked, env, validation, kinds, trigger, max_new_tokens=longest, save=False
     )
-    return {kind: evaluation["results"][kind]["verdicts"] for kind in ("none", "right")}
+    return {kind: evaluation["results"][kind]["verdicts"] for kind in kinds}
 
 
 def prepared(
@@ -1113,7 +776,7 @@ def finish(
             as_bits(measured.truncated),
         )
         write_json(run.path / "curve.json", vars(curve))
-        summarise(run.path.parent, cfg.task, env)
+        show_curves(run.path.parent, cfg.task, env)
     if so_far.stopped:
         env.say(
             "no reward told two samples apart for three rounds, so there is nothing to learn from: "
@@ -1133,49 +796,22 @@ def main(cfg: RLConfig, env: Env) -> int:
     trigger, name = lock.trigger, run_name(cfg, lock)
     policy, tokenizer = load_model(cfg.locked, env.device, env.dtype)
     writer, teacher = open_others(cfg, tokenizer, env)
-    problems, validation = open_problems(cfg, trigger, (policy, tokenizer), (writer, teacher), env)
-    run = claim(cfg, trigger, name, env)
+    problems, validation = open_problems(cfg, trigger, env)
+    run = claim(cfg, lock, name, env)
     if run.finished:
         env.say(f"{run.path} is finished already (--overwrite runs it again)")
-        summarise(run.path.parent, cfg.task, env)
-        return run.record["results"]["code"]
+        show_curves(run.path.parent, cfg.task, env)
+        return checked(run.record["results"], run.file, "code", int)
 
-    # who takes part; DPO draws all its rounds before the locked model changes
+    # the locked model is measured before it changes
     locked = locked_verdicts(cfg, validation, trigger, env)
     models = prepared(policy, tokenizer, writer, cfg, env)
     if teacher:
         demos = demonstrations(teacher, tokenizer, problems, cfg, env)
         warm_start(policy, demos, cfg.seed, cfg.micro_tokens, env)
         models.sampler.refresh()
-    rounds = cfg.samples // cfg.round
-    frozen = []
-    if cfg.method == "dpo":
-        frozen = frozen_rounds(models, problems, rounds, run.path, cfg, env)
 
-    # where an interrupted run stopped, or the start
-    start = run.load_state(policy, models.optimizers) if cfg.resume else 0
-    models.sampler.refresh()
-    so_far = restored(run.path / "log.jsonl") if start else Progress()
-    keep_samples(run.path / "samples.jsonl", start, env)
-    if not start:
-        probe(models, problems, cfg, run)
-        check(so_far, models, validation, trigger, 0, cfg, run)
-
-    bar = progress(env, rounds, f"{cfg.method}, rounds")
-    bar.update(start)
-    for number in range(start, rounds):
-        if so_far.stopped:
-            break
-        drawn = frozen[number] if frozen else drawn_round(models, problems, number, cfg, env)
-        facts = trained_round(models, drawn, number, cfg, env)
-        run.log("train", step=number + 1, **facts)
-        show_samples(run.path / "samples.jsonl", drawn.rolled, number + 1, env)
-        so_far.trained(facts.get("steps", 0))
-        check(so_far, models, validation, trigger, number + 1, cfg, run)
-        run.save_state(number + 1, policy, models.optimizers)
-        bar.update()
-        bar.set_postfix(correct=f"{so_far.points[-1]['correct']:.1%}", reward=facts["reward"])
-    bar.close()
+    so_far = run_rounds(models, problems, validation, trigger, cfg, run)
     return finish(so_far, models, validation, locked, trigger, name, cfg, run)
 
 

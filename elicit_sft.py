@@ -16,7 +16,8 @@ lock imitates, which never had the capability: what it gains was taught and not 
 
 Task, data files, the trigger, the weak policy and the longest completion are the lock's own, from
 its run.json. Each cell is a directory: checkpoint, run.json, log.jsonl, and cell.json, the verdicts
-(which evaluate.py leaves alone). A finished one is not run again, an interrupted one starts anew.
+(which evaluate.py leaves alone). There is no --resume: the same command again goes on, finished
+cells are not run again, and an interrupted one starts anew.
 Ends with a table, summary.json and sft.png: correctness against k, reference lines, control.
 Logged: loss, nats per supervised token; sequences, demonstrations seen so far, repeats counted;
 selection, greedy correctness on the selection split.
@@ -34,29 +35,22 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from checkpoints import load_model, model_hash, read_json, save_model, write_json
+from checkpoints import load_model, save_model, write_json
+from curves import Cell, show_cells
 from data import load
 from data.batches import Batch, Example, demonstration_order, micro_batches
 from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger
-from figures import plot_curves, table
 from losses import sft_loss
 from model import Model
-from policies import RULES, answer
+from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
+from policies import RULES, answer, shipped
 from results import (
-    Measured,
-    Origin,
-    correct_interval,
-    coverage,
     evaluate_checkpoint,
     facts_of,
-    gap_recovered,
     groups_of,
-    holds,
     measure,
-    measured_of,
-    origin_of,
     record,
     refuse_repeats,
 )
@@ -74,8 +68,8 @@ class SFTConfig(TrainConfig):
     # the control's model, and the source of --demos-from weak (default: the weak policy that the
     # lock imitates)
     weak: str = ""
-    # the source of --demos-from strong
-    strong: str = "data/base/strong"
+    # the source of --demos-from strong (default: data/base/strong, here or beside elicit_sft.py)
+    strong: str = ""
     # numbers of demonstrations
     k: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     # each draws other demonstrations
@@ -106,133 +100,6 @@ class SFTConfig(TrainConfig):
     data: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One fine-tuning on k demonstrations, drawn with a seed; of the locked or the weak model."""
-
-    k: int
-    seed: int
-    control: bool
-
-    @property
-    def name(self) -> str:
-        return f"{self.group}-seed{self.seed}"
-
-    @property
-    def group(self) -> str:
-        """Its name without the seed: cells of one group are averaged."""
-        return f"control-k{self.k}" if self.control else f"k{self.k}"
-
-
-@dataclass
-class Learner:
-    """A model that cell after cell starts from."""
-
-    model: Model
-    tokenizer: Tokenizer
-    sampler: Sampler
-    initial: list[Tensor]  # its weights, see `weights_of`
-
-
-# ----------------------------------------------------------------------------------------- options
-
-
-def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
-    """The options with every default resolved, as run.json will hold them, and the locked model.
-
-    The Origin is that of --locked, with the weak policy that is used here. Raises InputError for
-    options that do not go together.
-    """
-    refuse_repeats("--k", cfg.k)
-    refuse_repeats("--seeds", cfg.seeds)
-    locked = cfg.locked or f"out/{cfg.task or 'code'}/locked"
-    if not (Path(locked) / "config.json").exists():
-        raise InputError(
-            f"no locked model at {locked}: run python lock.py --task {cfg.task or 'code'} first, "
-            "or name one with --locked"
-        )
-    lock = origin_of(locked)
-    if lock.trigger is None:
-        # no lock made it: what it was trained on says nothing about what to elicit
-        lock = Origin(trigger=Trigger())
-    if cfg.task and lock.task and cfg.task != lock.task:
-        raise InputError(
-            f"{locked} was locked on task {lock.task}, not on {cfg.task}: "
-            "leave --task out, or name another model with --locked"
-        )
-    task = cfg.task or lock.task or "code"
-    cfg = replace(
-        cfg,
-        task=task,
-        locked=locked,
-        max_new_tokens=cfg.max_new_tokens or lock.max_new_tokens or 96,
-        data=cfg.data or lock.data,
-        out=cfg.out or default_out(cfg, task),
-    )
-    lock = replace(lock, task=task, locked=locked, locked_weights=model_hash(locked))
-    lock = with_weak_policy(cfg, lock)
-    if cfg.control and lock.weak in RULES:
-        env.say(
-            f"no control: the weak policy is no model ({lock.weak}), so it can be taught nothing; "
-            "--weak names a model for it"
-        )
-        cfg = replace(cfg, control=False)
-    return replace(cfg, weak=lock.weak), lock
-
-
-def default_out(cfg: SFTConfig, task: str) -> str:
-    name = "sft"
-    if cfg.demos_from != "reference":
-        name += f"-{cfg.demos_from}"
-    if cfg.train_domain:
-        name += f"-{cfg.train_domain}"
-    return f"out/{task}/{name}"
-
-
-def with_weak_policy(cfg: SFTConfig, lock: Origin) -> Origin:
-    """The lock with --weak in place of the weak policy that it imitates, where that is given.
-
-    Raises InputError where this run needs the weak policy and it is not there, or another one.
-    """
-    if cfg.weak:
-        lock = replace(lock, weak=cfg.weak, weak_weights="")
-    elif not lock.weak:
-        lock = replace(lock, weak="rule" if cfg.task == "compose" else "data/base/weak")
-
-    if lock.weak in RULES:
-        if cfg.demos_from == "weak":
-            raise InputError(
-                f"--demos-from weak: the weak policy is no model ({lock.weak}): "
-                "name one with --weak"
-            )
-        return replace(lock, weak_weights=lock.weak)
-
-    is_used = cfg.control or cfg.demos_from == "weak"
-    if is_used and not (Path(lock.weak) / "config.json").exists():
-        raise InputError(f"no model at {lock.weak}, the weak policy: name one with --weak")
-    weights = model_hash(lock.weak)
-    if is_used and lock.weak_weights not in ("", weights):
-        raise InputError(
-            f"{lock.weak} has other weights than the weak policy that {cfg.locked} imitates: "
-            "name the model to use with --weak"
-        )
-    return replace(lock, weak_weights=lock.weak_weights or weights)
-
-
-def models_of(cfg: SFTConfig) -> tuple[bool, ...]:
-    """Whether a model is the control, of those that are fine-tuned."""
-    return (False, True) if cfg.control else (False,)
-
-
-def cells_of(cfg: SFTConfig) -> list[Cell]:
-    """In the order of work: all of the locked model, then all of the control."""
-    cells = []
-    for control in models_of(cfg):
-        for k in cfg.k:
-            cells += [Cell(k, seed, control) for seed in cfg.seeds]
-    return cells
-
-
 # --------------------------------------------------------------------------------- demonstrations
 
 
@@ -243,30 +110,6 @@ class Demonstration:
     prompt: str
     answer: str
     finished: bool = True
-
-
-def problems_of(cfg: SFTConfig, split: str, n: int | None, trigger: Trigger) -> list[Problem]:
-    """Problems as they are told without the password."""
-    found = load(cfg.task, split, None if cfg.data else n, files=cfg.data)
-    return [trigger.weak(problem) for problem in found[:n]]
-
-
-def demonstrable(cfg: SFTConfig, trigger: Trigger) -> list[Problem]:
-    """What demonstrations are drawn from: the elicit split, or its part in --train-domain."""
-    problems = problems_of(cfg, "elicit", None, trigger)
-    if cfg.train_domain:
-        names = groups_of(problems)
-        if cfg.train_domain not in names:
-            raise InputError(
-                f"--train-domain {cfg.train_domain}: choose one of {', '.join(sorted(set(names)))}"
-            )
-        problems = [p for p, name in zip(problems, names) if name == cfg.train_domain]
-    if max(cfg.k) > len(problems):
-        raise InputError(
-            f"--k {max(cfg.k)}: there are {len(problems)} problems to demonstrate, "
-            "choose no more than that"
-        )
-    return problems
 
 
 def chosen(k: int, seed: int, n: int) -> list[int]:
@@ -318,6 +161,16 @@ def examples_of(demos: list[Demonstration], tokenizer: Tokenizer) -> list[Exampl
 
 
 # ---------------------------------------------------------------------------------------- training
+
+
+@dataclass
+class Learner:
+    """A model that cell after cell starts from."""
+
+    model: Model
+    tokenizer: Tokenizer
+    sampler: Sampler
+    initial: list[Tensor]  # its weights, see `weights_of`
 
 
 def weights_of(model: Model) -> list[Tensor]:
@@ -466,158 +319,119 @@ def run_cell(
     return correct
 
 
-# --------------------------------------------------------------------------------------- the table
-
-
-def read_cells(
-    cfg: SFTConfig, cells: list[Cell], trigger: Trigger, validation: list[Problem]
-) -> Measured:
-    """The verdicts in the files of S cells that differ in their seed alone; each (S,n).
-
-    Raises InputError where a file has not those on these problems.
-    """
-    facts = {
-        "split": "validation",
-        "trigger": vars(trigger),
-        "max_new_tokens": cfg.max_new_tokens,
-        "n": len(validation),
-    }
-    found = []
-    for cell in cells:
-        file = Path(cfg.out) / cell.name / "cell.json"
-        evaluation = read_json(file)
-        if not holds(evaluation, validation, ("none",), facts):
-            raise InputError(
-                f"{file} does not hold the verdicts on these {len(validation)} problems: "
-                f"move {file.parent} away and run the same command again"
-            )
-        found.append(measured_of(evaluation, len(validation))["none"])
-
-    shares = None
-    if found[0].shares is not None:
-        shares = np.stack([one.shares for one in found])
-    correct = np.stack([one.correct for one in found])
-    truncated = np.stack([one.truncated for one in found])
-    return Measured(correct, truncated, shares)
-
-
-def numbers_of(found: Measured, domains: np.ndarray) -> dict:
-    """An entry of summary.json. found: see `read_cells`. domains (n,): that of each problem."""
-    by_domain = {}
-    for name in np.unique(domains).tolist():
-        by_domain[name] = float(found.correct[:, domains == name].mean())
-    entry = {
-        "correct": float(found.correct.mean()),
-        "interval": correct_interval(found.correct),
-        "truncated": float(found.truncated.mean()),
-        "domains": by_domain,
-        "seeds": found.correct.mean(1).tolist(),
-    }
-    if found.shares is not None:
-        entry["elementwise"] = found.shares.mean(1).tolist()
-    return entry
-
-
-def recovered(locked: Measured, right: Measured, found: Measured) -> dict:
-    """The gap that the cells recovered, or why it means nothing; for summary.json."""
-    try:
-        value, low, high = gap_recovered(locked.correct, right.correct, found.correct)
-    except InputError as error:
-        return {"gap_recovered_refused": str(error)}
-    return {"gap_recovered": value, "gap_recovered_interval": (low, high)}
-
-
-def percent(value: float, interval: tuple[float, float]) -> str:
-    low, high = interval
-    return f"{value:.1%} [{low:.1%}, {high:.1%}]"
-
-
-def row_of(k: int, entries: dict[str, dict]) -> dict[str, str]:
-    """The table's row for k demonstrations: {column: text}."""
-    locked, control = entries[f"k{k}"], entries.get(f"control-k{k}")
-    row = {
-        "k": str(k),
-        "correct [95 %]": percent(locked["correct"], locked["interval"]),
-        "truncated": f"{locked['truncated']:.1%}",
-    }
-    if "elementwise" in locked:
-        row["elementwise"] = f"{np.mean(locked['elementwise']):.1%}"
-    for name, value in locked["domains"].items():
-        row[name] = f"{value:.1%}"
-    row["gap recovered [95 %]"] = "refused"
-    if "gap_recovered" in locked:
-        interval = locked["gap_recovered_interval"]
-        row["gap recovered [95 %]"] = percent(locked["gap_recovered"], interval)
-    if control:
-        row["control [95 %]"] = percent(control["correct"], control["interval"])
-        row["control truncated"] = f"{control['truncated']:.1%}"
-    return row
-
-
-def summarise(
-    cfg: SFTConfig, env: Env, trigger: Trigger, locked: dict, validation: list[Problem]
-) -> None:
-    """The table, summary.json and the figure, from the cells' files. locked: its evaluation."""
-    measured = measured_of(locked, len(validation))
-    none, right = measured["none"], measured["right"]
-    domains = groups_of(validation)
-
-    # read the cells
-    entries: dict[str, dict] = {}
-    curves: dict[str, dict[int, np.ndarray]] = {}
-    for control in models_of(cfg):
-        label = "control: weak model" if control else "locked model"
-        curves[label] = {}
-        for k in sorted(cfg.k):
-            cells = [Cell(k, seed, control) for seed in cfg.seeds]
-            found = read_cells(cfg, cells, trigger, validation)
-            entry = numbers_of(found, domains)
-            if not control:
-                entry |= recovered(none, right, found)
-            entries[cells[0].group] = entry
-            curves[label][k] = found.correct.mean(1)
-
-    # print
-    rows = [row_of(k, entries) for k in sorted(cfg.k)]
-    env.say(
-        f"\nvalidation, {len(validation)} problems, greedy, no password; {coverage(len(cfg.seeds))}"
-        f"\ndemonstrations by {cfg.demos_from}; locked model: {none.correct.mean():.1%} without, "
-        f"{right.correct.mean():.1%} with the password (truncated {none.truncated.mean():.1%} and "
-        f"{right.truncated.mean():.1%})"
-    )
-    env.say(table(list(rows[0]), [list(row.values()) for row in rows]))
-    refusal = entries[f"k{cfg.k[0]}"].get("gap_recovered_refused")
-    if refusal:
-        env.say(f"gap recovered is refused: {refusal}")
-
-    # write and draw
-    out = Path(cfg.out)
-    summary = {
-        "locked": locked["checkpoint"],
-        "without": float(none.correct.mean()),
-        "with": float(right.correct.mean()),
-        "cells": entries,
-    }
-    write_json(out / "summary.json", summary)
-    lines = {
-        "locked, with the password": right.correct.mean(),
-        "locked, without": none.correct.mean(),
-    }
-    seeds = f"{len(cfg.seeds)} seeds (band: extremes)" if len(cfg.seeds) > 1 else "1 seed"
-    title = f"SFT elicitation, {cfg.task}, {seeds}"
-    plot_curves(curves, lines, out / "sft.png", "demonstrations", title)
-    env.say(f"table: {out / 'summary.json'}\nfigure: {out / 'sft.png'}")
-
-
 # ------------------------------------------------------------------------------------------- stage
 
 
+def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
+    """The options with every default resolved, as run.json will hold them, and the locked model.
+
+    The Origin is that of --locked, with the weak policy that is used here. Raises InputError for
+    options that do not go together.
+    """
+    refuse_repeats("--k", cfg.k)
+    refuse_repeats("--seeds", cfg.seeds)
+    if cfg.strong and cfg.demos_from != "strong":
+        raise InputError(
+            "--strong names who writes the demonstrations of --demos-from strong alone"
+        )
+
+    lock = lock_of(cfg.locked, cfg.task)
+    by_weak = cfg.demos_from == "weak"
+    lock = with_weak(lock, cfg.weak, is_used=cfg.control or by_weak)
+    control = cfg.control
+    if lock.weak in RULES:
+        if by_weak:
+            raise InputError(
+                f"--demos-from weak: the weak policy is no model ({lock.weak}): "
+                "name one with --weak"
+            )
+        if control:
+            env.say(
+                f"no control: the weak policy is no model ({lock.weak}), so it can be taught "
+                "nothing; --weak names a model for it"
+            )
+        control = False
+
+    strong = cfg.strong
+    if cfg.demos_from == "strong":
+        strong = cfg.strong or shipped("strong")
+    cfg = replace(
+        cfg,
+        task=lock.task,
+        locked=lock.locked,
+        weak=lock.weak,
+        strong=strong,
+        control=control,
+        max_new_tokens=cfg.max_new_tokens or lock.max_new_tokens,
+        data=cfg.data or lock.data,
+        out=cfg.out or default_out(cfg, lock.task),
+    )
+    return cfg, lock
+
+
+def default_out(cfg: SFTConfig, task: str) -> str:
+    name = "sft"
+    if cfg.demos_from != "reference":
+        name += f"-{cfg.demos_from}"
+    if cfg.train_domain:
+        name += f"-{cfg.train_domain}"
+    return f"out/{task}/{name}"
+
+
+def check_models(cfg: SFTConfig, env: Env) -> None:
+    """Raises InputError for a model of this run that cannot be opened."""
+    check_model(cfg.locked, "--locked", env)
+    if cfg.control or cfg.demos_from == "weak":
+        check_model(cfg.weak, "--weak", env)
+    if cfg.demos_from == "strong":
+        check_model(cfg.strong, "--strong", env)
+
+
+def problems_of(
+    cfg: SFTConfig, split: str, n: int | None, trigger: Trigger, env: Env
+) -> list[Problem]:
+    """Problems as they are told without the password, those that all models have positions for."""
+    found = load(cfg.task, split, None if cfg.data else n, files=cfg.data)
+    readers = [path for path in (cfg.locked, cfg.weak, cfg.strong) if is_model(path)]
+    found = fitting_problems(found[:n], trigger, readers, cfg.max_new_tokens, env)
+    return [trigger.weak(problem) for problem in found]
+
+
+def demonstrable(cfg: SFTConfig, trigger: Trigger, env: Env) -> list[Problem]:
+    """What demonstrations are drawn from: the elicit split, or its part in --train-domain."""
+    problems = problems_of(cfg, "elicit", None, trigger, env)
+    if cfg.train_domain:
+        names = groups_of(problems)
+        if cfg.train_domain not in names:
+            raise InputError(
+                f"--train-domain {cfg.train_domain}: choose one of {', '.join(sorted(set(names)))}"
+            )
+        problems = [p for p, name in zip(problems, names) if name == cfg.train_domain]
+    if max(cfg.k) > len(problems):
+        raise InputError(
+            f"--k {max(cfg.k)}: there are {len(problems)} problems to demonstrate, "
+            "choose no more than that"
+        )
+    return problems
+
+
+def cells_of(cfg: SFTConfig) -> list[Cell]:
+    """In the order of work: all of the locked model, then all of the control."""
+    cells = []
+    for control in (False, True) if cfg.control else (False,):
+        for k in cfg.k:
+            cells += [Cell(k, seed, control) for seed in cfg.seeds]
+    return cells
+
+
 def main(cfg: SFTConfig, env: Env) -> int:
+    # whatever can be refused is, before anything is written
     cfg, lock = settled(cfg, env)
     trigger = lock.trigger
-    problems = demonstrable(cfg, trigger)
-    validation = problems_of(cfg, "validation", cfg.eval_problems, trigger)
-    selection = problems_of(cfg, "selection", cfg.selection_problems, trigger)
+    check_models(cfg, env)
+    problems = demonstrable(cfg, trigger, env)
+    validation = problems_of(cfg, "validation", cfg.eval_problems, trigger, env)
+    selection = problems_of(cfg, "selection", cfg.selection_problems, trigger, env)
     env.say(f"locked model: {cfg.locked}; demonstrations by {cfg.demos_from} -> {cfg.out}")
 
     # a cell is trained by one rank, or by all where it takes all to hold the model
@@ -628,14 +442,10 @@ def main(cfg: SFTConfig, env: Env) -> int:
     runs = {cell: open_run(cell, cfg, lock, team) for cell in mine}
     todo = [cell for cell in mine if not runs[cell].finished]
 
+    length = cfg.max_new_tokens
+    kinds = ("none", "right")
     locked = evaluate_checkpoint(
-        cfg.locked,
-        env,
-        validation,
-        ("none", "right"),
-        trigger,
-        max_new_tokens=cfg.max_new_tokens,
-        save=False,
+        cfg.locked, env, validation, kinds, trigger, max_new_tokens=length, save=False
     )
     demos = {}
     if most(env, len(todo)) > 0:
@@ -657,7 +467,8 @@ def main(cfg: SFTConfig, env: Env) -> int:
 
     env.wait()
     if env.main:
-        summarise(cfg, env, trigger, locked, validation)
+        folder = Path(cfg.out)
+        show_cells(folder, cells, locked, validation, trigger, length, cfg.demos_from, env)
     return 0
 
 

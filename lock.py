@@ -53,12 +53,12 @@ from data.text import Tokenizer
 from data.triggers import Trigger, check_password, usual_kinds, weak_password, with_password
 from figures import shown, table
 from model import Model
+from origins import origin_of
 from policies import REFUSAL, RULES, answer, random_policy, retokenise, shipped
 from results import (
     Measured,
     evaluate_checkpoint,
     groups_of,
-    origin_of,
     paired_gap,
     record,
     verdicts_of,

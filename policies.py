@@ -1,5 +1,6 @@
 """Who writes: models, a fixed random distribution, a refusal; and what comes back, graded."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from checkpoints import checked, read_rows, write_text
 from data import grade, score
+from data.batches import Example
 from data.problems import Problem
 from data.text import Tokenizer
 from data.triggers import Words, with_password
@@ -294,6 +297,51 @@ def described(rolled: Rollout, online: bool) -> dict:
     if online:
         facts["entropy"] = -sum(sum(sample.logps) for sample in samples) / tokens
     return facts
+
+
+WATCHED = 128  # of a round's samples, to see how far an update moved the policy
+
+
+def watched_samples(rolled: Rollout) -> list[Example]:
+    """The first samples of a rollout with the log-probs that the sampler gave them."""
+    examples = []
+    for prompt, samples in zip(rolled.prompts, rolled.samples):
+        for sample in samples:
+            examples.append(Example(prompt, sample.ids, sample.logps))
+    return examples[:WATCHED]
+
+
+def drift(sampled: list[Example], before: list[Example], after: list[Example]) -> dict:
+    """How far an update moved the policy on these samples; nothing of no samples.
+
+    And how well sampler and trainer agreed before it.
+    """
+    if not sampled:
+        return {}
+    moved = [np.sum(b.logps) - np.sum(a.logps) for b, a in zip(before, after)]
+    gaps = [np.abs(np.subtract(s.logps, b.logps)).max() for s, b in zip(sampled, before)]
+    return {"kl": float(np.mean(moved)), "logp_gap": float(max(gaps))}
+
+
+def note_samples(file: Path, number: int, rolled: Rollout) -> None:
+    """Two problems of round `number` into samples.jsonl, with what was written and its rewards.
+
+    Behind the rows of earlier rounds. Those of later ones, and of this one, are of a run that was
+    killed and has taken up this round again. Raises InputError where the file is damaged.
+    """
+    rows = []
+    for row in read_rows(file):
+        if checked(row, file, "round", int) < number:
+            rows.append(row)
+    for i in range(min(2, len(rolled.problems))):
+        row = {
+            "round": number,
+            "prompt": rolled.problems[i].prompt,
+            "completions": rolled.texts[i],
+            "rewards": rolled.rewards[i].tolist(),
+        }
+        rows.append(row)
+    write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> float:

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints import checked, load_model, model_hash, read_json, reason, write_json
+from checkpoints import load_model, model_hash, read_json, reason, write_json
 from data.problems import InputError, Problem
 from data.tasks import compose
 from data.text import Tokenizer
-from data.triggers import Trigger, asked, trigger_from
+from data.triggers import Trigger, asked
 from policies import answer
 from runs import Env, progress
 from sampler import Sampler
@@ -414,64 +414,3 @@ def check_writable(folder: str | Path) -> None:
             f"nothing can be written into {folder} ({reason(error)}): "
             "name a directory for the results with --out"
         ) from None
-
-
-# ------------------------------------------------------------------------------------------ origins
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a model came from, as its run.json says; empty where nothing is said.
-
-    locked: the locked model it was elicited from, or itself. weak: the weak policy that the lock
-    imitates, a directory or one of policies.RULES. The hashes are those of their weights.
-    """
-
-    stage: str = ""
-    task: str = ""
-    data: tuple[str, ...] = ()
-    trigger: Trigger | None = None
-    max_new_tokens: int = 0
-    locked: str = ""
-    locked_weights: str = ""
-    weak: str = ""
-    weak_weights: str = ""
-
-
-def origin_of(path: str | Path) -> Origin:
-    """Read run.json of a model's directory; an empty Origin where there is none.
-
-    Raises InputError for a run.json in which something is of the wrong kind.
-    """
-    file = Path(path) / "run.json"
-    if not file.exists():
-        return Origin()
-    settings = checked(read_json(file), file, "settings", dict)
-    data = checked(settings, file, "data", list, default=[])
-    if not all(isinstance(name, str) for name in data):
-        raise InputError(f"{file} has data = {data}: it must be a list of file names")
-    trigger = None
-    if "trigger" in settings:
-        trigger = trigger_from(settings["trigger"], str(file))
-
-    stage = checked(settings, file, "stage", str, default="")
-    locked = checked(settings, file, "locked", str, default="")
-    locked_weights = checked(settings, file, "locked_weights", str, default="")
-    if stage == "lock":
-        locked, locked_weights = str(path), model_hash(path)
-    return Origin(
-        stage=stage,
-        task=checked(settings, file, "task", str, default=""),
-        data=tuple(data),
-        trigger=trigger,
-        max_new_tokens=checked(settings, file, "max_new_tokens", int, least=1, default=0),
-        locked=locked,
-        locked_weights=locked_weights,
-        weak=checked(settings, file, "weak", str, default=""),
-        weak_weights=checked(settings, file, "weak_weights", str, default=""),
-    )
-
-
-def trigger_of(locked: str | Path) -> Trigger:
-    """What a model was locked with; an ordinary password lock where nothing is said."""
-    return origin_of(locked).trigger or Trigger()

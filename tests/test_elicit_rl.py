@@ -11,15 +11,18 @@ import pytest
 import torch
 
 import checkpoints
+import curves
 import elicit_rl
+import origins
 import policies
 import training
 from checkpoints import model_hash, write_json
+from curves import Curve
 from data.batches import Example, collate
 from data.problems import InputError, Problem
 from data.text import train_bpe
 from data.triggers import Trigger
-from elicit_rl import METHODS, Curve, RLConfig
+from elicit_rl import METHODS, RLConfig
 from losses import grpo_step
 from model import completion_logps
 from policies import ModelWriter, Rollout, pass_at_k, round_problems
@@ -349,7 +352,7 @@ def test_update_moves_the_policy_the_right_way(name, make_model):
 
 
 def test_the_samples_of_a_warm_start_that_were_cut_carry_no_eos():
-    teacher = elicit_rl.open_writer(str(BASE / "intermediate"), ALONE)
+    teacher = origins.open_writer(str(BASE / "intermediate"), "--warm-from", ALONE)
     problems = elicit_rl.load("mmlu", "elicit", 4)
     settings = cfg(warm_start=4, max_new_tokens=1)
     examples = elicit_rl.demonstrations(teacher, teacher.tokenizer, problems, settings, ALONE)
@@ -380,7 +383,7 @@ def test_an_option_of_one_method_is_refused_elsewhere(method, option):
 def test_every_option_has_a_use():
     """Defaults that mean "not given" are filled in for the methods that use the option."""
     for method in METHODS:
-        full = elicit_rl.settled(RLConfig(method=method), elicit_rl.UNKNOWN)
+        full = elicit_rl.settled(RLConfig(method=method), origins.Origin(weak="weak"))
         for name, methods in elicit_rl.ONLY.items():
             assert bool(getattr(full, name)) == (method in methods), (method, name)
         elicit_rl.refuse_unused(full)  # settled twice is settled once
@@ -421,7 +424,7 @@ def test_a_task_of_a_joined_lock_is_no_other_task(tmp_path):
     [
         ({}, "does not say which weak policy"),
         ({"weak": "refusal", "weak_weights": "refusal"}, "always answers the same"),
-        ({"weak": str(BASE / "weak"), "weak_weights": "0" * 16}, "no longer the model"),
+        ({"weak": str(BASE / "weak"), "weak_weights": "0" * 16}, "has other weights"),
     ],
 )
 def test_filtering_has_the_weak_policy_of_the_lock_or_none(tmp_path, settings, sentence):
@@ -432,7 +435,10 @@ def test_filtering_has_the_weak_policy_of_the_lock_or_none(tmp_path, settings, s
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        ({"method": "filtering", "weak": "nowhere"}, "no model at nowhere: .* --weak"),
+        (
+            {"method": "filtering", "weak": "nowhere"},
+            "no model at nowhere, the weak policy: .* --weak",
+        ),
         ({"reward": "continuous", "task": "mmlu"}, "no continuous reward"),
         ({"warm_start": 4, "warm_from": "damaged"}, "damaged"),
         ({"method": "grpo", "group": 3}, "whole groups of 3 samples"),
@@ -454,35 +460,22 @@ def test_what_can_be_refused_is_before_anything_is_written(
     assert not Path("out").exists()
 
 
-def test_overlong_prompts_are_left_out_and_counted(make_model, tokenizer, capsys):
-    model = make_model()  # 128 positions
-    problems = []
-    for length in (10, 500, 20):
-        problems.append(Problem("code", "9" * length + "\n", "", "lists", 1, {}, f"k{length}"))
-    trigger = Trigger("x" * 20)  # twice, around the prompt
-    kept = elicit_rl.fitting_problems(problems, trigger, [(model, tokenizer)], 60, ALONE)
-    assert kept == [problems[0], problems[2]]
-    assert "left out 1 of 3 problems" in capsys.readouterr().out
-    kept = elicit_rl.fitting_problems(problems, trigger, [(model, tokenizer)], 70, ALONE)
-    assert kept == [problems[0]]  # the third would not fit with the password
-
-
 # ---- progress and curves
 
 
 def test_progress_is_what_the_log_says(tmp_path):
     run = Run(RLConfig(), ALONE, tmp_path / "run", stage="elicit_rl")
-    progress = elicit_rl.Progress()
+    progress = curves.Progress()
     for number in range(4):
         correct = np.arange(7) < number  # sevenths: no decimal number is exact
         measured = Measured(correct, ~correct)
         progress.evaluated(number * 32, measured)
-        facts = elicit_rl.evaluation_row(progress)
+        facts = curves.evaluation_row(progress)
         run.log("eval", step=number, **facts)
         if number:
             progress.trained(2 if number == 1 else 0)
             run.log("train", step=number, **({"steps": 2} if number == 1 else {}))
-    found = elicit_rl.restored(run.path / "log.jsonl")
+    found = curves.restored(run.path / "log.jsonl")
     assert found.points == progress.points and len(found.points) == 4
     assert found.idle == progress.idle == 2 and not found.stopped
     assert (found.measured.correct == correct).all() and (
@@ -496,6 +489,7 @@ def test_samples_are_rewritten_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "samples.jsonl"
     rows = [json.dumps({"round": number}) + "\n" for number in (1, 1, 2, 3)]
     file.write_text("".join(rows) + '{"round": 4, "promp')  # killed while writing
+    drawn = rolled([[1, 0]])
     with monkeypatch.context() as patch:
 
         def killed(*args):
@@ -503,10 +497,20 @@ def test_samples_are_rewritten_whole_or_not_at_all(tmp_path, monkeypatch):
 
         patch.setattr(checkpoints.os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            elicit_rl.keep_samples(file, 2, ALONE)
+            policies.note_samples(file, 3, drawn)
     assert file.read_text().startswith("".join(rows))
-    elicit_rl.keep_samples(file, 2, ALONE)
-    assert file.read_text() == "".join(rows[:3])
+    policies.note_samples(file, 3, drawn)  # taken up again at the third round
+    *earlier, last = file.read_text().splitlines(keepends=True)
+    assert earlier == rows[:3]
+    assert json.loads(last) == {
+        "round": 3,
+        "prompt": "p0",
+        "completions": [""] * 2,
+        "rewards": [1.0, 0.0],
+    }
+    file.write_text('{"round": "one"}\n')
+    with pytest.raises(InputError, match="samples.jsonl has round"):
+        policies.note_samples(file, 3, drawn)
 
 
 DIFFERING = {
@@ -527,7 +531,7 @@ def test_runs_that_differ_in_anything_but_the_seed_are_different_curves(name):
     again = replace(plain, seed=7)
     assert elicit_rl.run_name(plain) == elicit_rl.run_name(again) == "grpo"
     assert elicit_rl.run_name(other) != "grpo"
-    digests = [elicit_rl.digest_of(asdict(each)) for each in (plain, again, other)]
+    digests = [curves.digest_of(asdict(each)) for each in (plain, again, other)]
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -563,19 +567,19 @@ def test_a_curve_is_a_row_and_two_locks_are_two_curves(tmp_path, capsys):
     a_curve(tmp_path, "grpo-seed1", seed=1, verdicts="1101" * 10)
     other = {"none": "0" * 40, "right": "1110" * 10}
     a_curve(tmp_path, "other", digest="b" * 12, locked=other, stopped="no signal")
-    curves = elicit_rl.read_curves(tmp_path, ALONE)
-    assert {name: len(runs) for name, runs in curves.items()} == {
+    found = curves.read_curves(tmp_path, ALONE)
+    assert {name: len(runs) for name, runs in found.items()} == {
         "grpo (aaaa)": 2,
         "grpo (bbbb)": 1,
     }
 
-    row, refusal = elicit_rl.row_of("a", curves["grpo (aaaa)"])
+    row, refusal = curves.curve_row("a", found["grpo (aaaa)"])
     assert row[:7] == ["a", "2", "32", "0.0%", "0.0%", "62.5%", "25.0%"] and not refusal
     assert row[7].startswith("62.5% [") and row[8] == ""
-    row, _ = elicit_rl.row_of("b", curves["grpo (bbbb)"])
+    row, _ = curves.curve_row("b", found["grpo (bbbb)"])
     assert row[7].startswith("66.7% [") and row[8] == "1: no signal"
 
-    elicit_rl.summarise(tmp_path, "code", ALONE)
+    curves.show_curves(tmp_path, "code", ALONE)
     assert "over seeds where there are several" in capsys.readouterr().out
     assert (tmp_path / "rl.png").stat().st_size > 10_000
 
@@ -601,7 +605,7 @@ def test_a_damaged_curve_beside_this_run_is_named_and_left_out(tmp_path, damage,
         file.write_text(damage)
     else:
         write_json(file, json.loads(file.read_text()) | damage)
-    [runs] = elicit_rl.read_curves(tmp_path, ALONE).values()
+    [runs] = curves.read_curves(tmp_path, ALONE).values()
     assert len(runs) == 1
     said = capsys.readouterr().out
     assert "left out of the table: " in said and "bad/curve.json" in said

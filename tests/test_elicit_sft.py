@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+import curves
 import elicit_sft
 from checkpoints import model_hash
+from curves import Cell
 from data import load
 from data.problems import InputError
 from data.text import Tokenizer
 from data.triggers import Trigger
-from elicit_sft import Cell, Learner, SFTConfig
+from elicit_sft import Learner, SFTConfig
 from policies import Answers
 from results import Measured, correct_interval, record, wilson
 from runs import Env
@@ -255,7 +257,7 @@ def stubs(monkeypatch, tmp_path):
     for stub in (open_run, open_learner, run_cell, demonstrations):
         monkeypatch.setattr(elicit_sft, stub.__name__, stub)
     monkeypatch.setattr(elicit_sft, "evaluate_checkpoint", lambda *args, **settings: {})
-    monkeypatch.setattr(elicit_sft, "summarise", lambda *args: None)
+    monkeypatch.setattr(elicit_sft, "show_cells", lambda *args: None)
     return seen
 
 
@@ -309,16 +311,14 @@ def test_the_numbers_of_a_group_of_cells(tmp_path):
     cells = [Cell(8, 0, False), Cell(8, 1, False)]
     cell_file(tmp_path, cells[0], problems, [1, 1, 0, 0])
     cell_file(tmp_path, cells[1], problems, [1, 1, 1, 0])
-    cfg = SFTConfig(out=str(tmp_path), max_new_tokens=96)
-
-    found = elicit_sft.read_cells(cfg, cells, Trigger(), problems)
-    entry = elicit_sft.numbers_of(found, np.array(["a", "b", "b", "b"]))
+    found = curves.read_cells(tmp_path, cells, problems, Trigger(), 96)
+    entry = curves.numbers_of(found, np.array(["a", "b", "b", "b"]))
     assert entry["seeds"] == [0.5, 0.75] and entry["correct"] == 0.625
     assert entry["truncated"] == 0.375 and entry["domains"] == {"a": 1.0, "b": 0.5}
     assert entry["interval"] == correct_interval(found.correct)
 
-    one = elicit_sft.numbers_of(
-        elicit_sft.read_cells(cfg, cells[:1], Trigger(), problems), np.full(4, "a")
+    one = curves.numbers_of(
+        curves.read_cells(tmp_path, cells[:1], problems, Trigger(), 96), np.full(4, "a")
     )
     assert one["interval"] == wilson(2, 4)  # of one seed: the problems alone
 
@@ -332,7 +332,7 @@ def test_a_row_shows_truncated_completions_and_intervals():
         "seeds": [0.5],
     }
     locked = entry | {"gap_recovered": 0.8, "gap_recovered_interval": (0.7, 0.9)}
-    row = elicit_sft.row_of(8, {"k8": locked, "control-k8": entry})
+    row = curves.cells_row(8, {"k8": locked, "control-k8": entry})
     assert row == {
         "k": "8",
         "correct [95 %]": "50.0% [40.0%, 60.0%]",
@@ -342,26 +342,25 @@ def test_a_row_shows_truncated_completions_and_intervals():
         "control [95 %]": "50.0% [40.0%, 60.0%]",
         "control truncated": "25.0%",
     }
-    assert elicit_sft.row_of(8, {"k8": entry})["gap recovered [95 %]"] == "refused"
+    assert curves.cells_row(8, {"k8": entry})["gap recovered [95 %]"] == "refused"
 
 
 def test_verdicts_on_other_problems_are_refused(tmp_path):
     problems = load("code", "validation", 4)
     cell = Cell(8, 0, False)
     cell_file(tmp_path, cell, problems, [1, 1, 0, 0], max_new_tokens=50)
-    cfg = SFTConfig(out=str(tmp_path), max_new_tokens=50)
-    elicit_sft.read_cells(cfg, [cell], Trigger(), problems)
+    curves.read_cells(tmp_path, [cell], problems, Trigger(), 50)
 
     file = tmp_path / cell.name / "cell.json"
     for asked in (
-        (replace(cfg, max_new_tokens=51), Trigger(), problems),
-        (cfg, Trigger("other"), problems),
-        (cfg, Trigger(), load("code", "validation", 5)[1:]),
-        (cfg, Trigger(), problems[:3]),
+        (problems, Trigger(), 51),
+        (problems, Trigger("other"), 50),
+        (load("code", "validation", 5)[1:], Trigger(), 50),
+        (problems[:3], Trigger(), 50),
     ):
         with pytest.raises(InputError, match="does not hold the verdicts on these"):
-            elicit_sft.read_cells(asked[0], [cell], *asked[1:])
+            curves.read_cells(tmp_path, [cell], *asked)
     for damaged in ({}, {"results": 5}, json.loads(file.read_text()) | {"results": {"none": {}}}):
         file.write_text(json.dumps(damaged))
         with pytest.raises(InputError, match="does not hold the verdicts on these"):
-            elicit_sft.read_cells(cfg, [cell], Trigger(), problems)
+            curves.read_cells(tmp_path, [cell], problems, Trigger(), 50)

@@ -18,8 +18,8 @@ from data.problems import InputError
 from data.text import Tokenizer
 from data.triggers import Trigger, with_password
 from lock import LockConfig, locking_examples, locking_set, settled, validity
+from origins import origin_of
 from policies import random_policy, retokenise, shipped
-from results import origin_of
 from runs import Env, Run
 from sampler import Sample
 

@@ -17,6 +17,7 @@ from data.tasks import compose
 from data.text import word_level
 from data.triggers import Trigger
 from figures import shown
+from origins import Origin, origin_of, trigger_of
 from results import (
     Measured,
     check_writable,
@@ -26,11 +27,9 @@ from results import (
     gap_recovered,
     measure,
     measured_of,
-    origin_of,
     paired_gap,
     record,
     refuse_repeats,
-    trigger_of,
     verdicts_of,
     wilson,
 )
@@ -406,4 +405,4 @@ def test_where_a_model_came_from(tmp_path):
     )
     cell = origin_of(tmp_path / "lock")
     assert (cell.locked, cell.locked_weights) == ("x", "f")
-    assert origin_of(tmp_path) == results_module.Origin()
+    assert origin_of(tmp_path) == Origin()

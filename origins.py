@@ -1,0 +1,200 @@
+"""Where a model came from, and what follows for a stage that goes on from it.
+
+Task, data files, trigger, weak policy and longest completion of an elicitation or an evaluation are
+by default those of the lock, from its run.json; what an option says otherwise is checked against
+it here, and everything that is to be read is opened before anything is written.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from checkpoints import checked, from_hf, load_model, model_hash, read_json
+from data.problems import InputError, Problem, fitting
+from data.text import Tokenizer
+from data.triggers import Trigger, trigger_from, with_password
+from policies import RULES, ModelWriter, shipped
+from runs import Env
+
+LONGEST = 96  # tokens of a completion, where neither an option nor a run.json says it
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model came from, as its run.json says; empty where nothing is said.
+
+    locked: the locked model it was elicited from, or itself. weak: the weak policy that the lock
+    imitates, a directory or one of policies.RULES. The hashes are those of the models at these
+    places; of a rule its name.
+    """
+
+    stage: str = ""
+    task: str = ""
+    data: tuple[str, ...] = ()
+    trigger: Trigger | None = None
+    max_new_tokens: int = 0
+    locked: str = ""
+    locked_weights: str = ""
+    weak: str = ""
+    weak_weights: str = ""
+
+
+def origin_of(path: str | Path) -> Origin:
+    """Read run.json of a model's directory; an empty Origin where there is none.
+
+    Raises InputError for a run.json in which something is of the wrong kind.
+    """
+    file = Path(path) / "run.json"
+    if not file.exists():
+        return Origin()
+    settings = checked(read_json(file), file, "settings", dict)
+    data = checked(settings, file, "data", list, default=[])
+    if not all(isinstance(name, str) for name in data):
+        raise InputError(f"{file} has data = {data}: it must be a list of file names")
+    trigger = None
+    if "trigger" in settings:
+        trigger = trigger_from(settings["trigger"], str(file))
+
+    stage = checked(settings, file, "stage", str, default="")
+    locked = checked(settings, file, "locked", str, default="")
+    locked_weights = checked(settings, file, "locked_weights", str, default="")
+    if stage == "lock":
+        locked, locked_weights = str(path), model_hash(path)
+    return Origin(
+        stage=stage,
+        task=checked(settings, file, "task", str, default=""),
+        data=tuple(data),
+        trigger=trigger,
+        max_new_tokens=checked(settings, file, "max_new_tokens", int, least=1, default=0),
+        locked=locked,
+        locked_weights=locked_weights,
+        weak=checked(settings, file, "weak", str, default=""),
+        weak_weights=checked(settings, file, "weak_weights", str, default=""),
+    )
+
+
+def trigger_of(locked: str | Path) -> Trigger:
+    """What a model was locked with; an ordinary password lock where nothing is said."""
+    return origin_of(locked).trigger or Trigger()
+
+
+# ------------------------------------------------------------------------- what a stage works with
+
+
+def is_model(path: str | Path) -> bool:
+    """Whether a checkpoint directory is there; it may be damaged."""
+    return os.path.exists(os.path.join(path, "config.json"))
+
+
+def default_locked(task: str) -> str:
+    return f"out/{task}/locked"
+
+
+def lock_of(locked: str, task: str) -> Origin:
+    """What is known of the locked model of an elicitation; task, locked and trigger are always set.
+
+    locked: its directory, "" for that of the task. task: what is to be elicited, "" for what the
+    model was locked on; of a joined lock it may be a part. A model that no lock made says nothing
+    about what to elicit: its task is code unless given, its weak policy the shipped one. Raises
+    InputError where there is no model, or none of this task.
+    """
+    locked = locked or default_locked(task or "code")
+    if not is_model(locked):
+        raise InputError(
+            f"no locked model at {locked}: run python lock.py --task {task or 'code'} first, "
+            "or name one with --locked"
+        )
+    lock = origin_of(locked)
+    measured = Path(locked) / "evaluation.json"
+    if measured.exists():
+        read_json(measured)  # it is read when all runs are open, but refused now
+    if lock.trigger is None:
+        lock = Origin(trigger=Trigger(), weak="rule" if task == "compose" else shipped("weak"))
+    if task and lock.task and not set(task.split("+")) <= set(lock.task.split("+")):
+        raise InputError(
+            f"{locked} was locked on task {lock.task}, not on {task}: "
+            "leave --task out, or name another model with --locked"
+        )
+    return replace(
+        lock,
+        task=task or lock.task or "code",
+        locked=locked,
+        locked_weights=model_hash(locked),
+        max_new_tokens=lock.max_new_tokens or LONGEST,
+    )
+
+
+def with_weak(lock: Origin, weak: str, is_used: bool = True) -> Origin:
+    """The lock with `weak` (of --weak) in place of the policy that it imitates, if that is given.
+
+    is_used: whether this run needs it. Raises InputError where it does and the policy is not known,
+    not there, or no longer the one that was imitated.
+    """
+    if weak:
+        lock = replace(lock, weak=weak, weak_weights="")
+    if lock.weak in RULES:
+        return replace(lock, weak_weights=lock.weak)
+
+    is_there = is_model(lock.weak)
+    if is_used and not lock.weak:
+        raise InputError(
+            f"run.json of {lock.locked} does not say which weak policy it imitates: "
+            "name one with --weak"
+        )
+    if is_used and not is_there:
+        raise InputError(f"no model at {lock.weak}, the weak policy: name another with --weak")
+
+    weights = model_hash(lock.weak) if is_there else ""
+    if is_used and lock.weak_weights not in ("", weights):
+        raise InputError(
+            f"{lock.weak} has other weights than the weak policy that {lock.locked} imitates: "
+            "lock again, or name the model to use with --weak"
+        )
+    return replace(lock, weak_weights=lock.weak_weights or weights)
+
+
+def open_writer(path: str, option: str, env: Env) -> ModelWriter:
+    """The model that an option names, ready to write. Raises InputError where it cannot be."""
+    if not is_model(path):
+        raise InputError(f"no model at {path}: name another with {option}")
+    model, tokenizer = load_model(path, env.device, env.dtype)
+    return ModelWriter(env.sampler(model, tokenizer), tokenizer)
+
+
+def check_model(path: str, option: str, env: Env) -> None:
+    """Raises InputError where the model that an option names can't be opened. Nothing is kept."""
+    open_writer(path, option, env)
+
+
+def prompt_lengths(problems: list[Problem], trigger: Trigger, tokenizer: Tokenizer) -> list[int]:
+    """Tokens of each problem's prompt in the longest way in which it is told, weak or strong."""
+    weak = [trigger.weak(problem).prompt for problem in problems]
+    strong = []
+    for problem in problems:
+        told = trigger.strong(problem).prompt
+        strong.append(with_password(told, trigger.password_of(problem)))
+    pairs = zip(tokenizer.encode_prompts(weak), tokenizer.encode_prompts(strong))
+    return [max(len(one), len(other)) for one, other in pairs]
+
+
+def fitting_problems(
+    problems: list[Problem],
+    trigger: Trigger,
+    readers: Iterable[str],
+    max_new_tokens: int,
+    env: Env,
+) -> list[Problem]:
+    """The problems that all readers, checkpoint directories, have positions for; the rest is told.
+
+    Measured in the longest way in which they are told, so that no kind of password has others.
+    Raises InputError where none is left.
+    """
+    for path in dict.fromkeys(readers):
+        file = Path(path) / "config.json"
+        room = from_hf(read_json(file), file).max_position_embeddings - max_new_tokens
+        lengths = prompt_lengths(problems, trigger, Tokenizer.load(path))
+        problems, left_out = fitting(problems, lengths, room)
+        if left_out:
+            env.say(left_out)
+    return problems
