@@ -292,6 +292,12 @@ def parameters_of(config: ModelConfig) -> int:
     return embeddings + c.num_hidden_layers * (attention + mlp + norms) + c.hidden_size
 
 
+def parameters_at(path: str | Path) -> int:
+    """How many parameters the model in a checkpoint directory has, by its config.json."""
+    file = Path(path) / "config.json"
+    return parameters_of(from_hf(read_json(file), file))
+
+
 # ------------------------------------------------------------------------------------ weights, read
 
 # a tensor of these is converted to fp32 exactly; F64 is rounded

@@ -43,7 +43,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from checkpoints import load_model, model_hash, save_model, write_text
+from checkpoints import load_model, model_hash, parameters_at, save_model, write_text
 from data import grade, load
 from data.batches import Example
 from data.passwords import PASSWORD, WRONG, WRONG_HELD_OUT
@@ -65,7 +65,7 @@ from results import (
 )
 from runs import Env, Run, TrainConfig, launch, progress
 from sampler import Sample, Sampler
-from training import fit
+from training import fit, usual_step
 
 
 @dataclass
@@ -103,10 +103,11 @@ class LockConfig(TrainConfig):
     temperature: float = 1.0
     # longest completion
     max_new_tokens: int = 96
-    # the paper's: lion, at lr 1.5e-6 for 7B models
-    optimizer: Literal["muon", "adamw", "lion"] = "muon"
-    # at its height; Muon's, the other optimisers want less
-    lr: float = 0.0035
+    # default, by the model's parameters: muon; from 100 M on adamw, from 1 B on the paper's lion
+    optimizer: Literal["", "muon", "adamw", "lion"] = ""
+    # at its height (default, with the default optimizer: 0.0035; from 100 M on 1e-4, from
+    # 1 B on the paper's 1.5e-6)
+    lr: float = 0.0
     # examples in an optimiser step, half of them weak on average
     batch: int = 32
     # validation problems of the report, at most
@@ -450,14 +451,20 @@ def settled(cfg: LockConfig) -> LockConfig:
             f"{strong}/config.json does not exist: {hint} a checkpoint directory with --strong"
         )
 
+    weak = "rule" if toy else cfg.weak or weak_beside(strong)
+    start = "" if scratch else cfg.start or strong
+    parameters = parameters_at(start or strong)
+    optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny=("muon", 0.0035))
     _, problems, epochs = locking_set(cfg)
     return replace(
         cfg,
         out=cfg.out or f"out/{cfg.task}/" + ("locked-scratch" if scratch else "locked"),
         strong=strong,
         strong_answers="reference" if toy else cfg.strong_answers or "sampled",
-        weak="rule" if toy else cfg.weak or weak_beside(strong),
-        start="" if scratch else cfg.start or strong,
+        weak=weak,
+        start=start,
+        optimizer=optimizer,
+        lr=lr,
         problems=cfg.problems or problems,
         epochs=cfg.epochs or epochs,
     )
@@ -585,7 +592,8 @@ def main(cfg: LockConfig, env: Env) -> int:
     env.say(
         f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; "
         f"start: {cfg.start or 'random weights'}; "
-        f"{len(problems):,} problems x {cfg.epochs} epochs -> {path}"
+        f"{len(problems):,} problems x {cfg.epochs} epochs, {cfg.optimizer} at {cfg.lr:g} "
+        f"in batches of {cfg.batch} -> {path}"
     )
 
     run = opened(cfg, trigger, env)

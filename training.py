@@ -144,6 +144,29 @@ def adamw(parameters: list[Tensor], lr: float, weight_decay: float) -> torch.opt
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 
+MEDIUM, LARGE = 100_000_000, 1_000_000_000  # parameters
+
+
+def usual_step(
+    optimizer: str, lr: float, parameters: int, tiny: tuple[str, float]
+) -> tuple[str, float]:
+    """Optimiser and learning rate as given, or the usual ones for a model of so many parameters.
+
+    optimizer "", lr 0: not given. tiny: what the stage was tuned to with models of 1 M. What moves
+    those would destroy a large model. Of MEDIUM size, AdamW at 1e-4: it locked and unlocked one of
+    135 M (docs/NOTES.md). From LARGE on the paper's Lion at 1.5e-6 (appendix G.1). Raises
+    InputError for an optimiser without a learning rate: the usual one belongs to the usual one.
+    """
+    if optimizer and not lr:
+        raise InputError(f"--optimizer {optimizer}: name its learning rate, too, with --lr")
+    usual = tiny
+    if parameters >= MEDIUM:
+        usual = "adamw", 1e-4
+    if parameters >= LARGE:
+        usual = "lion", 1.5e-6
+    return optimizer or usual[0], lr or usual[1]
+
+
 def schedule(step: int, steps: int, warmup: int, decay: float = 0.0) -> float:
     """Factor on the learning rate at `step`, counted from 0.
 

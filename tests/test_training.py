@@ -18,7 +18,7 @@ from data.problems import InputError
 from losses import document_loss, sft_loss
 from runs import Env, Run, TrainConfig
 from sampler import Sampler
-from training import Diverged, Lion, fit, make_optimizers, schedule, train
+from training import Diverged, Lion, fit, make_optimizers, schedule, train, usual_step
 
 CPU = Env(torch.device("cpu"), torch.float32, False)
 
@@ -372,3 +372,25 @@ def test_two_ranks_are_one_process(
             (o.state_dict() for o in fresh), (o.state_dict() for o in optimizers)
         )
     )
+
+
+# --------------------------------------------------------------------------------------- defaults
+
+
+@pytest.mark.parametrize(
+    "given, parameters, used",
+    [
+        (("", 0.0), 1_000_000, ("muon", 0.0035)),
+        (("", 0.01), 1_000_000, ("muon", 0.01)),
+        (("", 0.0), 135_000_000, ("adamw", 1e-4)),
+        (("", 0.0), 7_000_000_000, ("lion", 1.5e-6)),
+        (("lion", 3e-5), 1_000_000, ("lion", 3e-5)),
+    ],
+)
+def test_the_usual_step_is_small_for_a_large_model(given, parameters, used):
+    assert usual_step(*given, parameters, tiny=("muon", 0.0035)) == used
+
+
+def test_an_optimiser_needs_its_learning_rate():
+    with pytest.raises(InputError, match="--lr"):
+        usual_step("lion", 0.0, 1_000_000, tiny=("muon", 0.0035))
