@@ -47,7 +47,7 @@ def origin_of(path: str | Path) -> Origin:
     Raises InputError for a run.json in which something is of the wrong kind.
     """
     file = Path(path) / "run.json"
-    if not file.exists():
+    if not os.path.lexists(file):
         return Origin()
     settings = checked(read_json(file), file, "settings", dict)
     data = checked(settings, file, "data", list, default=[])
@@ -108,7 +108,7 @@ def lock_of(locked: str, task: str) -> Origin:
         )
     lock = origin_of(locked)
     measured = Path(locked) / "evaluation.json"
-    if measured.exists():
+    if os.path.lexists(measured):
         read_json(measured)  # it is read when all runs are open, but refused now
     if lock.trigger is None:
         lock = Origin(trigger=Trigger(), weak="rule" if task == "compose" else shipped("weak"))

@@ -15,6 +15,7 @@ Shapes: n problems, S seeds.
 import hashlib
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -344,7 +345,7 @@ def stored_evaluation(
     prompts, references and gradings; they may be the first of more) are the same.
     """
     file = Path(folder) / "evaluation.json"
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
     old = read_json(file)
     facts = facts_of(path, env, split, trigger, max_new_tokens)

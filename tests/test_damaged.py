@@ -303,7 +303,8 @@ INPUTS = [
     ("evaluate", ["--locked", "{}"]),
 ]
 # where the directory of a run is, within --out
-RUNS = {"train_base": "strong", "lock": ".", "elicit_rl": "expert_iteration-seed0"}
+NAME = elicit_rl.run_name(elicit_rl.settled(elicit_rl.RLConfig(locked="weak", round=32)))
+RUNS = {"train_base": "strong", "lock": ".", "elicit_rl": f"{NAME}-seed0"}
 
 WHOLE_FILE = ["gone", "directory", "loop", "empty", "cut", "bytes", "list", "deep", "infinite"]
 SIZES = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
@@ -406,18 +407,19 @@ def damaged_data(rng: random.Random, folder: Path) -> tuple[str, list[str]]:
 
 
 def damaged_measurement(rng: random.Random, folder: Path) -> tuple[str, list[str]]:
-    """run.json or evaluation.json of the wrong shape beside a checkpoint whose stage reads it."""
+    """run.json of the wrong shape, or an evaluation.json that is no object, beside a checkpoint.
+
+    An object that does not hold the measurements asked for is measured anew.
+    """
     stage, words = rng.choice([row for row in INPUTS if row[1][0] in ("--locked", "{}")])
     name = "evaluation.json" if words == ["{}"] and rng.random() < 0.5 else "run.json"
     file = damaged_copy(folder) / name
-    if rng.random() < 0.5:
+    if name == "evaluation.json" or rng.random() < 0.5:
         spoil(file, rng.choice(["directory", "loop", "empty", "bytes", "list", "deep"]), rng)
-    elif name == "run.json":
+    else:
         triggers = [3, {"told": "klingon"}, {"password": 7}, {"password": ""}, {"klingon": 1}]
         settings = [{"trigger": rng.choice(triggers)}, {"max_new_tokens": "x"}, {"data": 3}, []]
         file.write_text(json.dumps({"settings": rng.choice(settings)}))
-    else:
-        file.write_text(json.dumps({"results": rng.choice([3, [], {"none": 3}, {"none": {}}])}))
     return stage, named(words, "model")
 
 
