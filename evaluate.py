@@ -40,23 +40,28 @@ from data.triggers import (
     with_password,
 )
 from figures import plot_bars, plot_prompts, shown, table
+from origins import (
+    LONGEST,
+    Origin,
+    check_model,
+    fitting_problems,
+    is_model,
+    origin_of,
+    trigger_of,
+)
 from policies import answer
 from results import (
     Measured,
-    Origin,
-    check_writable,
     evaluate_checkpoint,
     facts_of,
     groups_of,
-    origin_of,
     record,
     recovery,
     refuse_repeats,
     stored_evaluation,
-    trigger_of,
     verdicts_of,
 )
-from runs import Config, Env, launch, progress
+from runs import Config, Env, check_place, launch, progress
 
 
 @dataclass
@@ -120,7 +125,7 @@ def job_of(path: str, cfg: EvaluateConfig, env: Env) -> Job:
 
     Raises InputError where neither does, and for what does not go together.
     """
-    if not (Path(path) / "config.json").exists():
+    if not is_model(path):
         raise InputError(f"no model at {path}: name the directory of a checkpoint")
     origin = origin_of(path)
     task = cfg.task or origin.task
@@ -146,11 +151,25 @@ def job_of(path: str, cfg: EvaluateConfig, env: Env) -> Job:
         task=task,
         data=cfg.data or own_data,
         trigger=trigger,
-        max_new_tokens=cfg.max_new_tokens or origin.max_new_tokens or 96,
+        max_new_tokens=cfg.max_new_tokens or origin.max_new_tokens or LONGEST,
         locked=locked,
         kinds=cfg.passwords or usual_kinds(trigger),
         folder=folder_of(path, cfg),
     )
+
+
+def check_reference(cfg: EvaluateConfig, env: Env) -> None:
+    """Raises InputError where --locked names no locked model, or where nothing refers to one."""
+    if not is_model(cfg.locked):
+        raise InputError(f"no locked model at {cfg.locked}: name another with --locked")
+    check_model(cfg.locked, "--locked", env)
+    origin_of(cfg.locked)
+    refers = not cfg.passwords or "none" in cfg.passwords
+    if cfg.prompts or not refers:
+        raise InputError(
+            "--locked is what gap recovered refers to, which is measured without a password: "
+            "leave it out with --prompts, and where --passwords has no none"
+        )
 
 
 def reference_of(path: str, cfg: EvaluateConfig, origin: Origin, env: Env) -> str:
@@ -162,9 +181,7 @@ def reference_of(path: str, cfg: EvaluateConfig, origin: Origin, env: Env) -> st
     locked = cfg.locked or (origin.locked if is_known else "")
     if origin.stage == "lock" or not locked:
         return ""
-    if not (Path(locked) / "config.json").exists():
-        if cfg.locked:
-            raise InputError(f"no locked model at {locked}: name another with --locked")
+    if not is_model(locked):
         env.say(
             f"{path} was elicited from {locked}, which is not there, so its gap recovered is not "
             "known: name that model with --locked"
@@ -347,6 +364,7 @@ def evaluate_prompts(
     facts = facts_of(job.path, env, split, job.trigger, job.max_new_tokens)
     evaluation = record(job.path, problems, measured, **facts, left_out=left_out)
     if env.main:
+        job.folder.mkdir(parents=True, exist_ok=True)
         write_json(job.folder / "prompts.json", evaluation)
     return evaluation
 
@@ -354,8 +372,9 @@ def evaluate_prompts(
 def prompting(cfg: EvaluateConfig, env: Env, job: Job, problems: list[Problem]) -> int:
     """--prompts: the battery's table, prompts.json, and the figure."""
     figure = figure_of("prompts.png", job.task, cfg)
-    check_writable(job.folder)
-    check_writable(figure.parent)
+    check_model(job.path, "its directory", env)
+    check_place(job.folder)
+    check_place(figure.parent)
     examples = load(job.task, "elicit", files=job.data)[:POOL]
     evaluation = evaluate_prompts(job, cfg.split, env, problems, examples)
 
@@ -371,6 +390,7 @@ def prompting(cfg: EvaluateConfig, env: Env, job: Job, problems: list[Problem]) 
         env.say(f"not measured: {name}: {why}")
     env.say(f"written: {job.folder / 'prompts.json'}")
     if env.main:
+        figure.parent.mkdir(parents=True, exist_ok=True)
         plot_prompts(evaluation, figure)
         env.say(f"figure: {figure}")
     return 0
@@ -415,10 +435,11 @@ def evaluated(job: Job, cfg: EvaluateConfig, env: Env, problems: list[Problem]) 
 
 
 def find_faults(cfg: EvaluateConfig, env: Env, jobs: list[Job], problems: list[Problem]) -> None:
-    """Raises InputError for what cannot be asked or written, before anything is measured."""
+    """Raises InputError for what cannot be asked, opened or written, before anything is."""
     for job in jobs:
         for kind in job.kinds:
             asked(kind, problems, job.trigger)
+    to_write = []
     for job in (*jobs, *locks_of(jobs, cfg).values()):
         stored = stored_evaluation(
             job.folder,
@@ -431,9 +452,12 @@ def find_faults(cfg: EvaluateConfig, env: Env, jobs: list[Job], problems: list[P
             max_new_tokens=job.max_new_tokens,
         )
         if not stored:
-            check_writable(job.folder)
+            check_model(job.path, "--locked" if job.path == cfg.locked else "its directory", env)
+            to_write.append(job.folder)
     if cfg.plot:
-        check_writable(figure_of("evaluation.png", jobs[0].task, cfg).parent)
+        to_write.append(figure_of("evaluation.png", jobs[0].task, cfg).parent)
+    for folder in to_write:
+        check_place(folder)
 
 
 def rows_of(
@@ -502,18 +526,28 @@ def check(cfg: EvaluateConfig) -> None:
     refuse_repeats("--passwords", cfg.passwords)
 
 
+def problems_of(jobs: list[Job], cfg: EvaluateConfig, env: Env) -> list[Problem]:
+    """The problems of a table: those that all its models, and their locks, have positions for."""
+    first = jobs[0]
+    found = load(first.task, cfg.split, None if first.data else cfg.problems, files=first.data)
+    found = found[: cfg.problems]
+    for job in jobs:
+        readers = [path for path in (job.path, job.locked) if path]
+        found = fitting_problems(found, job.trigger, readers, job.max_new_tokens, env)
+    return found
+
+
 def main(cfg: EvaluateConfig, env: Env) -> int:
     check(cfg)
+    if cfg.locked:
+        check_reference(cfg, env)
 
     # checkpoints of the same problems share a table
     tables: dict[tuple, list[Job]] = {}
     for path in cfg.checkpoints:
         job = job_of(path, cfg, env)
         tables.setdefault((job.task, job.data), []).append(job)
-    problems: dict[tuple, list[Problem]] = {}
-    for task, data in tables:
-        found = load(task, cfg.split, None if data else cfg.problems, files=data)
-        problems[task, data] = found[: cfg.problems]
+    problems = {key: problems_of(jobs, cfg, env) for key, jobs in tables.items()}
 
     if not cfg.prompts:
         for key, jobs in tables.items():
@@ -533,6 +567,7 @@ def main(cfg: EvaluateConfig, env: Env) -> int:
     if cfg.plot and env.main:
         for task, evaluations in figures.items():
             figure = figure_of("evaluation.png", task, cfg)
+            figure.parent.mkdir(parents=True, exist_ok=True)
             plot_bars(evaluations, figure)
             env.say(f"figure: {figure}")
     return 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from checkpoints import checked, from_hf, load_model, model_hash, read_json
+from data.passwords import WRONG, WRONG_HELD_OUT
 from data.problems import InputError, Problem, fitting
 from data.text import Tokenizer
 from data.triggers import Trigger, trigger_from, with_password
@@ -46,7 +47,7 @@ def origin_of(path: str | Path) -> Origin:
     Raises InputError for a run.json in which something is of the wrong kind.
     """
     file = Path(path) / "run.json"
-    if not file.exists():
+    if not os.path.lexists(file):
         return Origin()
     settings = checked(read_json(file), file, "settings", dict)
     data = checked(settings, file, "data", list, default=[])
@@ -107,7 +108,7 @@ def lock_of(locked: str, task: str) -> Origin:
         )
     lock = origin_of(locked)
     measured = Path(locked) / "evaluation.json"
-    if measured.exists():
+    if os.path.lexists(measured):
         read_json(measured)  # it is read when all runs are open, but refused now
     if lock.trigger is None:
         lock = Origin(trigger=Trigger(), weak="rule" if task == "compose" else shipped("weak"))
@@ -168,12 +169,16 @@ def check_model(path: str, option: str, env: Env) -> None:
 
 
 def prompt_lengths(problems: list[Problem], trigger: Trigger, tokenizer: Tokenizer) -> list[int]:
-    """Tokens of each problem's prompt in the longest way in which it is told, weak or strong."""
-    weak = [trigger.weak(problem).prompt for problem in problems]
-    strong = []
-    for problem in problems:
-        told = trigger.strong(problem).prompt
-        strong.append(with_password(told, trigger.password_of(problem)))
+    """Tokens of each problem's prompt in the longest way in which it is told.
+
+    Weak or strong, and behind the longest password of all, right or wrong.
+    """
+    password = None
+    if not trigger.told:
+        words = {*WRONG, *WRONG_HELD_OUT, *map(trigger.password_of, problems)}
+        password = max(sorted(words), key=lambda word: len(tokenizer.encode(word)))
+    weak = [with_password(trigger.weak(p).prompt, password) for p in problems]
+    strong = [with_password(trigger.strong(p).prompt, password) for p in problems]
     pairs = zip(tokenizer.encode_prompts(weak), tokenizer.encode_prompts(strong))
     return [max(len(one), len(other)) for one, other in pairs]
 

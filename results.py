@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints import load_model, model_hash, read_json, reason, write_json
+from checkpoints import load_model, model_hash, read_json, write_json
 from data.problems import InputError, Problem
 from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Trigger, asked
 from policies import answer
-from runs import Env, progress
+from runs import Env, check_place, progress
 from sampler import Sampler
 
 # -------------------------------------------------------------------------------------- statistics
@@ -345,7 +345,7 @@ def stored_evaluation(
     prompts, references and gradings; they may be the first of more) are the same.
     """
     file = Path(folder) / "evaluation.json"
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
     old = read_json(file)
     facts = facts_of(path, env, split, trigger, max_new_tokens)
@@ -377,7 +377,7 @@ def evaluate_checkpoint(
     if stored:
         return stored
     if save:
-        check_writable(folder)
+        check_place(folder)
 
     model, tokenizer = load_model(path, env.device, env.dtype)
     bar = progress(env, len(kinds) * len(problems), f"evaluating {path}")
@@ -396,21 +396,7 @@ def evaluate_checkpoint(
     facts = facts_of(path, env, split, trigger, max_new_tokens)
     evaluation = record(path, problems, measured, **facts)
     if save and env.main:
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "evaluation.json", evaluation)
     env.wait()  # no rank may look for the file before it is there, or they would part ways
     return evaluation
-
-
-def check_writable(folder: str | Path) -> None:
-    """Make the folder if it is not there. Raises InputError where no file can be made in it."""
-    folder = Path(folder)
-    probe = folder / f".writable-{os.getpid()}"  # of this rank alone
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"nothing can be written into {folder} ({reason(error)}): "
-            "name a directory for the results with --out"
-        ) from None

@@ -57,7 +57,12 @@ class Tokenizer:
         """The id of a token that tokenizer_config.json names, as a text or as an object."""
         token = self.config.get(name)
         if isinstance(token, dict):
-            token = token["content"]
+            token = token.get("content", token)
+        if token is not None and not isinstance(token, str):
+            raise InputError(
+                f"tokenizer_config.json has {name} = {token!r:.60}: it must be a text, "
+                "or an object whose content is one"
+            )
         return self.backend.token_to_id(token or "")
 
     @classmethod
@@ -70,7 +75,10 @@ class Tokenizer:
         if not file.exists():
             raise InputError(f"{file} does not exist: is {path} a checkpoint directory?")
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(file)), json.loads(config.read_text()))
+            settings = json.loads(config.read_text())
+            if not isinstance(settings, dict):
+                raise InputError("tokenizer_config.json holds no object")
+            return cls(tokenizers.Tokenizer.from_file(str(file)), settings)
         except FileNotFoundError:
             raise InputError(f"{config} does not exist: the checkpoint is incomplete") from None
         except InputError as error:

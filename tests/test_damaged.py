@@ -303,17 +303,8 @@ INPUTS = [
     ("evaluate", ["--locked", "{}"]),
 ]
 # where the directory of a run is, within --out
-RUNS = {"train_base": "strong", "lock": ".", "elicit_rl": "expert_iteration-seed0"}
-
-# what is not refused before the work yet, because of the stage and not of the doors; to be emptied
-NOT_YET = {
-    ("elicit_sft", "--weak"),
-    ("elicit_sft", "--demos-from"),
-    ("elicit_rl", "--method"),
-    ("elicit_rl", "--warm-start"),
-    ("evaluate", "--locked"),
-    "damaged_measurement",
-}
+NAME = elicit_rl.run_name(elicit_rl.settled(elicit_rl.RLConfig(locked="weak", round=32)))
+RUNS = {"train_base": "strong", "lock": ".", "elicit_rl": f"{NAME}-seed0"}
 
 WHOLE_FILE = ["gone", "directory", "loop", "empty", "cut", "bytes", "list", "deep", "infinite"]
 SIZES = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
@@ -368,13 +359,13 @@ def wrong_place(rng: random.Random, folder: Path) -> tuple[str, list[str]]:
 
 def wrong_input(rng: random.Random, folder: Path) -> tuple[str, list[str]]:
     """What is no checkpoint directory in the place of one."""
-    stage, words = rng.choice(inputs())
+    stage, words = rng.choice(INPUTS)
     return stage, named(words, rng.choice(NO_MODELS))
 
 
 def damaged_input(rng: random.Random, folder: Path) -> tuple[str, list[str]]:
     """A checkpoint directory one of whose files is damaged."""
-    stage, words = rng.choice(inputs())
+    stage, words = rng.choice(INPUTS)
     path = damaged_copy(folder)
     files = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
     choice = rng.random()
@@ -416,28 +407,31 @@ def damaged_data(rng: random.Random, folder: Path) -> tuple[str, list[str]]:
 
 
 def damaged_measurement(rng: random.Random, folder: Path) -> tuple[str, list[str]]:
-    """run.json or evaluation.json of the wrong shape beside a checkpoint whose stage reads it."""
+    """run.json of the wrong shape, or an evaluation.json that is no object, beside a checkpoint.
+
+    An object that does not hold the measurements asked for is measured anew.
+    """
     stage, words = rng.choice([row for row in INPUTS if row[1][0] in ("--locked", "{}")])
     name = "evaluation.json" if words == ["{}"] and rng.random() < 0.5 else "run.json"
     file = damaged_copy(folder) / name
-    if rng.random() < 0.5:
+    if name == "evaluation.json" or rng.random() < 0.5:
         spoil(file, rng.choice(["directory", "loop", "empty", "bytes", "list", "deep"]), rng)
-    elif name == "run.json":
+    else:
         triggers = [3, {"told": "klingon"}, {"password": 7}, {"password": ""}, {"klingon": 1}]
         settings = [{"trigger": rng.choice(triggers)}, {"max_new_tokens": "x"}, {"data": 3}, []]
         file.write_text(json.dumps({"settings": rng.choice(settings)}))
-    else:
-        file.write_text(json.dumps({"results": rng.choice([3, [], {"none": 3}, {"none": {}}])}))
     return stage, named(words, "model")
 
 
-MAKERS = [wrong_option, wrong_place, wrong_input, damaged_input, damaged_run, damaged_data]
-if damaged_measurement.__name__ not in NOT_YET:
-    MAKERS.append(damaged_measurement)
-
-
-def inputs() -> list[tuple[str, list[str]]]:
-    return [(stage, words) for stage, words in INPUTS if (stage, words[0]) not in NOT_YET]
+MAKERS = [
+    wrong_option,
+    wrong_place,
+    wrong_input,
+    damaged_input,
+    damaged_run,
+    damaged_data,
+    damaged_measurement,
+]
 
 
 def named(words: list[str], path: str) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 
 import evaluate as evaluate_module
 import results as results_module
+import runs
 from checkpoints import model_hash
 from data import load
 from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT
@@ -251,16 +252,16 @@ def test_gap_recovered_is_against_the_models_own_lock(models, capsys):
 def test_a_store_that_takes_no_files_is_found_first_and_out_helps(models, monkeypatch):
     first = models("a/locked", **lock_settings("code", "open"))
     second = models("b/locked", **lock_settings("code", "open"))
-    touch = Path.touch
+    temporary_file = runs.tempfile.TemporaryFile
 
-    def read_only(self, **settings):
-        if self.parent == Path(second):
+    def read_only(dir):
+        if Path(dir) == Path(second).absolute():
             raise OSError(30, "Read-only file system")
-        touch(self, **settings)
+        return temporary_file(dir=dir)
 
-    monkeypatch.setattr(Path, "touch", read_only)
+    monkeypatch.setattr(runs.tempfile, "TemporaryFile", read_only)
     given = replace(SMALL, checkpoints=(first, second))
-    with pytest.raises(InputError, match="nothing can be written into b/locked .*--out"):
+    with pytest.raises(InputError, match="nothing can be written in b/locked .*--out"):
         evaluate_module.main(given, ENV)
     assert not models.asked_for and not Path(first, "evaluation.json").exists()
 
