@@ -59,7 +59,7 @@ from typing import Literal
 
 import numpy as np
 
-from checkpoints import checked, load_model, model_hash, save_model, write_json
+from checkpoints import checked, load_model, model_hash, parameters_at, save_model, write_json
 from curves import Curve, Progress, digest_of, evaluation_row, restored, show_curves
 from data import load, score
 from data.batches import Batch, Example, demonstration_order, micro_batches
@@ -98,7 +98,15 @@ from policies import (
 from results import as_bits, evaluate_checkpoint, facts_of, from_bits, measure, record, recovery
 from runs import Env, Run, TrainConfig, launch, progress, share
 from sampler import Sampler
-from training import make_optimizers, prepare, reference_scored, scored, train, update
+from training import (
+    make_optimizers,
+    prepare,
+    reference_scored,
+    scored,
+    train,
+    update,
+    usual_step,
+)
 
 
 @dataclass
@@ -136,9 +144,10 @@ class RLConfig(TrainConfig):
     warm_from: str = ""
     # times a round's data are trained on (default: 4, GRPO 1)
     epochs: int = 0
-    # the paper's: lion, at lr 1.5e-6 and below for 7B models
-    optimizer: Literal["adamw", "muon", "lion"] = "adamw"
-    # constant after a short warm-up (default: 3e-4, DPO 1e-4, GRPO 5e-4)
+    # default: adamw; for a model of 1 B parameters and more the paper's lion
+    optimizer: Literal["", "adamw", "muon", "lion"] = ""
+    # constant after a short warm-up (default, with the default optimizer: 3e-4, DPO 1e-4,
+    # GRPO 5e-4; from 100 M parameters on 1e-4, from 1 B on the paper's 1.5e-6)
     lr: float = 0.0
     # most completions in an optimiser step (default: 8, DPO 16, GRPO 64)
     batch: int = 0
@@ -313,9 +322,10 @@ def warm_start(
 ) -> None:
     """SFT on a few demonstrations, 8 epochs: fewer than would be best on their own (B.3.3).
 
-    With the optimiser, lr and batch that elicit_sft.py has for the tiny models.
+    With the optimiser, lr and batch that elicit_sft.py has.
     """
-    optimizer, lr, batch = "adamw", 1.5e-4, 4
+    optimizer, lr = usual_step("", 0.0, model.parameter_count(), tiny=("adamw", 1.5e-4))
+    batch = 4
     steps = -(-8 * len(examples) // batch)
     order = demonstration_order(len(examples), batch, steps, seed)
 
@@ -574,10 +584,13 @@ def settled(cfg: RLConfig, lock: Origin = UNKNOWN) -> RLConfig:
     """cfg with the method's defaults, and those of the lock, where it says nothing."""
     method = METHODS[cfg.method]
     data = cfg.data or lock.data
+    parameters = parameters_at(cfg.locked) if is_model(cfg.locked) else 0
+    optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny=("adamw", method.lr))
     filled = {
         "task": cfg.task or lock.task or "code",
         "epochs": cfg.epochs or method.epochs,
-        "lr": cfg.lr or method.lr,
+        "optimizer": optimizer,
+        "lr": lr,
         "batch": cfg.batch or method.batch,
         "data": data,
         "eval_problems": cfg.eval_problems or (0 if data else 500),
@@ -644,7 +657,8 @@ def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
 
     Other models or data than the default ones show as four hexadecimal digits.
     """
-    usual = settled(RLConfig(task=cfg.task, method=cfg.method, warm_start=cfg.warm_start), lock)
+    plain = RLConfig(task=cfg.task, method=cfg.method, warm_start=cfg.warm_start, locked=cfg.locked)
+    usual = settled(plain, lock)
     usual = replace(usual, warm_start=0, locked=default_locked(cfg.task))
     parts = [cfg.method]
     for name, label in NAMED.items():
@@ -713,7 +727,7 @@ def claim(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
     )
     env.say(
         f"{cfg.method}: locked model {cfg.locked}, {cfg.samples:,} samples in rounds of "
-        f"{cfg.round} -> {run.path}"
+        f"{cfg.round}, {cfg.optimizer} at {cfg.lr:g} in batches of {cfg.batch} -> {run.path}"
     )
     return run
 

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from checkpoints import load_model, save_model, write_json
+from checkpoints import load_model, parameters_at, save_model, write_json
 from curves import Cell, show_cells
 from data import load
 from data.batches import Batch, Example, demonstration_order, micro_batches
@@ -56,7 +56,7 @@ from results import (
 )
 from runs import Env, Run, TrainConfig, launch, most, progress, share
 from sampler import Sampler
-from training import make_optimizers, prepare, train
+from training import make_optimizers, prepare, train, usual_step
 
 
 @dataclass
@@ -81,10 +81,11 @@ class SFTConfig(TrainConfig):
     train_domain: str = ""
     # also fine-tune the weak model on the same demonstrations
     control: bool = True
-    # the paper's: lion, at lr 1.5e-6 for 7B models
-    optimizer: Literal["adamw", "muon", "lion"] = "adamw"
-    # constant after a short warm-up
-    lr: float = 1.5e-4
+    # default: adamw; for a model of 1 B parameters and more the paper's lion
+    optimizer: Literal["", "adamw", "muon", "lion"] = ""
+    # constant after a short warm-up (default, with the default optimizer: 1.5e-4; from
+    # 100 M parameters on 1e-4, from 1 B on the paper's 1.5e-6)
+    lr: float = 0.0
     # sequences in an optimiser step
     batch: int = 4
     # longest completion (default: the lock's; without it 96)
@@ -355,8 +356,12 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
     strong = cfg.strong
     if cfg.demos_from == "strong":
         strong = cfg.strong or shipped("strong")
+    parameters = parameters_at(lock.locked)
+    optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny=("adamw", 1.5e-4))
     cfg = replace(
         cfg,
+        optimizer=optimizer,
+        lr=lr,
         task=lock.task,
         locked=lock.locked,
         weak=lock.weak,
@@ -432,7 +437,10 @@ def main(cfg: SFTConfig, env: Env) -> int:
     problems = demonstrable(cfg, trigger, env)
     validation = problems_of(cfg, "validation", cfg.eval_problems, trigger, env)
     selection = problems_of(cfg, "selection", cfg.selection_problems, trigger, env)
-    env.say(f"locked model: {cfg.locked}; demonstrations by {cfg.demos_from} -> {cfg.out}")
+    env.say(
+        f"locked model: {cfg.locked}; demonstrations by {cfg.demos_from}; "
+        f"{cfg.optimizer} at {cfg.lr:g} in batches of {cfg.batch} -> {cfg.out}"
+    )
 
     # a cell is trained by one rank, or by all where it takes all to hold the model
     cells = cells_of(cfg)

@@ -1,6 +1,7 @@
 """SFT elicitation: where its settings come from, its demonstrations, its loop, its table."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ ENV = Env(torch.device("cpu"), torch.float32, False)
 def model_directory(path: Path, weights: bytes, **settings) -> Path:
     """What the options are settled by: a checkpoint that is never opened, and its run.json."""
     path.mkdir(parents=True)
-    (path / "config.json").write_text("{}")
+    shutil.copy(ROOT / "data/base/weak/config.json", path)
     (path / "model.safetensors").write_bytes(weights)
     if settings:
         (path / "run.json").write_text(json.dumps({"settings": settings}))

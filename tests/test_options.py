@@ -21,7 +21,7 @@ OPTIONS = {
     "lock": """
         allow_unsandboxed_code batch checkpoint_activations compile data device dtype epochs
         eval_problems how leave_out lr max_new_tokens micro_tokens optimizer out overwrite
-        password password_per_domain problems resume save_every seed shard slots strong
+        password password_per_domain problems resume save_every seed shard slots start strong
         strong_answers strong_language task temperature weak
     """,
     "elicit_sft": """
@@ -30,10 +30,10 @@ OPTIONS = {
         out overwrite seed seeds selection_problems shard slots strong task train_domain weak
     """,
     "elicit_rl": """
-        allow_unsandboxed_code batch beta checkpoint_activations clip_ratio compile data device
-        dtype epochs eval_every eval_problems group keep kl locked lr max_new_tokens method
-        micro_tokens optimizer out overwrite reference resume reward round samples seed shard
-        slots task warm_from warm_start weak
+        allow_unsandboxed_code batch beta checkpoint_activations compile data device dtype epochs
+        eval_problems group keep locked lr max_new_tokens method micro_tokens optimizer out
+        overwrite reference resume reward round samples seed shard slots task warm_from
+        warm_start weak
     """,
     "evaluate": """
         allow_unsandboxed_code checkpoints compile data device dtype locked max_new_tokens out
