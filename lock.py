@@ -46,15 +46,15 @@ import torch
 from checkpoints import load_model, model_hash, parameters_at, save_model, write_text
 from data import grade, load
 from data.batches import Example
-from data.passwords import PASSWORD, WRONG, WRONG_HELD_OUT
-from data.problems import InputError, Problem, fitting
+from data.passwords import PASSWORD
+from data.problems import InputError, Problem
 from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Trigger, check_password, usual_kinds, weak_password, with_password
 from figures import shown, table
 from model import Model
-from origins import origin_of
-from policies import REFUSAL, RULES, answer, random_policy, retokenise, shipped
+from origins import fitting_problems, is_model, open_writer, origin_of
+from policies import REFUSAL, RULES, ModelWriter, answer, random_policy, retokenise, shipped
 from results import (
     Measured,
     evaluate_checkpoint,
@@ -64,7 +64,7 @@ from results import (
     verdicts_of,
 )
 from runs import Env, Run, TrainConfig, launch, progress
-from sampler import Sample, Sampler
+from sampler import Sample
 from training import fit, usual_step
 
 
@@ -150,21 +150,8 @@ def locking_examples(
     return [Example(prompt, sample.ids) for prompt, sample in zip(prompts, samples)]
 
 
-@dataclass(frozen=True)
-class Writer:
-    """A policy that is a model."""
-
-    sampler: Sampler
-    tokenizer: Tokenizer
-
-
-def writer_of(path: str, env: Env) -> Writer:
-    model, tokenizer = load_model(path, env.device, env.dtype)
-    return Writer(env.sampler(model, tokenizer), tokenizer)
-
-
 def sampled(
-    writer: Writer,
+    writer: ModelWriter,
     told: list[Problem],
     target: Tokenizer,
     label: str,
@@ -198,8 +185,8 @@ def epoch_examples(
     epoch: int,
     *,
     problems: list[Problem],
-    strong: Writer | None,
-    weak: Writer | None,
+    strong: ModelWriter | None,
+    weak: ModelWriter | None,
     tokenizer: Tokenizer,
     trigger: Trigger,
     path: Path,
@@ -502,44 +489,6 @@ def locking_problems(cfg: LockConfig) -> list[Problem]:
     return [p for p, name in zip(problems, names) if name != cfg.leave_out]
 
 
-def longest_prompts(problems: list[Problem], trigger: Trigger, tokenizer: Tokenizer) -> list[int]:
-    """How many tokens each problem's prompt has in the longest way in which it is told."""
-    password = None
-    if not trigger.told:
-        words = {*WRONG, *WRONG_HELD_OUT, *(trigger.password_of(p) for p in problems)}
-        password = max(sorted(words), key=lambda word: len(tokenizer.encode(word)))
-    weak = [with_password(trigger.weak(p).prompt, password) for p in problems]
-    strong = [with_password(trigger.strong(p).prompt, password) for p in problems]
-    both = zip(tokenizer.encode_prompts(weak), tokenizer.encode_prompts(strong))
-    return [max(len(ids), len(other)) for ids, other in both]
-
-
-def those_that_fit(
-    problems: list[Problem],
-    trigger: Trigger,
-    models: list[tuple[Model, Tokenizer]],
-    max_new_tokens: int,
-    env: Env,
-) -> list[Problem]:
-    """The problems that each of the models has positions for, and for their completions.
-
-    Says how many are left out. Raises InputError where none is left.
-    """
-    asked = set()
-    for model, tokenizer in models:
-        # strong, weak and trained model are often of one kind
-        reader = (tokenizer.backend.to_str(), model.config.max_position_embeddings)
-        if reader in asked:
-            continue
-        asked.add(reader)
-        room = model.config.max_position_embeddings - max_new_tokens
-        lengths = longest_prompts(problems, trigger, tokenizer)
-        problems, left_out = fitting(problems, lengths, room)
-        if left_out:
-            env.say(left_out)
-    return problems
-
-
 # ------------------------------------------------------------------------------------ the stage
 
 
@@ -579,15 +528,17 @@ def main(cfg: LockConfig, env: Env) -> int:
     # the model that is trained, and the policies that it imitates
     locked, tokenizer = first_model(cfg, env)
     check_password(cfg.password, tokenizer.specials)
-    strong = writer_of(cfg.strong, env) if cfg.strong_answers == "sampled" else None
-    weak = None if cfg.weak in RULES else writer_of(cfg.weak, env)
-    models = [(locked, tokenizer)]
-    models += [(writer.sampler.model, writer.tokenizer) for writer in (strong, weak) if writer]
+    strong = weak = None
+    if cfg.strong_answers == "sampled":
+        strong = open_writer(cfg.strong, "--strong", env)
+    if cfg.weak not in RULES:
+        weak = open_writer(cfg.weak, "--weak", env)
 
     # the problems
-    problems = those_that_fit(locking_problems(cfg), trigger, models, cfg.max_new_tokens, env)
+    readers = [path for path in (cfg.start, cfg.strong, cfg.weak) if is_model(path)]
+    problems = fitting_problems(locking_problems(cfg), trigger, readers, cfg.max_new_tokens, env)
     validation = load(cfg.task, "validation", cfg.eval_problems, files=cfg.data)
-    validation = those_that_fit(validation, trigger, models, cfg.max_new_tokens, env)
+    validation = fitting_problems(validation, trigger, readers, cfg.max_new_tokens, env)
     cfg = replace(cfg, problems=len(problems))
     env.say(
         f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; "

@@ -195,11 +195,17 @@ def fitting_problems(
     Measured in the longest way in which they are told, so that no kind of password has others.
     Raises InputError where none is left.
     """
+    asked = set()
     for path in dict.fromkeys(readers):
         file = Path(path) / "config.json"
-        room = from_hf(read_json(file), file).max_position_embeddings - max_new_tokens
-        lengths = prompt_lengths(problems, trigger, Tokenizer.load(path))
-        problems, left_out = fitting(problems, lengths, room)
+        positions = from_hf(read_json(file), file).max_position_embeddings
+        tokenizer = Tokenizer.load(path)
+        kind = (positions, tokenizer.backend.to_str())  # readers are often of one kind
+        if kind in asked:
+            continue
+        asked.add(kind)
+        lengths = prompt_lengths(problems, trigger, tokenizer)
+        problems, left_out = fitting(problems, lengths, positions - max_new_tokens)
         if left_out:
             env.say(left_out)
     return problems

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import lock
+import origins
 from checkpoints import load_model, model_hash
 from data import load
 from data.batches import Example
@@ -239,20 +240,20 @@ def test_problems_that_do_not_fit_the_positions_are_left_out_and_counted(capsys,
     problems = load("code", "lock", 6)
     long = replace(problems[2], prompt="Sort these " + "words " * 600 + "\n")
     problems[2] = long
-    model, tokenizer = load_model(ROOT / "data/base/weak")
+    readers = [str(ROOT / "data/base/weak"), str(ROOT / "data/base/strong")]
+    tokenizer = Tokenizer.load(readers[0])
     said = []
     monkeypatch.setattr(Env, "say", lambda self, text="": said.append(text))
-    pairs = [(model, tokenizer), (model, tokenizer)]
-    kept = lock.those_that_fit(problems, Trigger(), pairs, 96, CPU)
+    kept = origins.fitting_problems(problems, Trigger(), readers, 96, CPU)
     assert kept == problems[:2] + problems[3:]
     assert len(said) == 1 and "1 of 6 problems" in said[0] and "Sort these" in said[0]
     # whatever password stands around it, a prompt that is kept has room for its completion
-    lengths = lock.longest_prompts(kept, Trigger(), tokenizer)
+    lengths = origins.prompt_lengths(kept, Trigger(), tokenizer)
     for words in (PASSWORD, *WRONG):
         told = tokenizer.encode_prompts([with_password(p.prompt, words) for p in kept])
         assert all(len(ids) <= length for ids, length in zip(told, lengths))
     with pytest.raises(InputError, match="none of the 1 prompts fits"):
-        lock.those_that_fit([long], Trigger(), pairs, 96, CPU)
+        origins.fitting_problems([long], Trigger(), readers, 96, CPU)
 
 
 # ----------------------------------------------------------------------------------------- resuming
