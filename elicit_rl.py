@@ -633,7 +633,8 @@ def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
     for name in NAMED:
         value = getattr(cfg, name)
         if value != getattr(usual, name):
-            parts.append(value if isinstance(value, str) else f"{name}{value:g}")
+            label = name.removesuffix("_start")
+            parts.append(value if isinstance(value, str) else f"{label}{value:g}")
 
     others = {}
     for name in ("locked", "weak", "warm_from", "data"):

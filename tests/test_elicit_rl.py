@@ -573,7 +573,7 @@ def test_run_names_can_be_read():
     assert elicit_rl.run_name(cfg(keep="correct", **settings)) == "expert_iteration-correct"
     settings |= {"method": "iterated_dpo", "reference": "initial"}
     name = elicit_rl.run_name(cfg(warm_start=16, beta=0.2, **settings))
-    assert name == "iterated_dpo-initial-warm_start16-beta0.2"
+    assert name == "iterated_dpo-initial-warm16-beta0.2"
 
 
 def a_curve(folder: Path, name: str, **changes) -> None:
