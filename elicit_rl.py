@@ -267,19 +267,13 @@ def tokens_of(batch: Batch) -> int:
     return len(batch.targets)
 
 
-def samples_of(batch: Batch) -> int:
-    return batch.examples
-
-
-def pairs_of(batch: Batch) -> int:
-    return batch.examples // 2
+def groups_of(batch: Batch, rows: int) -> int:
+    return batch.examples // rows
 
 
 def units_of(method: Method) -> Callable[[Batch], int]:
     """What the loss is divided by: tokens of supervised fine-tuning, else pairs or samples."""
-    if not method.compared:
-        return tokens_of
-    return pairs_of if method.rows == 2 else samples_of
+    return partial(groups_of, rows=method.rows) if method.compared else tokens_of
 
 
 def samples_a_problem(cfg: RLConfig) -> int:
@@ -636,20 +630,9 @@ def check_rounds(cfg: RLConfig) -> None:
         )
 
 
-# what a run's name shows where it is not the default, behind what it is called there
-NAMED = {
-    "keep": "",
-    "reference": "",
-    "reward": "",
-    "optimizer": "",
-    "warm_start": "warm",
-    "group": "group",
-    "beta": "beta",
-    "epochs": "epochs",
-    "lr": "lr",
-    "batch": "batch",
-    "round": "round",
-}
+# what a run's name shows where it is not the default: texts as they are, numbers with their name
+NAMED = ("keep", "reference", "reward", "optimizer", "warm_start")
+NAMED += ("group", "beta", "epochs", "lr", "batch", "round")
 
 
 def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
@@ -661,10 +644,11 @@ def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
     usual = settled(plain, lock)
     usual = replace(usual, warm_start=0, locked=default_locked(cfg.task))
     parts = [cfg.method]
-    for name, label in NAMED.items():
+    for name in NAMED:
         value = getattr(cfg, name)
         if value != getattr(usual, name):
-            parts.append(f"{label}{value:g}" if label else value)
+            label = name.removesuffix("_start")
+            parts.append(value if isinstance(value, str) else f"{label}{value:g}")
 
     others = {}
     for name in ("locked", "weak", "warm_from", "data"):

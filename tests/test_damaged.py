@@ -271,6 +271,14 @@ def test_the_hash_tells_models_of_other_settings_apart(tmp_path):
         assert model_hash(path) == before
 
 
+@pytest.mark.parametrize("token", [7, [], {}, {"content": 7}])
+def test_a_token_that_is_no_text_is_named(tmp_path, token):
+    path = damaged_copy(tmp_path)
+    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
+    with pytest.raises(InputError, match="tokenizer_config.json has eos_token = .* must be a text"):
+        load_model(path)
+
+
 # ------------------------------------------------------------- wrong command lines, damaged inputs
 
 STAGES = {

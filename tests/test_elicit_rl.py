@@ -460,6 +460,30 @@ def test_what_can_be_refused_is_before_anything_is_written(
     assert not Path("out").exists()
 
 
+def a_model(folder: Path, make_model, tokenizer) -> str:
+    """A checkpoint with 128 positions."""
+    checkpoints.save_model(folder, make_model(), tokenizer)
+    return str(folder)
+
+
+def test_overlong_prompts_are_left_out_and_counted(tmp_path, make_model, tokenizer, capsys):
+    path = a_model(tmp_path / "model", make_model, tokenizer)
+    problems = []
+    for length in (10, 500, 20):
+        problems.append(Problem("code", "9" * length + "\n", "", "lists", 1, {}, f"k{length}"))
+    trigger = Trigger("x" * 20)  # twice, around the prompt
+    bare = [len(ids) for ids in tokenizer.encode_prompts([p.prompt for p in problems])]
+    lengths = origins.prompt_lengths(problems, trigger, tokenizer)
+    assert min(np.subtract(lengths, bare)) >= 40
+
+    room = 128 - lengths[2]
+    kept = origins.fitting_problems(problems, trigger, [path, path], room, ALONE)
+    assert kept == [problems[0], problems[2]]
+    assert capsys.readouterr().out.count("left out 1 of 3 problems") == 1
+    kept = origins.fitting_problems(problems, trigger, [path], room + 1, ALONE)
+    assert kept == [problems[0]]  # the third would not fit with the password
+
+
 # ---- progress and curves
 
 

@@ -119,6 +119,7 @@ def test_a_weak_policy_that_is_not_the_one_that_was_imitated_is_refused(lock):
         ({"task": "code", "locked": "out/math/locked"}, "was locked on task math, not on code"),
         ({"task": "code"}, "no locked model at out/code/locked"),
         ({"task": "math", "k": (1, 2, 1)}, "--k has 1 twice"),
+        ({"task": "math", "strong": "base"}, "of --demos-from strong alone"),
         ({"task": "math", "seeds": (0, 0)}, "--seeds has 0 twice"),
     ],
 )
@@ -134,6 +135,31 @@ def test_a_base_model_says_nothing_about_what_to_elicit(lock):
     cfg, origin = elicit_sft.settled(SFTConfig(locked="base"), ENV)
     assert (cfg.task, cfg.data, cfg.max_new_tokens) == ("code", (), 96)
     assert cfg.weak == "data/base/weak" and origin.trigger == Trigger()
+
+
+def test_the_task_may_be_a_part_of_a_joined_lock(lock):
+    path = str(lock(task="code+math", data=[]))
+    assert elicit_sft.settled(SFTConfig(locked=path), ENV)[0].task == "code+math"
+    assert elicit_sft.settled(SFTConfig(locked=path, task="math"), ENV)[0].task == "math"
+
+
+def test_a_lock_that_does_not_say_what_it_imitates_needs_weak(lock):
+    lock(weak="", weak_weights="")
+    with pytest.raises(InputError, match="does not say which weak policy it imitates.*--weak"):
+        elicit_sft.settled(SFTConfig(task="math"), ENV)
+
+
+@pytest.mark.parametrize("demos_from", ["strong", "weak"])
+def test_who_writes_the_demonstrations_is_opened_before_anything_is_written(
+    tmp_path, monkeypatch, demos_from
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "data/base/weak", "damaged")
+    Path("damaged/model.safetensors").write_bytes(b"no weights")
+    cfg = SFTConfig(locked=str(ROOT / "data/base/weak"), demos_from=demos_from, control=False)
+    with pytest.raises(InputError, match="damaged"):
+        elicit_sft.main(replace(cfg, **{demos_from: "damaged"}), ENV)
+    assert [file.name for file in tmp_path.iterdir()] == ["damaged"]
 
 
 # --------------------------------------------------------------------------------- demonstrations

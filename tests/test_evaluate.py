@@ -277,11 +277,19 @@ def test_a_store_that_takes_no_files_is_found_first_and_out_helps(models, monkey
         ({"checkpoints": ("m",), "passwords": ("none", "none")}, "--passwords has none twice"),
         ({"checkpoints": ("nowhere",)}, "no model at nowhere"),
         ({"checkpoints": ("m",), "locked": "nowhere"}, "no locked model at nowhere"),
+        ({"checkpoints": ("lock",), "locked": "nowhere"}, "no locked model at nowhere"),
+        (
+            {"checkpoints": ("m",), "locked": "lock", "passwords": ("right",)},
+            "--locked lock does nothing",
+        ),
+        ({"checkpoints": ("lock",), "locked": "lock"}, "--locked lock does nothing"),
+        ({"checkpoints": ("lock",), "problems": 6, "max_new_tokens": 10**6}, "prompts fits"),
         ({"checkpoints": ("told",), "task": "code"}, "how problems of task math are told"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_at_once(models, options, sentence):
-    models("m", **cell_settings("gone", "f"))
+    models("m", **cell_settings("gone", ""))
+    models("lock", **lock_settings("code", "open"))
     spanish = {"trigger": vars(Trigger(told="spanish")), "task": "math"}
     models("told", **cell_settings("gone", "f", **spanish))
     with pytest.raises(InputError, match=sentence):
