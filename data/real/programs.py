@@ -32,7 +32,7 @@ from collections.abc import Callable
 from data.problems import Problem
 from data.sandbox import run
 
-CPU = {"tests": 4, "calls": 10, "script": 10}  # processor seconds for all tests of a problem
+CPU = {"tests": 6, "calls": 10, "script": 10}  # processor seconds for all tests of a problem
 LEVELS = {"introductory": 1, "interview": 2, "competition": 3}
 
 
