@@ -577,7 +577,7 @@ def broken(folder: Path, how: str) -> Path:
             ["--out", "foreign", "--problems", "10", "--eval-problems", "4"],
             "holds no run of ours",
         ),
-        ("lock", ["--weak", "nowhere"], "nowhere/config.json does not exist"),
+        ("lock", ["--weak", "nowhere"], "no model at nowhere: name another with --weak"),
         ("lock", ["--how", "scratch", "--start", "weak"], "--start does nothing with"),
         ("train_base", ["--data", "rows.jsonl"], "unrecognized arguments: --data"),
         ("train_base", ["--task", "compose", "--vocab", "9"], "--vocab does nothing with"),
