@@ -173,7 +173,8 @@ def show_cells(
 
     # print
     seeds = len({cell.seed for cell in cells})
-    rows = [cells_row(k, entries) for k in sorted({cell.k for cell in cells})]
+    numbers = sorted({cell.k for cell in cells})
+    rows = [cells_row(k, entries) for k in numbers]
     env.say(
         f"\nvalidation, {len(validation)} problems, greedy, no password; {coverage(seeds)}"
         f"\ndemonstrations by {demos_from}; locked model: {none.correct.mean():.1%} without, "
