@@ -15,6 +15,7 @@ import numpy as np
 from checkpoints import checked, read_json, read_rows, write_json
 from data.problems import InputError, Problem
 from data.triggers import Trigger
+from devices import Env
 from figures import plot_curves, table
 from results import (
     Measured,
@@ -29,7 +30,6 @@ from results import (
     recovery,
     wilson,
 )
-from runs import Env
 
 # -------------------------------------------------------------------------------- SFT: the cells
 

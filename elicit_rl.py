@@ -66,8 +66,10 @@ from data.batches import Batch, Example, demonstration_order, micro_batches
 from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger
+from devices import Env, share
 from losses import dpo_step, grpo_step, sft_loss
 from model import SMALL, Model
+from options import TrainConfig
 from origins import (
     LONGEST,
     Origin,
@@ -96,7 +98,7 @@ from policies import (
     watched_samples,
 )
 from results import as_bits, evaluate_checkpoint, facts_of, from_bits, measure, record, recovery
-from runs import Env, Run, TrainConfig, launch, progress, share
+from runs import Run, launch, progress
 from sampler import Sampler
 from training import (
     make_optimizers,

@@ -42,8 +42,10 @@ from data.batches import Batch, Example, demonstration_order, micro_batches
 from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger
+from devices import Env, most, share
 from losses import sft_loss
 from model import Model
+from options import TrainConfig
 from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
 from policies import RULES, answer, shipped
 from results import (
@@ -54,7 +56,7 @@ from results import (
     record,
     refuse_repeats,
 )
-from runs import Env, Run, TrainConfig, launch, most, progress, share
+from runs import Run, launch, progress
 from sampler import Sampler
 from training import make_optimizers, prepare, train, usual_step
 

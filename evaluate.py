@@ -39,7 +39,9 @@ from data.triggers import (
     usual_kinds,
     with_password,
 )
+from devices import Env, check_place
 from figures import plot_bars, plot_prompts, shown, table
+from options import Config
 from origins import (
     LONGEST,
     Origin,
@@ -61,7 +63,7 @@ from results import (
     stored_evaluation,
     verdicts_of,
 )
-from runs import Config, Env, check_place, launch, progress
+from runs import launch, progress
 
 
 @dataclass

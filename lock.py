@@ -31,7 +31,7 @@ tolerance of a tenth of the difference between the strong and the weak policy,
 Exit code 1 where one of these fails.
 
 Writes the checkpoint, run.json, log.jsonl, samples.jsonl (a few training examples of each epoch)
-and evaluation.json. Logged: see training.fit.
+and evaluation.json. Logged: see training.log_step.
 """
 
 import json
@@ -51,8 +51,10 @@ from data.problems import InputError, Problem
 from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Trigger, check_password, usual_kinds, weak_password, with_password
+from devices import Env
 from figures import shown, table
 from model import Model
+from options import TrainConfig
 from origins import fitting_problems, is_model, open_writer, origin_of
 from policies import REFUSAL, RULES, ModelWriter, answer, random_policy, retokenise, shipped
 from results import (
@@ -63,9 +65,9 @@ from results import (
     record,
     verdicts_of,
 )
-from runs import Env, Run, TrainConfig, launch, progress
+from runs import Run, launch, progress
 from sampler import Sample
-from training import fit, usual_step
+from training import Recipe, fit, usual_step
 
 
 @dataclass
@@ -552,30 +554,26 @@ def main(cfg: LockConfig, env: Env) -> int:
         env.say(f"{path} is finished already (--overwrite locks again)")
         return report(path, validation, trigger, cfg, env)[0]
 
-    fit(
-        locked,
-        partial(
-            epoch_examples,
-            problems=problems,
-            strong=strong,
-            weak=weak,
-            tokenizer=tokenizer,
-            trigger=trigger,
-            path=path,
-            cfg=cfg,
-            env=env,
-        ),
-        run,
-        env,
-        cfg,
-        size=2 * len(problems),
-        epochs=cfg.epochs,
-        batch=cfg.batch,
-        lr=cfg.lr,
-        optimizer=cfg.optimizer,
+    examples = partial(
+        epoch_examples,
+        problems=problems,
+        strong=strong,
+        weak=weak,
+        tokenizer=tokenizer,
+        trigger=trigger,
+        path=path,
+        cfg=cfg,
+        env=env,
+    )
+    recipe = Recipe(
+        cfg.epochs,
+        cfg.batch,
+        cfg.optimizer,
+        cfg.lr,
         warmup=50 if scratch else 10,
         decay=0.4 if scratch else 0.7,
     )
+    fit(locked, examples, 2 * len(problems), recipe, run, env, cfg)
     save_model(path, locked, tokenizer, env.main)
     env.wait()  # all ranks load it
 

@@ -35,7 +35,7 @@ from data.problems import InputError
 # Graphs of one function: a kernel has one for each model shape and cache bucket.
 torch._dynamo.config.recompile_limit = 256
 
-compile_kernels = False  # set once by runs.setup(); False means every kernel runs eagerly
+compile_kernels = False  # set once by devices.setup(); False means every kernel runs eagerly
 
 
 def kernel(fn=None, *, dynamic: bool = False):

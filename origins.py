@@ -15,8 +15,8 @@ from data.passwords import WRONG, WRONG_HELD_OUT
 from data.problems import InputError, Problem, fitting
 from data.text import Tokenizer
 from data.triggers import Trigger, trigger_from, with_password
+from devices import Env
 from policies import RULES, ModelWriter, shipped
-from runs import Env
 
 LONGEST = 96  # tokens of a completion, where neither an option nor a run.json says it
 

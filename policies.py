@@ -14,7 +14,8 @@ from data.batches import Example
 from data.problems import Problem
 from data.text import Tokenizer
 from data.triggers import Words, with_password
-from runs import Env, gather, progress, share
+from devices import Env, gather, share
+from runs import progress
 from sampler import Sample, Sampler
 
 # weak policies that are no model: a fixed random distribution, a refusal, the rule of task compose

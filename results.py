@@ -26,8 +26,9 @@ from data.problems import InputError, Problem
 from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Trigger, asked
+from devices import Env, check_place
 from policies import answer
-from runs import Env, check_place, progress
+from runs import progress
 from sampler import Sampler
 
 # -------------------------------------------------------------------------------------- statistics

@@ -1,214 +1,35 @@
-"""Where and with which options a stage runs: command line, device and ranks, a run's directory.
+"""A stage's life: how it is launched, what it leaves in its directory, how it ends.
 
-A stage is `Config` (a dataclass: its fields are its options, the comment above a field is its
-help), a few pure functions, and `main(cfg, env)`; its last line is `launch(main, Config)`. Plain
-`python stage.py` runs one process; `torchrun stage.py` runs the same algorithm over several ranks
-(gloo on CPU, nccl on CUDA): every rank works on its share of the same global batch. Ranks on
-several machines need one file system that all of them see.
+A stage is a dataclass of options (options.py), a few pure functions, and `main(cfg, env)`, which
+opens a `Run`; its last line is `launch(main, Config)`.
 """
 
-import argparse
 import contextlib
-import dataclasses
 import errno
-import functools
-import inspect
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
-from datetime import timedelta
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 
-import model as model_module
-from checkpoints import (
-    checked,
-    collected,
-    read_json,
-    read_rows,
-    reason,
-    shortened,
-    sync,
-    write_json,
-    write_text,
-)
-from data import sandbox
+import states
+from checkpoints import checked, read_json, read_rows, reason, shortened, write_json, write_text
 from data.problems import InputError
-from data.text import Tokenizer
+from devices import Env, check_shared, setup
 from model import Model
-from sampler import Sampler
+from options import Config, parse
 
-# ------------------------------------------------------------------------------------- command line
-
-
-@dataclass
-class Config:
-    """Options of every stage. A stage adds the ones it uses and has no others.
-
-    The least number that an option takes is 0, or 1 where it counts and its default is not 0; the
-    field's metadata may say otherwise: least, most. positional: values without a flag.
-    """
-
-    # output directory (default: a place under out/ where the next stage looks)
-    out: str = ""
-    # auto: cuda when there is one
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    # of matrix products; weights stay fp32. auto: bf16 where the device multiplies it fast.
-    # fp32 is meant: CUDA does not round its factors to TF32
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    # completions written at the same time; fewer need less memory, and less time where
-    # there are few
-    slots: int = 256
-    # fuse kernels with torch.compile where that pays
-    compile: bool = True
-    # run programs that models wrote even where this machine cannot isolate them
-    allow_unsandboxed_code: bool = False
-
-
-@dataclass
-class TrainConfig(Config):
-    """Options of the stages that train."""
-
-    # every random stream derives from it
-    seed: int = field(default=0, metadata={"most": 2**32 - 1})
-    # padded tokens in one forward pass; a larger batch is accumulated
-    micro_tokens: int = 16384
-    # divide weights, gradients and optimiser over the ranks (FSDP2), for models that do not
-    # fit on one device
-    shard: bool = False
-    # compute each block again in the backward pass instead of keeping its activations
-    checkpoint_activations: bool = False
-    # replace what another run of this stage left in the output directory
-    overwrite: bool = False
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that raises where it would print its usage and exit."""
-
-    def error(self, message: str) -> None:
-        raise InputError(f"{message} (see --help)")
-
-
-def parse(config: type, argv: list[str] | None = None):
-    """argv -> an instance of the dataclass `config`. Raises InputError for what is no option."""
-    parser = Parser(
-        description=inspect.getmodule(config).__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    kinds = get_type_hints(config)
-    helps = help_texts(config)
-    for option in fields(config):
-        add_option(parser, option, kinds[option.name], helps[option.name])
-
-    values = vars(parser.parse_args(argv))
-    for name, value in values.items():
-        if isinstance(value, list):
-            values[name] = tuple(value)
-    return config(**values)
-
-
-def help_texts(config: type) -> dict[str, str]:
-    """The comment lines above each field, of the class and its bases."""
-    found = {}
-    for base in reversed(config.__mro__[:-1]):
-        above: list[str] = []
-        for line in inspect.getsource(base).split("\n"):
-            comment = re.match(r"^    # (.*)$", line)
-            name = re.match(r"^    (\w+):", line)
-            if comment:
-                above.append(comment[1])
-                continue
-            if name:
-                found[name[1]] = " ".join(above)
-            above = []
-    return found
-
-
-def add_option(parser: Parser, option: dataclasses.Field, kind: type, text: str) -> None:
-    """One field as an option: its type decides how its value is read, its default is shown."""
-    flag = "--" + option.name.replace("_", "-")
-    default = option.default
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    text = text.replace("%", "%%")  # argparse formats it
-    if shown not in ("", None):
-        text += f" [{shown}]"
-    settings = {"default": default, "help": text}
-
-    if kind is bool:
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **settings)
-        return
-    if get_origin(kind) is Literal:
-        parser.add_argument(flag, choices=get_args(kind), **settings)
-        return
-
-    several = get_origin(kind) is tuple
-    # the element of tuple[int, ...], the number of int | None, or the type itself
-    single = get_args(kind)[0] if get_args(kind) else kind
-    settings["type"] = reader(single, default, option.metadata)
-    if option.metadata.get("positional"):
-        parser.add_argument(option.name, nargs="*", **settings)
-    elif several:
-        parser.add_argument(flag, nargs="+", metavar=option.name.upper(), **settings)
-    else:
-        parser.add_argument(flag, metavar=option.name.upper(), **settings)
-
-
-# beyond any sensible count; rates, weights and temperatures are smaller still
-LARGEST = {int: 10**9, float: 1000.0}
-
-
-def reader(kind: type, default, metadata) -> Callable:
-    """The function that reads an option's value from its text."""
-    if kind is str:
-        return text_of
-
-    values = default if isinstance(default, tuple) else (default,)
-    counts = kind is int and all(values)
-    least = metadata.get("least", 1 if counts else 0)
-    most = metadata.get("most", LARGEST[kind])
-    return functools.partial(number_of, kind=kind, least=least, most=most)
-
-
-def text_of(text: str) -> str:
-    """An option's text. Bytes that are no UTF-8 could be neither printed nor written."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{shortened(text)} is not UTF-8 text") from None
-    return text
-
-
-def number_of(text: str, kind: type, least: float, most: float) -> float:
-    """An option's number within its bounds; never infinite or NaN."""
-    try:
-        value = kind(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"invalid {kind.__name__} value: {shortened(text)}"
-        ) from None
-
-    if value > most:
-        raise argparse.ArgumentTypeError(f"{shortened(text)} is too large, {most:,} is the most")
-    if not value >= least:
-        raise argparse.ArgumentTypeError(f"{text} is no number from {least} on")
-    return value
+# ------------------------------------------------------------------------------- launching a stage
 
 
 def launch(main: Callable, config: type) -> None:
@@ -288,197 +109,6 @@ def complain(sentence: str) -> None:
     line = " ".join(sentence.splitlines())
     line = line.encode(errors="backslashreplace").decode()  # an option may be no UTF-8
     print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
-
-
-# --------------------------------------------------------------------------------- device and ranks
-
-# One rank may work for long while others wait for it: it evaluates, writes a checkpoint, trains the
-# last cell. A rank that died is no matter of time: torchrun ends the others.
-LONGEST_WAIT = timedelta(hours=48)
-
-# seconds until a file that rank 0 has written must be seen by all ranks; network file systems lag
-VISIBLE_WITHIN = 60
-
-
-@dataclass(frozen=True)
-class Env:
-    """Where a stage runs."""
-
-    device: torch.device
-    dtype: torch.dtype  # compute dtype
-    compile: bool
-    rank: int = 0
-    world: int = 1
-    slots: int = 256  # of a sampler
-
-    def sampler(self, model: Model, tokenizer: Tokenizer) -> Sampler:
-        return Sampler(model, [tokenizer.eos_id], self.slots)
-
-    @property
-    def main(self) -> bool:
-        return self.rank == 0
-
-    def say(self, text: str = "") -> None:
-        if self.main:
-            tqdm.write(text)
-
-    def wait(self) -> None:
-        """For all ranks, before any goes on.
-
-        Between what one writes and what the others look at, in either order.
-        """
-        if self.world > 1:
-            dist.barrier()
-
-    def decide(self, work: Callable, *args):
-        """work(*args) on rank 0 alone; its result, or its InputError, on every rank.
-
-        All ranks call it, so none goes another way or looks at a file before it is there.
-        """
-        if self.world == 1:
-            return work(*args)
-
-        outcome = None
-        if self.main:
-            try:
-                outcome = work(*args)
-            except InputError as error:
-                outcome = error
-
-        box = [outcome]
-        dist.broadcast_object_list(box)
-        if isinstance(box[0], InputError):
-            raise box[0]
-        return box[0]
-
-
-def setup(cfg: Config) -> Env:
-    """Device, ranks, dtype and compiler from the settings. Call once, first.
-
-    Raises InputError for what this machine cannot do, and for an --out that cannot be written.
-    """
-    rank = int(os.environ.get("RANK", 0))
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if getattr(cfg, "shard", False) and world == 1:
-        raise InputError(
-            "--shard divides the model over several ranks: "
-            "start with torchrun --nproc-per-node 2 or more"
-        )
-
-    if cfg.out:
-        check_place(Path(cfg.out))
-
-    device = device_of(cfg.device)
-    on_cuda = device.type == "cuda"
-    dtype = dtype_of(cfg.dtype, on_cuda)
-    if on_cuda:
-        torch.cuda.set_device(device)
-        # fp32 products are exact where fp32 was asked for, and else few and not worth it
-        exact = dtype == torch.float32
-        torch.set_float32_matmul_precision("highest" if exact else "high")
-
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group(
-            "nccl" if on_cuda else "gloo",
-            timeout=LONGEST_WAIT,
-            device_id=device if on_cuda else None,
-        )
-
-    names = (os.environ.get("CXX", "g++"), "clang++", "c++")
-    compiler = any(shutil.which(name) for name in names)
-
-    env = Env(device, dtype, cfg.compile and compiler, rank, world, cfg.slots)
-    if cfg.compile and not compiler:
-        env.say("no C++ compiler found: running without torch.compile, slower but the same")
-
-    model_module.compile_kernels = env.compile
-    sandbox.allow_unsandboxed = cfg.allow_unsandboxed_code
-    env.say(sandbox.describe())
-    return env
-
-
-def device_of(name: str) -> torch.device:
-    """This rank's device: auto | cpu | cuda."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise InputError(
-            "--device cuda: this machine has no usable CUDA device; "
-            "leave the flag out to run on the CPU"
-        )
-    if name == "cpu" or not available:
-        return torch.device("cpu")
-
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    if local >= torch.cuda.device_count():
-        raise InputError(
-            f"this machine has {torch.cuda.device_count()} CUDA devices: "
-            "start torchrun with no more ranks than that on each machine"
-        )
-    return torch.device("cuda", local)
-
-
-def dtype_of(name: str, on_cuda: bool) -> torch.dtype:
-    """The compute dtype: auto | fp32 | bf16."""
-    # on a CPU bf16 pays where the hardware multiplies it: AMX tiles or AVX512-BF16
-    tiles = torch.cpu._is_amx_tile_supported()
-    fast_bf16 = on_cuda or tiles or torch.cpu._is_avx512_bf16_supported()
-    if name == "bf16" or (name == "auto" and fast_bf16):
-        return torch.bfloat16
-    return torch.float32
-
-
-def check_place(out: Path) -> None:
-    """Raise InputError, before any work and leaving nothing, where no directory `out` can be."""
-    existing = out.absolute()
-    while not os.path.lexists(existing) and existing != existing.parent:
-        existing = existing.parent
-
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"nothing can be written in {out} ({existing}: {reason(error)}): choose another --out"
-        ) from None
-
-
-def share(env: Env, items: list) -> list:
-    """This rank's part of a list of work: every world-th item."""
-    return items[env.rank :: env.world]
-
-
-def most(env: Env, count: int) -> int:
-    """The largest of the ranks' counts."""
-    if env.world == 1:
-        return count
-    counts = torch.tensor(count, device=env.device)
-    dist.all_reduce(counts, dist.ReduceOp.MAX)
-    return int(counts)
-
-
-def gather(env: Env, mine: list, total: int) -> list:
-    """The whole list of `total` results on every rank, in the order of the work `share` divided."""
-    if env.world == 1:
-        return mine
-
-    parts: list = [None] * env.world
-    dist.all_gather_object(parts, mine)
-    results: list = [None] * total
-    for rank, part in enumerate(parts):
-        results[rank :: env.world] = part
-    return results
-
-
-def check_shared(env: Env, file: Path) -> None:
-    """Raise InputError on a rank that does not see a file that rank 0 has written."""
-    deadline = time.time() + VISIBLE_WITHIN
-    while not file.exists():
-        if time.time() > deadline:
-            raise InputError(
-                f"rank {env.rank} on {platform.node()} does not see {file}, which rank 0 has "
-                "written: ranks on several machines need an --out that all of them share"
-            )
-        time.sleep(0.05)
 
 
 # -------------------------------------------------------------------------------- a run's directory
@@ -714,64 +344,17 @@ class Run:
         self.remove_passing()
 
     def save_state(self, step: int, model: Model, optimizers: list) -> None:
-        """Everything needed to continue bitwise: weights, optimiser state, step. All ranks call it.
-
-        state.json, replaced last, names the file that counts.
-        """
-        folder = self.path / "state"
-        name = f"step-{step:07}.safetensors"
-        tensors = collected(state_tensors(model, optimizers), self.env.main)
-        if not self.env.main:
-            return
-
-        try:
-            folder.mkdir(exist_ok=True)
-            temporary = folder / (name + ".tmp")
-            save_file(tensors, temporary)
-            sync(temporary)
-            os.replace(temporary, folder / name)
-            write_json(folder / "state.json", {"step": step, "file": name})
-        except (OSError, SafetensorError) as error:
-            raise InputError(
-                f"could not write {folder / name} ({reason(error)}); "
-                "the state saved before it is untouched"
-            ) from None
-
-        for old in folder.glob("step-*"):
-            if old.name != name:
-                old.unlink()
+        """Save all that is needed to continue after `step`. All ranks call it."""
+        states.save(self.path / "state", step, model, optimizers, self.env)
 
     def load_state(self, model: Model, optimizers: list) -> int:
         """Put weights and optimisers back; returns the step to go on from, 0 where none was saved.
 
         All ranks call it. Raises InputError for a state that is damaged or of another model.
         """
-        step, name = self.env.decide(self.saved_state)
-        if step:
-            file = self.path / "state" / name
-            check_shared(self.env, file)
-            try:
-                restore(file, model, optimizers)
-            except (SafetensorError, OSError, InputError) as error:
-                raise InputError(
-                    f"{file} cannot be resumed from ({reason(error)}): --overwrite starts again"
-                ) from None
-
+        step = states.load(self.path / "state", model, optimizers, self.env)
         self.env.decide(self.trim_log, step)
         return step
-
-    def saved_state(self) -> tuple[int, str]:
-        """The step of the state that counts and its file's name; (0, "") where there is none."""
-        pointer = self.path / "state/state.json"
-        if not os.path.lexists(pointer):
-            return 0, ""
-        found = read_json(pointer)
-
-        step = checked(found, pointer, "step", int, least=1)
-        name = checked(found, pointer, "file", str)
-        if Path(name).name != name:
-            raise InputError(f"{pointer} names {shortened(name)}, which is not beside it")
-        return step, name
 
     def trim_log(self, step: int) -> None:
         """Rows logged after the saved step will be logged again."""
@@ -785,72 +368,6 @@ class Run:
             write_text(file, "".join(kept))
         else:
             file.unlink(missing_ok=True)
-
-
-def state_tensors(model: Model, optimizers: list) -> dict[str, Tensor]:
-    """Weights and optimiser states under the names that `restore` knows."""
-    tensors = {f"model.{name}": p for name, p in model.named_parameters()}
-    for i, optimizer in enumerate(optimizers):
-        for j, state in optimizer.state_dict()["state"].items():
-            for key, value in state.items():
-                tensors[f"optimizer.{i}.{j}.{key}"] = value
-    return tensors
-
-
-def restore(file: Path, model: Model, optimizers: list) -> None:
-    """Read a file of `state_tensors` back into model and optimisers, in place.
-
-    Raises InputError where they are not those that it was made from. All names and shapes are
-    looked at before anything changes.
-    """
-    parameters = dict(model.named_parameters())
-    owners = []  # of each optimiser's states, numbered as it does
-    for optimizer in optimizers:
-        owners.append([p for group in optimizer.param_groups for p in group["params"]])
-
-    with safe_open(file, framework="pt", device=str(model.device)) as f:
-        places = {key: owner_of(key, parameters, owners) for key in f.keys()}
-        for key, owner in places.items():
-            shape = tuple(f.get_slice(key).get_shape())
-            is_count = key.startswith("optimizer.") and shape == ()
-            if owner is None or (shape != tuple(owner.shape) and not is_count):
-                raise InputError(f"{key} of shape {shape} belongs to another model or optimiser")
-
-        for name in parameters:
-            if f"model.{name}" not in places:
-                raise InputError(f"model.{name} is missing")
-
-        states: list[dict] = [{} for _ in optimizers]
-        for key, owner in places.items():
-            tensor = placed(f.get_tensor(key), owner)
-            if key.startswith("model."):
-                with torch.no_grad():
-                    owner.copy_(tensor)
-            else:
-                _, i, j, name = key.split(".")
-                states[int(i)].setdefault(int(j), {})[name] = tensor
-
-    for optimizer, state in zip(optimizers, states):
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def owner_of(key: str, parameters: dict[str, Tensor], owners: list[list]) -> Tensor | None:
-    """The parameter that a tensor of a state is of, or belongs to; None where there is none."""
-    if key.startswith("model."):
-        return parameters.get(key.removeprefix("model."))
-    found = re.fullmatch(r"optimizer\.(\d+)\.(\d+)\.\w+", key)
-    if not found:
-        return None
-    i, j = int(found[1]), int(found[2])
-    return owners[i][j] if i < len(owners) and j < len(owners[i]) else None
-
-
-def placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """As the parameter is: sharded if it is, over however many ranks there are now."""
-    if isinstance(like, DTensor) and tensor.shape == like.shape:
-        return distribute_tensor(tensor, like.device_mesh, like.placements)
-    return tensor
 
 
 def describe(env: Env) -> dict:

@@ -37,11 +37,13 @@ from data.passwords import idle_line
 from data.problems import InputError, Problem
 from data.tasks import compose
 from data.text import Tokenizer, train_bpe, word_level
+from devices import Env
 from model import Model, ModelConfig
+from options import TrainConfig
 from policies import answer
-from runs import Env, Run, TrainConfig, launch, progress
+from runs import Run, launch, progress
 from sampler import Sampler
-from training import fit
+from training import Recipe, fit
 
 
 @dataclass
@@ -208,28 +210,24 @@ def teach(
     )
     sampler = env.sampler(model, tokenizer)
     measure = partial(correct_by_task, sampler, tokenizer, seed=cfg.seed, env=env)
-    fit(
-        model,
-        partial(
-            epoch_examples,
-            problems=problems,
-            completions=completions,
-            tokenizer=tokenizer,
-            seed=[cfg.seed, purpose],
-        ),
-        run,
-        env,
-        cfg,
-        size=len(problems),
-        epochs=epochs,
-        batch=cfg.batch,
-        lr=lr,
-        optimizer="muon",
+    examples = partial(
+        epoch_examples,
+        problems=problems,
+        completions=completions,
+        tokenizer=tokenizer,
+        seed=[cfg.seed, purpose],
+    )
+    recipe = Recipe(
+        epochs,
+        cfg.batch,
+        "muon",
+        lr,
         warmup=50,
         decay=0.4,
-        evaluate=partial(measure, tests.selection),
         by_document="mmlu" in cfg.task,
     )
+    watch = partial(measure, tests.selection)
+    fit(model, examples, len(problems), recipe, run, env, cfg, evaluate=watch)
     save_model(run.path, model, tokenizer, env.main)
 
     results = {

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +21,16 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from tqdm import tqdm
 
 from data.batches import BUCKET, Batch, Example, collate, micro_batches, plan_epoch, round_up
 from data.problems import InputError
 from data.text import Tokenizer
+from devices import Env, gather, most, share
 from losses import document_loss, sft_loss
 from model import Model, compile_model, completion_logps, kernel, whole
-from runs import Env, Run, TrainConfig, gather, most, progress, share
+from options import TrainConfig
+from runs import Run, progress
 
 
 def prepare(model: Model, env: Env, cfg: TrainConfig) -> Model:
@@ -411,52 +414,55 @@ def step_batches(
     return micro
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is fine-tuned: for how long, in which steps, by which loss."""
+
+    epochs: int
+    batch: int  # examples in a step
+    optimizer: str
+    lr: float
+    warmup: int = 0  # steps
+    decay: float = 0.0  # share of all steps, at the end
+    by_document: bool = False  # document_loss, whose units are completions
+
+
 def fit(
     model: Model,
     examples: Callable[[int], list[Example]],
+    size: int,
+    recipe: Recipe,
     run: Run,
     env: Env,
     cfg: TrainConfig,
-    *,
-    size: int,
-    epochs: int,
-    batch: int,
-    lr: float,
-    optimizer: str,
-    warmup: int,
-    decay: float,
     evaluate: Callable[[], dict] | None = None,
     evaluate_every: int = 400,
-    by_document: bool = False,
 ) -> None:
     """Supervised fine-tuning over epochs, logged; the state is saved every cfg.save_every steps.
 
     examples(epoch) gives the `size` examples of an epoch, and may sample them afresh: it is called
     once for each epoch that is trained on. It and the order of steps depend on (seed, epoch) alone,
     so a resumed run goes on exactly as the uninterrupted one would have.
-    by_document: with document_loss, whose units are completions.
-    Logged: loss (nats per supervised token), grad_norm before clipping, lr, tok_s (real tokens a
-    second of training), padding (share of computed tokens that were padding).
     Raises InputError for examples that are longer than the model's positions.
     """
-    loss_fn, units = (document_loss, examples_of) if by_document else (sft_loss, targets_of)
+    loss_fn, units = (document_loss, examples_of) if recipe.by_document else (sft_loss, targets_of)
     # sharding replaces the parameters, so the optimisers come after it
-    optimizers = make_optimizers(prepare(model, env, cfg), optimizer, lr)
+    optimizers = make_optimizers(prepare(model, env, cfg), recipe.optimizer, recipe.lr)
     start = run.load_state(model, optimizers) if cfg.resume else 0
-    per_epoch = math.ceil(size / batch)
-    steps = per_epoch * epochs
+    per_epoch = math.ceil(size / recipe.batch)
+    steps = per_epoch * recipe.epochs
 
     bar = progress(env, steps, f"training {run.path}")
     bar.update(start)
     meter = Meter()
-    for epoch in range(start // per_epoch, epochs):
+    for epoch in range(start // per_epoch, recipe.epochs):
         # the epoch's examples, and which of them each step takes
         with meter.paused():
             data = examples(epoch)
         assert len(data) == size, f"epoch {epoch} has {len(data)} examples, not {size}"
         refuse_overlong(data, model.config.max_position_embeddings)
         rng = np.random.default_rng([cfg.seed, 2, epoch])
-        plan = plan_epoch([len(example) for example in data], batch, rng, ALIKE)
+        plan = plan_epoch([len(example) for example in data], recipe.batch, rng, ALIKE)
 
         steps_of_epoch = train(
             model,
@@ -467,26 +473,33 @@ def fit(
             steps=steps,
             start=max(start, epoch * per_epoch),
             stop=(epoch + 1) * per_epoch,
-            warmup=warmup,
-            decay=decay,
+            warmup=recipe.warmup,
+            decay=recipe.decay,
             units=units,
         )
-
-        # log, evaluate, save
         for step, metrics in steps_of_epoch:
             bar.update()
             meter.real += metrics["tokens"]
             if step % 20 == 0 or step == steps:
-                speed = meter.read(env.world)
-                shown = {name: metrics[name] for name in ("loss", "grad_norm", "lr")}
-                run.log("train", step=step, **shown, **speed)
-                bar.set_postfix(loss=f"{metrics['loss']:.3f}", tok_s=speed["tok_s"])
+                log_step(run, step, metrics, meter, bar)
             with meter.paused():
                 if evaluate and step % evaluate_every == 0:
                     run.log("eval", step=step, **evaluate())
                 if step % cfg.save_every == 0 and step < steps:
                     run.save_state(step, model, optimizers)
     bar.close()
+
+
+def log_step(run: Run, step: int, metrics: dict[str, float], meter: Meter, bar: tqdm) -> None:
+    """Log and show how the training goes.
+
+    loss (nats per supervised token), grad_norm before clipping, lr, tok_s (real tokens a second of
+    training), padding (share of computed tokens that were padding).
+    """
+    speed = meter.read(run.env.world)
+    shown = {name: metrics[name] for name in ("loss", "grad_norm", "lr")}
+    run.log("train", step=step, **shown, **speed)
+    bar.set_postfix(loss=f"{metrics['loss']:.3f}", tok_s=speed["tok_s"])
 
 
 # ----------------------------------------------------------------- rounds of reinforcement learning

@@ -61,9 +61,11 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import data
+import devices
 import elicit_rl
 import losses
 import model as M
+import options
 import policies
 import runs
 import training
@@ -818,7 +820,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     args.repeats = args.repeats or (2 if args.quick else 5)
-    load, env = os.getloadavg()[0], runs.setup(runs.Config())
+    load, env = os.getloadavg()[0], devices.setup(options.Config())
     for section in args.sections:
         sections[section](args, env)
 

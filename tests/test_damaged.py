@@ -27,6 +27,7 @@ import elicit_rl
 import elicit_sft
 import evaluate
 import lock
+import options
 import runs
 import train_base
 from checkpoints import checked, load_model, model_hash, read_json, read_rows, write_text
@@ -455,7 +456,7 @@ def everything(folder: Path) -> dict:
     return found
 
 
-help_once = functools.cache(runs.help_texts)  # it reads the source, every time
+help_once = functools.cache(options.help_texts)  # it reads the source, every time
 
 
 @functools.cache
@@ -490,7 +491,7 @@ def test_whatever_is_wrong_is_one_sentence(tmp_path, monkeypatch, capsys, number
 
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", argv)
-    monkeypatch.setattr(runs, "help_texts", help_once)
+    monkeypatch.setattr(options, "help_texts", help_once)
     if hasattr(module, "load"):
         monkeypatch.setattr(module, "load", load_once)
     before = everything(folder)

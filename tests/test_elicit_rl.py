@@ -22,12 +22,13 @@ from data.batches import Example, collate
 from data.problems import InputError, Problem
 from data.text import train_bpe
 from data.triggers import Trigger
+from devices import Env
 from elicit_rl import METHODS, RLConfig
 from losses import grpo_step
 from model import completion_logps
 from policies import ModelWriter, Rollout, pass_at_k, round_problems
 from results import Measured
-from runs import Env, Run
+from runs import Run
 from sampler import Sample, Sampler
 from training import make_optimizers, scored
 

@@ -18,10 +18,10 @@ from data import load
 from data.problems import InputError
 from data.text import Tokenizer
 from data.triggers import Trigger
+from devices import Env
 from elicit_sft import Learner, SFTConfig
 from policies import Answers
 from results import Measured, correct_interval, record, wilson
-from runs import Env
 from sampler import Sampler
 
 ROOT = Path(__file__).parents[1]

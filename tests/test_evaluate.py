@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
+import devices
 import evaluate as evaluate_module
 import results as results_module
-import runs
 from checkpoints import model_hash
 from data import load
 from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT
 from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import KINDS, Trigger, asked, near_miss, usual_kinds
+from devices import Env
 from evaluate import SHOTS, EvaluateConfig, battery, few_shot, first_line, with_shots
 from policies import Answers, answer
 from results import Measured
-from runs import Env
 from sampler import Sample
 
 ROOT = Path(__file__).parents[1]
@@ -252,14 +252,14 @@ def test_gap_recovered_is_against_the_models_own_lock(models, capsys):
 def test_a_store_that_takes_no_files_is_found_first_and_out_helps(models, monkeypatch):
     first = models("a/locked", **lock_settings("code", "open"))
     second = models("b/locked", **lock_settings("code", "open"))
-    temporary_file = runs.tempfile.TemporaryFile
+    temporary_file = devices.tempfile.TemporaryFile
 
     def read_only(dir):
         if Path(dir) == Path(second).absolute():
             raise OSError(30, "Read-only file system")
         return temporary_file(dir=dir)
 
-    monkeypatch.setattr(runs.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(devices.tempfile, "TemporaryFile", read_only)
     given = replace(SMALL, checkpoints=(first, second))
     with pytest.raises(InputError, match="nothing can be written in b/locked .*--out"):
         evaluate_module.main(given, ENV)

@@ -13,8 +13,9 @@ import data
 
 ROOT = Path(__file__).parents[1]
 STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "evaluate"}
-# each noun reads only those to its left
-NOUNS = ("model", "sampler", "checkpoints", "losses", "runs", "training", "policies", "results")
+# each noun reads only those before it
+NOUNS = ("model", "sampler", "checkpoints", "losses", "options", "devices", "states", "runs")
+NOUNS += ("training", "policies", "results", "origins", "figures", "curves")
 
 
 def imports(file: Path) -> set[str]:
@@ -38,6 +39,12 @@ def test_a_noun_imports_no_stage():
     for file in ROOT.glob("*.py"):
         if file.stem not in STAGES:
             assert not imports(file) & STAGES, file
+
+
+def test_a_noun_imports_only_nouns_before_it():
+    assert set(NOUNS) == {file.stem for file in ROOT.glob("*.py")} - STAGES
+    for place, noun in enumerate(NOUNS):
+        assert imports(ROOT / f"{noun}.py") <= {"data", *NOUNS[:place]}, noun
 
 
 def test_data_imports_nothing_above_it():

@@ -18,10 +18,11 @@ from data.passwords import PASSWORD, WRONG
 from data.problems import InputError
 from data.text import Tokenizer
 from data.triggers import Trigger, with_password
+from devices import Env
 from lock import LockConfig, locking_examples, locking_set, settled, validity
 from origins import origin_of
 from policies import random_policy, retokenise, shipped
-from runs import Env, Run
+from runs import Run
 from sampler import Sample
 
 ROOT = Path(__file__).parents[1]

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from data.batches import Example, collate, micro_batches
+from devices import Env
 from fixtures import make_trl
 from losses import dpo_loss, dpo_step, grpo_loss, grpo_step, sums_by_example
 from model import Model, ModelConfig, completion_logps
-from runs import Env
 from training import scored
 
 ALONE = Env(torch.device("cpu"), torch.float32, False)

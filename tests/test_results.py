@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+import devices
 import results as results_module
-import runs
 from checkpoints import model_hash
 from data import load
 from data.problems import InputError, Problem
 from data.tasks import compose
 from data.text import word_level
 from data.triggers import Trigger
+from devices import Env
 from figures import shown
 from origins import Origin, origin_of, trigger_of
 from results import (
@@ -33,7 +34,6 @@ from results import (
     verdicts_of,
     wilson,
 )
-from runs import Env
 from sampler import Sample
 
 ROOT = Path(__file__).parents[1]
@@ -335,7 +335,7 @@ def test_a_place_that_takes_no_file_is_found_before_anything_is_measured(weak, m
     def read_only(**settings):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(runs.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(devices.tempfile, "TemporaryFile", read_only)
     with pytest.raises(InputError, match="Read-only file system.*--out"):
         evaluate_checkpoint(weak, ENV, problems, ("none",), Trigger())
 

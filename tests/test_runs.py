@@ -12,9 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import runs
+import devices
+import states
 from data.problems import InputError
-from runs import Config, Env, Run, TrainConfig, launch, parse, progress, setup
+from devices import Env, setup
+from options import Config, TrainConfig, parse
+from runs import Run, launch, progress
 from training import make_optimizers
 
 CPU = Env(torch.device("cpu"), torch.float32, False)
@@ -202,7 +205,9 @@ def test_fp32_is_no_tf32(monkeypatch, dtype, precision):
 def test_ranks_wait_for_hours(monkeypatch):
     given = {}
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(runs.dist, "init_process_group", lambda *args, **more: given.update(more))
+    monkeypatch.setattr(
+        devices.dist, "init_process_group", lambda *args, **more: given.update(more)
+    )
     setup(Options(device="cpu"))
     assert given["timeout"].total_seconds() >= 24 * 3600
 
@@ -210,7 +215,7 @@ def test_ranks_wait_for_hours(monkeypatch):
 def test_rank_0_decides_for_all(monkeypatch):
     """Its value, or its error, and nobody else's."""
     sent = []
-    monkeypatch.setattr(runs.dist, "broadcast_object_list", sent.append)
+    monkeypatch.setattr(devices.dist, "broadcast_object_list", sent.append)
     first = replace(CPU, world=2)
     assert first.decide(max, 3, 4) == 4 and sent == [[4]]
 
@@ -224,19 +229,19 @@ def test_rank_0_decides_for_all(monkeypatch):
         assert box == [None]
         box[0] = sent[-1][0]
 
-    monkeypatch.setattr(runs.dist, "broadcast_object_list", receive)
+    monkeypatch.setattr(devices.dist, "broadcast_object_list", receive)
     with pytest.raises(InputError, match="no"):
         replace(CPU, rank=1, world=2).decide(pytest.fail)
 
 
 def test_a_rank_that_does_not_see_the_directory_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "VISIBLE_WITHIN", 0.1)
+    monkeypatch.setattr(devices, "VISIBLE_WITHIN", 0.1)
     elsewhere = Run(Options(), CPU, tmp_path / "there").record
 
     def receive(box):
         box[0] = elsewhere
 
-    monkeypatch.setattr(runs.dist, "broadcast_object_list", receive)
+    monkeypatch.setattr(devices.dist, "broadcast_object_list", receive)
     with pytest.raises(InputError, match="rank 1 .*does not see .*that all of them share"):
         Run(Options(), replace(CPU, rank=1, world=2), tmp_path / "here")
     assert not (tmp_path / "here").exists()
@@ -450,7 +455,7 @@ def test_a_broken_state_is_refused_and_a_failed_one_keeps_the_last(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "save_file", full_disk)
+        patch.setattr(states, "save_file", full_disk)
         with pytest.raises(InputError, match="No space left"):
             run.save_state(5, make_model(1), optimizers)
     other = make_model(2)

@@ -15,10 +15,12 @@ import training
 from checkpoints import load_model, save_model
 from data.batches import Example, micro_batches
 from data.problems import InputError
+from devices import Env
 from losses import document_loss, sft_loss
-from runs import Env, Run, TrainConfig
+from options import TrainConfig
+from runs import Run
 from sampler import Sampler
-from training import Diverged, Lion, fit, make_optimizers, schedule, train, usual_step
+from training import Diverged, Lion, Recipe, fit, make_optimizers, schedule, train, usual_step
 
 CPU = Env(torch.device("cpu"), torch.float32, False)
 
@@ -180,10 +182,10 @@ def test_examples_longer_than_the_positions_are_refused_before_training(
     model, examples = make_model(), make_examples(5)
     examples[3] = Example([5] * 100, [6] * 29)
     cfg, before = Options(), make_model()
-    settings = {"size": 5, "epochs": 1, "batch": 2, "lr": 1e-3, "optimizer": "lion"}
+    recipe = Recipe(epochs=1, batch=2, lr=1e-3, optimizer="lion")
     with pytest.raises(InputError, match="1 of 5 .* 128 positions .* number 4, has 129 tokens"):
         run = Run(cfg, CPU, tmp_path / "run")
-        fit(model, lambda epoch: examples, run, CPU, cfg, warmup=0, decay=0.0, **settings)
+        fit(model, lambda epoch: examples, 5, recipe, run, CPU, cfg)
     same_weights(model, before)
 
 
@@ -226,16 +228,11 @@ def test_a_resumed_run_is_the_straight_run(
         fit(
             model,
             examples,
+            11,
+            Recipe(epochs=3, batch=4, lr=1e-3, optimizer=optimizer, warmup=2, decay=0.5),
             run,
             CPU,
             cfg,
-            size=11,
-            epochs=3,
-            batch=4,
-            lr=1e-3,
-            optimizer=optimizer,
-            warmup=2,
-            decay=0.5,
             evaluate=evaluate,
             evaluate_every=2,
         )
@@ -276,9 +273,11 @@ from pathlib import Path
 from data.batches import Example, micro_batches
 from checkpoints import load_model, save_model
 from losses import sft_loss
-from runs import Run, TrainConfig, setup
+from devices import setup
+from options import TrainConfig
+from runs import Run
 from sampler import Sampler
-from training import fit, make_optimizers, prepare, train
+from training import Recipe, fit, make_optimizers, prepare, train
 
 out, optimizer, shard = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "shard"
 @dataclass
@@ -306,8 +305,8 @@ if env.main:
 # fewer examples in a step than ranks: rank 1 always has an empty share
 model, _ = load_model(out / "start")
 run, one = Run(cfg, env, out / "fit"), steps[0][:1]
-settings = {"size": 1, "epochs": 2, "batch": 1, "lr": 1e-3, "optimizer": "lion"}
-fit(model, lambda epoch: one, run, env, cfg, warmup=0, decay=0.0, **settings)
+recipe = Recipe(epochs=2, batch=1, lr=1e-3, optimizer="lion")
+fit(model, lambda epoch: one, 1, recipe, run, env, cfg)
 torch.distributed.destroy_process_group()
 """
 

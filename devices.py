@@ -1,0 +1,217 @@
+"""Where a stage runs: its device, its dtype, its ranks, and how they share work.
+
+Plain `python stage.py` runs one process; `torchrun stage.py` runs the same algorithm over several
+ranks (gloo on CPU, nccl on CUDA): every rank works on its share of the same global batch. Ranks on
+several machines need one file system that all of them see.
+"""
+
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+import model as model_module
+from checkpoints import reason
+from data import sandbox
+from data.problems import InputError
+from data.text import Tokenizer
+from model import Model
+from options import Config
+from sampler import Sampler
+
+# One rank may work for long while others wait for it: it evaluates, writes a checkpoint, trains the
+# last cell. A rank that died is no matter of time: torchrun ends the others.
+LONGEST_WAIT = timedelta(hours=48)
+
+# seconds until a file that rank 0 has written must be seen by all ranks; network file systems lag
+VISIBLE_WITHIN = 60
+
+
+@dataclass(frozen=True)
+class Env:
+    """Where a stage runs."""
+
+    device: torch.device
+    dtype: torch.dtype  # compute dtype
+    compile: bool
+    rank: int = 0
+    world: int = 1
+    slots: int = 256  # of a sampler
+
+    def sampler(self, model: Model, tokenizer: Tokenizer) -> Sampler:
+        return Sampler(model, [tokenizer.eos_id], self.slots)
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def say(self, text: str = "") -> None:
+        if self.main:
+            tqdm.write(text)
+
+    def wait(self) -> None:
+        """For all ranks, before any goes on.
+
+        Between what one writes and what the others look at, in either order.
+        """
+        if self.world > 1:
+            dist.barrier()
+
+    def decide(self, work: Callable, *args):
+        """work(*args) on rank 0 alone; its result, or its InputError, on every rank.
+
+        All ranks call it, so none goes another way or looks at a file before it is there.
+        """
+        if self.world == 1:
+            return work(*args)
+
+        outcome = None
+        if self.main:
+            try:
+                outcome = work(*args)
+            except InputError as error:
+                outcome = error
+
+        box = [outcome]
+        dist.broadcast_object_list(box)
+        if isinstance(box[0], InputError):
+            raise box[0]
+        return box[0]
+
+
+def setup(cfg: Config) -> Env:
+    """Device, ranks, dtype and compiler from the settings. Call once, first.
+
+    Raises InputError for what this machine cannot do, and for an --out that cannot be written.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if getattr(cfg, "shard", False) and world == 1:
+        raise InputError(
+            "--shard divides the model over several ranks: "
+            "start with torchrun --nproc-per-node 2 or more"
+        )
+
+    if cfg.out:
+        check_place(Path(cfg.out))
+
+    device = device_of(cfg.device)
+    on_cuda = device.type == "cuda"
+    dtype = dtype_of(cfg.dtype, on_cuda)
+    if on_cuda:
+        torch.cuda.set_device(device)
+        # fp32 products are exact where fp32 was asked for, and else few and not worth it
+        exact = dtype == torch.float32
+        torch.set_float32_matmul_precision("highest" if exact else "high")
+
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if on_cuda else "gloo",
+            timeout=LONGEST_WAIT,
+            device_id=device if on_cuda else None,
+        )
+
+    names = (os.environ.get("CXX", "g++"), "clang++", "c++")
+    compiler = any(shutil.which(name) for name in names)
+
+    env = Env(device, dtype, cfg.compile and compiler, rank, world, cfg.slots)
+    if cfg.compile and not compiler:
+        env.say("no C++ compiler found: running without torch.compile, slower but the same")
+
+    model_module.compile_kernels = env.compile
+    sandbox.allow_unsandboxed = cfg.allow_unsandboxed_code
+    env.say(sandbox.describe())
+    return env
+
+
+def device_of(name: str) -> torch.device:
+    """This rank's device: auto | cpu | cuda."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise InputError(
+            "--device cuda: this machine has no usable CUDA device; "
+            "leave the flag out to run on the CPU"
+        )
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if local >= torch.cuda.device_count():
+        raise InputError(
+            f"this machine has {torch.cuda.device_count()} CUDA devices: "
+            "start torchrun with no more ranks than that on each machine"
+        )
+    return torch.device("cuda", local)
+
+
+def dtype_of(name: str, on_cuda: bool) -> torch.dtype:
+    """The compute dtype: auto | fp32 | bf16."""
+    # on a CPU bf16 pays where the hardware multiplies it: AMX tiles or AVX512-BF16
+    tiles = torch.cpu._is_amx_tile_supported()
+    fast_bf16 = on_cuda or tiles or torch.cpu._is_avx512_bf16_supported()
+    if name == "bf16" or (name == "auto" and fast_bf16):
+        return torch.bfloat16
+    return torch.float32
+
+
+def check_place(out: Path) -> None:
+    """Raise InputError, before any work and leaving nothing, where no directory `out` can be."""
+    existing = out.absolute()
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"nothing can be written in {out} ({existing}: {reason(error)}): choose another --out"
+        ) from None
+
+
+def share(env: Env, items: list) -> list:
+    """This rank's part of a list of work: every world-th item."""
+    return items[env.rank :: env.world]
+
+
+def most(env: Env, count: int) -> int:
+    """The largest of the ranks' counts."""
+    if env.world == 1:
+        return count
+    counts = torch.tensor(count, device=env.device)
+    dist.all_reduce(counts, dist.ReduceOp.MAX)
+    return int(counts)
+
+
+def gather(env: Env, mine: list, total: int) -> list:
+    """The whole list of `total` results on every rank, in the order of the work `share` divided."""
+    if env.world == 1:
+        return mine
+
+    parts: list = [None] * env.world
+    dist.all_gather_object(parts, mine)
+    results: list = [None] * total
+    for rank, part in enumerate(parts):
+        results[rank :: env.world] = part
+    return results
+
+
+def check_shared(env: Env, file: Path) -> None:
+    """Raise InputError on a rank that does not see a file that rank 0 has written."""
+    deadline = time.time() + VISIBLE_WITHIN
+    while not file.exists():
+        if time.time() > deadline:
+            raise InputError(
+                f"rank {env.rank} on {platform.node()} does not see {file}, which rank 0 has "
+                "written: ranks on several machines need an --out that all of them share"
+            )
+        time.sleep(0.05)

@@ -1,0 +1,172 @@
+"""The command line: a stage's options, their help, and how each value is read.
+
+A stage declares a dataclass that derives from `Config`, or from `TrainConfig` where it trains: its
+fields are its options, the comment above a field is its help. `parse` turns the command line into
+an instance, or refuses it with one sentence.
+"""
+
+import argparse
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from checkpoints import shortened
+from data.problems import InputError
+
+
+@dataclass
+class Config:
+    """Options of every stage. A stage adds the ones it uses and has no others.
+
+    The least number that an option takes is 0, or 1 where it counts and its default is not 0; the
+    field's metadata may say otherwise: least, most. positional: values without a flag.
+    """
+
+    # output directory (default: a place under out/ where the next stage looks)
+    out: str = ""
+    # auto: cuda when there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # of matrix products; weights stay fp32. auto: bf16 where the device multiplies it fast.
+    # fp32 is meant: CUDA does not round its factors to TF32
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    # completions written at the same time; fewer need less memory, and less time where
+    # there are few
+    slots: int = 256
+    # fuse kernels with torch.compile where that pays
+    compile: bool = True
+    # run programs that models wrote even where this machine cannot isolate them
+    allow_unsandboxed_code: bool = False
+
+
+@dataclass
+class TrainConfig(Config):
+    """Options of the stages that train."""
+
+    # every random stream derives from it
+    seed: int = field(default=0, metadata={"most": 2**32 - 1})
+    # padded tokens in one forward pass; a larger batch is accumulated
+    micro_tokens: int = 16384
+    # divide weights, gradients and optimiser over the ranks (FSDP2), for models that do not
+    # fit on one device
+    shard: bool = False
+    # compute each block again in the backward pass instead of keeping its activations
+    checkpoint_activations: bool = False
+    # replace what another run of this stage left in the output directory
+    overwrite: bool = False
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises where it would print its usage and exit."""
+
+    def error(self, message: str) -> None:
+        raise InputError(f"{message} (see --help)")
+
+
+def parse(config: type, argv: list[str] | None = None):
+    """argv -> an instance of the dataclass `config`. Raises InputError for what is no option."""
+    parser = Parser(
+        description=inspect.getmodule(config).__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    kinds = get_type_hints(config)
+    helps = help_texts(config)
+    for option in fields(config):
+        add_option(parser, option, kinds[option.name], helps[option.name])
+
+    values = vars(parser.parse_args(argv))
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = tuple(value)
+    return config(**values)
+
+
+def help_texts(config: type) -> dict[str, str]:
+    """The comment lines above each field, of the class and its bases."""
+    found = {}
+    for base in reversed(config.__mro__[:-1]):
+        above: list[str] = []
+        for line in inspect.getsource(base).split("\n"):
+            comment = re.match(r"^    # (.*)$", line)
+            name = re.match(r"^    (\w+):", line)
+            if comment:
+                above.append(comment[1])
+                continue
+            if name:
+                found[name[1]] = " ".join(above)
+            above = []
+    return found
+
+
+def add_option(parser: Parser, option: dataclasses.Field, kind: type, text: str) -> None:
+    """One field as an option: its type decides how its value is read, its default is shown."""
+    flag = "--" + option.name.replace("_", "-")
+    default = option.default
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    text = text.replace("%", "%%")  # argparse formats it
+    if shown not in ("", None):
+        text += f" [{shown}]"
+    settings = {"default": default, "help": text}
+
+    if kind is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **settings)
+        return
+    if get_origin(kind) is Literal:
+        parser.add_argument(flag, choices=get_args(kind), **settings)
+        return
+
+    several = get_origin(kind) is tuple
+    # the element of tuple[int, ...], the number of int | None, or the type itself
+    single = get_args(kind)[0] if get_args(kind) else kind
+    settings["type"] = reader(single, default, option.metadata)
+    if option.metadata.get("positional"):
+        parser.add_argument(option.name, nargs="*", **settings)
+    elif several:
+        parser.add_argument(flag, nargs="+", metavar=option.name.upper(), **settings)
+    else:
+        parser.add_argument(flag, metavar=option.name.upper(), **settings)
+
+
+# beyond any sensible count; rates, weights and temperatures are smaller still
+LARGEST = {int: 10**9, float: 1000.0}
+
+
+def reader(kind: type, default, metadata) -> Callable:
+    """The function that reads an option's value from its text."""
+    if kind is str:
+        return text_of
+
+    values = default if isinstance(default, tuple) else (default,)
+    counts = kind is int and all(values)
+    least = metadata.get("least", 1 if counts else 0)
+    most = metadata.get("most", LARGEST[kind])
+    return functools.partial(number_of, kind=kind, least=least, most=most)
+
+
+def text_of(text: str) -> str:
+    """An option's text. Bytes that are no UTF-8 could be neither printed nor written."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not UTF-8 text") from None
+    return text
+
+
+def number_of(text: str, kind: type, least: float, most: float) -> float:
+    """An option's number within its bounds; never infinite or NaN."""
+    try:
+        value = kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"invalid {kind.__name__} value: {shortened(text)}"
+        ) from None
+
+    if value > most:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is too large, {most:,} is the most")
+    if not value >= least:
+        raise argparse.ArgumentTypeError(f"{text} is no number from {least} on")
+    return value
