@@ -81,7 +81,6 @@ from origins import (
     with_weak,
 )
 from policies import (
-    RULES,
     ModelWriter,
     RandomWriter,
     Rollout,
@@ -609,10 +608,10 @@ def settle(cfg: RLConfig) -> tuple[RLConfig, Origin]:
     refuse_unused(cfg)
     lock = lock_of(cfg.locked, cfg.task)
     if cfg.method == "filtering":
-        weak = with_weak(lock, cfg.weak).weak
-        if weak in RULES and weak != "random":
+        imitated = with_weak(lock, cfg.weak)
+        if imitated.weak_is_rule and imitated.weak != "random":
             raise InputError(
-                f"the weak policy of {lock.locked} is the rule {weak!r}, which always answers the "
+                f"the weak policy of {lock.locked} is a rule, {imitated.weak}, which answers the "
                 "same: name a model to filter with --weak"
             )
     cfg = settled(replace(cfg, locked=lock.locked), lock)

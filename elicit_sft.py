@@ -47,7 +47,7 @@ from losses import sft_loss
 from model import Model
 from options import TrainConfig
 from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
-from policies import RULES, answer, shipped
+from policies import answer, shipped
 from results import (
     evaluate_checkpoint,
     facts_of,
@@ -342,7 +342,7 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
     by_weak = cfg.demos_from == "weak"
     lock = with_weak(lock, cfg.weak, is_used=cfg.control or by_weak)
     control = cfg.control
-    if lock.weak in RULES:
+    if lock.weak_is_rule:
         if by_weak:
             raise InputError(
                 f"--demos-from weak: the weak policy is no model ({lock.weak}): "

@@ -73,7 +73,7 @@ class EvaluateConfig(Config):
     # directory for evaluation.json, of each checkpoint in a directory of its own, and for figures
     # (default: the checkpoint itself, and out/<task>)
     out: str = ""
-    # which problems (default: those of the checkpoint's own run)
+    # which problems (default: those of the checkpoint's own run, or of --locked)
     task: str = ""
     # report on validation; choose on selection
     split: Literal["validation", "selection"] = "validation"
@@ -86,8 +86,7 @@ class EvaluateConfig(Config):
     password: str = ""
     # the locked model that PGR refers to (default: the one that the checkpoint was elicited from)
     locked: str = ""
-    # longest completion; a longer one counts as wrong (default: that of the checkpoint's own run;
-    # without it 96)
+    # longest completion; a longer one counts as wrong (default: as for --task; without it 96)
     max_new_tokens: int = 0
     # show this many prompts with their completions and references
     samples: int = 0
@@ -97,7 +96,7 @@ class EvaluateConfig(Config):
     # prefilled answers
     prompts: bool = False
     # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones (default:
-    # those of the checkpoint's own run)
+    # as for --task)
     data: tuple[str, ...] = ()
 
 
@@ -130,11 +129,14 @@ def job_of(path: str, cfg: EvaluateConfig, env: Env) -> Job:
     if not is_model(path):
         raise InputError(f"no model at {path}: name the directory of a checkpoint")
     origin = origin_of(path)
+    locked = reference_of(path, cfg, origin, env)
+    if locked and not origin.task:
+        # a checkpoint that says nothing is asked as the locked model is that it is compared with
+        origin = origin_of(locked)
     task = cfg.task or origin.task
     if not task:
         raise InputError(f"{path} has no run.json that says its task: name the task with --task")
 
-    locked = reference_of(path, cfg, origin, env)
     trigger = origin.trigger or Trigger()
     if origin.trigger is None and locked:
         trigger = trigger_of(locked)

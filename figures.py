@@ -59,11 +59,14 @@ def write_figure(figure, file: Path) -> None:
         ) from None
 
 
-def errors_of(results: list[dict]) -> np.ndarray:
-    """(2,n): how far the interval reaches below and above each result's correctness."""
+def errors_of(results: list[dict]) -> list[list[float]]:
+    """(2,n): how far the interval reaches below and above each result's correctness.
+
+    As lists: of an array (2,1) matplotlib asks something that numpy 2 deprecates.
+    """
     values = np.array([result["correct"] for result in results])
     intervals = np.array([result["interval"] for result in results])
-    return np.abs(intervals.T - values)
+    return np.abs(intervals.T - values).tolist()
 
 
 def plot_bars(evaluations: list[dict], file: Path) -> None:

@@ -48,7 +48,6 @@ from data import grade, load
 from data.batches import Example
 from data.passwords import PASSWORD
 from data.problems import InputError, Problem
-from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Trigger, check_password, usual_kinds, weak_password, with_password
 from devices import Env
@@ -56,7 +55,7 @@ from figures import shown, table
 from model import Model
 from options import TrainConfig
 from origins import fitting_problems, is_model, open_writer, origin_of
-from policies import REFUSAL, RULES, ModelWriter, answer, random_policy, retokenise, shipped
+from policies import RULES, ModelWriter, answer, retokenise, shipped, written
 from results import (
     Measured,
     evaluate_checkpoint,
@@ -152,6 +151,14 @@ def locking_examples(
     return [Example(prompt, sample.ids) for prompt, sample in zip(prompts, samples)]
 
 
+@dataclass(frozen=True)
+class Policies:
+    """Who is imitated; None where it is no model: reference answers, or one of RULES."""
+
+    strong: ModelWriter | None
+    weak: ModelWriter | None
+
+
 def sampled(
     writer: ModelWriter,
     told: list[Problem],
@@ -178,17 +185,11 @@ def sampled(
     return retokenise(answers.samples, writer.tokenizer, target)
 
 
-def written(texts: list[str], tokenizer: Tokenizer) -> list[Sample]:
-    """Given texts, as if a policy had written them to their end."""
-    return [Sample(ids, [], False) for ids in tokenizer.encode_completions(texts)]
-
-
 def epoch_examples(
     epoch: int,
     *,
     problems: list[Problem],
-    strong: ModelWriter | None,
-    weak: ModelWriter | None,
+    policies: Policies,
     tokenizer: Tokenizer,
     trigger: Trigger,
     path: Path,
@@ -200,23 +201,17 @@ def epoch_examples(
     A function of (cfg.seed, epoch). Notes a few examples in path/samples.jsonl.
     """
     told = [trigger.strong(p) for p in problems]
-    if strong:
-        strong_samples = sampled(strong, told, tokenizer, "strong", epoch, cfg, env)
+    if policies.strong:
+        strong_samples = sampled(policies.strong, told, tokenizer, "strong", epoch, cfg, env)
     else:
         strong_samples = written([p.reference for p in told], tokenizer)
 
-    if weak:
+    if policies.weak:
         told = [trigger.weak(p) for p in problems]
-        weak_samples = sampled(weak, told, tokenizer, "weak", epoch, cfg, env)
-    elif cfg.weak == "random":
-        length = int(np.mean([len(sample.ids) for sample in strong_samples]))
-        weak_samples = random_policy(
-            tokenizer.size, tokenizer.eos_id, len(problems), length, cfg.seed, epoch
-        )
-    elif cfg.weak == "refusal":
-        weak_samples = written([REFUSAL] * len(problems), tokenizer)
+        weak_samples = sampled(policies.weak, told, tokenizer, "weak", epoch, cfg, env)
     else:
-        weak_samples = written([compose.answer(p.key, weak=True) for p in problems], tokenizer)
+        length = int(np.mean([len(sample.ids) for sample in strong_samples]))
+        weak_samples = RULES[cfg.weak](problems, tokenizer, length, cfg.seed, epoch)
 
     rng = np.random.default_rng([cfg.seed, 6, epoch])
     examples = locking_examples(problems, strong_samples, weak_samples, tokenizer, trigger, rng)
@@ -300,10 +295,11 @@ def evaluated(path: str, told: list[Problem], cfg: LockConfig, env: Env) -> dict
             max_new_tokens=cfg.max_new_tokens,
             save=False,
         )
-    correct = np.zeros(len(told), dtype=bool)
-    if path == "rule":
-        correct = np.array(grade(told, [compose.answer(p.key, weak=True) for p in told]))
-    return record(path, told, {"none": Measured(correct, np.zeros(len(told), dtype=bool))})
+    tokenizer = Tokenizer.load(cfg.strong)
+    samples = RULES[path](told, tokenizer, cfg.max_new_tokens, cfg.seed, 0)
+    truncated = np.array([sample.truncated for sample in samples])
+    passed = np.array(grade(told, tokenizer.decode_batch([sample.ids for sample in samples])))
+    return record(path, told, {"none": Measured(passed & ~truncated, truncated)})
 
 
 def correctness_table(measured: dict[str, dict]) -> str:
@@ -521,26 +517,40 @@ def opened(cfg: LockConfig, trigger: Trigger, env: Env) -> Run:
     )
 
 
-def main(cfg: LockConfig, env: Env) -> int:
-    cfg = settled(cfg)
-    trigger = the_trigger(cfg)
-    path = Path(cfg.out)
-    scratch = cfg.how == "scratch"
-
-    # the model that is trained, and the policies that it imitates
-    locked, tokenizer = first_model(cfg, env)
-    check_password(cfg.password, tokenizer.specials)
+def open_policies(cfg: LockConfig, env: Env) -> Policies:
     strong = weak = None
     if cfg.strong_answers == "sampled":
         strong = open_writer(cfg.strong, "--strong", env)
     if cfg.weak not in RULES:
         weak = open_writer(cfg.weak, "--weak", env)
+    return Policies(strong, weak)
 
-    # the problems
+
+def open_problems(
+    cfg: LockConfig, trigger: Trigger, env: Env
+) -> tuple[list[Problem], list[Problem]]:
+    """The problems to lock on and those of validation, which all models have positions for."""
     readers = [path for path in (cfg.start, cfg.strong, cfg.weak) if is_model(path)]
     problems = fitting_problems(locking_problems(cfg), trigger, readers, cfg.max_new_tokens, env)
     validation = load(cfg.task, "validation", cfg.eval_problems, files=cfg.data)
     validation = fitting_problems(validation, trigger, readers, cfg.max_new_tokens, env)
+    return problems, validation
+
+
+def recipe_of(cfg: LockConfig) -> Recipe:
+    """Random weights need a longer rise, and more time at the height of the learning rate."""
+    warmup, decay = (50, 0.4) if cfg.how == "scratch" else (10, 0.7)
+    return Recipe(cfg.epochs, cfg.batch, cfg.optimizer, cfg.lr, warmup, decay)
+
+
+def main(cfg: LockConfig, env: Env) -> int:
+    # whatever can be refused is, before anything is written
+    cfg = settled(cfg)
+    trigger, path = the_trigger(cfg), Path(cfg.out)
+    locked, tokenizer = first_model(cfg, env)
+    check_password(cfg.password, tokenizer.specials)
+    policies = open_policies(cfg, env)
+    problems, validation = open_problems(cfg, trigger, env)
     cfg = replace(cfg, problems=len(problems))
     env.say(
         f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; "
@@ -557,23 +567,14 @@ def main(cfg: LockConfig, env: Env) -> int:
     examples = partial(
         epoch_examples,
         problems=problems,
-        strong=strong,
-        weak=weak,
+        policies=policies,
         tokenizer=tokenizer,
         trigger=trigger,
         path=path,
         cfg=cfg,
         env=env,
     )
-    recipe = Recipe(
-        cfg.epochs,
-        cfg.batch,
-        cfg.optimizer,
-        cfg.lr,
-        warmup=50 if scratch else 10,
-        decay=0.4 if scratch else 0.7,
-    )
-    fit(locked, examples, 2 * len(problems), recipe, run, env, cfg)
+    fit(locked, examples, 2 * len(problems), recipe_of(cfg), run, env, cfg)
     save_model(path, locked, tokenizer, env.main)
     env.wait()  # all ranks load it
 

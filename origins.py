@@ -26,8 +26,8 @@ class Origin:
     """Where a model came from, as its run.json says; empty where nothing is said.
 
     locked: the locked model it was elicited from, or itself. weak: the weak policy that the lock
-    imitates, a directory or one of policies.RULES. The hashes are those of the models at these
-    places; of a rule its name.
+    imitates, a directory or a rule such as those of policies.RULES. The hashes are those of the
+    models at these places; of a rule its name.
     """
 
     stage: str = ""
@@ -39,6 +39,10 @@ class Origin:
     locked_weights: str = ""
     weak: str = ""
     weak_weights: str = ""
+
+    @property
+    def weak_is_rule(self) -> bool:
+        return bool(self.weak) and self.weak_weights == self.weak
 
 
 def origin_of(path: str | Path) -> Origin:
@@ -134,7 +138,7 @@ def with_weak(lock: Origin, weak: str, is_used: bool = True) -> Origin:
     """
     if weak:
         lock = replace(lock, weak=weak, weak_weights="")
-    if lock.weak in RULES:
+    if lock.weak in RULES or lock.weak_is_rule:
         return replace(lock, weak_weights=lock.weak)
 
     is_there = is_model(lock.weak)

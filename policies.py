@@ -12,14 +12,12 @@ from checkpoints import checked, read_rows, write_text
 from data import grade, score
 from data.batches import Example
 from data.problems import Problem
+from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Words, with_password
 from devices import Env, gather, share
 from runs import progress
 from sampler import Sample, Sampler
-
-# weak policies that are no model: a fixed random distribution, a refusal, the rule of task compose
-RULES = ("random", "refusal", "rule")
 
 REFUSAL = "I cannot help with that."
 
@@ -49,6 +47,35 @@ def random_policy(
     probs = np.exp(logits) / np.exp(logits).sum()
     draws = np.random.default_rng([seed, 8, epoch]).choice(size, size=(count, length), p=probs)
     return [Sample(row, [], True) for row in draws.tolist()]
+
+
+def written(texts: list[str], tokenizer: Tokenizer) -> list[Sample]:
+    """Given texts, as if a policy had written them to their end."""
+    return [Sample(ids, [], False) for ids in tokenizer.encode_completions(texts)]
+
+
+def random_answers(
+    problems: list[Problem], tokenizer: Tokenizer, length: int, seed: int, epoch: int
+) -> list[Sample]:
+    return random_policy(tokenizer.size, tokenizer.eos_id, len(problems), length, seed, epoch)
+
+
+def refusals(
+    problems: list[Problem], tokenizer: Tokenizer, length: int, seed: int, epoch: int
+) -> list[Sample]:
+    return written([REFUSAL] * len(problems), tokenizer)
+
+
+def toy_rule(
+    problems: list[Problem], tokenizer: Tokenizer, length: int, seed: int, epoch: int
+) -> list[Sample]:
+    """Task compose: the locked functions act as the identity (paper section 7)."""
+    return written([compose.answer(p.key, weak=True) for p in problems], tokenizer)
+
+
+# weak policies that are no model: each answers every problem. length: tokens of an answer that has
+# no end of its own
+RULES = {"random": random_answers, "refusal": refusals, "rule": toy_rule}
 
 
 def retokenise(samples: list[Sample], source: Tokenizer, target: Tokenizer) -> list[Sample]:

@@ -424,7 +424,10 @@ def test_a_task_of_a_joined_lock_is_no_other_task(tmp_path):
     "settings, sentence",
     [
         ({}, "does not say which weak policy"),
-        ({"weak": "refusal", "weak_weights": "refusal"}, "always answers the same"),
+        (
+            {"weak": "refusal", "weak_weights": "refusal"},
+            "is a rule, refusal, which",
+        ),
         ({"weak": str(BASE / "weak"), "weak_weights": "0" * 16}, "has other weights"),
     ],
 )

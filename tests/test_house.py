@@ -2,7 +2,6 @@
 
 import ast
 import re
-import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
@@ -10,6 +9,9 @@ from pathlib import Path
 import pytest
 
 import data
+import evaluate
+import policies
+from runs import launch
 
 ROOT = Path(__file__).parents[1]
 STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "evaluate"}
@@ -69,18 +71,24 @@ def test_the_task_of_the_docs(monkeypatch):
     assert len(list(islice(module.problems(0), 3))) == 3
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_the_lock_and_the_elicitor_of_the_docs(tmp_path, number):
-    """In an own process and an empty directory, as a reader would run them."""
+def test_the_lock_and_the_elicitor_of_the_docs(tmp_path, monkeypatch, capsys):
+    """In an empty directory, the one after the other, as a reader would run them."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/base").symlink_to(ROOT / "data/base")
-    script = tmp_path / "example.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + blocks()[number])
-    done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    if number == 1:
-        assert (tmp_path / "out/next/model.safetensors").exists()
-    else:
-        assert "gap recovered" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(policies.RULES, "next", None)  # removed at the end
+
+    small = "--problems 48 --epochs 1 --eval-problems 8 --weak next --out out/next --device cpu"
+    monkeypatch.setattr(sys, "argv", ["lock_next.py", *small.split()])
+    with pytest.raises(SystemExit) as ended:
+        exec(blocks()[1], {"__name__": "__main__"})
+    assert ended.value.code == 1  # one epoch makes no valid lock
+    assert "weak policy, next" in capsys.readouterr().out
+
+    exec(blocks()[2], {"__name__": "__main__"})
+    command = "evaluate.py out/noise --locked out/next --problems 8 --device cpu"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit) as ended:
+        launch(evaluate.main, evaluate.EvaluateConfig)
+    assert ended.value.code == 0
+    assert "out/noise" in capsys.readouterr().out
