@@ -42,9 +42,12 @@ def launch(main: Callable, config: type) -> None:
         cfg = parse(config)
         code = main(cfg, setup(cfg)) or 0
     except KeyboardInterrupt:
+        names = [option.name for option in fields(config)]
         sentence = "interrupted"
-        if "resume" in [option.name for option in fields(config)]:
+        if "resume" in names:
             sentence += "; the same command with --resume continues"
+        elif "overwrite" in names:
+            sentence += "; the same command goes on, with what is finished left as it is"
         complain(sentence)
         code = 130
     except Exception as error:
