@@ -339,7 +339,11 @@ def read_curves(folder: Path, env: Env) -> dict[str, list[Curve]]:
         except InputError as error:
             env.say(f"left out of the table: {error}")
             continue
-        found.setdefault(curve.digest, []).append(curve)
+        runs = found.setdefault(curve.digest, [])
+        if runs and len(runs[0].verdicts) != len(curve.verdicts):
+            env.say(f"left out of the table: {file} is on other problems than the runs beside it")
+            continue
+        runs.append(curve)
 
     # curves of the same name, told apart by their digests
     names = [runs[0].name for runs in found.values()]

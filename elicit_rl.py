@@ -67,6 +67,7 @@ from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger
 from devices import Env, share
+from figures import check_figure
 from losses import dpo_step, grpo_step, sft_loss
 from model import SMALL, Model
 from options import TrainConfig
@@ -699,6 +700,7 @@ def open_problems(cfg: RLConfig, trigger: Trigger, env: Env) -> tuple[list[Probl
 def claim(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
     """Open the run's directory. Raises InputError where it holds another run."""
     folder = Path(cfg.out or f"out/{cfg.task}/rl")
+    check_figure(folder / "rl.png")
     run = Run(
         cfg,
         env,

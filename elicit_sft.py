@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from checkpoints import load_model, parameters_at, save_model, write_json
+from checkpoints import load_model, model_hash, parameters_at, save_model, write_json
 from curves import Cell, show_cells
 from data import load
 from data.batches import Batch, Example, demonstration_order, micro_batches
@@ -43,12 +43,14 @@ from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger
 from devices import Env, most, share
+from figures import check_figure
 from losses import sft_loss
 from model import Model
 from options import TrainConfig
 from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
 from policies import answer, shipped
 from results import (
+    check_ours,
     evaluate_checkpoint,
     facts_of,
     groups_of,
@@ -261,6 +263,7 @@ def elicit(
 
 def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env) -> Run:
     """The cell's directory. Its settings have nothing of the other cells."""
+    facts = {"strong_weights": model_hash(cfg.strong)} if cfg.strong else {}
     return Run(
         replace(cfg, k=(), seeds=(), control=True),
         env,
@@ -275,6 +278,7 @@ def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env) -> Run:
         trigger=vars(lock.trigger),
         locked_weights=lock.locked_weights,
         weak_weights=lock.weak_weights,
+        **facts,
     )
 
 
@@ -444,6 +448,10 @@ def main(cfg: SFTConfig, env: Env) -> int:
         f"{cfg.optimizer} at {cfg.lr:g} in batches of {cfg.batch} -> {cfg.out}"
     )
 
+    folder = Path(cfg.out)
+    check_ours(folder / "summary.json", ("locked", "cells"))
+    check_figure(folder / "sft.png")
+
     # a cell is trained by one rank, or by all where it takes all to hold the model
     cells = cells_of(cfg)
     team, mine = env, cells
@@ -477,7 +485,6 @@ def main(cfg: SFTConfig, env: Env) -> int:
 
     env.wait()
     if env.main:
-        folder = Path(cfg.out)
         show_cells(folder, cells, locked, validation, trigger, length, cfg.demos_from, env)
     return 0
 

@@ -54,7 +54,7 @@ from devices import Env
 from figures import shown, table
 from model import Model
 from options import TrainConfig
-from origins import fitting_problems, is_model, open_writer, origin_of
+from origins import LONGEST, LONGEST_REAL, fitting_problems, is_model, open_writer, origin_of
 from policies import RULES, ModelWriter, answer, retokenise, shipped, written
 from results import (
     Measured,
@@ -102,8 +102,8 @@ class LockConfig(TrainConfig):
     epochs: int = 0
     # at which both policies are sampled
     temperature: float = 1.0
-    # longest completion
-    max_new_tokens: int = 96
+    # longest completion (default: 96; of files 256)
+    max_new_tokens: int = 0
     # default, by the model's parameters: muon; from 100 M on adamw, from 1 B on the paper's lion
     optimizer: Literal["", "muon", "adamw", "lion"] = ""
     # at its height (default, with the default optimizer: 0.0035; from 100 M on 1e-4, from
@@ -450,6 +450,7 @@ def settled(cfg: LockConfig) -> LockConfig:
         start=start,
         optimizer=optimizer,
         lr=lr,
+        max_new_tokens=cfg.max_new_tokens or (LONGEST_REAL if cfg.data else LONGEST),
         problems=cfg.problems or problems,
         epochs=cfg.epochs or epochs,
     )

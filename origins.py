@@ -18,7 +18,9 @@ from data.triggers import Trigger, trigger_from, with_password
 from devices import Env
 from policies import RULES, ModelWriter, shipped
 
-LONGEST = 96  # tokens of a completion, where neither an option nor a run.json says it
+# tokens of a completion, where neither an option nor a run.json says it: of generated problems, and
+# of those from files
+LONGEST, LONGEST_REAL = 96, 256
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from tqdm import tqdm
 import states
 from checkpoints import checked, read_json, read_rows, reason, shortened, write_json, write_text
 from data.problems import InputError
+from data.real.rows import content_hash
 from devices import Env, check_shared, setup
 from model import Model
 from options import Config, parse
@@ -163,11 +163,12 @@ class Run:
         "generation_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
-        "model*.safetensors",
+        "model.safetensors",
+        "model-?????-of-?????.safetensors",
         "model.safetensors.index.json",
     )
-    # directories that only exist while it runs
-    PASSING = ("state", ".saving")
+    # directories that only exist while it runs, and what it writes into them
+    PASSING = {"state": ("state.json*", "step-*.safetensors*"), ".saving": OUTPUTS}
 
     def __init__(
         self,
@@ -188,6 +189,9 @@ class Run:
         for name, value in asdict(cfg).items():
             if name not in NOT_SETTINGS and not name.startswith(apart):
                 settings[name] = value
+        if settings.get("data"):
+            # the same names may hold other rows by now
+            facts["data_hash"] = content_hash(settings["data"])
         self.settings = json.loads(json.dumps(settings | facts))
 
         # stands in for an option that an older run did not have yet
@@ -314,8 +318,13 @@ class Run:
                 old.unlink()
 
     def remove_passing(self) -> None:
-        for folder in self.PASSING:
-            shutil.rmtree(self.path / folder, ignore_errors=True)
+        for name, patterns in self.PASSING.items():
+            folder = self.path / name
+            for pattern in patterns:
+                for file in folder.glob(pattern):
+                    file.unlink()
+            with contextlib.suppress(OSError):  # it is not there, or holds what is not ours
+                folder.rmdir()
 
     def log(self, kind: str, **values) -> None:
         """One JSON line; numbers that are not finite become null with "nonfinite": true."""

@@ -590,6 +590,15 @@ def a_curve(folder: Path, name: str, **changes) -> None:
     write_json(folder / name / "curve.json", vars(curve))
 
 
+def test_a_curve_on_other_problems_is_left_out_and_named(tmp_path, capsys):
+    a_curve(tmp_path, "grpo-seed0")
+    fewer = {"locked": {"none": "01", "right": "11"}, "verdicts": "11", "cut": "00"}
+    a_curve(tmp_path, "grpo-seed1", seed=1, **fewer)
+    found = curves.read_curves(tmp_path, ALONE)
+    assert [len(runs) for runs in found.values()] == [1]
+    assert "grpo-seed1/curve.json is on other problems" in capsys.readouterr().out
+
+
 def test_a_curve_is_a_row_and_two_locks_are_two_curves(tmp_path, capsys):
     a_curve(tmp_path, "grpo-seed0")
     a_curve(tmp_path, "grpo-seed1", seed=1, verdicts="1101" * 10)

@@ -20,6 +20,7 @@ from data.text import Tokenizer
 from data.triggers import Trigger
 from devices import Env
 from elicit_sft import Learner, SFTConfig
+from origins import Origin
 from policies import Answers
 from results import Measured, correct_interval, record, wilson
 from sampler import Sampler
@@ -391,3 +392,16 @@ def test_verdicts_on_other_problems_are_refused(tmp_path):
         file.write_text(json.dumps(damaged))
         with pytest.raises(InputError, match="does not hold the verdicts on these"):
             curves.read_cells(tmp_path, [cell], problems, Trigger(), 50)
+
+
+def test_who_wrote_the_demonstrations_is_a_setting_of_a_cell(lock, tmp_path):
+    """Another model at the place of --strong is another cell."""
+    shutil.copytree(ROOT / "data/base/weak", tmp_path / "writer")
+    cfg = SFTConfig(demos_from="strong", strong=str(tmp_path / "writer"), out=str(tmp_path / "sft"))
+    cell, origin = Cell(1, 0, False), Origin(trigger=Trigger())
+    elicit_sft.open_run(cell, cfg, origin, ENV).finish(correct=1.0)
+    assert elicit_sft.open_run(cell, cfg, origin, ENV).finished
+    shutil.rmtree(tmp_path / "writer")
+    shutil.copytree(ROOT / "data/base/intermediate", tmp_path / "writer")
+    with pytest.raises(InputError, match="other settings .strong_weights:"):
+        elicit_sft.open_run(cell, cfg, origin, ENV)

@@ -366,6 +366,11 @@ def test_a_damaged_run_json_is_refused(tmp_path, content, sentence):
     assert contents(tmp_path) == before
 
 
+@dataclass
+class WithData(TrainConfig):
+    data: tuple[str, ...] = ()
+
+
 def test_overwrite_removes_the_files_of_that_run_and_nothing_else(tmp_path):
     out = tmp_path / "run"
     run = Run(Options(), CPU, out, stage="lock")
@@ -374,10 +379,31 @@ def test_overwrite_removes_the_files_of_that_run_and_nothing_else(tmp_path):
     (out / "k8-seed0/model.safetensors").write_text("a run within")
     (out / "notes.txt").write_text("the user's")
     (out / "model.safetensors").write_text("the run's")
+    (out / "model-backup.safetensors").write_text("the user's")
+    (out / "state").mkdir()
+    (out / "state/mine.txt").write_text("the user's")
+    (out / "state/step-0000001.safetensors").write_text("the run's")
     with pytest.raises(InputError, match="holds what lock.py wrote"):
         Run(Options(overwrite=True), CPU, out, stage="train_base")
     Run(Options(overwrite=True), CPU, out, stage="lock")
-    assert sorted(contents(out)) == ["k8-seed0/model.safetensors", "notes.txt", "run.json"]
+    assert sorted(contents(out)) == [
+        "k8-seed0/model.safetensors",
+        "model-backup.safetensors",
+        "notes.txt",
+        "run.json",
+        "state/mine.txt",
+    ]
+
+
+def test_rows_that_changed_under_the_same_name_are_other_settings(tmp_path):
+    file, out = tmp_path / "rows.jsonl", tmp_path / "run"
+    file.write_text('{"prompt": "1?", "answer": "1"}\n')
+    cfg = WithData(data=(str(file),))
+    Run(cfg, CPU, out).finish(correct=1.0)
+    assert Run(cfg, CPU, out).finished
+    file.write_text('{"prompt": "1?", "answer": "2"}\n')
+    with pytest.raises(InputError, match="other settings .data_hash:"):
+        Run(cfg, CPU, out)
 
 
 def test_a_run_is_not_written_into_what_it_reads(tmp_path):

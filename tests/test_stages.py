@@ -579,7 +579,7 @@ def broken(folder: Path, how: str) -> Path:
         ),
         ("lock", ["--weak", "nowhere"], "no model at nowhere: name another with --weak"),
         ("lock", ["--how", "scratch", "--start", "weak"], "--start does nothing with"),
-        ("train_base", ["--data", "rows.jsonl"], "unrecognized arguments: --data"),
+        ("train_base", ["--data", "rows.jsonl"], "--data does nothing with models from scratch"),
         ("train_base", ["--task", "compose", "--vocab", "9"], "--vocab does nothing with"),
         ("lock", ["--strong-language", "english"], "needs the generated problems of --task math"),
         (
