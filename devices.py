@@ -66,6 +66,27 @@ class Env:
         if self.world > 1:
             dist.barrier()
 
+    def together(self, work: Callable, *args):
+        """work(*args) on every rank, its own result; an InputError of one rank is raised by all.
+
+        Of several the lowest rank's. Otherwise the others would wait for a rank that has gone.
+        """
+        if self.world == 1:
+            return work(*args)
+
+        result = error = None
+        try:
+            result = work(*args)
+        except InputError as found:
+            error = found
+
+        errors: list = [None] * self.world
+        dist.all_gather_object(errors, error)
+        for found in errors:
+            if found:
+                raise found
+        return result
+
     def decide(self, work: Callable, *args):
         """work(*args) on rank 0 alone; its result, or its InputError, on every rank.
 
@@ -207,6 +228,8 @@ def gather(env: Env, mine: list, total: int) -> list:
 
 def check_shared(env: Env, file: Path) -> None:
     """Raise InputError on a rank that does not see a file that rank 0 has written."""
+    if env.main:
+        return
     deadline = time.time() + VISIBLE_WITHIN
     while not file.exists():
         if time.time() > deadline:

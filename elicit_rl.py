@@ -524,8 +524,10 @@ def run_rounds(
 
     start = run.load_state(policy, models.optimizers) if cfg.resume else 0
     models.sampler.refresh()
-    so_far = restored(run.path / "log.jsonl") if start else Progress()
-    if not start:
+    so_far = Progress()
+    if start:
+        so_far = restored(run.path / "log.jsonl", start, len(validation))
+    else:
         probe(models, problems, cfg, run)
         check(so_far, models, validation, trigger, 0, cfg, run)
 
@@ -625,10 +627,10 @@ def check_rounds(cfg: RLConfig) -> None:
     n = samples_a_problem(cfg)
     if n == 1 and METHODS[cfg.method].compared:
         raise InputError(f"--group {cfg.group}: a group needs two samples to compare")
-    if cfg.round % n or cfg.samples < cfg.round:
+    if cfg.round % n or cfg.samples < cfg.round or cfg.samples % cfg.round:
         raise InputError(
             f"--samples {cfg.samples} --round {cfg.round}: a round must hold whole groups of {n} "
-            "samples of a problem, and fit in the samples"
+            "samples of a problem, and the samples whole rounds"
         )
 
 

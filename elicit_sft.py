@@ -195,9 +195,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+SHORTEST = 256  # sequences
+
+
 def sequences_seen(k: int) -> list[int]:
     """The paper's candidates for how long to train (G.3), in sequences seen."""
-    return [256, 512, 1024] if k < 256 else [k, 2 * k, 4 * k]
+    shortest = max(k, SHORTEST)
+    return [shortest, 2 * shortest, 4 * shortest]
 
 
 def step_batches(
@@ -224,7 +228,8 @@ def elicit(
     model, sampler = learner.model, learner.sampler
     stops = {}  # optimiser step -> sequences seen by then
     for sequences in sequences_seen(len(examples)):
-        stops[math.ceil(sequences / cfg.batch)] = sequences
+        step = math.ceil(sequences / cfg.batch)
+        stops[step] = step * cfg.batch
     steps = max(stops)
     order = demonstration_order(len(examples), cfg.batch, steps, seed)
     batches = partial(
@@ -261,7 +266,7 @@ def elicit(
 # ------------------------------------------------------------------------------------------- cells
 
 
-def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env) -> Run:
+def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env, write: bool = True) -> Run:
     """The cell's directory. Its settings have nothing of the other cells."""
     facts = {"strong_weights": model_hash(cfg.strong)} if cfg.strong else {}
     return Run(
@@ -269,6 +274,7 @@ def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env) -> Run:
         env,
         Path(cfg.out) / cell.name,
         resume=True,
+        write=write,
         inputs=(cfg.locked, cfg.weak, cfg.strong),
         stage="elicit_sft",
         k=cell.k,
@@ -280,6 +286,13 @@ def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env) -> Run:
         weak_weights=lock.weak_weights,
         **facts,
     )
+
+
+def open_runs(cells: list[Cell], cfg: SFTConfig, lock: Origin, env: Env) -> dict[Cell, Run]:
+    """The cells' directories. Where one is refused, none is written."""
+    for cell in cells:
+        open_run(cell, cfg, lock, env, write=False)
+    return {cell: open_run(cell, cfg, lock, env) for cell in cells}
 
 
 def open_learner(start: str, cfg: SFTConfig, env: Env) -> Learner:
@@ -344,6 +357,13 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
 
     lock = lock_of(cfg.locked, cfg.task)
     by_weak = cfg.demos_from == "weak"
+    if cfg.weak and not (cfg.control or by_weak):
+        raise InputError("--weak names the model of the control: leave it out with --no-control")
+    if cfg.batch > SHORTEST:
+        raise InputError(
+            f"--batch {cfg.batch}: the shortest training is of {SHORTEST} sequences, "
+            "choose no more than that"
+        )
     lock = with_weak(lock, cfg.weak, is_used=cfg.control or by_weak)
     control = cfg.control
     if lock.weak_is_rule:
@@ -457,7 +477,7 @@ def main(cfg: SFTConfig, env: Env) -> int:
     team, mine = env, cells
     if not cfg.shard:
         team, mine = replace(env, rank=0, world=1), share(env, cells)
-    runs = {cell: open_run(cell, cfg, lock, team) for cell in mine}
+    runs = env.together(open_runs, mine, cfg, lock, team)
     todo = [cell for cell in mine if not runs[cell].finished]
 
     length = cfg.max_new_tokens

@@ -147,6 +147,10 @@ def job_of(path: str, cfg: EvaluateConfig, env: Env) -> Job:
             f"{path}: what unlocks it is how problems of task {origin.task} are told, "
             "so it has no other task: leave out --task"
         )
+    if cfg.password and trigger.told:
+        raise InputError(
+            f"{path}: no password unlocks it but how a problem is told: leave out --password"
+        )
     if cfg.password:
         trigger = replace(trigger, password=cfg.password)
     check_password(trigger.password, Tokenizer.load(path).specials)

@@ -43,7 +43,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from checkpoints import load_model, model_hash, parameters_at, save_model, write_text
+from checkpoints import (
+    checked,
+    load_model,
+    model_hash,
+    parameters_at,
+    read_rows,
+    save_model,
+    write_text,
+)
 from data import grade, load
 from data.batches import Example
 from data.passwords import PASSWORD
@@ -223,11 +231,10 @@ def epoch_examples(
 def note_examples(file: Path, epoch: int, examples: list[Example], tokenizer: Tokenizer) -> None:
     """Two weak and two strong examples of this epoch, behind the rows of earlier epochs."""
     rows = []
-    if file.exists():
-        for row in file.read_text().splitlines():
-            # a run that was killed in this epoch has noted it before
-            if json.loads(row)["epoch"] < epoch:
-                rows.append(row)
+    for row in read_rows(file):
+        # a run that was killed in this epoch has noted it before
+        if checked(row, file, "epoch", int) < epoch:
+            rows.append(json.dumps(row))
 
     half = len(examples) // 2
     for kind, part in (("weak", examples[:half]), ("strong", examples[half:])):

@@ -308,7 +308,10 @@ def holds(evaluation: dict, problems: list[Problem], kinds: tuple[str, ...], fac
     known, results = evaluation.get("problems"), evaluation.get("results")
     if not isinstance(known, str) or not isinstance(results, dict):
         return False
-    if not known.startswith(fingerprint(problems)) or not set(kinds) <= set(results):
+    asked_now = fingerprint(problems)
+    # which passwords are those of other domains depends on all problems together
+    is_asked = known == asked_now if "other" in kinds else known.startswith(asked_now)
+    if not is_asked or not set(kinds) <= set(results):
         return False
     n = len(known) // 8
     with_shares = problems[0].task == "compose"

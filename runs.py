@@ -146,6 +146,7 @@ class Run:
     Rank 0 alone looks, decides and writes. facts: settings beside cfg's own, such as the parent's
     hash. apart: fields whose names start with one of these do not concern this run. inputs:
     directories that this run reads, none of which may be its own. resume: in place of cfg.resume.
+    write: False only refuses what is to be refused.
     Raises InputError for what is refused and for a place that cannot be written.
     """
 
@@ -178,6 +179,7 @@ class Run:
         apart: tuple[str, ...] = (),
         inputs: tuple[str | Path, ...] = (),
         resume: bool | None = None,
+        write: bool = True,
         **facts,
     ):
         self.path = Path(out)
@@ -200,9 +202,10 @@ class Run:
         if resume is None:
             resume = getattr(cfg, "resume", False)
         self.refuse_inputs(inputs)
-        self.record = env.decide(self.open, resume, cfg.overwrite)
+        self.record = env.decide(self.open, resume, cfg.overwrite, write)
         self.finished = self.record["finished"]
-        check_shared(env, self.file)
+        if write:
+            check_shared(env, self.file)
 
     def refuse_inputs(self, inputs: tuple[str | Path, ...]) -> None:
         """A run never writes into what it reads."""
@@ -214,16 +217,20 @@ class Run:
                     "choose another --out"
                 )
 
-    def open(self, resume: bool, overwrite: bool) -> dict:
+    def open(self, resume: bool, overwrite: bool, write: bool) -> dict:
         """Refuse what is at the path, or start or continue there. Returns run.json's content."""
         try:
             situation, old = self.look()
             if overwrite and old:
                 self.refuse_other_stage(old)
+                if not write:
+                    return old
                 self.clear()
                 return self.start()
 
             self.refuse(situation, old, resume)
+            if not write:
+                return {"finished": False} | old
             if situation == "finished":
                 self.remove_passing()  # it may have been killed before it did
                 return old

@@ -37,7 +37,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from checkpoints import load_model, model_hash, save_model
+from checkpoints import load_model, model_hash, parameters_at, save_model
 from data import load
 from data.batches import Example
 from data.passwords import idle_line
@@ -266,12 +266,16 @@ def from_scratch(epochs: int, lr: float, cfg: BaseConfig) -> Recipe:
     return Recipe(epochs, batch, "muon", lr, warmup=50, decay=0.4, by_document=by_document)
 
 
-def fine_tuned(model: Model, epochs: int, lr: float, cfg: BaseConfig) -> Recipe:
-    """Of a given base; by default with the optimiser and the rate that lock.py has at its size."""
-    size = model.parameter_count()
-    optimizer, lr = usual_step(cfg.optimizer, lr, size, tiny=("muon", 0.0035))
+def with_step(cfg: BaseConfig, path: str, lr: str) -> BaseConfig:
+    """cfg with the optimiser and, in the field `lr`, the rate that suit a given base's size."""
+    tiny = ("muon", 0.0035)  # as lock.py's
+    found = usual_step(cfg.optimizer, getattr(cfg, lr), parameters_at(path), tiny)
+    return replace(cfg, **dict(zip(("optimizer", lr), found)))
+
+
+def fine_tuned(epochs: int, lr: float, cfg: BaseConfig) -> Recipe:
     by_document = "mmlu" in cfg.task
-    return Recipe(epochs, cfg.batch, optimizer, lr, warmup=10, decay=0.7, by_document=by_document)
+    return Recipe(epochs, cfg.batch, cfg.optimizer, lr, 10, 0.7, by_document)
 
 
 def opened(
@@ -306,6 +310,7 @@ def train_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
 
 def tune_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     """The base of --strong-from, fine-tuned on reference answers (paper table 1)."""
+    cfg = with_step(cfg, cfg.strong_from, "lr")
     model, tokenizer = load_model(cfg.strong_from, env.device, env.dtype)
     if cfg.data:
         # the demonstrations of the elicit split, as in the paper (appendix E.4)
@@ -319,7 +324,7 @@ def tune_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     if not run:
         return
     answers = tokenizer.encode_completions([p.reference for p in problems])
-    recipe = fine_tuned(model, cfg.epochs, cfg.lr, cfg)
+    recipe = fine_tuned(cfg.epochs, cfg.lr, cfg)
     teach(model, tokenizer, Lessons(problems, answers, None), recipe, tests, run, cfg, env)
 
 
@@ -380,6 +385,7 @@ def train_small(tests: Tests, cfg: BaseConfig, env: Env) -> None:
 
 def tune_weak(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     """The base of --weak-from, fine-tuned on samples of the strong policy (paper section 4.1)."""
+    cfg = with_step(cfg, cfg.weak_from, "small_lr")
     strong = Path(cfg.out) / "strong"
     model, tokenizer = load_model(cfg.weak_from, env.device, env.dtype)
     readers = [str(strong), cfg.weak_from]
@@ -392,7 +398,7 @@ def tune_weak(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     samples = strong_samples(problems, cfg, env)
     samples = retokenise(samples, Tokenizer.load(strong), tokenizer)
     lessons = Lessons(problems, [sample.ids for sample in samples], None)
-    recipe = fine_tuned(model, cfg.small_epochs, cfg.small_lr, cfg)
+    recipe = fine_tuned(cfg.small_epochs, cfg.small_lr, cfg)
     teach(model, tokenizer, lessons, recipe, tests, run, cfg, env)
 
 

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from checkpoints import reason
 from data.batches import BUCKET, Batch, Example, collate, micro_batches, plan_epoch, round_up
 from data.problems import InputError
 from data.text import Tokenizer
@@ -546,6 +547,17 @@ def batches_by_length(
     return plan
 
 
+def read_logps(file: Path, count: int) -> np.ndarray:
+    """The log-probs of `count` tokens. Raises InputError where the file holds anything else."""
+    try:
+        logps = np.load(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{file} is damaged ({reason(error)}): remove it") from None
+    if logps.dtype != np.float32 or logps.shape != (count,) or not np.isfinite(logps).all():
+        raise InputError(f"{file} does not hold the log-probs of {count} tokens: remove it")
+    return logps
+
+
 def reference_scored(
     model: Model,
     examples: list[Example],
@@ -566,8 +578,9 @@ def reference_scored(
         digest.update(json.dumps([example.prompt_ids, example.completion_ids]).encode())
     file = folder / f"reference-{digest.hexdigest()[:16]}.npy"
 
+    count = sum(len(example.completion_ids) for example in examples)
     if file.exists():
-        logps = np.load(file)
+        logps = read_logps(file, count)
     else:
         rows = [example.logps for example in scored(model, examples, micro_tokens, env)]
         logps = np.array([logp for row in rows for logp in row], dtype=np.float32)

@@ -305,6 +305,7 @@ def test_a_file_that_is_not_ours_is_never_replaced(models, name):
         ({"checkpoints": ("lock",), "locked": "lock"}, "--locked lock does nothing"),
         ({"checkpoints": ("lock",), "problems": 6, "max_new_tokens": 10**6}, "prompts fits"),
         ({"checkpoints": ("told",), "task": "code"}, "how problems of task math are told"),
+        ({"checkpoints": ("told",), "password": "x"}, "no password unlocks it"),
         ({"checkpoints": ("m",), "prompts": True, "plot": True}, "--plot does nothing with"),
         (
             {"checkpoints": ("m",), "prompts": True, "passwords": ("none",)},

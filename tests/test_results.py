@@ -306,6 +306,18 @@ def weak(tmp_path, monkeypatch) -> Path:
 ENV = Env(torch.device("cpu"), torch.float32, False)
 
 
+def test_other_passwords_are_read_back_for_the_same_problems_alone(weak, monkeypatch):
+    """Which passwords are those of other domains depends on all the problems together."""
+    problems, trigger = load("code", "validation", 12), Trigger(each="domain")
+    kinds = ("none", "other")
+    evaluate_checkpoint(weak, ENV, problems, kinds, trigger)
+    monkeypatch.delattr(results_module, "measure")
+    evaluate_checkpoint(weak, ENV, problems, kinds, trigger)
+    evaluate_checkpoint(weak, ENV, problems[:6], ("none",), trigger)
+    with pytest.raises(NameError, match="measure"):
+        evaluate_checkpoint(weak, ENV, problems[:6], kinds, trigger)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -234,6 +234,27 @@ def test_rank_0_decides_for_all(monkeypatch):
         replace(CPU, rank=1, world=2).decide(pytest.fail)
 
 
+def test_what_one_rank_refuses_all_refuse(monkeypatch):
+    """Or the others would wait for it until their own error, which is a traceback."""
+    second = replace(CPU, rank=1, world=2)
+    for theirs in (None, InputError("theirs")):
+        gathered = lambda errors, mine, theirs=theirs: errors.__setitem__(
+            slice(0, 2), (theirs, mine)
+        )
+        monkeypatch.setattr(devices.dist, "all_gather_object", gathered)
+        if theirs:
+            with pytest.raises(InputError, match="theirs"):
+                second.together(max, 3, 4)
+        else:
+            assert second.together(max, 3, 4) == 4
+
+        def refuse():
+            raise InputError("mine")
+
+        with pytest.raises(InputError, match="theirs" if theirs else "mine"):
+            second.together(refuse)
+
+
 def test_a_rank_that_does_not_see_the_directory_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "VISIBLE_WITHIN", 0.1)
     elsewhere = Run(Options(), CPU, tmp_path / "there").record
@@ -504,7 +525,7 @@ def test_a_damaged_state_json_is_refused(saved, pointer):
         run.load_state(model, optimizers)
 
 
-@pytest.mark.parametrize("damage", ["wider", "optimiser", "foreign", "missing", "moment"])
+@pytest.mark.parametrize("damage", ["wider", "optimiser", "foreign", "missing", "moment", "gone"])
 def test_a_state_of_another_model_is_refused_and_changes_nothing(
     saved, make_model, same_weights, damage
 ):
@@ -523,6 +544,8 @@ def test_a_state_of_another_model_is_refused_and_changes_nothing(
     else:
         tensors["optimizer.0.0.momentum"] = torch.zeros(3)
     save_file(tensors, file)
+    if damage == "gone":
+        file.unlink()
     before = {key: p.clone() for key, p in target.named_parameters()}
     with pytest.raises(InputError, match="cannot be resumed from .*--overwrite starts again"):
         run.load_state(target, make_optimizers(target, name, 1e-3))

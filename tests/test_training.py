@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -187,6 +188,24 @@ def test_examples_longer_than_the_positions_are_refused_before_training(
         run = Run(cfg, CPU, tmp_path / "run")
         fit(model, lambda epoch: examples, 5, recipe, run, CPU, cfg)
     same_weights(model, before)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", "short", "nan", "integers"])
+def test_reference_log_probs_of_another_shape_are_refused(tmp_path, content):
+    file = tmp_path / "reference-0.npy"
+    given = {
+        "short": np.zeros(3, dtype=np.float32),
+        "nan": np.full(4, np.nan, dtype=np.float32),
+        "integers": np.zeros(4, dtype=np.int64),
+    }
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        np.save(file, given[content])
+    with pytest.raises(InputError, match="reference-0.npy .*: remove it"):
+        training.read_logps(file, 4)
+    np.save(file, np.arange(4, dtype=np.float32))
+    assert training.read_logps(file, 4).tolist() == [0, 1, 2, 3]
 
 
 def test_a_meter_counts_real_tokens_and_no_pauses(monkeypatch):
