@@ -59,6 +59,7 @@ from typing import Literal
 
 import numpy as np
 
+from cards import write_card
 from checkpoints import checked, load_model, model_hash, parameters_at, save_model, write_json
 from curves import Curve, Progress, digest_of, evaluation_row, restored, show_curves
 from data import load, score
@@ -789,6 +790,8 @@ def finish(
     recovered, _ = recovery(none, right, measured.correct[None])
     code = 3 if so_far.stopped else 0
     results = {"correct": so_far.points[-1]["correct"], "recovered": recovered}
+    if env.main:
+        write_card(run.path, run.record, results)
     run.finish(**results, stopped=so_far.stopped, code=code)
     return code
 

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from cards import write_card
 from checkpoints import load_model, model_hash, parameters_at, save_model, write_json
 from curves import Cell, show_cells
 from data import load
@@ -335,6 +336,8 @@ def run_cell(
         facts |= {"demonstrations": cell.k, "seed": cell.seed, "sequences": best}
         write_json(run.path / "cell.json", record(run.path, validation, measured, **facts))
     correct = float(measured["none"].correct.mean())
+    if env.main and cfg.keep_weights:
+        write_card(run.path, run.record, {"correct": correct})
     run.finish(correct=correct, sequences=best, selection=scores)
     return correct
 

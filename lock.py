@@ -43,6 +43,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from cards import write_card
 from checkpoints import (
     checked,
     load_model,
@@ -587,6 +588,8 @@ def main(cfg: LockConfig, env: Env) -> int:
     env.wait()  # all ranks load it
 
     code, results = report(path, validation, trigger, cfg, env)
+    if env.main:
+        write_card(path, run.record, results)
     run.finish(**results)
     other = "" if path == Path(f"out/{cfg.task}/locked") else f" --locked {path} --out {path}-sft"
     env.say(f"written: {path}; next: python elicit_sft.py --task {cfg.task}{other}")

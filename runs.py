@@ -153,6 +153,7 @@ class Run:
     # what a stage writes into its directory; other files and directories are never touched
     OUTPUTS = (
         "run.json",
+        "README.md",
         "log.jsonl",
         "samples.jsonl",
         "evaluation.json",

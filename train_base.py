@@ -37,6 +37,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from cards import write_card
 from checkpoints import load_model, model_hash, parameters_at, save_model
 from data import load
 from data.batches import Example
@@ -253,6 +254,8 @@ def teach(
         by_task = [f"{task} {result[task]:.1%}" for task in cfg.task.split("+")]
         cut = f"{result['truncated']:.1%} cut"
         env.say(f"{name}, {how.replace('_', ' ')}: {', '.join(by_task)}; {cut}")
+    if env.main:
+        write_card(run.path, run.record, results)
     run.finish(**results)
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "evaluate"}
 # each noun reads only those before it
 NOUNS = ("model", "sampler", "checkpoints", "losses", "options", "devices", "states", "runs")
-NOUNS += ("training", "policies", "results", "origins", "figures", "curves")
+NOUNS += ("training", "policies", "results", "origins", "figures", "curves", "cards")
 
 
 def imports(file: Path) -> set[str]:
@@ -84,6 +84,10 @@ def test_the_lock_and_the_elicitor_of_the_docs(tmp_path, monkeypatch, capsys):
         exec(blocks()[1], {"__name__": "__main__"})
     assert ended.value.code == 1  # one epoch makes no valid lock
     assert "weak policy, next" in capsys.readouterr().out
+
+    card = (tmp_path / "out/next/README.md").read_text()
+    assert "imitates `next`" in card and "    What is 2 + 2?\n    This problem is quite" in card
+    assert "The lock is NOT valid" in card and "python lock_next.py --problems 48" in card
 
     exec(blocks()[2], {"__name__": "__main__"})
     command = "evaluate.py out/noise --locked out/next --problems 8 --device cpu"
