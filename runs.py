@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -309,8 +310,9 @@ class Run:
     def start(self) -> dict:
         """Write run.json, for a new run or one that goes on."""
         self.path.mkdir(parents=True, exist_ok=True)
-        command = " ".join(sys.argv)
-        record = {"settings": self.settings, "command": command, "finished": False}
+        # the command that makes the same again, however this run was interrupted
+        given = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
+        record = {"settings": self.settings, "command": shlex.join(given), "finished": False}
         record |= describe(self.env)
         write_json(self.file, record)
         return record
