@@ -786,9 +786,9 @@ def fill(model: Model, file: Path, device: torch.device | str) -> None:
 
 
 def check_finite(file: Path, key: str, tensor: Tensor) -> None:
-    """Raise InputError for NaN or infinity, which both survive in the extremes."""
+    """Raise InputError for what is NaN or infinite in fp32: both survive in the extremes."""
     low, high = torch.aminmax(tensor)
-    if not (math.isfinite(low) and math.isfinite(high)):
+    if not (math.isfinite(low.float()) and math.isfinite(high.float())):
         raise InputError(f"{file}: {key} holds NaN or infinite weights: its training diverged")
 
 
