@@ -53,7 +53,6 @@ class Tokenizer:
         """config: tokenizer_config.json. ends: ids that end a completion beside its eos_token."""
         self.backend, self.config = backend, config
         self.files: dict[str, bytes] = {}
-        self.bos_id = self._bos()
         _as_plain_text(backend)
         self.later = _without_start(backend)
         self.size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
@@ -65,6 +64,7 @@ class Tokenizer:
         self.pad_id = self._id_of("pad_token")
         if self.pad_id is None:
             self.pad_id = self.eos_id
+        self.bos_id = self._bos()
 
         added = backend.get_added_tokens_decoder().values()
         self.specials = [token.content for token in added if token.special]
@@ -90,6 +90,11 @@ class Tokenizer:
         wanted = self.config.get("add_bos_token")
         if wanted is None:
             return self._put_before()
+        if not isinstance(wanted, bool):
+            raise InputError(
+                f"tokenizer_config.json has add_bos_token = {wanted!r:.60}: "
+                "it must be true or false"
+            )
         if not wanted:
             return None
         bos = self._id_of("bos_token")
@@ -127,7 +132,7 @@ class Tokenizer:
             ends = _ends(Path(path))
             tokenizer = cls(tokenizers.Tokenizer.from_file(str(file)), settings, ends)
             for name in COPIED:
-                if (Path(path) / name).exists():
+                if (Path(path) / name).is_file():
                     tokenizer.files[name] = (Path(path) / name).read_bytes()
             return tokenizer
         except FileNotFoundError:
@@ -210,8 +215,8 @@ def _ends(path: Path) -> list[int]:
             continue
         try:
             value = json.loads(file.read_text()).get("eos_token_id")
-        except (ValueError, AttributeError):
-            raise InputError(f"{name} is no valid JSON object: repair or delete it") from None
+        except (OSError, ValueError, AttributeError, RecursionError):
+            raise InputError(f"{name} cannot be read as a JSON object: repair it") from None
         found = value if isinstance(value, list) else [value]
         for end in found:
             is_id = isinstance(end, int) and not isinstance(end, bool) and end >= 0
