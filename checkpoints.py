@@ -192,7 +192,7 @@ MOST = 10_000_000  # of any size in config.json: beyond all models, and before a
 MOST_POSITIONS = 2**21  # the rotary tables, which no file vouches for, have a row for each
 
 FAMILIES = ("gpt_neox", "llama", "mistral", "qwen2", "qwen3", "stablelm")
-PARTLY_ROTATED = ("gpt_neox", "stablelm")
+LIKE_NEOX = ("gpt_neox", "stablelm")  # layer norms, a part of each head turns, no key head_dim
 
 
 def from_hf(config: dict, file: str | Path = "config.json") -> ModelConfig:
@@ -212,33 +212,11 @@ def from_hf(config: dict, file: str | Path = "config.json") -> ModelConfig:
     def size(name: str, default: int | None = None) -> int:
         return checked(config, file, name, int, 1, MOST, default)
 
-    hidden = size("hidden_size")
-    heads = size("num_attention_heads")
-    kv_heads = heads
-    if family != "gpt_neox":
-        kv_heads = size("num_key_value_heads", usual_kv_heads(config, family, heads))
-
-    if heads % kv_heads:
-        raise InputError(
-            f"{file} has num_key_value_heads = {kv_heads}: "
-            f"it must divide num_attention_heads = {heads}"
-        )
-
-    head_dim = hidden // heads
-    if family not in PARTLY_ROTATED:
-        is_older = "head_dim" not in config
-        head_dim = size("head_dim", 128 if family == "qwen3" and is_older else head_dim)
-    if head_dim == 0 or head_dim % 2:
-        raise InputError(
-            f"{file} makes heads of width {head_dim}: rotary positions turn pairs, "
-            "so head_dim (or hidden_size / num_attention_heads) must be even and at least 2"
-        )
-
-    is_layer_norm = family in ("gpt_neox", "stablelm")
-    eps, usual_eps = ("layer_norm_eps", 1e-5) if is_layer_norm else ("rms_norm_eps", 1e-6)
+    heads, kv_heads, head_dim = heads_of(config, family, file)
+    eps, usual_eps = ("layer_norm_eps", 1e-5) if family in LIKE_NEOX else ("rms_norm_eps", 1e-6)
     return ModelConfig(
         vocab_size=size("vocab_size"),
-        hidden_size=hidden,
+        hidden_size=size("hidden_size"),
         intermediate_size=size("intermediate_size"),
         num_hidden_layers=size("num_hidden_layers"),
         num_attention_heads=heads,
@@ -284,11 +262,35 @@ def refuse_others(config: dict, file: str | Path) -> None:
             )
 
 
-def usual_kv_heads(config: dict, family: str, heads: int) -> int:
-    """How many key-value heads there are where config.json does not say."""
-    if family == "llama" or "num_key_value_heads" in config:  # there, but null
-        return heads
-    return 8 if family == "mistral" else 32
+def heads_of(config: dict, family: str, file: str | Path) -> tuple[int, int, int]:
+    """How many query heads there are, how many key-value heads, and how wide each is."""
+
+    def size(name: str, default: int | None = None) -> int:
+        return checked(config, file, name, int, 1, MOST, default)
+
+    heads = size("num_attention_heads")
+    kv_heads = heads
+    if family != "gpt_neox":
+        usual = {"mistral": 8, "qwen2": 32, "qwen3": 32, "stablelm": 32}.get(family, heads)
+        is_null = "num_key_value_heads" in config  # if it is a number, the default does not matter
+        kv_heads = size("num_key_value_heads", heads if is_null else usual)
+    if heads % kv_heads:
+        raise InputError(
+            f"{file} has num_key_value_heads = {kv_heads}: "
+            f"it must divide num_attention_heads = {heads}"
+        )
+
+    head_dim = size("hidden_size") // heads
+    if family == "qwen3" and "head_dim" not in config:
+        head_dim = 128
+    if family not in LIKE_NEOX and config.get("head_dim") is not None:
+        head_dim = size("head_dim")
+    if head_dim == 0 or head_dim % 2:
+        raise InputError(
+            f"{file} makes heads of width {head_dim}: rotary positions turn pairs, "
+            "so head_dim (or hidden_size / num_attention_heads) must be even and at least 2"
+        )
+    return heads, kv_heads, head_dim
 
 
 def usable_positions(config: dict, family: str, file: str | Path) -> int:
@@ -408,9 +410,9 @@ def rotary_of(config: dict, family: str, head_dim: int, file: str | Path) -> dic
     rope = beside | rope
 
     theta = checked(rope, file, "rope_theta", float, 1, 1e15, default=10000.0)
-    usual = 0.25 if family in PARTLY_ROTATED else 1.0
+    usual = 0.25 if family in LIKE_NEOX else 1.0
     fraction = checked(rope, file, "partial_rotary_factor", float, 0, 1, default=usual)
-    if family not in PARTLY_ROTATED and fraction != 1:
+    if family not in LIKE_NEOX and fraction != 1:
         raise InputError(
             f"{file} has partial_rotary_factor = {fraction}: a {family} model turns whole heads"
         )
@@ -507,7 +509,7 @@ def rope_spellings(config: ModelConfig) -> dict:
         base: config.rope_theta,
         "rope_scaling": None if kind == "default" else {"rope_type": kind, **rope},
     }
-    if published["model_type"] in PARTLY_ROTATED:
+    if published["model_type"] in LIKE_NEOX:
         newer["partial_rotary_factor"] = config.rotary_fraction
         older[part] = config.rotary_fraction
     return {"rope_parameters": newer, **older}
