@@ -210,9 +210,7 @@ class ModelConfig:
     gated_mlp: bool = True  # False: one matrix up, one down (GPT-NeoX)
     mlp_bias: bool = False
     activation: str = "silu"  # a key of ACTIVATIONS
-    parallel: str = (
-        ""  # attention beside MLP, after "two norms" (GPT-NeoX) or "one norm" (StableLM)
-    )
+    parallel: str = ""  # MLP beside attention: "two norms" (GPT-NeoX), "one norm" (StableLM)
     rotary_fraction: float = 1.0  # of each head's width that turns
     rope_scaling: dict | None = None  # "rope_type" linear or llama3, and its numbers
 

@@ -239,19 +239,38 @@ def test_older_spellings_mean_the_same_and_both_are_written(published, tmp_path,
     with torch.no_grad():
         assert largest_difference(theirs(TOKENS).logits, expected) < 1e-4
 
-    save_model(tmp_path / "ours", ours, tokenizer)
-    written = json.loads((tmp_path / "ours/config.json").read_text())
+    save_model(tmp_path / "both", ours, tokenizer)
+    written = json.loads((tmp_path / "both/config.json").read_text())
     read = json.loads((path / "config.json").read_text())
     assert {key: written[key] for key in read} == read
+
+    # either spelling alone says it all, and the other is written again
     older = ("rope_theta", "rope_scaling", "rotary_emb_base", "rotary_pct", "partial_rotary_factor")
-    for lost in (("rope_parameters",), older):  # either spelling alone
+    for lost in (("rope_parameters",), older):
         one = {key: value for key, value in written.items() if key not in lost}
-        assert from_hf(one) == ours.config
-    (tmp_path / "ours/config.json").write_text(json.dumps(one))
-    with torch.no_grad():
-        assert torch.equal(
-            opened_by_transformers(tmp_path / "ours")(TOKENS).logits, theirs(TOKENS).logits
-        )
+        assert len(one) < len(written) and from_hf(one) == ours.config
+        (path / "config.json").write_text(json.dumps(one))
+        save_model(tmp_path / "again", load_model(path)[0], tokenizer)
+        again = json.loads((tmp_path / "again/config.json").read_text())
+        assert again.keys() == written.keys() and from_hf(again) == ours.config
+        written_anew = {key: value for key, value in again.items() if key not in one}
+        kept = {
+            key: value for key, value in again.items() if key not in ("rope_parameters", *older)
+        }
+        assert from_hf(kept | written_anew) == ours.config
+
+    with torch.no_grad():  # transformers' own, from the newer spelling alone
+        assert torch.equal(opened_by_transformers(path)(TOKENS).logits, theirs(TOKENS).logits)
+
+
+@pytest.mark.parametrize("family", checkpoints.FAMILIES)
+def test_missing_keys_mean_the_defaults_of_transformers_class(family):
+    transformers = pytest.importorskip("transformers")
+    sizes = SIZES | {"hidden_size": 512, "num_attention_heads": 32, "max_position_embeddings": 9999}
+    del sizes["num_key_value_heads"]
+    everything = transformers.AutoConfig.for_model(family, **sizes).to_dict()
+    assert len(everything) > len(sizes) + 5
+    assert from_hf({"model_type": family, **sizes}) == from_hf(everything)
 
 
 def test_layer_norms_without_bias(published):
@@ -398,6 +417,7 @@ HEAD_NORM = "model.layers.1.self_attn.k_layernorm.norms.1.weight"
         ("gpt_neox", lambda p: rewrite(p, **{NEOX_QKV: torch.ones(95)}), ".bias has shape .95,"),
         ("gpt_neox", lambda p: edit(p, attention_bias=False), "unexpected tensor .*dense.bias"),
         ("gpt_neox", lambda p: rewrite(p, "embed_out.weight"), "first embed_out.weight"),
+        ("gpt_neox", lambda p: rewrite(p, **{"lm_head.weight": torch.ones(1)}), "unexp.*lm_head"),
         ("qwen2", lambda p: edit(p, model_type="llama"), "unexpected tensor .*k_proj.bias"),
         ("llama", lambda p: edit(p, model_type="qwen2"), "6 tensors are missing.*k_proj.bias"),
         ("llama", lambda p: edit(p, attention_bias=True), "missing.*k_proj.bias"),
