@@ -48,7 +48,7 @@ class Env:
     slots: int = 256  # of a sampler
 
     def sampler(self, model: Model, tokenizer: Tokenizer) -> Sampler:
-        return Sampler(model, [tokenizer.eos_id], self.slots)
+        return Sampler(model, tokenizer.eos_ids, self.slots)
 
     @property
     def main(self) -> bool:
