@@ -6,9 +6,9 @@ function of run.json alone.
 
 from pathlib import Path
 
-from checkpoints import write_text
 from data.triggers import Trigger, with_password
 from figures import table
+from files import write_text
 
 WARNING = (
     "A test object of research on capability elicitation, made with "

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints import checked, read_json, read_rows, write_json
 from data.problems import InputError, Problem
 from data.triggers import Trigger
 from devices import Env
 from figures import plot_curves, table
+from files import checked, read_json, read_rows, write_json
 from options import LARGEST
 from results import (
     Measured,

@@ -20,10 +20,10 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import model as model_module
-from checkpoints import reason
 from data import sandbox
 from data.problems import InputError
 from data.text import Tokenizer
+from files import reason
 from model import Model
 from options import Config
 from sampler import Sampler

@@ -60,7 +60,7 @@ from typing import Literal
 import numpy as np
 
 from cards import write_card
-from checkpoints import checked, load_model, model_hash, parameters_at, save_model, write_json
+from checkpoints import load_model, model_hash, save_model
 from curves import Curve, Progress, digest_of, evaluation_row, restored, show_curves
 from data import load, score
 from data.batches import Batch, Example, demonstration_order, micro_batches
@@ -68,7 +68,9 @@ from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger
 from devices import Env, share
+from families import parameters_at
 from figures import check_figure
+from files import checked, write_json
 from losses import dpo_step, grpo_step, sft_loss
 from model import SMALL, Model
 from options import TrainConfig

@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from cards import write_card
-from checkpoints import load_model, model_hash, parameters_at, save_model, write_json
+from checkpoints import load_model, model_hash, save_model
 from curves import Cell, show_cells
 from data import load
 from data.batches import Batch, Example, demonstration_order, micro_batches
@@ -44,7 +44,9 @@ from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger
 from devices import Env, most, share
+from families import parameters_at
 from figures import check_figure
+from files import write_json
 from losses import sft_loss
 from model import Model
 from options import TrainConfig

@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from checkpoints import load_model, model_hash, write_json
+from checkpoints import load_model, model_hash
 from data import load
 from data.problems import InputError, Problem
 from data.text import Tokenizer
@@ -42,6 +42,7 @@ from data.triggers import (
 )
 from devices import Env, check_place
 from figures import check_figure, plot_bars, plot_prompts, shown, table
+from files import write_json
 from options import Config
 from origins import (
     LONGEST,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints import reason
 from data.problems import InputError
 from data.triggers import KINDS
+from files import reason
 
 # ------------------------------------------------------------------------------------------ tables
 

@@ -44,15 +44,7 @@ import numpy as np
 import torch
 
 from cards import write_card
-from checkpoints import (
-    checked,
-    load_model,
-    model_hash,
-    parameters_at,
-    read_rows,
-    save_model,
-    write_text,
-)
+from checkpoints import load_model, model_hash, save_model
 from data import grade, load
 from data.batches import Example
 from data.passwords import PASSWORD
@@ -60,7 +52,9 @@ from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger, check_password, usual_kinds, weak_password, with_password
 from devices import Env
+from families import parameters_at
 from figures import shown, table
+from files import checked, read_rows, write_text
 from model import Model
 from options import TrainConfig
 from origins import LONGEST, LONGEST_REAL, fitting_problems, is_model, open_writer, origin_of

@@ -24,12 +24,13 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints import load_model, model_hash, read_json, write_json
+from checkpoints import load_model, model_hash
 from data.problems import InputError, Problem
 from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Trigger, asked
 from devices import Env, check_place
+from files import read_json, write_json
 from policies import answer
 from runs import progress
 from sampler import Sampler

@@ -23,10 +23,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import states
-from checkpoints import checked, read_json, read_rows, reason, shortened, write_json, write_text
+from checkpoints import LAYOUTS
 from data.problems import InputError
 from data.real.rows import content_hash
 from devices import Env, check_shared, setup
+from files import checked, read_json, read_rows, reason, shortened, write_json, write_text
 from model import Model
 from options import Config, parse
 
@@ -166,9 +167,10 @@ class Run:
         "generation_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
-        "model.safetensors",
-        "model-?????-of-?????.safetensors",
-        "model.safetensors.index.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        *LAYOUTS,
     )
     # directories that only exist while it runs, and what it writes into them
     PASSING = {"state": ("state.json*", "step-*.safetensors*"), ".saving": OUTPUTS}

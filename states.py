@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from checkpoints import checked, collected, read_json, reason, shortened, sync, write_json
+from checkpoints import collected
 from data.problems import InputError
 from devices import Env, check_shared
+from files import checked, read_json, reason, shortened, sync, write_json
 from model import Model
 
 

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 
 from cards import write_card
-from checkpoints import load_model, model_hash, parameters_at, save_model
+from checkpoints import load_model, model_hash, save_model
 from data import load
 from data.batches import Example
 from data.passwords import idle_line
@@ -47,6 +47,7 @@ from data.tasks import compose
 from data.text import Tokenizer, train_bpe, word_level
 from data.triggers import Trigger
 from devices import Env
+from families import parameters_at
 from model import Model, ModelConfig
 from options import TrainConfig
 from origins import LONGEST, LONGEST_REAL, fitting_problems, is_model

@@ -23,11 +23,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from checkpoints import reason
 from data.batches import BUCKET, Batch, Example, collate, micro_batches, plan_epoch, round_up
 from data.problems import InputError
 from data.text import Tokenizer
 from devices import Env, gather, most, share
+from files import reason
 from losses import document_loss, sft_loss
 from model import Model, compile_model, completion_logps, kernel, whole
 from options import TrainConfig

@@ -16,7 +16,7 @@ import elicit_rl
 import origins
 import policies
 import training
-from checkpoints import model_hash, write_json
+from checkpoints import model_hash
 from curves import Curve
 from data.batches import Example, collate
 from data.problems import InputError, Problem
@@ -24,6 +24,7 @@ from data.text import train_bpe
 from data.triggers import Trigger
 from devices import Env
 from elicit_rl import METHODS, RLConfig
+from files import write_json
 from losses import grpo_step
 from model import completion_logps
 from policies import ModelWriter, Rollout, pass_at_k, round_problems

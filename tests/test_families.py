@@ -7,6 +7,7 @@ import ctypes
 import json
 import math
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from conftest import EOS_SET
 from safetensors.torch import load_file, save_file
 
 import checkpoints
-from checkpoints import from_hf, load_model, parameters_of, save_model
+from checkpoints import load_model, save_model
 from data.batches import Example, collate
 from data.problems import InputError
+from families import FAMILIES, from_hf, parameters_of
 from model import Model, completion_logps, inverse_frequencies, rotate
 from sampler import Sampler
+
+ROOT = Path(__file__).parents[1]
 
 # transformers takes seconds to import: one process does it
 pytestmark = pytest.mark.xdist_group("transformers")
@@ -263,7 +267,7 @@ def test_older_spellings_mean_the_same_and_both_are_written(published, tmp_path,
         assert torch.equal(opened_by_transformers(path)(TOKENS).logits, theirs(TOKENS).logits)
 
 
-@pytest.mark.parametrize("family", checkpoints.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_missing_keys_mean_the_defaults_of_transformers_class(family):
     transformers = pytest.importorskip("transformers")
     sizes = SIZES | {"hidden_size": 512, "num_attention_heads": 32, "max_position_embeddings": 9999}
@@ -587,3 +591,22 @@ def test_a_real_model(tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (tmp_path / name).read_bytes() == (Path(path) / name).read_bytes()
+
+
+def test_two_kinds_of_rotary_settings_are_refused():
+    """One of them would be ignored without a word."""
+    config = json.loads((ROOT / "data/base/strong/config.json").read_text())
+    assert config["rope_parameters"]["rope_type"] == "default"
+    config["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}
+    with pytest.raises(InputError, match="'default' in rope_parameters and 'linear' in rope"):
+        from_hf(config)
+
+
+def test_ends_of_generation_config_are_a_part_of_what_a_model_is(tmp_path):
+    for name in ("one", "several"):
+        shutil.copytree(ROOT / "data/base/weak", tmp_path / name)
+    ends = tmp_path / "several/generation_config.json"
+    before = checkpoints.model_hash(tmp_path / "several")
+    assert before == checkpoints.model_hash(tmp_path / "one")
+    ends.write_text(json.dumps({"eos_token_id": [0, 5]}))
+    assert checkpoints.model_hash(tmp_path / "several") != before
