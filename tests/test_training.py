@@ -274,6 +274,7 @@ def test_a_resumed_run_is_the_straight_run(
 
 # --------------------------------------------------------------------------------------- two ranks
 
+
 def work_of_a_rank(out: Path, steps: list[list[Example]], optimizer: str, shard: bool) -> None:
     """Train on the steps, save the state and the model, sample; then fit()."""
     cfg = Options(
