@@ -80,6 +80,7 @@ def test_the_lock_and_the_elicitor_of_the_docs(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(policies.RULES, "next", None)  # removed at the end
 
     small = "--problems 48 --epochs 1 --eval-problems 8 --weak next --out out/next --device cpu"
+    small += " --no-compile --slots 16"
     monkeypatch.setattr(sys, "argv", ["lock_next.py", *small.split()])
     with pytest.raises(SystemExit) as ended:
         exec(blocks()[1], {"__name__": "__main__"})
@@ -91,7 +92,8 @@ def test_the_lock_and_the_elicitor_of_the_docs(tmp_path, monkeypatch, capsys):
     assert "The lock is NOT valid" in card and "python lock_next.py --problems 48" in card
 
     exec(blocks()[2], {"__name__": "__main__"})
-    command = "evaluate.py out/noise --locked out/next --problems 8 --device cpu"
+    command = "evaluate.py out/noise --locked out/next --problems 8 --no-compile --slots 16"
+    command += " --device cpu"
     monkeypatch.setattr(sys, "argv", command.split())
     with pytest.raises(SystemExit) as ended:
         launch(evaluate.main, evaluate.EvaluateConfig)
