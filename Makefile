@@ -1,4 +1,7 @@
-# make demo: the whole loop on the shipped base models.  make test: the tests.  make format: the formatter.  make bench: our speed beside transformers'.
+# make demo     the whole loop on the shipped base models
+# make test     format, lint, the tests
+# make format   applies what it can
+# make bench    our speed beside that of transformers
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -13,7 +16,8 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
 
-# the cells of SFT are shared out over two ranks of one thread each; two ranks lock no faster than two threads (docs/NOTES.md)
+# The cells of SFT are shared out over two ranks of one thread each. Two ranks lock no faster than
+# two threads (docs/NOTES.md).
 demo: .venv/ready
 	$(BIN)/python lock.py --task code --resume
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 elicit_sft.py --task code --k 1 4 8 32 128

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import EOS_SET
 from safetensors.torch import load_file, save_file
 
 import checkpoints
 from checkpoints import load_model, save_model
+from conftest import EOS_SET
 from data.batches import Example, collate
 from data.problems import InputError
 from families import FAMILIES, from_hf, parameters_of

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import EOS_SET
 
 import sampler as S
 from checkpoints import load_model, save_model
+from conftest import EOS_SET
 from data.batches import Example, collate
 from data.problems import InputError
 from model import completion_logps

@@ -27,9 +27,8 @@ import types
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import harness  # noqa: F401  (programs.py has children import it, when the folder is out of reach)
-
 import confine  # beside this file, which is a script: its folder is the first place to import from
+import harness  # noqa: F401  (programs.py has children import it, when the folder is out of reach)
 
 MAX_BYTES = 1 << 20  # of JSON that one program may return
 MAX_BITS = 10_000  # of an int: under Python's limit of 4300 digits, so it can be read back
