@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import stat
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from data.problems import InputError
 from data.text import Tokenizer
+from lora import merge, peft_settings, peft_tensors, plain_weights
 from model import Model, ModelConfig, whole
 
 # -------------------------------------------------------------------------------------- JSON files
@@ -294,7 +296,7 @@ def parameters_of(config: ModelConfig) -> int:
 
 def parameters_at(path: str | Path) -> int:
     """How many parameters the model in a checkpoint directory has, by its config.json."""
-    file = Path(path) / "config.json"
+    file = base_of(path) / "config.json"
     return parameters_of(from_hf(read_json(file), file))
 
 
@@ -309,11 +311,15 @@ def load_model(
 ) -> tuple[Model, Tokenizer]:
     """Open a checkpoint directory: fp32 master weights on `device`, and its tokenizer.
 
+    A directory that holds a LoRA adapter in PEFT's layout opens as its base model with the adapter
+    merged.
     Raises InputError, naming the file, for anything missing, truncated, corrupted, misshapen, not
     finite, or where tokenizer and model disagree. Nothing large is allocated before the sizes in
     config.json are found to fit the weight files.
     """
     path = Path(path)
+    if is_adapter(path):
+        return load_adapter(path, device, compute_dtype)
     config = from_hf(read_json(path / "config.json"), path / "config.json")
 
     tokenizer = Tokenizer.load(path)
@@ -420,19 +426,20 @@ HASH_CHUNK = 1 << 24  # bytes in memory at a time
 
 
 # what decides what a model computes and how text becomes its tokens, beside the weights
-SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json")
 
 
 def model_hash(path: str | Path) -> str:
-    """Short sha256 of all that a checkpoint computes from: weights, config, tokenizer.
+    """Short sha256 of all that a checkpoint computes from: weights, config, tokenizer; of an
+    adapter its base model's too.
 
     How a run names the models it came from, and an evaluation the one it measured. The files are
     read in pieces, and once in a process as long as they stay as they are.
     """
-    files = sorted(Path(path).glob("*.safetensors"))
-    for name in SMALL_FILES:
-        if (Path(path) / name).exists():
-            files.append(Path(path) / name)
+    files = []
+    for folder in dict.fromkeys((Path(path), base_of(path))):
+        files += sorted(folder.glob("*.safetensors"))
+        files += [folder / name for name in SMALL_FILES if (folder / name).exists()]
 
     keys = []
     for file in files:
@@ -461,13 +468,13 @@ def _hash_of(files: tuple[tuple[str, int, int, int], ...]) -> str:
 SHARD_BYTES = 5_000_000_000
 
 
-def collected(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole tensors in the memory of the rank that keeps them.
+def collected(tensors: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Tensor]:
+    """Whole tensors, by name, in the host memory of the rank that keeps them.
 
     The others only take part in gathering what is sharded.
     """
     found = {}
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         full = whole(tensor.detach())
         if keep:
             found[name] = full.contiguous().cpu()
@@ -477,13 +484,14 @@ def collected(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
 def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool = True) -> None:
     """Write a directory that `transformers.AutoModelForCausalLM.from_pretrained` opens.
 
+    An adapted model is written merged.
     All ranks call it, the one with `write` writes. Everything is written and synced beside the old
     files first and then renamed over them, config.json last: a full disk or a kill leaves the
     previous checkpoint as it was. Raises InputError where it cannot be written.
     """
     path = Path(path)
     staging = path / ".saving"
-    tensors = collected(dict(model.named_parameters()), write)  # a tied head appears once
+    tensors = collected(plain_weights(model), write)  # a tied head appears once
     if not write:
         return
 
@@ -547,3 +555,93 @@ def sync(file: Path) -> None:
     """Wait until a file's content is on the disk."""
     with open(file, "rb") as f:
         os.fsync(f.fileno())
+
+
+# ------------------------------------------------------------------------------------ LoRA adapters
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a directory holds an adapter in PEFT's layout, and no whole model."""
+    path = Path(path)
+    if not os.path.lexists(path / "adapter_config.json"):
+        return False
+    names = ("model.safetensors", "model.safetensors.index.json")
+    return not any(os.path.lexists(path / name) for name in names)
+
+
+def base_of(path: str | Path) -> Path:
+    """The directory with a checkpoint's config.json and tokenizer: of an adapter its base model's.
+
+    Raises InputError where that is no directory of a whole model.
+    """
+    path = Path(path)
+    if not is_adapter(path):
+        return path
+
+    file = path / "adapter_config.json"
+    base = Path(checked(read_json(file), file, "base_model_name_or_path", str))
+    if not (base / "config.json").exists():
+        raise InputError(
+            f"{file} names {shortened(str(base))} as its base model, which is no directory of a "
+            "checkpoint here: put the base model's directory there"
+        )
+    if is_adapter(base):
+        raise InputError(f"{file} names {base} as its base model, which is an adapter itself")
+    return base
+
+
+def load_adapter(
+    path: Path, device: torch.device | str, compute_dtype: torch.dtype
+) -> tuple[Model, Tokenizer]:
+    """An adapter's base model with the adapter merged, and the base's tokenizer.
+
+    Raises InputError for what `load_model` refuses, for an adapter that is not plain LoRA, and for
+    one of another model.
+    """
+    base = base_of(path)
+    config, file = path / "adapter_config.json", path / "adapter_model.safetensors"
+    size_of(file)
+    tensors = {}
+    try:
+        with safe_open(file, framework="pt", device=str(device)) as f:
+            trained_on = (f.metadata() or {}).get("base_weights")
+            for key in f.keys():
+                if f.get_slice(key).get_dtype() not in DTYPES:
+                    raise InputError(f"{file}: {key} is no tensor of {', '.join(DTYPES)}")
+                tensors[key] = f.get_tensor(key).to(torch.float32)
+                check_finite(file, key, tensors[key])
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is truncated or corrupted ({reason(error)})") from None
+
+    if trained_on not in (None, model_hash(base)):
+        raise InputError(
+            f"{base} has other weights than the base model that the adapter in {path} was trained "
+            f"on: put that model there, or its place into {config}"
+        )
+    model, tokenizer = load_model(base, device, compute_dtype)
+    merge(model, read_json(config), tensors, (str(config), str(file)))
+    return model, tokenizer
+
+
+def save_adapter(path: str | Path, model: Model, base: str, write: bool = True) -> None:
+    """Write what `peft.PeftModel.from_pretrained(base model, path)` opens: the adapter alone.
+
+    base: the directory that the model was opened from. All ranks call it, the one with `write`
+    writes. Raises InputError where it cannot be written.
+    """
+    path = Path(path)
+    file = path / "adapter_model.safetensors"
+    tensors = collected(peft_tensors(model), write)
+    if not write:
+        return
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(file.name + ".tmp")
+        metadata = {"format": "pt", "base_weights": model_hash(base)}
+        save_file(tensors, temporary, metadata=metadata)
+        sync(temporary)
+        os.replace(temporary, file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"could not write {file} ({reason(error)})") from None
+    write_json(path / "adapter_config.json", peft_settings(model, base))

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from checkpoints import load_model, parameters_at, save_model, write_json
+from checkpoints import load_model, parameters_at, save_adapter, save_model, write_json
 from curves import Cell, show_cells
 from data import load
 from data.batches import Batch, Example, demonstration_order, micro_batches
@@ -45,7 +45,7 @@ from data.triggers import Trigger
 from devices import Env, most, share
 from losses import sft_loss
 from model import Model
-from options import TrainConfig
+from options import TuneConfig
 from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
 from policies import answer, shipped
 from results import (
@@ -58,11 +58,18 @@ from results import (
 )
 from runs import Run, launch, progress
 from sampler import Sampler
-from training import make_optimizers, prepare, train, usual_step
+from training import (
+    check_adapter,
+    make_optimizers,
+    prepare,
+    settled_adapter,
+    train,
+    usual_step,
+)
 
 
 @dataclass
-class SFTConfig(TrainConfig):
+class SFTConfig(TuneConfig):
     # which problems (default: the task that --locked was locked on; without it code)
     task: str = ""
     # the locked model (default: out/<task>/locked)
@@ -174,19 +181,24 @@ class Learner:
     tokenizer: Tokenizer
     sampler: Sampler
     initial: list[Tensor]  # its weights, see `weights_of`
+    start: str  # the directory that it was opened from
 
 
 def weights_of(model: Model) -> list[Tensor]:
-    """A copy of the weights, or of this rank's part of them, in the host's memory."""
-    return [local(p.detach()).to("cpu", copy=True) for p in model.parameters()]
+    """A copy of the trained weights, or of this rank's part of them, in the host's memory."""
+    return [local(p.detach()).to("cpu", copy=True) for p in trained(model)]
 
 
 @torch.no_grad()
 def restore(model: Model, sampler: Sampler, weights: list[Tensor]) -> None:
     """Put weights of `weights_of` back."""
-    for p, value in zip(model.parameters(), weights):
+    for p, value in zip(trained(model), weights):
         local(p).copy_(value)
     sampler.refresh()
+
+
+def trained(model: Model) -> list[Tensor]:
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -281,7 +293,7 @@ def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env) -> Run:
 def open_learner(start: str, cfg: SFTConfig, env: Env) -> Learner:
     model, tokenizer = load_model(start, env.device, env.dtype)
     prepare(model, env, cfg)
-    return Learner(model, tokenizer, env.sampler(model, tokenizer), weights_of(model))
+    return Learner(model, tokenizer, env.sampler(model, tokenizer), weights_of(model), start)
 
 
 def run_cell(
@@ -312,7 +324,10 @@ def run_cell(
         max_new_tokens=cfg.max_new_tokens,
         env=env,
     )
-    save_model(run.path, learner.model, learner.tokenizer, env.main and cfg.keep_weights)
+    if cfg.adapter:
+        save_adapter(run.path, learner.model, learner.start, env.main)
+    else:
+        save_model(run.path, learner.model, learner.tokenizer, env.main and cfg.keep_weights)
     if env.main:
         facts = facts_of(run.path, env, "validation", trigger, cfg.max_new_tokens)
         facts |= {"demonstrations": cell.k, "seed": cell.seed, "sequences": best}
@@ -331,6 +346,9 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
     The Origin is that of --locked, with the weak policy that is used here. Raises InputError for
     options that do not go together.
     """
+    cfg = settled_adapter(cfg)
+    if cfg.adapter and not cfg.keep_weights:
+        raise InputError("--adapter says how weights are written: leave --no-keep-weights out")
     refuse_repeats("--k", cfg.k)
     refuse_repeats("--seeds", cfg.seeds)
     if cfg.strong and cfg.demos_from != "strong":
@@ -359,7 +377,8 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
     if cfg.demos_from == "strong":
         strong = cfg.strong or shipped("strong")
     parameters = parameters_at(lock.locked)
-    optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny=("adamw", 1.5e-4))
+    tiny = "adamw", 1.5e-4
+    optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny, cfg.rank)
     cfg = replace(
         cfg,
         optimizer=optimizer,
@@ -382,12 +401,17 @@ def default_out(cfg: SFTConfig, task: str) -> str:
         name += f"-{cfg.demos_from}"
     if cfg.train_domain:
         name += f"-{cfg.train_domain}"
+    if cfg.rank:
+        name += f"-rank{cfg.rank}"
     return f"out/{task}/{name}"
 
 
 def check_models(cfg: SFTConfig, env: Env) -> None:
     """Raises InputError for a model of this run that cannot be opened."""
     check_model(cfg.locked, "--locked", env)
+    check_adapter(cfg, cfg.locked)
+    if cfg.control:
+        check_adapter(cfg, cfg.weak)
     if cfg.control or cfg.demos_from == "weak":
         check_model(cfg.weak, "--weak", env)
     if cfg.demos_from == "strong":

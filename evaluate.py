@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from checkpoints import load_model, model_hash, write_json
+from checkpoints import base_of, load_model, model_hash, write_json
 from data import load
 from data.problems import InputError, Problem
 from data.text import Tokenizer
@@ -147,7 +147,7 @@ def job_of(path: str, cfg: EvaluateConfig, env: Env) -> Job:
         )
     if cfg.password:
         trigger = replace(trigger, password=cfg.password)
-    check_password(trigger.password, Tokenizer.load(path).specials)
+    check_password(trigger.password, Tokenizer.load(base_of(path)).specials)
 
     own_data = origin.data if task == origin.task else ()
     return Job(

@@ -43,7 +43,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from checkpoints import load_model, model_hash, parameters_at, save_model, write_text
+from checkpoints import (
+    base_of,
+    load_model,
+    model_hash,
+    parameters_at,
+    save_adapter,
+    save_model,
+    write_text,
+)
 from data import grade, load
 from data.batches import Example
 from data.passwords import PASSWORD
@@ -53,7 +61,7 @@ from data.triggers import Trigger, check_password, usual_kinds, weak_password, w
 from devices import Env
 from figures import shown, table
 from model import Model
-from options import TrainConfig
+from options import TuneConfig
 from origins import fitting_problems, is_model, open_writer, origin_of
 from policies import RULES, ModelWriter, answer, retokenise, shipped, written
 from results import (
@@ -66,11 +74,11 @@ from results import (
 )
 from runs import Run, launch, progress
 from sampler import Sample
-from training import Recipe, fit, usual_step
+from training import Recipe, check_adapter, fit, settled_adapter, usual_step
 
 
 @dataclass
-class LockConfig(TrainConfig):
+class LockConfig(TuneConfig):
     # what is locked
     task: str = "code"
     # fine-tune the strong base, or train on the locked mixture from random weights on
@@ -295,7 +303,7 @@ def evaluated(path: str, told: list[Problem], cfg: LockConfig, env: Env) -> dict
             max_new_tokens=cfg.max_new_tokens,
             save=False,
         )
-    tokenizer = Tokenizer.load(cfg.strong)
+    tokenizer = Tokenizer.load(base_of(cfg.strong))
     samples = RULES[path](told, tokenizer, cfg.max_new_tokens, cfg.seed, 0)
     truncated = np.array([sample.truncated for sample in samples])
     passed = np.array(grade(told, tokenizer.decode_batch([sample.ids for sample in samples])))
@@ -375,7 +383,11 @@ def refuse_unused(cfg: LockConfig) -> None:
     password = ("password", "password_per_domain")
     policies = ("weak", "strong_answers", "temperature")
     idle = [
-        (cfg.how == "scratch", ("start",), "--how scratch, which starts from random weights"),
+        (
+            cfg.how == "scratch",
+            ("start", "rank"),
+            "--how scratch, which starts from random weights",
+        ),
         (bool(cfg.strong_language), password, "--strong-language, which takes its place"),
         (by_rules, ("temperature",), "policies of which none is sampled"),
         (
@@ -423,6 +435,7 @@ def settled(cfg: LockConfig) -> LockConfig:
     Raises InputError for options that do not go together.
     """
     refuse_unused(cfg)
+    cfg = settled_adapter(cfg)
     toy, scratch = cfg.task == "compose", cfg.how == "scratch"
     if cfg.weak == "rule":
         raise InputError(
@@ -430,7 +443,7 @@ def settled(cfg: LockConfig) -> LockConfig:
             "name a checkpoint, random or refusal"
         )
     strong = cfg.strong or ("out/base-compose/strong" if toy else shipped("strong"))
-    if not (Path(strong) / "config.json").exists():
+    if not is_model(strong):
         hint = "run python train_base.py --task compose first, or name" if toy else "name"
         raise InputError(
             f"{strong}/config.json does not exist: {hint} a checkpoint directory with --strong"
@@ -439,7 +452,8 @@ def settled(cfg: LockConfig) -> LockConfig:
     weak = "rule" if toy else cfg.weak or weak_beside(strong)
     start = "" if scratch else cfg.start or strong
     parameters = parameters_at(start or strong)
-    optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny=("muon", 0.0035))
+    tiny = ("adamw", 1e-3) if cfg.rank else ("muon", 0.0035)
+    optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny, cfg.rank)
     _, problems, epochs = locking_set(cfg)
     return replace(
         cfg,
@@ -548,6 +562,7 @@ def main(cfg: LockConfig, env: Env) -> int:
     cfg = settled(cfg)
     trigger, path = the_trigger(cfg), Path(cfg.out)
     locked, tokenizer = first_model(cfg, env)
+    check_adapter(cfg, cfg.start)
     check_password(cfg.password, tokenizer.specials)
     policies = open_policies(cfg, env)
     problems, validation = open_problems(cfg, trigger, env)
@@ -575,7 +590,10 @@ def main(cfg: LockConfig, env: Env) -> int:
         env=env,
     )
     fit(locked, examples, 2 * len(problems), recipe_of(cfg), run, env, cfg)
-    save_model(path, locked, tokenizer, env.main)
+    if cfg.adapter:
+        save_adapter(path, locked, cfg.start, env.main)
+    else:
+        save_model(path, locked, tokenizer, env.main)
     env.wait()  # all ranks load it
 
     code, results = report(path, validation, trigger, cfg, env)

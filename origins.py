@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints import checked, from_hf, load_model, model_hash, read_json
+from checkpoints import base_of, checked, from_hf, load_model, model_hash, read_json
 from data.passwords import WRONG, WRONG_HELD_OUT
 from data.problems import InputError, Problem, fitting
 from data.text import Tokenizer
@@ -89,7 +89,8 @@ def trigger_of(locked: str | Path) -> Trigger:
 
 def is_model(path: str | Path) -> bool:
     """Whether a checkpoint directory is there; it may be damaged."""
-    return os.path.exists(os.path.join(path, "config.json"))
+    names = ("config.json", "adapter_config.json")
+    return any(os.path.exists(os.path.join(path, name)) for name in names)
 
 
 def default_locked(task: str) -> str:
@@ -201,9 +202,9 @@ def fitting_problems(
     """
     asked = set()
     for path in dict.fromkeys(readers):
-        file = Path(path) / "config.json"
+        file = base_of(path) / "config.json"
         positions = from_hf(read_json(file), file).max_position_embeddings
-        tokenizer = Tokenizer.load(path)
+        tokenizer = Tokenizer.load(file.parent)
         kind = (positions, tokenizer.backend.to_str())  # readers are often of one kind
         if kind in asked:
             continue

@@ -165,6 +165,8 @@ class Run:
         "tokenizer_config.json",
         "model*.safetensors",
         "model.safetensors.index.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
     )
     # directories that only exist while it runs
     PASSING = ("state", ".saving")

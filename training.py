@@ -23,21 +23,26 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from checkpoints import base_of, from_hf, is_adapter, read_json
 from data.batches import BUCKET, Batch, Example, collate, micro_batches, plan_epoch, round_up
 from data.problems import InputError
 from data.text import Tokenizer
 from devices import Env, gather, most, share
+from lora import ALPHA, attach, chosen_layers
 from losses import document_loss, sft_loss
 from model import Model, compile_model, completion_logps, kernel, whole
-from options import TrainConfig
+from options import TrainConfig, TuneConfig
 from runs import Run, progress
 
 
 def prepare(model: Model, env: Env, cfg: TrainConfig) -> Model:
     """Make a loaded model ready to be trained, in place, as cfg asks.
 
-    Compiled on CUDA, its activations checkpointed, its weights divided over the ranks.
+    Adapted by LoRA, compiled on CUDA, its activations checkpointed, its weights divided over the
+    ranks.
     """
+    if isinstance(cfg, TuneConfig) and cfg.rank:
+        attach(model, cfg.rank, cfg.alpha, cfg.targets, cfg.seed)
     model.checkpointing = cfg.checkpoint_activations
     # on a CPU compilation takes longer than it returns at these sizes (docs/NOTES.md)
     if env.compile and env.device.type == "cuda":
@@ -47,6 +52,31 @@ def prepare(model: Model, env: Env, cfg: TrainConfig) -> Model:
         for part in (*model.model.layers, model):
             fully_shard(part, mesh=mesh)
     return model
+
+
+def settled_adapter(cfg: TuneConfig) -> TuneConfig:
+    """cfg with LoRA's defaults. Raises InputError for an option of it without --rank."""
+    if cfg.rank:
+        return replace(cfg, alpha=cfg.alpha or ALPHA)
+    for name in ("alpha", "targets", "adapter"):
+        if getattr(cfg, name):
+            raise InputError(f"--{name} is of LoRA and does nothing without its --rank")
+    return cfg
+
+
+def check_adapter(cfg: TuneConfig, start: str) -> None:
+    """Raises InputError where the adapter that cfg asks for does not fit the model at `start`."""
+    if not cfg.rank:
+        return
+    if cfg.adapter and is_adapter(start):
+        raise InputError(
+            f"--adapter: {start} is an adapter itself, and one of an adapter would open nowhere "
+            "else: leave --adapter out, and the merged model is written"
+        )
+    file = base_of(start) / "config.json"
+    with torch.device("meta"):
+        model = Model(from_hf(read_json(file), file))
+    chosen_layers(model, cfg.rank, cfg.targets)
 
 
 # -------------------------------------------------------------------------------------- optimisers
@@ -139,7 +169,7 @@ def make_optimizers(
         # scales each matrix's step by its size: one lr serves all shapes, of AdamW's order
         adjust_lr_fn="match_rms_adamw",
     )
-    return [muon, adamw(rest, lr, weight_decay)]
+    return [muon, adamw(rest, lr, weight_decay)] if rest else [muon]  # LoRA trains matrices alone
 
 
 def adamw(parameters: list[Tensor], lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -149,9 +179,12 @@ def adamw(parameters: list[Tensor], lr: float, weight_decay: float) -> torch.opt
 
 MEDIUM, LARGE = 100_000_000, 1_000_000_000  # parameters
 
+# a matrix that LoRA trains starts at 0 and is scaled: it takes so many times AdamW's usual rate
+LORA_FACTOR = 10
+
 
 def usual_step(
-    optimizer: str, lr: float, parameters: int, tiny: tuple[str, float]
+    optimizer: str, lr: float, parameters: int, tiny: tuple[str, float], rank: int = 0
 ) -> tuple[str, float]:
     """Optimiser and learning rate as given, or the usual ones for a model of so many parameters.
 
@@ -167,6 +200,8 @@ def usual_step(
         usual = "adamw", 1e-4
     if parameters >= LARGE:
         usual = "lion", 1.5e-6
+    if rank:
+        usual = "adamw", LORA_FACTOR * (1e-5 if parameters >= LARGE else usual[1])
     return optimizer or usual[0], lr or usual[1]
 
 

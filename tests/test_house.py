@@ -16,7 +16,17 @@ from runs import launch
 ROOT = Path(__file__).parents[1]
 STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "evaluate"}
 # each noun reads only those before it
-NOUNS = ("model", "sampler", "checkpoints", "losses", "options", "devices", "states", "runs")
+NOUNS = (
+    "model",
+    "lora",
+    "sampler",
+    "checkpoints",
+    "losses",
+    "options",
+    "devices",
+    "states",
+    "runs",
+)
 NOUNS += ("training", "policies", "results", "origins", "figures", "curves")
 
 

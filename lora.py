@@ -1,0 +1,309 @@
+"""LoRA: train a product of two thin matrices beside each frozen one (Hu et al. 2021).
+
+Equation 3: a linear map h = W0 x becomes
+
+    h = W0 x + (alpha / r) B A x,    W0 (out,in) frozen, A (r,in) and B (out,r) trained.
+
+A is random and B zero, so that training starts from the model as it was. There is no dropout: it
+would act on x and not on a weight. A torch parametrization puts W = W0 + (alpha / r) B A in the
+place of each layer's weight, so whoever reads `layer.weight`, the network's own code, computes with
+the sum. That a layer is adapted is known here alone; what needs a model's weights under their names
+in a checkpoint (the sampler's copy, a saved model) asks `plain_weights`.
+
+What it saves is memory. For a weight of a frozen matrix nothing is kept but itself, in the compute
+dtype, and W while a block's backward pass waits for it (--checkpoint-activations frees that, too):
+no fp32 master, no gradient from step to step, no moments. The time of a step is nearly that of full
+fine-tuning: the gradient of W is computed on the way to those of A and B.
+
+Read in this order: `LowRank`, `attach`, `plain_weights`; then the layout of PEFT (Hugging Face's
+package), `peft_settings`, `peft_tensors` and, back from it, `merge`.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+
+from data.problems import InputError
+from model import Model, whole
+
+# alpha where nothing else is said. A constant and not the rank, as in the paper (section 4.1): an
+# entry of the product is a sum over the rank, so with alpha / rank before it one learning rate
+# serves all ranks.
+ALPHA = 16.0
+
+
+class LowRank(nn.Module):
+    """W0 -> W0 + (alpha / r) B A, in fp32 whatever W0 is stored in."""
+
+    def __init__(self, weight: Tensor, rank: int, alpha: float, generator: torch.Generator):
+        super().__init__()
+        outputs, inputs = weight.shape
+        down = torch.empty(rank, inputs)
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)  # +-1/sqrt(inputs)
+        self.lora_A = nn.Parameter(down.to(weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(outputs, rank, device=weight.device))
+        self.rank = rank
+        self.alpha = alpha
+        self.is_on = True
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if not self.is_on:
+            return weight
+        return updated(weight, self.lora_A, self.lora_B, self.alpha / self.rank)
+
+
+def updated(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """weight + scale up down, in fp32. weight (out,in), down (r,in), up (out,r)."""
+    return torch.addmm(weight.float(), up, down, alpha=scale)
+
+
+# ------------------------------------------------------------------------------- an adapted model
+
+
+def chosen_layers(model: Model, rank: int, targets: tuple[str, ...]) -> dict[str, nn.Linear]:
+    """The linear maps of the model's blocks that targets name, all where it names none.
+
+    Raises InputError for a name that no block has, and for a rank that is none of a smaller sum.
+    """
+    linear = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.startswith("model.layers."):
+            linear[name] = module
+    names = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+    for target in targets:
+        if target not in names:
+            raise InputError(f"--targets {target}: a block's linear maps are {', '.join(names)}")
+
+    chosen = {}
+    for name, module in linear.items():
+        kind = name.rpartition(".")[2]
+        if targets and kind not in targets:
+            continue
+        if rank > min(module.weight.shape):
+            shape = " x ".join(map(str, module.weight.shape))
+            raise InputError(
+                f"--rank {rank}: {kind} is {shape}, and no matrix has a rank above its shorter "
+                f"side: choose {min(module.weight.shape)} or less, or leave {kind} out of --targets"
+            )
+        chosen[name] = module
+    return chosen
+
+
+def attach(model: Model, rank: int, alpha: float, targets: tuple[str, ...], seed: int) -> None:
+    """Freeze the model, in place, and put an adapter beside each chosen matrix.
+
+    Frozen matrices are stored in the compute dtype: they are rounded to it wherever they are used.
+    """
+    layers = chosen_layers(model, rank, targets)
+    model.requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data = parameter.data.to(model.compute_dtype)
+
+    generator = torch.Generator().manual_seed(seed)
+    for layer in layers.values():
+        low = LowRank(layer.weight, rank, alpha, generator)
+        # unsafe: W is fp32 also where W0 is bf16, which torch would refuse
+        register_parametrization(layer, "weight", low, unsafe=True)
+
+
+def adapters(model: Model) -> dict[str, LowRank]:
+    """The adapters of a model by their layer's name; none of an ordinary one."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LowRank):
+            found[name.removesuffix(".parametrizations.weight.0")] = module
+    return found
+
+
+def plain_weights(model: Model) -> Iterator[tuple[str, Tensor]]:
+    """Every weight under its name in a checkpoint, one after the other; of an adapted layer W.
+
+    Those of an adapted model are whole tensors, so where they are sharded all ranks must call this.
+    """
+    lows = adapters(model)
+    for name, parameter in model.named_parameters():
+        layer, _, part = name.partition(".parametrizations.weight.")
+        if not part:
+            yield name, parameter
+        elif part == "original":
+            yield f"{layer}.weight", merged(parameter, lows[layer])
+
+
+@torch.no_grad()
+def merged(weight: Tensor, low: LowRank) -> Tensor:
+    """W, on every rank, from W0."""
+    scale = low.alpha / low.rank
+    return updated(whole(weight), whole(low.lora_A), whole(low.lora_B), scale)
+
+
+@contextmanager
+def switched_off(model: Model, when: bool = True) -> Iterator[None]:
+    """Within, the model computes as it did before it was adapted: a reference without a copy."""
+    lows = adapters(model).values() if when else ()
+    for low in lows:
+        low.is_on = False
+    try:
+        yield
+    finally:
+        for low in lows:
+            low.is_on = True
+
+
+# ----------------------------------------------------------------------------------- PEFT's layout
+
+# adapter_config.json: what decides the numbers, read here; and what decides none of a merged model
+READ = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora")
+READ += ("rank_pattern", "alpha_pattern", "init_lora_weights", "bias")
+HARMLESS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+HARMLESS += ("lora_dropout", "task_type", "inference_mode", "auto_mapping", "revision")
+HARMLESS += ("peft_version", "megatron_core", "qalora_group_size", "ensure_weight_tying")
+HARMLESS += ("eva_config", "ephemeral_gpu_offload", "runtime_config")
+
+# others change the base model's weights before training
+INITS = (None, True, False, "gaussian", "orthogonal", "eva")
+
+PREFIX, DOWN, UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+
+
+def peft_settings(model: Model, base: str) -> dict:
+    """adapter_config.json of an adapted model. base: the directory it was opened from."""
+    lows = adapters(model)
+    one = next(iter(lows.values()))
+    whole_alpha = int(one.alpha) if one.alpha == int(one.alpha) else one.alpha
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": one.rank,
+        "lora_alpha": whole_alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted({name.rpartition(".")[2] for name in lows}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "modules_to_save": None,
+    }
+
+
+def peft_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
+    """adapter_model.safetensors of an adapted model, tensor by tensor."""
+    for name, low in adapters(model).items():
+        yield PREFIX + name + DOWN, low.lora_A
+        yield PREFIX + name + UP, low.lora_B
+
+
+def refuse_others(settings: dict, file: str) -> None:
+    """Raise InputError, naming the key, for what is no plain LoRA."""
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise InputError(f"{file} has peft_type = {kind!r:.60}: only LORA adapters are read")
+    if settings.get("bias", "none") != "none":
+        raise InputError(f"{file} has bias = {settings['bias']!r:.60}: only none is supported")
+    init = settings.get("init_lora_weights")
+    if init not in INITS:
+        raise InputError(
+            f"{file} has init_lora_weights = {init!r:.60}, which changes the base model, too: "
+            "convert the adapter with PEFT, or merge it there"
+        )
+    for key, value in settings.items():
+        if key not in READ and key not in HARMLESS and value:
+            raise InputError(
+                f"{file} has {key} = {value!r:.60}: only plain LoRA is read; merge the adapter "
+                "with PEFT (merge_and_unload) and save the model"
+            )
+
+
+def of_module(settings: dict, pattern: str, usual: str, name: str, file: str) -> float:
+    """A number of adapter_config.json for one layer: by name in `pattern`, else the usual one.
+
+    PEFT takes the names for regular expressions; here they are the ends of layers' names.
+    """
+    found = settings.get(usual, 8)  # PEFT's default, of both
+    for end, value in (settings.get(pattern) or {}).items():
+        if name == end or name.endswith(f".{end}"):
+            found = value
+            break
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 < found < 1e6:
+        raise InputError(
+            f"{file} has {usual} = {found!r:.60} for {name}: a number above 0 is meant"
+        )
+    return found
+
+
+def check_patterns(settings: dict, names: list[str], file: str) -> None:
+    """Raise InputError for a pattern that is no end of a layer's name."""
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        for end in settings.get(pattern) or {}:
+            if not any(name == end or name.endswith(f".{end}") for name in names):
+                raise InputError(
+                    f"{file} has {end!r:.60} in {pattern}: only ends of the names of layers that "
+                    "the adapter has are read, and no regular expressions"
+                )
+
+
+@torch.no_grad()
+def merge(
+    model: Model, settings: dict, tensors: dict[str, Tensor], places: tuple[str, str]
+) -> None:
+    """Add an adapter in PEFT's layout to the weights of its base model, in place.
+
+    settings and tensors: the content of the two files, whose names, for errors, are places. Raises
+    InputError for a tensor that is of no plain LoRA or of another model; nothing has changed then.
+    """
+    config, file = places
+    refuse_others(settings, config)
+    weights = dict(model.named_parameters())
+    for key in tensors:
+        name = layer_of(key)
+        is_matrix = f"{name}.weight" in weights and weights[f"{name}.weight"].ndim == 2
+        if not name or not is_matrix or "embed_tokens" in name:
+            raise InputError(
+                f"{file}: {key} belongs to no linear map of the base model: "
+                "the adapter is of another model, or more than plain LoRA"
+            )
+
+    names = list(dict.fromkeys(map(layer_of, tensors)))
+    if not names:
+        raise InputError(f"{file} holds no tensor")
+    check_patterns(settings, names, config)
+
+    updates = []
+    for name in names:
+        weight = weights[f"{name}.weight"]
+        rank = int(of_module(settings, "rank_pattern", "r", name, config))
+        outputs, inputs = weight.shape
+        found = []
+        for end, shape in ((DOWN, (rank, inputs)), (UP, (outputs, rank))):
+            key = PREFIX + name + end
+            if key not in tensors:
+                raise InputError(f"{file} lacks {key}: the adapter is incomplete")
+            if tuple(tensors[key].shape) != shape:
+                raise InputError(
+                    f"{file}: {key} has shape {tuple(tensors[key].shape)}, but base model and "
+                    f"rank make it {shape}: the adapter is of another model"
+                )
+            found.append(tensors[key])
+        alpha = of_module(settings, "alpha_pattern", "lora_alpha", name, config)
+        scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+        updates.append((weight, *found, scale))
+
+    for weight, down, up, scale in updates:
+        weight.copy_(updated(weight, down, up, scale))
+
+
+def layer_of(key: str) -> str:
+    """The layer that a tensor of PEFT's layout belongs to; "" where it is no A or B of one."""
+    for end in (DOWN, UP):
+        if key.startswith(PREFIX) and key.endswith(end):
+            return key[len(PREFIX) : -len(end)]
+    return ""
