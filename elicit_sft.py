@@ -181,7 +181,6 @@ class Learner:
     tokenizer: Tokenizer
     sampler: Sampler
     initial: list[Tensor]  # its weights, see `weights_of`
-    start: str  # the directory that it was opened from
 
 
 def weights_of(model: Model) -> list[Tensor]:
@@ -293,7 +292,7 @@ def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env) -> Run:
 def open_learner(start: str, cfg: SFTConfig, env: Env) -> Learner:
     model, tokenizer = load_model(start, env.device, env.dtype)
     prepare(model, env, cfg)
-    return Learner(model, tokenizer, env.sampler(model, tokenizer), weights_of(model), start)
+    return Learner(model, tokenizer, env.sampler(model, tokenizer), weights_of(model))
 
 
 def run_cell(
@@ -325,7 +324,8 @@ def run_cell(
         env=env,
     )
     if cfg.adapter:
-        save_adapter(run.path, learner.model, learner.start, env.main)
+        start = cfg.weak if cell.control else cfg.locked
+        save_adapter(run.path, learner.model, start, env.main)
     else:
         save_model(run.path, learner.model, learner.tokenizer, env.main and cfg.keep_weights)
     if env.main:
