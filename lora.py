@@ -156,9 +156,10 @@ def switched_off(model: Model, when: bool = True) -> Iterator[None]:
 
 # ----------------------------------------------------------------------------------- PEFT's layout
 
-# adapter_config.json: what decides the numbers, read here; and what decides none of a merged model
+# What adapter_config.json may say: it decides the numbers and is read here, ...
 READ = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora")
-READ += ("rank_pattern", "alpha_pattern", "init_lora_weights", "bias")
+READ += ("init_lora_weights", "bias")
+# ... or it decides nothing of a merged model. Anything else must be empty.
 HARMLESS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 HARMLESS += ("lora_dropout", "task_type", "inference_mode", "auto_mapping", "revision")
 HARMLESS += ("peft_version", "megatron_core", "qalora_group_size", "ensure_weight_tying")
@@ -188,10 +189,6 @@ def peft_settings(model: Model, base: str) -> dict:
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "use_rslora": False,
-        "use_dora": False,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "modules_to_save": None,
     }
 
 
@@ -223,32 +220,40 @@ def refuse_others(settings: dict, file: str) -> None:
             )
 
 
-def of_module(settings: dict, pattern: str, usual: str, name: str, file: str) -> float:
-    """A number of adapter_config.json for one layer: by name in `pattern`, else the usual one.
+def number(settings: dict, name: str, file: str) -> float:
+    """A number of adapter_config.json above 0. Raises InputError for anything else."""
+    value = settings.get(name)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < 1e6:
+        raise InputError(f"{file} has {name} = {value!r:.60}: it must be a number above 0")
+    return value
 
-    PEFT takes the names for regular expressions; here they are the ends of layers' names.
-    """
-    found = settings.get(usual, 8)  # PEFT's default, of both
-    for end, value in (settings.get(pattern) or {}).items():
-        if name == end or name.endswith(f".{end}"):
-            found = value
-            break
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 < found < 1e6:
+
+def layer_of(key: str, weights: dict[str, Tensor], file: str) -> str:
+    """The layer that a tensor of PEFT's layout is A or B of. Raises InputError where it is none."""
+    for end in (DOWN, UP):
+        name = key.removeprefix(PREFIX).removesuffix(end)
+        weight = weights.get(f"{name}.weight")
+        is_linear = weight is not None and weight.ndim == 2 and "embed_tokens" not in name
+        if is_linear and key == PREFIX + name + end:
+            return name
+    raise InputError(
+        f"{file}: {key} belongs to no linear map of the base model: "
+        "the adapter is of another model, or more than plain LoRA"
+    )
+
+
+def factor(tensors: dict[str, Tensor], key: str, shape: tuple[int, int], file: str) -> Tensor:
+    """An A or a B. Raises InputError where it is not there, or has another shape."""
+    if key not in tensors:
+        raise InputError(f"{file} lacks {key}: the adapter is incomplete")
+    found = tuple(tensors[key].shape)
+    if found != shape:
         raise InputError(
-            f"{file} has {usual} = {found!r:.60} for {name}: a number above 0 is meant"
+            f"{file}: {key} has shape {found}, base model and rank make it {shape}: "
+            "the adapter is of another model"
         )
-    return found
-
-
-def check_patterns(settings: dict, names: list[str], file: str) -> None:
-    """Raise InputError for a pattern that is no end of a layer's name."""
-    for pattern in ("rank_pattern", "alpha_pattern"):
-        for end in settings.get(pattern) or {}:
-            if not any(name == end or name.endswith(f".{end}") for name in names):
-                raise InputError(
-                    f"{file} has {end!r:.60} in {pattern}: only ends of the names of layers that "
-                    "the adapter has are read, and no regular expressions"
-                )
+    return tensors[key]
 
 
 @torch.no_grad()
@@ -258,52 +263,25 @@ def merge(
     """Add an adapter in PEFT's layout to the weights of its base model, in place.
 
     settings and tensors: the content of the two files, whose names, for errors, are places. Raises
-    InputError for a tensor that is of no plain LoRA or of another model; nothing has changed then.
+    InputError for what is no plain LoRA, or of another model; nothing has changed then.
     """
     config, file = places
     refuse_others(settings, config)
-    weights = dict(model.named_parameters())
-    for key in tensors:
-        name = layer_of(key)
-        is_matrix = f"{name}.weight" in weights and weights[f"{name}.weight"].ndim == 2
-        if not name or not is_matrix or "embed_tokens" in name:
-            raise InputError(
-                f"{file}: {key} belongs to no linear map of the base model: "
-                "the adapter is of another model, or more than plain LoRA"
-            )
+    rank, alpha = number(settings, "r", config), number(settings, "lora_alpha", config)
+    # rsLoRA (Kalajdzievski 2023) divides by the root of the rank
+    scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
-    names = list(dict.fromkeys(map(layer_of, tensors)))
+    weights = dict(model.named_parameters())  # a tied head is not among them: it is the embedding
+    names = dict.fromkeys(layer_of(key, weights, file) for key in tensors)
     if not names:
         raise InputError(f"{file} holds no tensor")
-    check_patterns(settings, names, config)
 
     updates = []
     for name in names:
         weight = weights[f"{name}.weight"]
-        rank = int(of_module(settings, "rank_pattern", "r", name, config))
         outputs, inputs = weight.shape
-        found = []
-        for end, shape in ((DOWN, (rank, inputs)), (UP, (outputs, rank))):
-            key = PREFIX + name + end
-            if key not in tensors:
-                raise InputError(f"{file} lacks {key}: the adapter is incomplete")
-            if tuple(tensors[key].shape) != shape:
-                raise InputError(
-                    f"{file}: {key} has shape {tuple(tensors[key].shape)}, but base model and "
-                    f"rank make it {shape}: the adapter is of another model"
-                )
-            found.append(tensors[key])
-        alpha = of_module(settings, "alpha_pattern", "lora_alpha", name, config)
-        scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-        updates.append((weight, *found, scale))
-
-    for weight, down, up, scale in updates:
+        down = factor(tensors, PREFIX + name + DOWN, (rank, inputs), file)
+        up = factor(tensors, PREFIX + name + UP, (outputs, rank), file)
+        updates.append((weight, down, up))
+    for weight, down, up in updates:
         weight.copy_(updated(weight, down, up, scale))
-
-
-def layer_of(key: str) -> str:
-    """The layer that a tensor of PEFT's layout belongs to; "" where it is no A or B of one."""
-    for end in (DOWN, UP):
-        if key.startswith(PREFIX) and key.endswith(end):
-            return key[len(PREFIX) : -len(end)]
-    return ""
