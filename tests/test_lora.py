@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -253,16 +254,19 @@ def test_sharded_it_is_the_same(make_model, tokenizer, tmp_path):
     """In bf16 frozen and trained weights of one block are of two dtypes, which FSDP must take."""
     save_model(tmp_path / "start", make_model(), tokenizer)
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, str(tmp_path / "script.py"), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    with socket.socket() as free:  # a port that nobody listens on
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    rendezvous |= {"PYTHONPATH": str(ROOT)}
+    ranks = []
+    for rank in range(2):
+        environment = {**os.environ, **rendezvous, "RANK": str(rank)}
+        ranks.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in ranks:
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, errors[-3000:]
 
     examples = [training.Example([5, 6, 7 + i], [8, 9 + i, 0]) for i in range(4)]
     for dtype, compute in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
