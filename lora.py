@@ -67,7 +67,7 @@ def updated(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
 def chosen_layers(model: Model, rank: int, targets: tuple[str, ...]) -> dict[str, nn.Linear]:
     """The linear maps of the model's blocks that targets name, all where it names none.
 
-    Raises InputError for a name that no block has, and for a rank that is none of a smaller sum.
+    Raises InputError for a name that no block has, and for a rank that a chosen matrix cannot have.
     """
     linear = {}
     for name, module in model.named_modules():
@@ -96,7 +96,8 @@ def chosen_layers(model: Model, rank: int, targets: tuple[str, ...]) -> dict[str
 def attach(model: Model, rank: int, alpha: float, targets: tuple[str, ...], seed: int) -> None:
     """Freeze the model, in place, and put an adapter beside each chosen matrix.
 
-    Frozen matrices are stored in the compute dtype: they are rounded to it wherever they are used.
+    Frozen matrices are stored in the compute dtype, to which they are rounded wherever they are
+    used. So a merged model that was trained in bf16 is that dtype's W0 and the fp32 product.
     """
     layers = chosen_layers(model, rank, targets)
     model.requires_grad_(False)

@@ -236,7 +236,8 @@ from training import make_optimizers, prepare, train
 out = Path(sys.argv[1])
 examples = [Example([5, 6, 7 + i], [8, 9 + i, 0]) for i in range(4)]
 for dtype in ("fp32", "bf16"):
-    cfg = TuneConfig(device="cpu", dtype=dtype, compile=False, shard=True, rank=4, alpha=12.0)
+    ways = {"shard": True, "checkpoint_activations": True, "compile": False, "device": "cpu"}
+    cfg = TuneConfig(dtype=dtype, rank=4, alpha=12.0, **ways)
     env = setup(cfg)
     model, tokenizer = load_model(out / "start", env.device, env.dtype)
     optimizers = make_optimizers(prepare(model, env, cfg), "adamw", 1e-3)
