@@ -156,10 +156,11 @@ class RLConfig(TuneConfig):
     warm_from: str = ""
     # times a round's data are trained on (default: 4, GRPO 1)
     epochs: int = 0
-    # default: adamw; for a model of 1 B parameters and more the paper's lion
+    # default: adamw; for a model of 1 B parameters and more the paper's lion, but not with --rank
     optimizer: Literal["", "adamw", "muon", "lion"] = ""
     # constant after a short warm-up (default, with the default optimizer: 3e-4, DPO 1e-4,
-    # GRPO 5e-4; from 100 M parameters on 1e-4, from 1 B on the paper's 1.5e-6)
+    # GRPO 5e-4; from 100 M parameters on 1e-4, from 1 B on the paper's 1.5e-6; with --rank three
+    # times as much, from 1 B on 1e-4)
     lr: float = 0.0
     # most completions in an optimiser step (default: 8, DPO 16, GRPO 64)
     batch: int = 0

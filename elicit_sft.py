@@ -90,10 +90,10 @@ class SFTConfig(TuneConfig):
     train_domain: str = ""
     # also fine-tune the weak model on the same demonstrations
     control: bool = True
-    # default: adamw; for a model of 1 B parameters and more the paper's lion
+    # default: adamw; for a model of 1 B parameters and more the paper's lion, but not with --rank
     optimizer: Literal["", "adamw", "muon", "lion"] = ""
     # constant after a short warm-up (default, with the default optimizer: 1.5e-4; from
-    # 100 M parameters on 1e-4, from 1 B on the paper's 1.5e-6)
+    # 100 M parameters on 1e-4, from 1 B on the paper's 1.5e-6; with --rank 4.5e-4, 3e-4, 1e-4)
     lr: float = 0.0
     # sequences in an optimiser step
     batch: int = 4

@@ -475,7 +475,7 @@ def test_no_option_does_nothing(adapter):
 
 
 def test_the_usual_step_of_an_adapter():
-    for parameters, lr in ((10**6, 1.5e-3), (135 * 10**6, 1e-3), (7 * 10**9, 1e-4)):
+    for parameters, lr in ((10**6, 4.5e-4), (135 * 10**6, 3e-4), (7 * 10**9, 1e-4)):
         found = training.usual_step("", 0.0, parameters, ("adamw", 1.5e-4), rank=8)
         assert found == ("adamw", pytest.approx(lr))
     assert training.usual_step("lion", 0.1, 10**6, ("adamw", 1.5e-4), rank=8) == ("lion", 0.1)
