@@ -115,7 +115,7 @@ class LockConfig(TuneConfig):
     # default, by the model's parameters: muon; from 100 M on adamw, from 1 B on the paper's lion
     optimizer: Literal["", "muon", "adamw", "lion"] = ""
     # at its height (default, with the default optimizer: 0.0035; from 100 M on 1e-4, from
-    # 1 B on the paper's 1.5e-6)
+    # 1 B on the paper's 1.5e-6; with --rank 0.0105, 3e-4, 1e-4)
     lr: float = 0.0
     # examples in an optimiser step, half of them weak on average
     batch: int = 32
@@ -452,7 +452,7 @@ def settled(cfg: LockConfig) -> LockConfig:
     weak = "rule" if toy else cfg.weak or weak_beside(strong)
     start = "" if scratch else cfg.start or strong
     parameters = parameters_at(start or strong)
-    tiny = ("adamw", 1e-3) if cfg.rank else ("muon", 0.0035)
+    tiny = "muon", 0.0035
     optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny, cfg.rank)
     _, problems, epochs = locking_set(cfg)
     return replace(
