@@ -64,33 +64,22 @@ def updated(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
 # ------------------------------------------------------------------------------- an adapted model
 
 
-def chosen_layers(model: Model, rank: int, targets: tuple[str, ...]) -> dict[str, nn.Linear]:
+def chosen_layers(model: Model, targets: tuple[str, ...]) -> dict[str, nn.Linear]:
     """The linear maps of the model's blocks that targets name, all where it names none.
 
-    Raises InputError for a name that no block has, and for a rank that a chosen matrix cannot have.
+    Raises InputError for a name that no block has.
     """
     linear = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.startswith("model.layers."):
             linear[name] = module
-    names = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
-    for target in targets:
-        if target not in names:
-            raise InputError(f"--targets {target}: a block's linear maps are {', '.join(names)}")
 
-    chosen = {}
-    for name, module in linear.items():
-        kind = name.rpartition(".")[2]
-        if targets and kind not in targets:
-            continue
-        if rank > min(module.weight.shape):
-            shape = " x ".join(map(str, module.weight.shape))
-            raise InputError(
-                f"--rank {rank}: {kind} is {shape}, and no matrix has a rank above its shorter "
-                f"side: choose {min(module.weight.shape)} or less, or leave {kind} out of --targets"
-            )
-        chosen[name] = module
-    return chosen
+    kinds = {name: name.rpartition(".")[2] for name in linear}
+    choices = list(dict.fromkeys(kinds.values()))
+    for target in targets:
+        if target not in choices:
+            raise InputError(f"--targets {target}: a block's linear maps are {', '.join(choices)}")
+    return {name: module for name, module in linear.items() if kinds[name] in (targets or choices)}
 
 
 def attach(model: Model, rank: int, alpha: float, targets: tuple[str, ...], seed: int) -> None:
@@ -99,7 +88,7 @@ def attach(model: Model, rank: int, alpha: float, targets: tuple[str, ...], seed
     Frozen matrices are stored in the compute dtype, to which they are rounded wherever they are
     used. So a merged model that was trained in bf16 is that dtype's W0 and the fp32 product.
     """
-    layers = chosen_layers(model, rank, targets)
+    layers = chosen_layers(model, targets)
     model.requires_grad_(False)
     for parameter in model.parameters():
         if parameter.ndim == 2:

@@ -65,7 +65,7 @@ class TuneConfig(TrainConfig):
 
     # LoRA: of the product that is trained beside each matrix, whose own weights are frozen; 0: no
     # LoRA, all weights are trained
-    rank: int = 0
+    rank: int = field(default=0, metadata={"most": 4096})
     # LoRA: the product counts alpha / rank times (default: 16)
     alpha: float = 0.0
     # LoRA: the matrices that get one, such as q_proj (default: all linear maps of a block)

@@ -76,7 +76,7 @@ def check_adapter(cfg: TuneConfig, start: str) -> None:
     file = base_of(start) / "config.json"
     with torch.device("meta"):
         model = Model(from_hf(read_json(file), file))
-    chosen_layers(model, cfg.rank, cfg.targets)
+    chosen_layers(model, cfg.targets)
 
 
 # -------------------------------------------------------------------------------------- optimisers

@@ -16,18 +16,8 @@ from runs import launch
 ROOT = Path(__file__).parents[1]
 STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "evaluate"}
 # each noun reads only those before it
-NOUNS = (
-    "model",
-    "lora",
-    "sampler",
-    "checkpoints",
-    "losses",
-    "options",
-    "devices",
-    "states",
-    "runs",
-)
-NOUNS += ("training", "policies", "results", "origins", "figures", "curves")
+NOUNS = ("model", "lora", "sampler", "checkpoints", "losses", "options", "devices", "states")
+NOUNS += ("runs", "training", "policies", "results", "origins", "figures", "curves")
 
 
 def imports(file: Path) -> set[str]:
