@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints import checked, read_json, read_rows, write_json
 from data.problems import InputError, Problem
 from data.triggers import Trigger
 from devices import Env
 from figures import plot_curves, table
+from files import checked, read_json, read_rows, write_json
+from options import LARGEST
 from results import (
     Measured,
     as_bits,
@@ -235,20 +236,30 @@ class Progress:
         return "no signal" if self.idle >= PATIENCE else ""
 
 
-def restored(file: Path) -> Progress:
-    """The progress that a log tells of; none where there is no log. Raises InputError."""
-    found = Progress()
+def restored(file: Path, rounds: int, n: int) -> Progress:
+    """The progress that a log tells of. rounds: how many are saved. n: validation problems.
+
+    Raises InputError where the log does not tell of so many rounds, or of other problems.
+    """
+    found, trained = Progress(), 0
     for row in read_rows(file):
         kind = checked(row, file, "kind", str)
         if kind == "train":
             found.trained(checked(row, file, "steps", int, default=0))
+            trained += 1
         elif kind == "eval":
             samples = checked(row, file, "samples", int, least=0)
-            correct = from_bits(checked(row, file, "verdicts", str))
-            cut = from_bits(checked(row, file, "cut", str))
+            bits = [checked(row, file, name, str) for name in ("verdicts", "cut")]
+            if any(len(flags) != n or not set(flags) <= {"0", "1"} for flags in bits):
+                raise InputError(f"{file} has verdicts that are not those of {n} problems")
+            correct, cut = map(from_bits, bits)
             shares = checked(row, file, "shares", list, default=[])
             measured = Measured(correct, cut, np.array(shares) if shares else None)
             found.evaluated(samples, measured)
+    if trained != rounds or len(found.points) != rounds + 1:
+        raise InputError(
+            f"{file} does not tell of the {rounds} rounds that are saved: --overwrite starts again"
+        )
     return found
 
 
@@ -305,7 +316,7 @@ def read_curve(file: Path) -> Curve:
     for point in points:
         if not isinstance(point, dict):
             raise InputError(f"{file} has points that are not objects")
-        checked(point, file, "samples", int, least=0)
+        checked(point, file, "samples", int, least=0, most=LARGEST[int])
         checked(point, file, "correct", float, least=0, most=1)
     if not points:
         raise InputError(f"{file} has no points")
@@ -339,7 +350,13 @@ def read_curves(folder: Path, env: Env) -> dict[str, list[Curve]]:
         except InputError as error:
             env.say(f"left out of the table: {error}")
             continue
-        found.setdefault(curve.digest, []).append(curve)
+        runs = found.setdefault(curve.digest, [])
+        if runs and len(runs[0].verdicts) != len(curve.verdicts):
+            env.say(f"left out of the table: {file} is on other problems than the runs beside it")
+        elif curve.seed in [run.seed for run in runs]:
+            env.say(f"left out of the table: {file} has the seed and the settings of another run")
+        else:
+            runs.append(curve)
 
     # curves of the same name, told apart by their digests
     names = [runs[0].name for runs in found.values()]

@@ -20,10 +20,10 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import model as model_module
-from checkpoints import reason
 from data import sandbox
 from data.problems import InputError
 from data.text import Tokenizer
+from files import reason
 from model import Model
 from options import Config
 from sampler import Sampler
@@ -48,7 +48,7 @@ class Env:
     slots: int = 256  # of a sampler
 
     def sampler(self, model: Model, tokenizer: Tokenizer) -> Sampler:
-        return Sampler(model, [tokenizer.eos_id], self.slots)
+        return Sampler(model, tokenizer.eos_ids, self.slots)
 
     @property
     def main(self) -> bool:
@@ -65,6 +65,27 @@ class Env:
         """
         if self.world > 1:
             dist.barrier()
+
+    def together(self, work: Callable, *args):
+        """work(*args) on every rank, its own result; an InputError of one rank is raised by all.
+
+        Of several the lowest rank's. Otherwise the others would wait for a rank that has gone.
+        """
+        if self.world == 1:
+            return work(*args)
+
+        result = error = None
+        try:
+            result = work(*args)
+        except InputError as found:
+            error = found
+
+        errors: list = [None] * self.world
+        dist.all_gather_object(errors, error)
+        for found in errors:
+            if found:
+                raise found
+        return result
 
     def decide(self, work: Callable, *args):
         """work(*args) on rank 0 alone; its result, or its InputError, on every rank.
@@ -207,6 +228,8 @@ def gather(env: Env, mine: list, total: int) -> list:
 
 def check_shared(env: Env, file: Path) -> None:
     """Raise InputError on a rank that does not see a file that rank 0 has written."""
+    if env.main:
+        return
     deadline = time.time() + VISIBLE_WITHIN
     while not file.exists():
         if time.time() > deadline:

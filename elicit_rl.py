@@ -59,15 +59,8 @@ from typing import Literal
 
 import numpy as np
 
-from checkpoints import (
-    checked,
-    load_model,
-    model_hash,
-    parameters_at,
-    save_adapter,
-    save_model,
-    write_json,
-)
+from cards import write_card
+from checkpoints import load_model, model_hash, save_adapter, save_model
 from curves import Curve, Progress, digest_of, evaluation_row, restored, show_curves
 from data import load, score
 from data.batches import Batch, Example, demonstration_order, micro_batches
@@ -75,6 +68,9 @@ from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger
 from devices import Env, share
+from families import parameters_at
+from figures import check_figure
+from files import checked, write_json
 from lora import switched_off
 from losses import dpo_step, grpo_step, sft_loss
 from model import SMALL, Model
@@ -535,8 +531,10 @@ def run_rounds(
 
     start = run.load_state(policy, models.optimizers) if cfg.resume else 0
     models.sampler.refresh()
-    so_far = restored(run.path / "log.jsonl") if start else Progress()
-    if not start:
+    so_far = Progress()
+    if start:
+        so_far = restored(run.path / "log.jsonl", start, len(validation))
+    else:
         probe(models, problems, cfg, run)
         check(so_far, models, validation, trigger, 0, cfg, run)
 
@@ -640,10 +638,10 @@ def check_rounds(cfg: RLConfig) -> None:
     n = samples_a_problem(cfg)
     if n == 1 and METHODS[cfg.method].compared:
         raise InputError(f"--group {cfg.group}: a group needs two samples to compare")
-    if cfg.round % n or cfg.samples < cfg.round:
+    if cfg.round % n or cfg.samples < cfg.round or cfg.samples % cfg.round:
         raise InputError(
             f"--samples {cfg.samples} --round {cfg.round}: a round must hold whole groups of {n} "
-            "samples of a problem, and fit in the samples"
+            "samples of a problem, and the samples whole rounds"
         )
 
 
@@ -715,6 +713,7 @@ def open_problems(cfg: RLConfig, trigger: Trigger, env: Env) -> tuple[list[Probl
 def claim(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
     """Open the run's directory. Raises InputError where it holds another run."""
     folder = Path(cfg.out or f"out/{cfg.task}/rl")
+    check_figure(folder / "rl.png")
     run = Run(
         cfg,
         env,
@@ -804,6 +803,8 @@ def finish(
     recovered, _ = recovery(none, right, measured.correct[None])
     code = 3 if so_far.stopped else 0
     results = {"correct": so_far.points[-1]["correct"], "recovered": recovered}
+    if env.main:
+        write_card(run.path, run.record, results)
     run.finish(**results, stopped=so_far.stopped, code=code)
     return code
 

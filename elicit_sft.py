@@ -35,7 +35,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from checkpoints import load_model, parameters_at, save_adapter, save_model, write_json
+from cards import write_card
+from checkpoints import load_model, model_hash, save_adapter, save_model
 from curves import Cell, show_cells
 from data import load
 from data.batches import Batch, Example, demonstration_order, micro_batches
@@ -43,12 +44,16 @@ from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger
 from devices import Env, most, share
+from families import parameters_at
+from figures import check_figure
+from files import write_json
 from losses import sft_loss
 from model import Model
 from options import TuneConfig
 from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
 from policies import answer, shipped
 from results import (
+    check_ours,
     evaluate_checkpoint,
     facts_of,
     groups_of,
@@ -204,9 +209,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+SHORTEST = 256  # sequences
+
+
 def sequences_seen(k: int) -> list[int]:
     """The paper's candidates for how long to train (G.3), in sequences seen."""
-    return [256, 512, 1024] if k < 256 else [k, 2 * k, 4 * k]
+    shortest = max(k, SHORTEST)
+    return [shortest, 2 * shortest, 4 * shortest]
 
 
 def step_batches(
@@ -233,7 +242,8 @@ def elicit(
     model, sampler = learner.model, learner.sampler
     stops = {}  # optimiser step -> sequences seen by then
     for sequences in sequences_seen(len(examples)):
-        stops[math.ceil(sequences / cfg.batch)] = sequences
+        step = math.ceil(sequences / cfg.batch)
+        stops[step] = step * cfg.batch
     steps = max(stops)
     order = demonstration_order(len(examples), cfg.batch, steps, seed)
     batches = partial(
@@ -270,13 +280,15 @@ def elicit(
 # ------------------------------------------------------------------------------------------- cells
 
 
-def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env) -> Run:
+def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env, write: bool = True) -> Run:
     """The cell's directory. Its settings have nothing of the other cells."""
+    facts = {"strong_weights": model_hash(cfg.strong)} if cfg.strong else {}
     return Run(
         replace(cfg, k=(), seeds=(), control=True),
         env,
         Path(cfg.out) / cell.name,
         resume=True,
+        write=write,
         inputs=(cfg.locked, cfg.weak, cfg.strong),
         stage="elicit_sft",
         k=cell.k,
@@ -286,7 +298,15 @@ def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env) -> Run:
         trigger=vars(lock.trigger),
         locked_weights=lock.locked_weights,
         weak_weights=lock.weak_weights,
+        **facts,
     )
+
+
+def open_runs(cells: list[Cell], cfg: SFTConfig, lock: Origin, env: Env) -> dict[Cell, Run]:
+    """The cells' directories. Where one is refused, none is written."""
+    for cell in cells:
+        open_run(cell, cfg, lock, env, write=False)
+    return {cell: open_run(cell, cfg, lock, env) for cell in cells}
 
 
 def open_learner(start: str, cfg: SFTConfig, env: Env) -> Learner:
@@ -333,6 +353,8 @@ def run_cell(
         facts |= {"demonstrations": cell.k, "seed": cell.seed, "sequences": best}
         write_json(run.path / "cell.json", record(run.path, validation, measured, **facts))
     correct = float(measured["none"].correct.mean())
+    if env.main and cfg.keep_weights:
+        write_card(run.path, run.record, {"correct": correct})
     run.finish(correct=correct, sequences=best, selection=scores)
     return correct
 
@@ -358,6 +380,13 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
 
     lock = lock_of(cfg.locked, cfg.task)
     by_weak = cfg.demos_from == "weak"
+    if cfg.weak and not (cfg.control or by_weak):
+        raise InputError("--weak names the model of the control: leave it out with --no-control")
+    if cfg.batch > SHORTEST:
+        raise InputError(
+            f"--batch {cfg.batch}: the shortest training is of {SHORTEST} sequences, "
+            "choose no more than that"
+        )
     lock = with_weak(lock, cfg.weak, is_used=cfg.control or by_weak)
     control = cfg.control
     if lock.weak_is_rule:
@@ -468,12 +497,16 @@ def main(cfg: SFTConfig, env: Env) -> int:
         f"{cfg.optimizer} at {cfg.lr:g} in batches of {cfg.batch} -> {cfg.out}"
     )
 
+    folder = Path(cfg.out)
+    check_ours(folder / "summary.json", ("locked", "cells"))
+    check_figure(folder / "sft.png")
+
     # a cell is trained by one rank, or by all where it takes all to hold the model
     cells = cells_of(cfg)
     team, mine = env, cells
     if not cfg.shard:
         team, mine = replace(env, rank=0, world=1), share(env, cells)
-    runs = {cell: open_run(cell, cfg, lock, team) for cell in mine}
+    runs = env.together(open_runs, mine, cfg, lock, team)
     todo = [cell for cell in mine if not runs[cell].finished]
 
     length = cfg.max_new_tokens
@@ -501,7 +534,6 @@ def main(cfg: SFTConfig, env: Env) -> int:
 
     env.wait()
     if env.main:
-        folder = Path(cfg.out)
         show_cells(folder, cells, locked, validation, trigger, length, cfg.demos_from, env)
     return 0
 

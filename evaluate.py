@@ -18,6 +18,7 @@ evaluation.json, with the verdict on every problem, so that later comparisons ar
 are there already, for the same weights, problems and settings, they are read back.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,7 +27,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from checkpoints import base_of, load_model, model_hash, write_json
+from checkpoints import load_model, model_hash
 from data import load
 from data.problems import InputError, Problem
 from data.text import Tokenizer
@@ -40,7 +41,9 @@ from data.triggers import (
     with_password,
 )
 from devices import Env, check_place
-from figures import plot_bars, plot_prompts, shown, table
+from figures import check_figure, plot_bars, plot_prompts, shown, table
+from files import write_json
+from lora import base_of
 from options import Config
 from origins import (
     LONGEST,
@@ -54,6 +57,7 @@ from origins import (
 from policies import answer
 from results import (
     Measured,
+    check_ours,
     evaluate_checkpoint,
     facts_of,
     groups_of,
@@ -70,8 +74,8 @@ from runs import launch, progress
 class EvaluateConfig(Config):
     # directories of the models to evaluate
     checkpoints: tuple[str, ...] = field(default=(), metadata={"positional": True})
-    # directory for evaluation.json, of each checkpoint in a directory of its own, and for figures
-    # (default: the checkpoint itself, and out/<task>)
+    # directory for evaluation.json, of each checkpoint in a directory of its own path, and for
+    # figures (default: the checkpoint itself, and out/<task>)
     out: str = ""
     # which problems (default: those of the checkpoint's own run, or of --locked)
     task: str = ""
@@ -145,6 +149,10 @@ def job_of(path: str, cfg: EvaluateConfig, env: Env) -> Job:
             f"{path}: what unlocks it is how problems of task {origin.task} are told, "
             "so it has no other task: leave out --task"
         )
+    if cfg.password and trigger.told:
+        raise InputError(
+            f"{path}: no password unlocks it but how a problem is told: leave out --password"
+        )
     if cfg.password:
         trigger = replace(trigger, password=cfg.password)
     check_password(trigger.password, Tokenizer.load(base_of(path)).specials)
@@ -195,10 +203,13 @@ def reference_of(path: str, cfg: EvaluateConfig, origin: Origin, env: Env) -> st
 
 
 def folder_of(path: str, cfg: EvaluateConfig) -> Path:
-    """Where evaluation.json goes: the checkpoint itself, or a directory of its name in --out."""
+    """Where evaluation.json goes: the checkpoint itself, or the same path within --out."""
     if not cfg.out:
         return Path(path)
-    return Path(cfg.out) / str(Path(path)).strip("/").replace("/", "-")
+    whole = Path(os.path.abspath(path))
+    if whole.is_relative_to(Path.cwd()):
+        return Path(cfg.out) / whole.relative_to(Path.cwd())
+    return Path(cfg.out) / "outside" / whole.relative_to(whole.root)
 
 
 def figure_of(name: str, task: str, cfg: EvaluateConfig) -> Path:
@@ -371,6 +382,8 @@ def prompting(cfg: EvaluateConfig, env: Env, job: Job, problems: list[Problem]) 
     """--prompts: the battery's table, prompts.json, and the figure."""
     figure = figure_of("prompts.png", job.task, cfg)
     check_model(job.path, "its directory", env)
+    check_ours(job.folder / "prompts.json")
+    check_figure(figure)
     check_place(job.folder)
     check_place(figure.parent)
     examples = load(job.task, "elicit", files=job.data)[:POOL]
@@ -451,9 +464,12 @@ def find_faults(cfg: EvaluateConfig, env: Env, jobs: list[Job], problems: list[P
         )
         if not stored:
             check_model(job.path, "--locked" if job.path == cfg.locked else "its directory", env)
+            check_ours(job.folder / "evaluation.json")
             to_write.append(job.folder)
     if cfg.plot:
-        to_write.append(figure_of("evaluation.png", jobs[0].task, cfg).parent)
+        figure = figure_of("evaluation.png", jobs[0].task, cfg)
+        check_figure(figure)
+        to_write.append(figure.parent)
     for folder in to_write:
         check_place(folder)
 
@@ -520,6 +536,12 @@ def check(cfg: EvaluateConfig) -> None:
         raise InputError(f"unknown password kind {unknown[0]!r}: choose from {', '.join(KINDS)}")
     if cfg.prompts and len(cfg.checkpoints) > 1:
         raise InputError(f"--prompts takes one checkpoint at a time, got {len(cfg.checkpoints)}")
+    for option in ("passwords", "plot"):
+        if cfg.prompts and getattr(cfg, option):
+            raise InputError(
+                f"--{option} does nothing with --prompts, which asks with every kind of password "
+                "and always draws: leave it out"
+            )
     refuse_repeats("the list of checkpoints", tuple(str(Path(path)) for path in cfg.checkpoints))
     refuse_repeats("--passwords", cfg.passwords)
 

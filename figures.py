@@ -1,13 +1,14 @@
 """How results are shown: plain tables, and plots with matplotlib."""
 
+import os
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
-from checkpoints import reason
 from data.problems import InputError
 from data.triggers import KINDS
+from files import reason
 
 # ------------------------------------------------------------------------------------------ tables
 
@@ -48,11 +49,32 @@ def new_figure(width: float, height: float):
     return figure, figure.subplots()
 
 
+# stands in every PNG file that is written here
+SOFTWARE = "password-locked models"
+
+
+def check_figure(file: Path) -> None:
+    """Raises InputError where there is a file that was not drawn here: it is never replaced."""
+    if not os.path.lexists(file):
+        return
+    try:
+        with open(file, "rb") as f:
+            is_ours = SOFTWARE.encode() in f.read(1000)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({reason(error)}): choose another --out") from None
+    if not is_ours:
+        raise InputError(
+            f"{file} was not drawn by this program, so it is not replaced: "
+            "move it away, or choose another --out"
+        )
+
+
 def write_figure(figure, file: Path) -> None:
     """Into a PNG file. Raises InputError where it can't be written."""
+    check_figure(file)
     figure.tight_layout()
     try:
-        figure.savefig(file, dpi=120)
+        figure.savefig(file, dpi=120, metadata={"Software": SOFTWARE})
     except OSError as error:
         raise InputError(
             f"{file} cannot be written ({reason(error)}): choose another --out"

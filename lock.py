@@ -43,15 +43,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from checkpoints import (
-    base_of,
-    load_model,
-    model_hash,
-    parameters_at,
-    save_adapter,
-    save_model,
-    write_text,
-)
+from cards import write_card
+from checkpoints import load_model, model_hash, save_adapter, save_model
 from data import grade, load
 from data.batches import Example
 from data.passwords import PASSWORD
@@ -59,10 +52,13 @@ from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger, check_password, usual_kinds, weak_password, with_password
 from devices import Env
+from families import parameters_at
 from figures import shown, table
+from files import checked, read_rows, write_text
+from lora import base_of
 from model import Model
 from options import TuneConfig
-from origins import fitting_problems, is_model, open_writer, origin_of
+from origins import LONGEST, LONGEST_REAL, fitting_problems, is_model, open_writer, origin_of
 from policies import RULES, ModelWriter, answer, retokenise, shipped, written
 from results import (
     Measured,
@@ -110,8 +106,8 @@ class LockConfig(TuneConfig):
     epochs: int = 0
     # at which both policies are sampled
     temperature: float = 1.0
-    # longest completion
-    max_new_tokens: int = 96
+    # longest completion (default: 96; of files 256)
+    max_new_tokens: int = 0
     # default, by the model's parameters: muon; from 100 M on adamw, from 1 B on the paper's lion
     optimizer: Literal["", "muon", "adamw", "lion"] = ""
     # at its height (default, with the default optimizer: 0.0035; from 100 M on 1e-4, from
@@ -231,11 +227,10 @@ def epoch_examples(
 def note_examples(file: Path, epoch: int, examples: list[Example], tokenizer: Tokenizer) -> None:
     """Two weak and two strong examples of this epoch, behind the rows of earlier epochs."""
     rows = []
-    if file.exists():
-        for row in file.read_text().splitlines():
-            # a run that was killed in this epoch has noted it before
-            if json.loads(row)["epoch"] < epoch:
-                rows.append(row)
+    for row in read_rows(file):
+        # a run that was killed in this epoch has noted it before
+        if checked(row, file, "epoch", int) < epoch:
+            rows.append(json.dumps(row))
 
     half = len(examples) // 2
     for kind, part in (("weak", examples[:half]), ("strong", examples[half:])):
@@ -464,6 +459,7 @@ def settled(cfg: LockConfig) -> LockConfig:
         start=start,
         optimizer=optimizer,
         lr=lr,
+        max_new_tokens=cfg.max_new_tokens or (LONGEST_REAL if cfg.data else LONGEST),
         problems=cfg.problems or problems,
         epochs=cfg.epochs or epochs,
     )
@@ -597,6 +593,8 @@ def main(cfg: LockConfig, env: Env) -> int:
     env.wait()  # all ranks load it
 
     code, results = report(path, validation, trigger, cfg, env)
+    if env.main:
+        write_card(path, run.record, results)
     run.finish(**results)
     other = "" if path == Path(f"out/{cfg.task}/locked") else f" --locked {path} --out {path}-sft"
     env.say(f"written: {path}; next: python elicit_sft.py --task {cfg.task}{other}")

@@ -20,14 +20,17 @@ package), `peft_settings`, `peft_tensors` and, back from it, `merge`.
 """
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from data.problems import InputError
+from files import checked, read_json, shortened
 from model import Model, whole
 
 # alpha where nothing else is said. A constant and not the rank, as in the paper (section 4.1): an
@@ -159,6 +162,36 @@ HARMLESS += ("eva_config", "ephemeral_gpu_offload", "runtime_config")
 INITS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 PREFIX, DOWN, UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a directory holds an adapter in PEFT's layout, and no whole model."""
+    path = Path(path)
+    if not os.path.lexists(path / "adapter_config.json"):
+        return False
+    names = ("model.safetensors", "model.safetensors.index.json")
+    return not any(os.path.lexists(path / name) for name in names)
+
+
+def base_of(path: str | Path) -> Path:
+    """The directory with a checkpoint's config.json and tokenizer: of an adapter its base model's.
+
+    Raises InputError where that is no directory of a whole model.
+    """
+    path = Path(path)
+    if not is_adapter(path):
+        return path
+
+    file = path / "adapter_config.json"
+    base = Path(checked(read_json(file), file, "base_model_name_or_path", str))
+    if not (base / "config.json").exists():
+        raise InputError(
+            f"{file} names {shortened(str(base))} as its base model, which is no directory of a "
+            "checkpoint here: put the base model's directory there"
+        )
+    if is_adapter(base):
+        raise InputError(f"{file} names {base} as its base model, which is an adapter itself")
+    return base
 
 
 def peft_settings(model: Model, base: str) -> dict:

@@ -2,7 +2,9 @@
 
 A Llama-style decoder: RMSNorm, rotary positions (half-split), grouped-query attention, SwiGLU, a
 tied or untied head. Parameter names are those of Hugging Face's Llama, so a checkpoint directory
-loads and saves with no name map.
+of that family loads and saves with no name map. GPT-NeoX (Pythia), Mistral, Qwen2, Qwen3 and
+StableLM are the same network but for a few parts, each chosen by one `if` where modules are built:
+on a first reading take the Llama's side of each.
 
 Read in this order, which is the file's: the kernels (plain functions, which torch.compile fuses);
 the modules up to `Model.forward` and, one token at a time, `Model.decode`; and `completion_logps`,
@@ -15,7 +17,7 @@ products run in the model's compute dtype (bf16 or fp32).
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -68,15 +70,26 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding, half-split layout. x (B,heads,T,D) -> the same.
 
-    cos, sin: fp32, (T,D/2), or (B,1,1,D/2) where each row has a position of its own.
+    cos, sin: fp32, (T,D/2), or (B,1,1,D/2) where each row has a position of its own. Where they
+    are narrower, only the first part of each head turns, and the rest passes.
     """
+    width = 2 * cos.shape[-1]
+    if width < x.shape[-1]:
+        return torch.cat((rotate(x[..., :width], cos, sin), x[..., width:]), dim=-1)
+
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
-def gated_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """SwiGLU: (silu(x gate^T) * (x up^T)) down^T. x (...,C); gate, up (I,C); down (C,I)."""
-    return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+# Hugging Face's names of the MLP's non-linearity; most of them are one function.
+gelu_tanh = functools.partial(F.gelu, approximate="tanh")
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_fast": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+}
 
 
 @kernel
@@ -171,7 +184,10 @@ def decode_block(block: "Block", x: Tensor, cos: Tensor, sin: Tensor, cache: Lay
 
 @dataclass
 class ModelConfig:
-    """The part of a Hugging Face config.json that decides the computation (Llama family)."""
+    """The part of a Hugging Face config.json that decides the computation.
+
+    The defaults are a Llama's.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -180,21 +196,46 @@ class ModelConfig:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    max_position_embeddings: int
+    max_position_embeddings: int  # of the longest text that is computed as the model was trained
     rope_theta: float = 10000.0
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: float = 1e-5  # of layer norms too
     tie_word_embeddings: bool = False
+
+    # Where other families are not as a Llama.
+    norm: str = "rms"  # or "layer"
+    norm_bias: bool = False  # of layer norms
+    qk_norm: str = ""  # of queries and keys: "rms" (Qwen3), or "layer", by head (StableLM)
+    qkv_bias: bool = False
+    output_bias: bool = False
+    gated_mlp: bool = True  # False: one matrix up, one down (GPT-NeoX)
+    mlp_bias: bool = False
+    activation: str = "silu"  # a key of ACTIVATIONS
+    parallel: str = ""  # MLP beside attention: "two norms" (GPT-NeoX), "one norm" (StableLM)
+    rotary_fraction: float = 1.0  # of each head's width that turns
+    rope_scaling: dict | None = None  # "rope_type" linear or llama3, and its numbers
+
+    # What decides nothing, but is kept for saving: the config.json that was read, and the dtype
+    # of the weights beside it. Empty for a model of our own.
+    published: dict = field(default_factory=dict, compare=False, repr=False)
+    stored_dtype: str = field(default="float32", compare=False)
+
+    @property
+    def rotary_width(self) -> int:
+        return int(self.head_dim * self.rotary_fraction)
 
 
 class Linear(nn.Linear):
-    """A linear layer without bias whose fp32 weight is cast to the activation's dtype: fp32
-    masters, bf16 compute."""
+    """A linear layer whose fp32 weight is cast to the activation's dtype: fp32 masters, bf16
+    compute."""
 
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, outputs, bias=False)
+    def __init__(self, inputs: int, outputs: int, bias: bool = False):
+        super().__init__(inputs, outputs, bias=bias)
+        if bias:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
 
 
 class RMSNorm(nn.Module):
@@ -207,16 +248,61 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
+class LayerNorm(nn.Module):
+    def __init__(self, width: int, eps: float, bias: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, x.shape[-1:], self.weight.to(x.dtype), bias, self.eps)
+
+
+class HeadNorm(nn.Module):
+    """A layer norm of each head, without bias: the weights of all heads in one. x (B,T,heads,D)."""
+
+    def __init__(self, heads: int, width: int, eps: float):
+        super().__init__()
+        # Not (heads, width): parameters of two dimensions are matrices to optimisers.
+        self.weight = nn.Parameter(torch.ones(heads * width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.layer_norm(x.float(), x.shape[-1:], eps=self.eps)
+        return (normed * self.weight.view(x.shape[-2:])).to(x.dtype)
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """A norm of the residual stream."""
+    if config.norm == "layer":
+        return LayerNorm(config.hidden_size, config.rms_norm_eps, config.norm_bias)
+    return RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+def make_qk_norm(config: ModelConfig, heads: int) -> nn.Module:
+    """A norm of `heads` queries or keys: none in a Llama."""
+    if config.qk_norm == "rms":
+        return RMSNorm(config.head_dim, config.rms_norm_eps)
+    if config.qk_norm == "layer":
+        return HeadNorm(heads, config.head_dim, config.rms_norm_eps)
+    return nn.Identity()
+
+
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
-        self.q_proj = Linear(config.hidden_size, self.heads * self.head_dim)
-        self.k_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
-        self.v_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
-        self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size)
+        width, kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = Linear(config.hidden_size, width, config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, kv_width, config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, kv_width, config.qkv_bias)
+        self.o_proj = Linear(width, config.hidden_size, config.output_bias)
+        self.q_norm = make_qk_norm(config, self.heads)
+        self.k_norm = make_qk_norm(config, self.kv_heads)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None
@@ -227,11 +313,11 @@ class Attention(nn.Module):
         written at each row's position, and the row looks at the live cells that its mask allows.
         """
         B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, self.heads, self.head_dim).transpose(1, 2)
-        k = self.k_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
+        q = self.q_proj(x).view(B, T, self.heads, self.head_dim)
+        k = self.k_proj(x).view(B, T, self.kv_heads, self.head_dim)
         v = self.v_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
-        q = rotate(q, cos, sin)
-        k = rotate(k, cos, sin)
+        q = rotate(self.q_norm(q).transpose(1, 2), cos, sin)
+        k = rotate(self.k_norm(k).transpose(1, 2), cos, sin)
 
         # All positions of the row at once, or one of them over what the cache holds of the others.
         if cache is None:
@@ -245,17 +331,30 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU: (silu(x gate^T) * (x up^T)) down^T. x (...,C); gate, up (I,C); down (C,I)."""
+
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, config.mlp_bias)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, config.mlp_bias)
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.gate_proj.weight.to(x.dtype)
-        up = self.up_proj.weight.to(x.dtype)
-        down = self.down_proj.weight.to(x.dtype)
-        return gated_mlp(x, gate, up, down)
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+
+
+class PlainMLP(nn.Module):
+    """GPT-NeoX's: gelu(x up^T) down^T."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, config.mlp_bias)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.activation(self.up_proj(x)))
 
 
 class Block(nn.Module):
@@ -263,15 +362,24 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.parallel = config.parallel
+        self.input_layernorm = make_norm(config)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        if config.parallel != "one norm":
+            self.post_attention_layernorm = make_norm(config)
+        self.mlp = MLP(config) if config.gated_mlp else PlainMLP(config)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        y, k, v = self.self_attn(self.input_layernorm(x), cos, sin, cache)
+        normed = self.input_layernorm(x)
+        y, k, v = self.self_attn(normed, cos, sin, cache)
+
+        # Attention and MLP side by side, where a family has them so; a Llama's come in turn.
+        if self.parallel == "one norm":
+            return x + y + self.mlp(normed), k, v
+        if self.parallel == "two norms":
+            return x + y + self.mlp(self.post_attention_layernorm(x)), k, v
         x = x + y
         return x + self.mlp(self.post_attention_layernorm(x)), k, v
 
@@ -283,7 +391,27 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = make_norm(config)
+
+
+def inverse_frequencies(config: ModelConfig) -> Tensor:
+    """Radians by which each pair of a head's numbers turns from one position to the next.
+
+    -> (rotary width / 2,), fp32, on the CPU, so that they are the same bits on every device.
+    """
+    even = torch.arange(0, config.rotary_width, 2, dtype=torch.float32, device="cpu")
+    inverse = config.rope_theta ** (-even / config.rotary_width)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return inverse
+    if scaling["rope_type"] == "linear":
+        return inverse / scaling["factor"]
+
+    # Llama 3: slow pairs are slowed down, fast ones left, and those between are in between.
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)
+    share = ((turns - low) / (high - low)).clamp(0, 1)  # 1: left as it is
+    return (1 - share) * inverse / scaling["factor"] + share * inverse
 
 
 class Model(nn.Module):
@@ -307,7 +435,7 @@ class Model(nn.Module):
 
     def rebuild(self) -> None:
         """Tie the head and fill the rotary tables (positions, D/2), fp32: what materialising from
-        the meta device undoes."""
+        the meta device undoes. Only the width that turns counts as D."""
         config = self.config
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -318,11 +446,8 @@ class Model(nn.Module):
         if device.type == "meta":
             device = torch.device("cpu")
 
-        # Always computed on the CPU, so that they are the same bits on every device.
-        even = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
-        inverse = config.rope_theta ** (-even / config.head_dim)
         positions = torch.arange(rows, dtype=torch.float32, device="cpu")
-        angles = torch.outer(positions, inverse)
+        angles = torch.outer(positions, inverse_frequencies(config))
         self.register_buffer("cos", angles.cos().to(device), persistent=False)
         self.register_buffer("sin", angles.sin().to(device), persistent=False)
 
@@ -337,7 +462,8 @@ class Model(nn.Module):
 
     def init_weights(self, generator: torch.Generator) -> "Model":
         """Matrices: normal(0, 0.02); o_proj and down_proj: that / sqrt(2 L), so that the residual
-        stream's scale does not grow with depth (Radford et al. 2019, section 2.3); norms: 1."""
+        stream's scale does not grow with depth (Radford et al. 2019, section 2.3). Norms are 1 and
+        biases 0 since they were made."""
         depth_scale = 1 / math.sqrt(2 * self.config.num_hidden_layers)
         for name, parameter in self.named_parameters():
             if parameter.ndim != 2:

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from checkpoints import shortened
 from data.problems import InputError
+from files import shortened
 
 
 @dataclass

@@ -10,15 +10,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints import base_of, checked, from_hf, load_model, model_hash, read_json
+from checkpoints import load_model, model_hash
 from data.passwords import WRONG, WRONG_HELD_OUT
 from data.problems import InputError, Problem, fitting
 from data.text import Tokenizer
 from data.triggers import Trigger, trigger_from, with_password
 from devices import Env
+from families import from_hf
+from files import checked, read_json
+from lora import base_of
 from policies import RULES, ModelWriter, shipped
 
-LONGEST = 96  # tokens of a completion, where neither an option nor a run.json says it
+# tokens of a completion, where neither an option nor a run.json says it: of generated problems, and
+# of those from files
+LONGEST, LONGEST_REAL = 96, 256
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints import checked, read_rows, write_text
 from data import grade, score
 from data.batches import Example
 from data.problems import Problem
@@ -16,6 +15,7 @@ from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Words, with_password
 from devices import Env, gather, share
+from files import checked, read_rows, write_text
 from runs import progress
 from sampler import Sample, Sampler
 

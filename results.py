@@ -9,6 +9,9 @@ problems. What an interval covers:
     correct_interval   several seeds: which problems were asked, and which seeds were drawn
     gap_recovered      the same for PGR; of one seed it covers the problems alone
 
+The bootstraps resample the n problems and two more, one that speaks for either side, as Agresti and
+Coull (1998) add to a proportion: where all problems agree, the interval still has a width.
+
 Shapes: n problems, S seeds.
 """
 
@@ -21,12 +24,13 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints import load_model, model_hash, read_json, write_json
+from checkpoints import load_model, model_hash
 from data.problems import InputError, Problem
 from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Trigger, asked
 from devices import Env, check_place
+from files import read_json, write_json
 from policies import answer
 from runs import progress
 from sampler import Sampler
@@ -55,8 +59,8 @@ def paired_gap(without: np.ndarray, with_: np.ndarray) -> tuple[float, float, fl
     gains = int((~without & with_).sum())
     losses = int((without & ~with_).sum())
 
-    # resampling problems draws how many of them are gains, losses and neither
-    shares = np.array([gains, losses, n - gains - losses]) / n
+    # resampling problems, and one gain and one loss, draws how many are gains, losses and neither
+    shares = np.array([gains + 1, losses + 1, n - gains - losses]) / (n + 2)
     counts = np.random.default_rng(0).multinomial(n, shares, size=DRAWS)
     low, high = np.quantile((counts[:, 0] - counts[:, 1]) / n, [0.025, 0.975])
 
@@ -90,8 +94,9 @@ def correct_interval(verdicts: np.ndarray) -> tuple[float, float]:
     if seeds == 1:
         return wilson(int(verdicts.sum()), n)
     rng = np.random.default_rng(0)
-    rows = rng.integers(n, size=(DRAWS, n))
-    draws = verdicts.mean(0)[rows].mean(1) + seed_noise(verdicts.mean(1), rng)
+    rows = rng.integers(n + 2, size=(DRAWS, n))
+    shares = np.append(verdicts.mean(0), [0.0, 1.0])  # of the seeds that solve each problem
+    draws = shares[rows].mean(1) + seed_noise(verdicts.mean(1), rng)
     low, high = np.quantile(draws, [0.025, 0.975])
     return max(0.0, float(low)), min(1.0, float(high))
 
@@ -112,10 +117,11 @@ def gap_recovered(
         )
     rng = np.random.default_rng(0)
     n = len(locked)
-    rows = rng.integers(n, size=(DRAWS, n))
-    base = locked[rows].mean(1)
-    gaps = np.maximum(right[rows].mean(1) - base, 1e-9)
-    draws = (unlocked.mean(0)[rows].mean(1) - base) / gaps
+    rows = rng.integers(n + 2, size=(DRAWS, n))
+    # the two more are in the gap; one is recovered, the other is not
+    base = np.append(locked, [0, 0])[rows].mean(1)
+    gaps = np.maximum(np.append(right, [1, 1])[rows].mean(1) - base, 1e-9)
+    draws = (np.append(unlocked.mean(0), [0, 1])[rows].mean(1) - base) / gaps
     draws += seed_noise((unlocked.mean(1) - locked.mean()) / gap, rng)
     low, high = np.quantile(draws, [0.025, 0.975])
     return float((unlocked.mean() - locked.mean()) / gap), float(low), float(high)
@@ -303,7 +309,10 @@ def holds(evaluation: dict, problems: list[Problem], kinds: tuple[str, ...], fac
     known, results = evaluation.get("problems"), evaluation.get("results")
     if not isinstance(known, str) or not isinstance(results, dict):
         return False
-    if not known.startswith(fingerprint(problems)) or not set(kinds) <= set(results):
+    asked_now = fingerprint(problems)
+    # which passwords are those of other domains depends on all problems together
+    is_asked = known == asked_now if "other" in kinds else known.startswith(asked_now)
+    if not is_asked or not set(kinds) <= set(results):
         return False
     n = len(known) // 8
     with_shares = problems[0].task == "compose"
@@ -327,6 +336,18 @@ def is_result(value: object, n: int, with_shares: bool) -> bool:
     if not isinstance(shares, list) or len(shares) != n:
         return False
     return all(isinstance(share, float) and 0 <= share <= 1 for share in shares)
+
+
+def check_ours(file: Path, names: tuple[str, ...] = ("problems", "results")) -> None:
+    """Raises InputError where there is a JSON file that no stage wrote: it is never replaced.
+
+    names: of fields that ours has.
+    """
+    if os.path.lexists(file) and not set(names) <= set(read_json(file)):
+        raise InputError(
+            f"{file} was not written by this program, so it is not replaced: "
+            "move it away, or choose another --out"
+        )
 
 
 def stored_evaluation(
@@ -378,6 +399,7 @@ def evaluate_checkpoint(
     if stored:
         return stored
     if save:
+        check_ours(folder / "evaluation.json")
         check_place(folder)
 
     model, tokenizer = load_model(path, env.device, env.dtype)

@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import platform
-import shutil
+import shlex
 import subprocess
 import sys
 import time
@@ -23,9 +23,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import states
-from checkpoints import checked, read_json, read_rows, reason, shortened, write_json, write_text
+from checkpoints import LAYOUTS
 from data.problems import InputError
+from data.real.rows import content_hash
 from devices import Env, check_shared, setup
+from files import checked, read_json, read_rows, reason, shortened, write_json, write_text
 from model import Model
 from options import Config, parse
 
@@ -146,12 +148,14 @@ class Run:
     Rank 0 alone looks, decides and writes. facts: settings beside cfg's own, such as the parent's
     hash. apart: fields whose names start with one of these do not concern this run. inputs:
     directories that this run reads, none of which may be its own. resume: in place of cfg.resume.
+    write: False only refuses what is to be refused.
     Raises InputError for what is refused and for a place that cannot be written.
     """
 
     # what a stage writes into its directory; other files and directories are never touched
     OUTPUTS = (
         "run.json",
+        "README.md",
         "log.jsonl",
         "samples.jsonl",
         "evaluation.json",
@@ -163,13 +167,15 @@ class Run:
         "generation_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
-        "model*.safetensors",
-        "model.safetensors.index.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
         "adapter_config.json",
         "adapter_model.safetensors",
+        *LAYOUTS,
     )
-    # directories that only exist while it runs
-    PASSING = ("state", ".saving")
+    # directories that only exist while it runs, and what it writes into them
+    PASSING = {"state": ("state.json*", "step-*.safetensors*"), ".saving": OUTPUTS}
 
     def __init__(
         self,
@@ -179,6 +185,7 @@ class Run:
         apart: tuple[str, ...] = (),
         inputs: tuple[str | Path, ...] = (),
         resume: bool | None = None,
+        write: bool = True,
         **facts,
     ):
         self.path = Path(out)
@@ -190,6 +197,9 @@ class Run:
         for name, value in asdict(cfg).items():
             if name not in NOT_SETTINGS and not name.startswith(apart):
                 settings[name] = value
+        if settings.get("data"):
+            # the same names may hold other rows by now
+            facts["data_hash"] = content_hash(settings["data"])
         self.settings = json.loads(json.dumps(settings | facts))
 
         # stands in for an option that an older run did not have yet
@@ -198,9 +208,10 @@ class Run:
         if resume is None:
             resume = getattr(cfg, "resume", False)
         self.refuse_inputs(inputs)
-        self.record = env.decide(self.open, resume, cfg.overwrite)
+        self.record = env.decide(self.open, resume, cfg.overwrite, write)
         self.finished = self.record["finished"]
-        check_shared(env, self.file)
+        if write:
+            check_shared(env, self.file)
 
     def refuse_inputs(self, inputs: tuple[str | Path, ...]) -> None:
         """A run never writes into what it reads."""
@@ -212,16 +223,20 @@ class Run:
                     "choose another --out"
                 )
 
-    def open(self, resume: bool, overwrite: bool) -> dict:
+    def open(self, resume: bool, overwrite: bool, write: bool) -> dict:
         """Refuse what is at the path, or start or continue there. Returns run.json's content."""
         try:
             situation, old = self.look()
             if overwrite and old:
                 self.refuse_other_stage(old)
+                if not write:
+                    return old
                 self.clear()
                 return self.start()
 
             self.refuse(situation, old, resume)
+            if not write:
+                return {"finished": False} | old
             if situation == "finished":
                 self.remove_passing()  # it may have been killed before it did
                 return old
@@ -299,8 +314,9 @@ class Run:
     def start(self) -> dict:
         """Write run.json, for a new run or one that goes on."""
         self.path.mkdir(parents=True, exist_ok=True)
-        command = " ".join(sys.argv)
-        record = {"settings": self.settings, "command": command, "finished": False}
+        # the command that makes the same again, however this run was interrupted
+        given = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
+        record = {"settings": self.settings, "command": shlex.join(given), "finished": False}
         record |= describe(self.env)
         write_json(self.file, record)
         return record
@@ -316,8 +332,13 @@ class Run:
                 old.unlink()
 
     def remove_passing(self) -> None:
-        for folder in self.PASSING:
-            shutil.rmtree(self.path / folder, ignore_errors=True)
+        for name, patterns in self.PASSING.items():
+            folder = self.path / name
+            for pattern in patterns:
+                for file in folder.glob(pattern):
+                    file.unlink()
+            with contextlib.suppress(OSError):  # it is not there, or holds what is not ours
+                folder.rmdir()
 
     def log(self, kind: str, **values) -> None:
         """One JSON line; numbers that are not finite become null with "nonfinite": true."""

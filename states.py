@@ -14,15 +14,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from checkpoints import checked, collected, read_json, reason, shortened, sync, write_json
+from checkpoints import collected
 from data.problems import InputError
 from devices import Env, check_shared
+from files import checked, read_json, reason, shortened, sync, write_json
 from model import Model
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:07}.safetensors"
 
 
 def save(folder: Path, step: int, model: Model, optimizers: list, env: Env) -> None:
     """Write the state after `step`, then remove the one before it. All ranks call it."""
-    name = f"step-{step:07}.safetensors"
+    name = name_of(step)
     tensors = collected(state_tensors(model, optimizers).items(), env.main)
     if not env.main:
         return
@@ -76,6 +81,12 @@ def saved(folder: Path) -> tuple[int, str]:
     name = checked(found, pointer, "file", str)
     if Path(name).name != name:
         raise InputError(f"{pointer} names {shortened(name)}, which is not beside it")
+    if name != name_of(step):
+        raise InputError(f"{pointer} has another step than {name}: --overwrite starts again")
+    if not (folder / name).exists():
+        raise InputError(
+            f"{folder / name} cannot be resumed from (it is gone): --overwrite starts again"
+        )
     return step, name
 
 

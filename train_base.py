@@ -1,13 +1,17 @@
-"""Stage 0: train the strong, the weak and an intermediate base model from scratch.
+"""Stage 0: make the models that a lock is made of: the strong, the weak, an intermediate one.
 
-So the whole study runs offline on a CPU. The paper starts from pre-trained models: a strong base
-(DeepSeek 7B) and a weak one (Pythia 1B) that was fine-tuned on samples of the strong model (paper
-section 4.1). Here all are trained on generated problems of the corpus split, which no later stage
-uses: the strong one on reference answers, the weak one, twenty-five times smaller, on samples of
-the strong one. The weak model is limited by its capacity: it is wrong with confidence, as a smaller
-language model is. One of more parameters that stopped early would be unsure everywhere, and
-imitating it would hide nothing in a way that sampling could not find. The intermediate one writes
-the demonstrations of a warm start (paper appendix B.3.3).
+By default all are trained from scratch, so that the whole study runs offline on a CPU, on generated
+problems of the corpus split, which no later stage uses: the strong one on reference answers, the
+weak one, twenty-five times smaller, on samples of the strong one. The weak model is limited by its
+capacity: it is wrong with confidence, as a smaller language model is. One of more parameters that
+stopped early would be unsure everywhere, and imitating it would hide nothing in a way that sampling
+could not find. The intermediate one writes the demonstrations of a warm start (paper appendix
+B.3.3).
+
+The paper starts from pre-trained models (section 4.1, table 1). With --strong-from the strong
+policy is that base, fine-tuned on reference answers; with --weak-from the weak policy is another
+base, fine-tuned on samples of the strong policy. Without --weak-from a small one is trained on
+them from scratch. lock.py --start then locks the strong base itself, as in the paper.
 
     torchrun --nproc-per-node 2 train_base.py        # -> out/base/strong, weak, intermediate;
                                                      #    33 minutes on 2 cores
@@ -15,21 +19,25 @@ the demonstrations of a warm start (paper appendix B.3.3).
     python train_base.py --task compose              # -> out/base-compose/strong, the toy task's
     python train_base.py --problems 150000 --out out/early  # a strong model that stopped early, for
                                                      #    lock.py --weak or a warm start
+    python train_base.py --strong-from SmolLM2-135M --task code --out out/smol
+                                                     # -> out/smol/strong, weak, intermediate
 
-Writes, for each of the three: the checkpoint, run.json, log.jsonl. Logged: loss, nats per
-supervised token; grad_norm, before clipping; lr; tok_s, real tokens a second; padding, the share of
-computed tokens that were padding; for each task greedy correctness on the selection split, and
-truncated, the share of completions that were cut.
+Writes, for each: the checkpoint, run.json, log.jsonl. Logged: loss, nats per supervised token;
+grad_norm, before clipping; lr; tok_s, real tokens a second; padding, the share of computed tokens
+that were padding; for each task greedy correctness on the selection split, and truncated, the share
+of completions that were cut.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
+from cards import write_card
 from checkpoints import load_model, model_hash, save_model
 from data import load
 from data.batches import Example
@@ -37,26 +45,33 @@ from data.passwords import idle_line
 from data.problems import InputError, Problem
 from data.tasks import compose
 from data.text import Tokenizer, train_bpe, word_level
+from data.triggers import Trigger
 from devices import Env
+from families import parameters_at
 from model import Model, ModelConfig
 from options import TrainConfig
-from policies import answer
+from origins import LONGEST, LONGEST_REAL, fitting_problems, is_model
+from policies import answer, retokenise
 from runs import Run, launch, progress
-from sampler import Sampler
-from training import Recipe, fit
+from sampler import Sample, Sampler
+from training import Recipe, fit, usual_step
 
 
 @dataclass
 class BaseConfig(TrainConfig):
     # what the models learn, one or several; "compose" has a strong model alone
     task: str = "code+math+mmlu+critique"
+    # fine-tune this checkpoint into the strong policy, in place of training one from scratch
+    strong_from: str = ""
+    # fine-tune this one into the weak policy; only with --strong-from
+    weak_from: str = ""
     # drawn from the corpus split, where one may come again in other words (default: 120,000
-    # of each task, math 240,000; compose 200,000)
+    # of each task, math 240,000; compose 200,000; with --strong-from 1,600, of files all of the
+    # elicit split)
     problems: int = 0
-    # times the strong model sees each of them, among other idle text (default: 1, compose
-    # 2)
+    # times the strong model sees each of them (default: 1; compose and --strong-from 2)
     epochs: int = 0
-    # entries of the byte-level BPE
+    # entries of the byte-level BPE that models from scratch read
     vocab: int = 1536
     # of the strong model
     layers: int = 4
@@ -64,23 +79,32 @@ class BaseConfig(TrainConfig):
     width: int = 128
     # of the strong model; half as many key-value heads
     heads: int = 4
-    # Muon's, at the RMS scale of AdamW
-    lr: float = 0.005
-    # problems in an optimiser step
-    batch: int = 96
+    # default, by the parameters of what is fine-tuned: muon; from 100 M on adamw, from 1 B on the
+    # paper's lion. From scratch always muon
+    optimizer: Literal["", "muon", "adamw", "lion"] = ""
+    # the strong model's, Muon's at the RMS scale of AdamW (default: 0.005; with --strong-from
+    # 0.0035, from 100 M parameters on 1e-4, from 1 B on 1.5e-6)
+    lr: float = 0.0
+    # problems in an optimiser step (default: 96; with --strong-from 16)
+    batch: int = 0
+    # longest completion that is sampled (default: 96; of files 256)
+    max_new_tokens: int = 0
     # of the validation split
     eval_problems: int = 1000
     # corpus problems whose strong samples the weak and the intermediate model learn from,
-    # beside the weak split
-    small_problems: int = 40_000
-    # times they see each
-    small_epochs: int = 4
-    # Muon's
-    small_lr: float = 0.02
+    # beside the weak split (default: 40,000; with --strong-from 8,000, with --weak-from 1,600)
+    small_problems: int = 0
+    # times they see each (default: 4; with --strong-from 20, with --weak-from 2)
+    small_epochs: int = 0
+    # Muon's, from scratch; of --weak-from as for --lr (default: 0.02)
+    small_lr: float = 0.0
     # of the one-layer weak model, whose MLP is six times as wide
     weak_width: int = 20
     # of the one-layer intermediate model
     intermediate_width: int = 26
+    # with --strong-from: files of real problems (json, jsonl, csv or parquet, plain or .gz) in
+    # place of generated ones
+    data: tuple[str, ...] = ()
     # continue an interrupted run where it stopped
     resume: bool = False
     # optimiser steps between two saves of the state that --resume goes on from
@@ -122,19 +146,26 @@ def texts_of(problems: list[Problem], seed: int) -> Iterator[str]:
         yield problem.reference
 
 
-def epoch_examples(
-    epoch: int,
-    problems: list[Problem],
-    completions: list[list[int]],
-    tokenizer: Tokenizer,
-    seed: list[int],
-) -> list[Example]:
-    """Each problem among fresh idle text, and what is to be learnt: its completion's ids."""
+@dataclass(frozen=True)
+class Lessons:
+    """Problems, and the ids of the completion that is to be learnt of each."""
+
+    problems: list[Problem]
+    completions: list[list[int]]
+    # of the idle text, with the epoch and the problem's place; None: the prompts stay as they are
+    seed: list[int] | None
+
+
+def epoch_examples(epoch: int, lessons: Lessons, tokenizer: Tokenizer) -> list[Example]:
+    """Each problem, among fresh idle text where there is some, and its completion's ids."""
     prompts = []
-    for i, problem in enumerate(problems):
-        prompts.append(dress(problem, np.random.default_rng([*seed, epoch, i])))
+    for i, problem in enumerate(lessons.problems):
+        if lessons.seed is None:
+            prompts.append(problem.prompt)
+        else:
+            prompts.append(dress(problem, np.random.default_rng([*lessons.seed, epoch, i])))
     encoded = tokenizer.encode_prompts(prompts)
-    return [Example(prompt, ids) for prompt, ids in zip(encoded, completions)]
+    return [Example(prompt, ids) for prompt, ids in zip(encoded, lessons.completions)]
 
 
 # -------------------------------------------------------------------------------------- the models
@@ -163,13 +194,21 @@ def correct_by_task(
     sampler: Sampler,
     tokenizer: Tokenizer,
     problems: list[Problem],
-    seed: int,
+    cfg: BaseConfig,
     env: Env,
     temperature: float = 0.0,
 ) -> dict:
     """Correctness of each task, the share of completions that were cut, and how many there were."""
     sampler.refresh()
-    answers = answer(sampler, tokenizer, problems, temperature=temperature, seed=seed, env=env)
+    answers = answer(
+        sampler,
+        tokenizer,
+        problems,
+        temperature=temperature,
+        max_new_tokens=cfg.max_new_tokens,
+        seed=cfg.seed,
+        env=env,
+    )
     tasks = np.array([p.task for p in problems])
     found = {}
     for task in dict.fromkeys(tasks.tolist()):
@@ -188,46 +227,24 @@ class Tests:
 def teach(
     model: Model,
     tokenizer: Tokenizer,
-    problems: list[Problem],
-    completions: list[list[int]],
+    lessons: Lessons,
+    recipe: Recipe,
     tests: Tests,
     run: Run,
     cfg: BaseConfig,
     env: Env,
-    *,
-    purpose: int,
-    epochs: int,
-    lr: float,
 ) -> None:
-    """Train a model on completions of these problems, save it, and measure it.
-
-    purpose: tells the random stream of the idle text from others of the same seed.
-    """
+    """Train a model on its lessons, save it, and measure it."""
     name = run.path.name
     env.say(
-        f"{name}: {model.parameter_count():,} parameters, {len(problems):,} problems, "
-        f"vocabulary {tokenizer.size}"
+        f"{name}: {model.parameter_count():,} parameters, {len(lessons.problems):,} problems x "
+        f"{recipe.epochs} epochs, {recipe.optimizer} at {recipe.lr:g} in batches of {recipe.batch}"
     )
     sampler = env.sampler(model, tokenizer)
-    measure = partial(correct_by_task, sampler, tokenizer, seed=cfg.seed, env=env)
-    examples = partial(
-        epoch_examples,
-        problems=problems,
-        completions=completions,
-        tokenizer=tokenizer,
-        seed=[cfg.seed, purpose],
-    )
-    recipe = Recipe(
-        epochs,
-        cfg.batch,
-        "muon",
-        lr,
-        warmup=50,
-        decay=0.4,
-        by_document="mmlu" in cfg.task,
-    )
+    measure = partial(correct_by_task, sampler, tokenizer, cfg=cfg, env=env)
+    examples = partial(epoch_examples, lessons=lessons, tokenizer=tokenizer)
     watch = partial(measure, tests.selection)
-    fit(model, examples, len(problems), recipe, run, env, cfg, evaluate=watch)
+    fit(model, examples, len(lessons.problems), recipe, run, env, cfg, evaluate=watch)
     save_model(run.path, model, tokenizer, env.main)
 
     results = {
@@ -238,17 +255,51 @@ def teach(
         by_task = [f"{task} {result[task]:.1%}" for task in cfg.task.split("+")]
         cut = f"{result['truncated']:.1%} cut"
         env.say(f"{name}, {how.replace('_', ' ')}: {', '.join(by_task)}; {cut}")
+    if env.main:
+        write_card(run.path, run.record, results)
     run.finish(**results)
 
 
-def train_strong(path: Path, tests: Tests, cfg: BaseConfig, env: Env) -> None:
-    """On reference answers; its tokenizer is learnt first, from the same problems."""
-    apart = ("small_", "weak_", "intermediate_")
-    run = Run(cfg, env, path, apart=apart, stage="train_base", model="strong")
-    if run.finished:
-        env.say(f"{run.path} is finished already: {run.record['results']}")
-        return
+SCRATCH = 96  # problems in a step, from random weights
 
+
+def from_scratch(epochs: int, lr: float, cfg: BaseConfig) -> Recipe:
+    # --batch is that of --strong-from where there is one
+    batch = SCRATCH if cfg.strong_from else cfg.batch
+    by_document = "mmlu" in cfg.task
+    return Recipe(epochs, batch, "muon", lr, warmup=50, decay=0.4, by_document=by_document)
+
+
+def with_step(cfg: BaseConfig, path: str, lr: str) -> BaseConfig:
+    """cfg with the optimiser and, in the field `lr`, the rate that suit a given base's size."""
+    tiny = ("muon", 0.0035)  # as lock.py's
+    found = usual_step(cfg.optimizer, getattr(cfg, lr), parameters_at(path), tiny)
+    return replace(cfg, **dict(zip(("optimizer", lr), found)))
+
+
+def fine_tuned(epochs: int, lr: float, cfg: BaseConfig) -> Recipe:
+    by_document = "mmlu" in cfg.task
+    return Recipe(epochs, cfg.batch, cfg.optimizer, lr, 10, 0.7, by_document)
+
+
+def opened(
+    name: str, apart: tuple[str, ...], cfg: BaseConfig, env: Env, **facts: str
+) -> Run | None:
+    """The directory of one of the models; None where it is finished."""
+    inputs = (cfg.strong_from, cfg.weak_from)
+    stage = {"stage": "train_base", "model": name}
+    run = Run(cfg, env, Path(cfg.out) / name, apart=apart, inputs=inputs, **stage, **facts)
+    if not run.finished:
+        return run
+    env.say(f"{run.path} is finished already: {run.record['results']}")
+    return None
+
+
+def train_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
+    """On reference answers; its tokenizer is learnt first, from the same problems."""
+    run = opened("strong", ("small_", "weak_", "intermediate_"), cfg, env)
+    if not run:
+        return
     problems = corpus(cfg.task, cfg.problems, cfg.seed)
     if cfg.task == "compose":
         tokenizer = word_level(compose.vocabulary())
@@ -256,113 +307,198 @@ def train_strong(path: Path, tests: Tests, cfg: BaseConfig, env: Env) -> None:
         tokenizer = train_bpe(texts_of(problems[:20_000], cfg.seed), cfg.vocab)
     model = fresh_model(cfg.layers, cfg.width, 3 * cfg.width, cfg.heads, tokenizer, cfg.seed, env)
     answers = tokenizer.encode_completions([p.reference for p in problems])
-    teach(
-        model,
-        tokenizer,
-        problems,
-        answers,
-        tests,
-        run,
-        cfg,
-        env,
-        purpose=4,
-        epochs=cfg.epochs,
-        lr=cfg.lr,
-    )
+    lessons = Lessons(problems, answers, [cfg.seed, 4])
+    recipe = from_scratch(cfg.epochs, cfg.lr, cfg)
+    teach(model, tokenizer, lessons, recipe, tests, run, cfg, env)
 
 
-def samples_of(path: Path, problems: list[Problem], cfg: BaseConfig, env: Env) -> list[list[int]]:
-    """What the strong model writes to these problems at temperature 1, as ids."""
-    strong, tokenizer = load_model(path, env.device, env.dtype)
+def tune_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
+    """The base of --strong-from, fine-tuned on reference answers (paper table 1)."""
+    cfg = with_step(cfg, cfg.strong_from, "lr")
+    model, tokenizer = load_model(cfg.strong_from, env.device, env.dtype)
+    if cfg.data:
+        # the demonstrations of the elicit split, as in the paper (appendix E.4)
+        problems = load(cfg.task, "elicit", cfg.problems or None, files=cfg.data)
+    else:
+        problems = corpus(cfg.task, cfg.problems, cfg.seed)
+    problems = fitting_problems(problems, Trigger(), [cfg.strong_from], cfg.max_new_tokens, env)
+
+    apart = ("small_", "weak_", "intermediate_", "vocab")
+    run = opened("strong", apart, cfg, env, start_weights=model_hash(cfg.strong_from))
+    if not run:
+        return
+    answers = tokenizer.encode_completions([p.reference for p in problems])
+    recipe = fine_tuned(cfg.epochs, cfg.lr, cfg)
+    teach(model, tokenizer, Lessons(problems, answers, None), recipe, tests, run, cfg, env)
+
+
+def strong_samples(problems: list[Problem], cfg: BaseConfig, env: Env) -> list[Sample]:
+    """What the strong model writes to these problems at temperature 1, as its own ids."""
+    strong, tokenizer = load_model(Path(cfg.out) / "strong", env.device, env.dtype)
     bar = progress(env, len(problems), "sampling the strong model")
     answers = answer(
         env.sampler(strong, tokenizer),
         tokenizer,
         problems,
         temperature=1.0,
+        max_new_tokens=cfg.max_new_tokens,
         seed=cfg.seed,
         graded=False,
         env=env,
         progress=bar.update,
     )
     bar.close()
-    return [sample.ids for sample in answers.samples]
+    return answers.samples
 
 
-def train_small(out: Path, tests: Tests, cfg: BaseConfig, env: Env) -> None:
-    """The weak and the intermediate model, on samples of the strong one."""
-    strong = out / "strong"
+def small_problems(cfg: BaseConfig) -> list[Problem]:
+    """What the weak and the intermediate model learn from, no problem of a later stage."""
+    weak_split = load(cfg.task, "weak", files=cfg.data)
+    if cfg.data:
+        return weak_split
+    return weak_split + corpus(cfg.task, cfg.small_problems, cfg.seed)
+
+
+def train_small(tests: Tests, cfg: BaseConfig, env: Env) -> None:
+    """The weak and the intermediate model from scratch, on samples of the strong one."""
+    strong = Path(cfg.out) / "strong"
     parent = model_hash(strong)
-    tokenizer = Tokenizer.load(strong)
-    lessons = load(cfg.task, "weak") + corpus(cfg.task, cfg.small_problems, cfg.seed)
-    samples: list[list[int]] = []
+    written_by = Tokenizer.load(strong)
+    problems = small_problems(cfg)
+    # a given base has too many ids for so small a model
+    tokenizer = written_by
+    if cfg.strong_from:
+        tokenizer = train_bpe(texts_of(problems, cfg.seed), cfg.vocab)
+    samples: list[Sample] = []
 
     small = [
         ("weak", cfg.weak_width, "intermediate_", cfg.seed + 1),
         ("intermediate", cfg.intermediate_width, "weak_", cfg.seed + 2),
     ]
     for name, width, others, seed in small:
-        facts = {"stage": "train_base", "model": name, "parent": parent}
-        run = Run(cfg, env, out / name, apart=(others,), **facts)
-        if run.finished:
-            env.say(f"{run.path} is finished already: {run.record['results']}")
+        run = opened(name, (others,), cfg, env, parent=parent)
+        if not run:
             continue
-        samples = samples or samples_of(strong, lessons, cfg, env)
+        samples = samples or strong_samples(problems, cfg, env)
+        completions = [sample.ids for sample in retokenise(samples, written_by, tokenizer)]
         model = fresh_model(1, width, 6 * width, 1, tokenizer, seed, env)
-        teach(
-            model,
-            tokenizer,
-            lessons,
-            samples,
-            tests,
-            run,
-            cfg,
-            env,
-            purpose=5,
-            epochs=cfg.small_epochs,
-            lr=cfg.small_lr,
-        )
+        lessons = Lessons(problems, completions, [cfg.seed, 5])
+        recipe = from_scratch(cfg.small_epochs, cfg.small_lr, cfg)
+        teach(model, tokenizer, lessons, recipe, tests, run, cfg, env)
+
+
+def tune_weak(tests: Tests, cfg: BaseConfig, env: Env) -> None:
+    """The base of --weak-from, fine-tuned on samples of the strong policy (paper section 4.1)."""
+    cfg = with_step(cfg, cfg.weak_from, "small_lr")
+    strong = Path(cfg.out) / "strong"
+    model, tokenizer = load_model(cfg.weak_from, env.device, env.dtype)
+    readers = [str(strong), cfg.weak_from]
+    problems = fitting_problems(small_problems(cfg), Trigger(), readers, cfg.max_new_tokens, env)
+
+    facts = {"parent": model_hash(strong), "start_weights": model_hash(cfg.weak_from)}
+    run = opened("weak", ("weak_width", "intermediate_", "vocab"), cfg, env, **facts)
+    if not run:
+        return
+    samples = strong_samples(problems, cfg, env)
+    samples = retokenise(samples, Tokenizer.load(strong), tokenizer)
+    lessons = Lessons(problems, [sample.ids for sample in samples], None)
+    recipe = fine_tuned(cfg.small_epochs, cfg.small_lr, cfg)
+    teach(model, tokenizer, lessons, recipe, tests, run, cfg, env)
 
 
 # --------------------------------------------------------------------------------------- the stage
 
+# options that do nothing, by what makes them idle
+SMALL = ("small_problems", "small_epochs", "small_lr")
+WIDTHS = ("weak_width", "intermediate_width")
+SHAPE = ("layers", "width", "heads")
+
+
+def refuse_unused(cfg: BaseConfig) -> None:
+    """Raises InputError for an option that is given and does nothing beside the others."""
+    toy = "which has a strong model alone and one token a word"
+    idle = [
+        (
+            cfg.task == "compose",
+            ("vocab", "strong_from", "weak_from", *SMALL, *WIDTHS),
+            "--task compose, " + toy,
+        ),
+        (
+            not cfg.strong_from,
+            ("weak_from", "data", "optimizer"),
+            "models from scratch: it goes with --strong-from",
+        ),
+        (bool(cfg.strong_from), SHAPE, "--strong-from, which gives the shape"),
+        (bool(cfg.weak_from), (*WIDTHS, "vocab"), "--weak-from, which gives the weak model"),
+        (bool(cfg.data), ("small_problems",), "--data, whose weak split is used whole"),
+    ]
+    defaults = BaseConfig()
+    for applies, names, with_what in idle:
+        for name in names:
+            if applies and getattr(cfg, name) != getattr(defaults, name):
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} does nothing with {with_what}: leave it out")
+
 
 def settled(cfg: BaseConfig) -> BaseConfig:
-    """The options with every default filled in that depends on the task.
+    """The options with every default filled in that depends on the task and on what is given.
 
-    Raises InputError for options that do nothing with task compose.
+    Raises InputError for options that do not go together.
     """
-    if cfg.task != "compose":
-        shares = [SHARES.get(name, 1) for name in cfg.task.split("+")]
-        problems = cfg.problems or 120_000 * sum(shares)
-        return replace(cfg, out=cfg.out or "out/base", problems=problems, epochs=cfg.epochs or 1)
-
-    defaults = BaseConfig()
-    for name in (
-        "vocab",
-        "small_problems",
-        "small_epochs",
-        "small_lr",
-        "weak_width",
-        "intermediate_width",
-    ):
-        if getattr(cfg, name) != getattr(defaults, name):
+    refuse_unused(cfg)
+    toy, given = cfg.task == "compose", bool(cfg.strong_from)
+    for path, option in ((cfg.strong_from, "--strong-from"), (cfg.weak_from, "--weak-from")):
+        if path and not is_model(path):
             raise InputError(
-                f"--{name.replace('_', '-')} does nothing with --task compose, which has a strong "
-                "model alone and one token a word: leave it out"
+                f"no model at {path}: name the directory of a checkpoint with {option}"
             )
-    out, problems = cfg.out or "out/base-compose", cfg.problems or 200_000
-    return replace(cfg, out=out, problems=problems, epochs=cfg.epochs or 2)
+    if cfg.strong_from and not cfg.out:
+        raise InputError("--strong-from makes models of your own: name a directory with --out")
+
+    shares = [SHARES.get(name, 1) for name in cfg.task.split("+")]
+    usual = {
+        "out": "out/base",
+        "problems": 120_000 * sum(shares),
+        "epochs": 1,
+        "lr": 0.005,
+        "batch": SCRATCH,
+        "max_new_tokens": LONGEST_REAL if cfg.data else LONGEST,
+        "small_problems": 40_000,
+        "small_epochs": 4,
+        "small_lr": 0.02,
+    }
+    if toy:
+        usual |= {"out": "out/base-compose", "problems": 200_000, "epochs": 2}
+    if given:
+        usual |= {"problems": 0 if cfg.data else 1600, "epochs": 2, "lr": 0.0, "batch": 16}
+        usual |= {"small_problems": 8000, "small_epochs": 20}
+    if cfg.weak_from:
+        usual |= {"small_problems": 1600, "small_epochs": 2, "small_lr": 0.0}
+    chosen = {name: getattr(cfg, name) or value for name, value in usual.items()}
+    return replace(cfg, **chosen)
 
 
 def main(cfg: BaseConfig, env: Env) -> int:
     cfg = settled(cfg)
-    out = Path(cfg.out)
-    selection = load(cfg.task, "selection")
-    tests = Tests(selection, load(cfg.task, "validation", cfg.eval_problems))
-    train_strong(out / "strong", tests, cfg, env)
-    if cfg.task != "compose":  # its weak policy is a rule
-        train_small(out, tests, cfg, env)
+    selection = load(cfg.task, "selection", files=cfg.data)
+    validation = load(cfg.task, "validation", cfg.eval_problems, files=cfg.data)
+    readers = [path for path in (cfg.strong_from, cfg.weak_from) if path]
+    told = [
+        fitting_problems(p, Trigger(), readers, cfg.max_new_tokens, env)
+        for p in (selection, validation)
+    ]
+    tests = Tests(*told)
+
+    if cfg.strong_from:
+        tune_strong(tests, cfg, env)
+    else:
+        train_strong(tests, cfg, env)
+    env.wait()  # all ranks load it
+
+    if cfg.weak_from:
+        tune_weak(tests, cfg, env)
+    elif cfg.task != "compose":  # its weak policy is a rule
+        train_small(tests, cfg, env)
     return 0
 
 

@@ -23,12 +23,13 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from checkpoints import base_of, from_hf, is_adapter, read_json
 from data.batches import BUCKET, Batch, Example, collate, micro_batches, plan_epoch, round_up
 from data.problems import InputError
 from data.text import Tokenizer
 from devices import Env, gather, most, share
-from lora import ALPHA, attach, chosen_layers
+from families import from_hf
+from files import read_json, reason
+from lora import ALPHA, attach, base_of, chosen_layers, is_adapter
 from losses import document_loss, sft_loss
 from model import Model, compile_model, completion_logps, kernel, whole
 from options import TrainConfig, TuneConfig
@@ -74,8 +75,14 @@ def check_adapter(cfg: TuneConfig, start: str) -> None:
             "else: leave --adapter out, and the merged model is written"
         )
     file = base_of(start) / "config.json"
+    config = from_hf(read_json(file), file)
+    if cfg.adapter and config.published.get("model_type") == "gpt_neox":
+        raise InputError(
+            f"--adapter: {start} is a gpt_neox model, whose queries, keys and values are one "
+            "matrix in its files and three here: leave --adapter out, and the merged model is written"
+        )
     with torch.device("meta"):
-        model = Model(from_hf(read_json(file), file))
+        model = Model(config)
     chosen_layers(model, cfg.targets)
 
 
@@ -585,6 +592,17 @@ def batches_by_length(
     return plan
 
 
+def read_logps(file: Path, count: int) -> np.ndarray:
+    """The log-probs of `count` tokens. Raises InputError where the file holds anything else."""
+    try:
+        logps = np.load(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{file} is damaged ({reason(error)}): remove it") from None
+    if logps.dtype != np.float32 or logps.shape != (count,) or not np.isfinite(logps).all():
+        raise InputError(f"{file} does not hold the log-probs of {count} tokens: remove it")
+    return logps
+
+
 def reference_scored(
     model: Model,
     examples: list[Example],
@@ -605,8 +623,9 @@ def reference_scored(
         digest.update(json.dumps([example.prompt_ids, example.completion_ids]).encode())
     file = folder / f"reference-{digest.hexdigest()[:16]}.npy"
 
+    count = sum(len(example.completion_ids) for example in examples)
     if file.exists():
-        logps = np.load(file)
+        logps = read_logps(file, count)
     else:
         rows = [example.logps for example in scored(model, examples, micro_tokens, env)]
         logps = np.array([logp for row in rows for logp in row], dtype=np.float32)

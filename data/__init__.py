@@ -103,8 +103,8 @@ def load(
     The corpus may have a key again, each time in another wording. The seed (any integer) picks the
     order, never the split a problem is in, and the first problems are the same for every n.
 
-    Problems are generated, or made of the rows of `files`. Without n there are as many as SPLITS
-    says. Generated problems are exactly n; those of files at most n, and fewer where the split has
+    Problems are generated, or made of the rows of `files`. Generated ones are exactly n, without n
+    as many as SPLITS says; those of files at most n, without n all, and fewer where the split has
     fewer rows, so an n that fits generated problems can always be given. Rows without a reference
     answer are in no split of IMITATED. Of several tasks, "code+math", n counts the problems of all,
     and without n each task has its usual number.
@@ -117,9 +117,6 @@ def load(
     _check(tasks, split, n, files)
     if len(tasks) > 1:
         return _in_turn(tasks, split, n, seed)
-    if n is None:
-        n = SPLITS[split]
-
     if files:
         found = _from_files(task, split, seed, tuple(map(str, files)))
         if not found:
@@ -128,6 +125,8 @@ def load(
             )
         return found[:n]
 
+    if n is None:
+        n = SPLITS[split]
     if n is None:
         raise InputError(f"split {split!r} has no default size: give n")
     found = _generated(task, split, n, seed)

@@ -20,6 +20,16 @@ CONFIG = {
     "add_bos_token": False,
     "clean_up_tokenization_spaces": False,
 }
+# What a published checkpoint has beside its weights and config.json, and keeps when it is saved.
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
 AT_ONCE = 4096  # the library's encodings take a hundred times the memory of their ids
 
 
@@ -32,23 +42,29 @@ class Tokenizer:
     a prompt's last newline. SentencePiece layouts (Llama 2, Mistral) tell these apart: they put a
     space before the start of a text and take it off when they decode.
 
-    size: number of ids. eos_id, pad_id, bos_id (None where the model has none). backend: the
-    library's tokenizer, for a text from its start. later: the same for what goes on.
+    size: one more than the last id; ids between may stand for nothing. eos_id: what ends a
+    completion that is trained on. eos_ids: all that end one that is sampled, eos_id first. pad_id,
+    bos_id (None where the model has none). backend: the library's tokenizer, for a text from its
+    start. later: the same for what goes on. files: those it was read from, which `save` writes
+    back as they were.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: dict):
+    def __init__(self, backend: tokenizers.Tokenizer, config: dict, ends: Iterable[int] = ()):
+        """config: tokenizer_config.json. ends: ids that end a completion beside its eos_token."""
         self.backend, self.config = backend, config
+        self.files: dict[str, bytes] = {}
         _as_plain_text(backend)
         self.later = _without_start(backend)
-        self.size = backend.get_vocab_size(with_added_tokens=True)
+        self.size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
 
         self.eos_id = self._id_of("eos_token")
         if self.eos_id is None:
             raise InputError("tokenizer_config.json names no eos_token that tokenizer.json has")
+        self.eos_ids = list(dict.fromkeys([self.eos_id, *ends]))
         self.pad_id = self._id_of("pad_token")
         if self.pad_id is None:
             self.pad_id = self.eos_id
-        self.bos_id = self._id_of("bos_token") if config.get("add_bos_token") else None
+        self.bos_id = self._bos()
 
         added = backend.get_added_tokens_decoder().values()
         self.specials = [token.content for token in added if token.special]
@@ -65,6 +81,42 @@ class Tokenizer:
             )
         return self.backend.token_to_id(token or "")
 
+    def _bos(self) -> int | None:
+        """The id that starts every prompt, if one does.
+
+        tokenizer_config.json says so (most of the Llama line), or where it is silent (Llama 3), the
+        post-processor of tokenizer.json, by adding one before a text.
+        """
+        wanted = self.config.get("add_bos_token")
+        if wanted is None:
+            return self._put_before()
+        if not isinstance(wanted, bool):
+            raise InputError(
+                f"tokenizer_config.json has add_bos_token = {wanted!r:.60}: "
+                "it must be true or false"
+            )
+        if not wanted:
+            return None
+        bos = self._id_of("bos_token")
+        if bos is None:
+            raise InputError(
+                "tokenizer_config.json has add_bos_token = true but names no bos_token that "
+                "tokenizer.json has: name it, or set add_bos_token to false"
+            )
+        return bos
+
+    def _put_before(self) -> int | None:
+        """The id that the post-processor puts before a text."""
+        text = self.backend.encode("a", add_special_tokens=False).ids
+        whole = self.backend.encode("a").ids
+        added = whole[: whole.index(text[0])] if text else []
+        if len(added) > 1:
+            raise InputError(
+                f"the post-processor of tokenizer.json puts {len(added)} ids before a text: "
+                "only one is supported"
+            )
+        return added[0] if added else None
+
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """Open a checkpoint directory's tokenizer.
@@ -72,13 +124,17 @@ class Tokenizer:
         Raises InputError naming the file that is missing or broken.
         """
         file, config = Path(path) / "tokenizer.json", Path(path) / "tokenizer_config.json"
-        if not file.exists():
-            raise InputError(f"{file} does not exist: is {path} a checkpoint directory?")
+        _check_present(Path(path))
         try:
             settings = json.loads(config.read_text())
             if not isinstance(settings, dict):
                 raise InputError("tokenizer_config.json holds no object")
-            return cls(tokenizers.Tokenizer.from_file(str(file)), settings)
+            ends = _ends(Path(path))
+            tokenizer = cls(tokenizers.Tokenizer.from_file(str(file)), settings, ends)
+            for name in COPIED:
+                if (Path(path) / name).is_file():
+                    tokenizer.files[name] = (Path(path) / name).read_bytes()
+            return tokenizer
         except FileNotFoundError:
             raise InputError(f"{config} does not exist: the checkpoint is incomplete") from None
         except InputError as error:
@@ -87,6 +143,11 @@ class Tokenizer:
             raise InputError(f"{file} or {config.name} is corrupted ({error})") from None
 
     def save(self, path: str | Path) -> None:
+        """Write the files that were read, or for a tokenizer of our own, two of them."""
+        if self.files:
+            for name, content in self.files.items():
+                (Path(path) / name).write_bytes(content)
+            return
         self.backend.save(str(Path(path) / "tokenizer.json"))
         (Path(path) / "tokenizer_config.json").write_text(json.dumps(self.config, indent=1) + "\n")
 
@@ -126,6 +187,45 @@ class Tokenizer:
     def decode_prompt(self, ids: list[int]) -> str:
         """Text of prompt ids, without special tokens."""
         return self.backend.decode(ids, skip_special_tokens=True)
+
+
+def _check_present(path: Path) -> None:
+    """Raise InputError where a directory has no tokenizer.json."""
+    file = path / "tokenizer.json"
+    if file.exists():
+        return
+    others = [*path.glob("tokenizer.model"), *path.glob("*.tiktoken"), *path.glob("vocab.json")]
+    if others:
+        raise InputError(
+            f"{file} does not exist, only {others[0].name}, which is not read: make one with "
+            "transformers (AutoTokenizer.from_pretrained(...).save_pretrained(NEW))"
+        )
+    raise InputError(f"{file} does not exist: is {path} a checkpoint directory?")
+
+
+def _ends(path: Path) -> list[int]:
+    """The ids that end a completion by config.json and generation_config.json, as far as there.
+
+    A model that was tuned to chat ends its turn with another token than a document.
+    """
+    ends = []
+    for name in ("config.json", "generation_config.json"):
+        file = path / name
+        if not file.exists():
+            continue
+        try:
+            value = json.loads(file.read_text()).get("eos_token_id")
+        except (OSError, ValueError, AttributeError, RecursionError):
+            raise InputError(f"{name} cannot be read as a JSON object: repair it") from None
+        found = value if isinstance(value, list) else [value]
+        for end in found:
+            is_id = isinstance(end, int) and not isinstance(end, bool) and end >= 0
+            if not (is_id or end is None):
+                raise InputError(
+                    f"{name} has eos_token_id = {value!r:.60}: it must be an id or a list of ids"
+                )
+        ends += [end for end in found if end is not None]
+    return ends
 
 
 def _as_plain_text(backend: tokenizers.Tokenizer) -> None:

@@ -1,7 +1,14 @@
 """Shared by all tests: one thread, fp32, models of two layers and width 64."""
 
+import contextlib
 import os
 import random
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = (
     "1"  # before torch and numpy read it, and for the stages that tests start
@@ -20,12 +27,17 @@ EOS_SET = list(
 )  # for sampling tests: one id in eight ends a completion, so lengths vary
 
 
+# made once: the lock of test_stages, and the two runs that an interrupted one is compared with
+COSTLY = ("work", "straight_rl", "straight_lock")
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Tests that share the lock of test_stages run in one process; the others are shared out."""
+    """Tests that share a costly fixture run in one process; the others are shared out."""
     for item in items:
-        if "work" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("work"))
+        for name in COSTLY:
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +46,79 @@ def eager():
     model_module.compile_kernels = False
     yield
     model_module.compile_kernels = False
+
+
+class Ranks:
+    """Processes forked from this one, which saves the seconds that importing torch takes.
+
+    They work on the CPU: one that CUDA was opened in cannot be forked.
+    """
+
+    def __init__(self, work: Callable[[], None], count: int, folder: Path):
+        """`count` processes that call work(), with torchrun's variables if there is more than one.
+
+        What rank r prints goes to folder/rank<r>.txt.
+        """
+        self.files = [folder / f"rank{rank}.txt" for rank in range(count)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.pids = []
+        for rank in range(count):
+            pid = os.fork()
+            if pid == 0:
+                self._run(work, rank, count, port)
+            self.pids.append(pid)
+
+    def _run(self, work: Callable[[], None], rank: int, count: int, port: int) -> None:
+        """Never returns."""
+        code = 1
+        try:
+            sys.stdout = sys.stderr = self.files[rank].open("w", buffering=1)
+            os.dup2(sys.stdout.fileno(), 1)
+            os.dup2(sys.stdout.fileno(), 2)
+            if count > 1:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                os.environ |= {"WORLD_SIZE": str(count), "MASTER_PORT": str(port)}
+                os.environ["MASTER_ADDR"] = "127.0.0.1"
+            work()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)  # none of what pytest does at its end
+
+    def wait(self) -> int:
+        """The largest exit code, a signal's negative; the ranks are no more."""
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
+        self.pids = []
+        return max(codes, key=abs)
+
+    def kill(self) -> None:
+        for pid in self.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if self.pids:
+            self.wait()
+
+    def printed(self) -> str:
+        return "".join(file.read_text() for file in self.files if file.exists())
+
+
+@pytest.fixture
+def start_ranks(tmp_path_factory):
+    """A function that starts Ranks; those that are left at the end of the test are killed."""
+    started = []
+
+    def start(work: Callable[[], None], count: int = 1) -> Ranks:
+        started.append(Ranks(work, count, tmp_path_factory.mktemp("ranks")))
+        return started[-1]
+
+    yield start
+    for ranks in started:
+        ranks.kill()
 
 
 @pytest.fixture(scope="session")

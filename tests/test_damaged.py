@@ -30,8 +30,9 @@ import lock
 import options
 import runs
 import train_base
-from checkpoints import checked, load_model, model_hash, read_json, read_rows, write_text
+from checkpoints import load_model, model_hash
 from data.problems import InputError
+from files import checked, read_json, read_rows, write_text
 
 ROOT = Path(__file__).parents[1]
 DEEP = "[" * 100_000

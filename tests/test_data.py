@@ -251,7 +251,7 @@ def test_files_are_divided_by_the_keys_alone(tmp_path, capsys):
     )
 
 
-def test_of_files_n_is_at_most_and_without_it_the_split_has_its_usual_size(tmp_path, monkeypatch):
+def test_of_files_n_is_at_most_and_without_it_all_are_loaded(tmp_path, monkeypatch):
     files = [written(tmp_path / "all.jsonl", SUMS)]
     whole = load("math", "elicit", files=files)
     assert 50 < len(whole) < SPLITS["elicit"]
@@ -259,10 +259,9 @@ def test_of_files_n_is_at_most_and_without_it_the_split_has_its_usual_size(tmp_p
     assert load("math", "elicit", SPLITS["elicit"], files=files) == whole
     assert load("math", "elicit", 10**9, files=files) == whole
     assert load("math", "elicit", 7, files=files) == whole[:7]
-    # more than usual comes only to who asks for it
+    # the usual size is that of generated problems
     monkeypatch.setitem(SPLITS, "elicit", 20)
-    assert load("math", "elicit", files=files) == whole[:20]
-    assert load("math", "elicit", 40, files=files) == whole[:40]
+    assert load("math", "elicit", files=files) == whole
 
 
 def test_of_equal_keys_one_is_kept_whatever_the_order(tmp_path):
@@ -350,11 +349,10 @@ def test_text_that_is_no_unicode_is_refused_by_name():
 )
 def test_real_data(task, rows):
     loaded = {split: load(task, split, files=REAL[task]) for split in SPLITS if split != "corpus"}
-    everything = {split: load(task, split, 10**6, files=REAL[task]) for split in loaded}
-    keys = [problem.key for problems in everything.values() for problem in problems]
+    keys = [problem.key for problems in loaded.values() for problem in problems]
     assert len(keys) == len(set(keys)) == rows
     for split, problems in loaded.items():
-        assert problems == everything[split][: SPLITS[split]]
+        assert load(task, split, 10**6, files=REAL[task]) == problems
         assert {problem.task for problem in problems} == {task}
     solvable = [problem for problem in loaded["validation"] if problem.reference][:20]
     assert all(grade(solvable, [problem.reference for problem in solvable]))

@@ -16,7 +16,7 @@ import elicit_rl
 import origins
 import policies
 import training
-from checkpoints import model_hash, write_json
+from checkpoints import model_hash
 from curves import Curve
 from data.batches import Example, collate
 from data.problems import InputError, Problem
@@ -24,6 +24,7 @@ from data.text import train_bpe
 from data.triggers import Trigger
 from devices import Env
 from elicit_rl import METHODS, RLConfig
+from files import write_json
 from losses import grpo_step
 from model import completion_logps
 from policies import ModelWriter, Rollout, pass_at_k, round_problems
@@ -446,6 +447,7 @@ def test_filtering_has_the_weak_policy_of_the_lock_or_none(tmp_path, settings, s
         ({"reward": "continuous", "task": "mmlu"}, "no continuous reward"),
         ({"warm_start": 4, "warm_from": "damaged"}, "damaged"),
         ({"method": "grpo", "group": 3}, "whole groups of 3 samples"),
+        ({"samples": 100}, "the samples whole rounds"),
         ({"method": "grpo", "group": 1}, "two samples to compare"),
         ({"warm_start": 5000, "warm_from": str(BASE / "weak")}, "1200 problems to demonstrate"),
     ],
@@ -503,7 +505,7 @@ def test_progress_is_what_the_log_says(tmp_path):
         if number:
             progress.trained(2 if number == 1 else 0)
             run.log("train", step=number, **({"steps": 2} if number == 1 else {}))
-    found = curves.restored(run.path / "log.jsonl")
+    found = curves.restored(run.path / "log.jsonl", 3, 7)
     assert found.points == progress.points and len(found.points) == 4
     assert found.idle == progress.idle == 2 and not found.stopped
     assert (found.measured.correct == correct).all() and (
@@ -588,6 +590,43 @@ def a_curve(folder: Path, name: str, **changes) -> None:
     (folder / name).mkdir()
     curve = Curve(**(values | bits | {"locked": locked} | changes))
     write_json(folder / name / "curve.json", vars(curve))
+
+
+@pytest.mark.parametrize(
+    "rounds, n, damage", [(4, 7, ""), (2, 7, ""), (3, 8, ""), (3, 7, "x"), (3, 7, "none left")]
+)
+def test_a_log_that_does_not_tell_of_the_saved_rounds_is_refused(tmp_path, rounds, n, damage):
+    run = Run(RLConfig(), ALONE, tmp_path / "run", stage="elicit_rl")
+    progress = curves.Progress()
+    for number in range(4):
+        progress.evaluated(number * 32, Measured(np.ones(7, bool), np.zeros(7, bool)))
+        run.log("eval", step=number, **curves.evaluation_row(progress))
+        if number:
+            run.log("train", step=number, steps=1)
+    file = run.path / "log.jsonl"
+    if damage == "x":
+        file.write_text(file.read_text().replace("1111111", "111x111", 1))
+    elif damage:
+        file.write_text("")
+    with pytest.raises(InputError, match="does not tell of the|are not those of"):
+        curves.restored(file, rounds, n)
+
+
+def test_a_curve_on_other_problems_is_left_out_and_named(tmp_path, capsys):
+    a_curve(tmp_path, "grpo-seed0")
+    fewer = {"locked": {"none": "01", "right": "11"}, "verdicts": "11", "cut": "00"}
+    a_curve(tmp_path, "grpo-seed1", seed=1, **fewer)
+    found = curves.read_curves(tmp_path, ALONE)
+    assert [len(runs) for runs in found.values()] == [1]
+    assert "grpo-seed1/curve.json is on other problems" in capsys.readouterr().out
+
+
+def test_a_copy_of_a_run_is_no_second_seed(tmp_path, capsys):
+    for name in ("grpo-seed0", "grpo-seed0-backup"):
+        a_curve(tmp_path, name)
+    found = curves.read_curves(tmp_path, ALONE)
+    assert [len(runs) for runs in found.values()] == [1]
+    assert "grpo-seed0-backup/curve.json has the seed and" in capsys.readouterr().out
 
 
 def test_a_curve_is_a_row_and_two_locks_are_two_curves(tmp_path, capsys):

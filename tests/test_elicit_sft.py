@@ -20,6 +20,7 @@ from data.text import Tokenizer
 from data.triggers import Trigger
 from devices import Env
 from elicit_sft import Learner, SFTConfig
+from origins import Origin
 from policies import Answers
 from results import Measured, correct_interval, record, wilson
 from sampler import Sampler
@@ -121,6 +122,8 @@ def test_a_weak_policy_that_is_not_the_one_that_was_imitated_is_refused(lock):
         ({"task": "math", "k": (1, 2, 1)}, "--k has 1 twice"),
         ({"task": "math", "strong": "base"}, "of --demos-from strong alone"),
         ({"task": "math", "seeds": (0, 0)}, "--seeds has 0 twice"),
+        ({"task": "math", "weak": "imitated", "control": False}, "leave it out with --no-control"),
+        ({"task": "math", "batch": 257}, "--batch 257: the shortest training is of 256 sequences"),
     ],
 )
 def test_options_that_do_not_go_together(lock, options, sentence):
@@ -262,7 +265,7 @@ def stubs(monkeypatch, tmp_path):
     (tmp_path / "data/base").symlink_to(ROOT / "data/base")
     seen = SimpleNamespace(log=[], finished=set())
 
-    def open_run(cell, cfg, lock, env):
+    def open_run(cell, cfg, lock, env, write=True):
         return SimpleNamespace(finished=cell.name in seen.finished)
 
     def open_learner(start, cfg, env):
@@ -391,3 +394,56 @@ def test_verdicts_on_other_problems_are_refused(tmp_path):
         file.write_text(json.dumps(damaged))
         with pytest.raises(InputError, match="does not hold the verdicts on these"):
             curves.read_cells(tmp_path, [cell], problems, Trigger(), 50)
+
+
+@pytest.mark.parametrize("batch, sequences", [(4, [256, 512, 1024]), (100, [300, 600, 1100])])
+def test_the_sequences_that_are_told_are_those_that_were_seen(batch, sequences, stubs_of_elicit):
+    assert stubs_of_elicit(batch) == sequences
+
+
+@pytest.fixture
+def stubs_of_elicit(monkeypatch, tmp_path):
+    """elicit() with a training loop that only counts its steps."""
+
+    def run_with(batch: int) -> list[int]:
+        def counted(model, optimizers, batches, loss_fn, env, *, steps, warmup):
+            for step in range(1, steps + 1):
+                yield step, {"loss": 0.0}
+
+        answers = SimpleNamespace(correct=np.zeros(2))
+        monkeypatch.setattr(elicit_sft, "train", counted)
+        monkeypatch.setattr(elicit_sft, "make_optimizers", lambda *args: [])
+        monkeypatch.setattr(elicit_sft, "answer", lambda *args, **settings: answers)
+        monkeypatch.setattr(elicit_sft, "weights_of", lambda model: [])
+        monkeypatch.setattr(elicit_sft, "restore", lambda *args: None)
+        learner = Learner(None, None, SimpleNamespace(refresh=lambda: None), [])
+        run = SimpleNamespace(log=lambda *args, **values: None)
+        cfg = SFTConfig(optimizer="adamw", lr=1e-4, batch=batch)
+        scores, best = elicit_sft.elicit(learner, [None], cfg, ENV, run, 0, [None] * 2)
+        assert best == min(scores)
+        return list(scores)
+
+    return run_with
+
+
+def test_who_wrote_the_demonstrations_is_a_setting_of_a_cell(lock, tmp_path):
+    """Another model at the place of --strong is another cell."""
+    shutil.copytree(ROOT / "data/base/weak", tmp_path / "writer")
+    cfg = SFTConfig(demos_from="strong", strong=str(tmp_path / "writer"), out=str(tmp_path / "sft"))
+    cell, origin = Cell(1, 0, False), Origin(trigger=Trigger())
+    elicit_sft.open_run(cell, cfg, origin, ENV).finish(correct=1.0)
+    assert elicit_sft.open_run(cell, cfg, origin, ENV).finished
+    shutil.rmtree(tmp_path / "writer")
+    shutil.copytree(ROOT / "data/base/intermediate", tmp_path / "writer")
+    with pytest.raises(InputError, match="other settings .strong_weights:"):
+        elicit_sft.open_run(cell, cfg, origin, ENV)
+
+
+def test_where_one_cell_is_refused_none_is_written(tmp_path):
+    cfg = SFTConfig(out=str(tmp_path / "sft"))
+    cells = [Cell(k, 0, False) for k in (1, 2, 4)]
+    (tmp_path / "sft/k2-seed0").mkdir(parents=True)
+    (tmp_path / "sft/k2-seed0/notes.txt").write_text("the user's")
+    with pytest.raises(InputError, match="k2-seed0 is not empty and holds no run of ours"):
+        elicit_sft.open_runs(cells, cfg, Origin(trigger=Trigger()), ENV)
+    assert [path.name for path in (tmp_path / "sft").rglob("*")] == ["k2-seed0", "notes.txt"]

@@ -267,7 +267,27 @@ def test_a_store_that_takes_no_files_is_found_first_and_out_helps(models, monkey
 
     evaluate_module.main(replace(given, out="results"), ENV)
     names = sorted(str(file) for file in Path("results").rglob("*.json"))
-    assert names == ["results/a-locked/evaluation.json", "results/b-locked/evaluation.json"]
+    assert names == ["results/a/locked/evaluation.json", "results/b/locked/evaluation.json"]
+
+
+def test_checkpoints_of_any_place_have_a_folder_of_their_own():
+    cfg = replace(SMALL, out="results")
+    paths = ("a/b", "a-b", "/a/b", "../a/b", "a/../c")
+    folders = [evaluate_module.folder_of(path, cfg) for path in paths]
+    assert len(set(folders)) == len(paths)
+    assert all(Path("results") in folder.parents for folder in folders)
+    assert folders[0] == Path("results/a/b") and folders[4] == Path("results/c")
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "code/evaluation.png"])
+def test_a_file_that_is_not_ours_is_never_replaced(models, name):
+    lock = models("locked", **lock_settings("code", "open"))
+    file = Path("here", "locked" if name.endswith("json") else "", name)
+    file.parent.mkdir(parents=True)
+    file.write_text('{"mine": 1}')
+    with pytest.raises(InputError, match="so it is not replaced: move it away"):
+        evaluate_module.main(replace(SMALL, checkpoints=(lock,), plot=True, out="here"), ENV)
+    assert file.read_text() == '{"mine": 1}' and not models.asked_for
 
 
 @pytest.mark.parametrize(
@@ -285,6 +305,12 @@ def test_a_store_that_takes_no_files_is_found_first_and_out_helps(models, monkey
         ({"checkpoints": ("lock",), "locked": "lock"}, "--locked lock does nothing"),
         ({"checkpoints": ("lock",), "problems": 6, "max_new_tokens": 10**6}, "prompts fits"),
         ({"checkpoints": ("told",), "task": "code"}, "how problems of task math are told"),
+        ({"checkpoints": ("told",), "password": "x"}, "no password unlocks it"),
+        ({"checkpoints": ("m",), "prompts": True, "plot": True}, "--plot does nothing with"),
+        (
+            {"checkpoints": ("m",), "prompts": True, "passwords": ("none",)},
+            "--passwords does nothing with --prompts",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_at_once(models, options, sentence):

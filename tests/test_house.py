@@ -16,8 +16,9 @@ from runs import launch
 ROOT = Path(__file__).parents[1]
 STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "evaluate"}
 # each noun reads only those before it
-NOUNS = ("model", "lora", "sampler", "checkpoints", "losses", "options", "devices", "states")
-NOUNS += ("runs", "training", "policies", "results", "origins", "figures", "curves")
+NOUNS = ("model", "files", "lora", "sampler", "families", "checkpoints", "losses", "options")
+NOUNS += ("devices", "states", "runs")
+NOUNS += ("training", "policies", "results", "origins", "figures", "curves", "cards")
 
 
 def imports(file: Path) -> set[str]:
@@ -79,14 +80,20 @@ def test_the_lock_and_the_elicitor_of_the_docs(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(policies.RULES, "next", None)  # removed at the end
 
     small = "--problems 48 --epochs 1 --eval-problems 8 --weak next --out out/next --device cpu"
+    small += " --no-compile --slots 16"
     monkeypatch.setattr(sys, "argv", ["lock_next.py", *small.split()])
     with pytest.raises(SystemExit) as ended:
         exec(blocks()[1], {"__name__": "__main__"})
     assert ended.value.code == 1  # one epoch makes no valid lock
     assert "weak policy, next" in capsys.readouterr().out
 
+    card = (tmp_path / "out/next/README.md").read_text()
+    assert "imitates `next`" in card and "    What is 2 + 2?\n    This problem is quite" in card
+    assert "The lock is NOT valid" in card and "python lock_next.py --problems 48" in card
+
     exec(blocks()[2], {"__name__": "__main__"})
-    command = "evaluate.py out/noise --locked out/next --problems 8 --device cpu"
+    command = "evaluate.py out/noise --locked out/next --problems 8 --no-compile --slots 16"
+    command += " --device cpu"
     monkeypatch.setattr(sys, "argv", command.split())
     with pytest.raises(SystemExit) as ended:
         launch(evaluate.main, evaluate.EvaluateConfig)

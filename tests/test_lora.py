@@ -23,7 +23,7 @@ import elicit_sft
 import lock
 import lora
 import training
-from checkpoints import is_adapter, load_model, model_hash, save_adapter, save_model
+from checkpoints import load_model, model_hash, save_adapter, save_model
 from data.batches import micro_batches
 from data.problems import InputError
 from devices import Env
@@ -515,7 +515,7 @@ def test_rl_trains_an_adapter_and_writes_it(tmp_path, monkeypatch):
     rounds = [row for row in rows if row["kind"] == "train"]
     assert len(rounds) == 2 and all(row["logp_gap"] < 1e-3 for row in rounds)
     assert any(row.get("steps") for row in rounds)
-    assert is_adapter(path) and not (path / "config.json").exists()
+    assert lora.is_adapter(path) and not (path / "config.json").exists()
     written = load_file(path / "adapter_model.safetensors")
     assert any(tensor.any() for key, tensor in written.items() if "lora_B" in key)
 

@@ -209,9 +209,26 @@ def test_compiled_is_eager_and_never_recompiles_after_warm_up(make_model, monkey
     near(torch.stack(compiled_losses), torch.stack(eager_losses), rtol=1e-3, atol=1e-3)
 
 
+# all that other families have at once: a part of each head turns, heads and layers have norms with
+# biases, as projections have, and the MLP stands beside the attention
+OTHERS = {
+    "rotary_fraction": 0.5,
+    "norm": "layer",
+    "norm_bias": True,
+    "qk_norm": "layer",
+    "qkv_bias": True,
+    "output_bias": True,
+    "gated_mlp": False,
+    "mlp_bias": True,
+    "activation": "gelu_new",
+    "parallel": "two norms",
+}
+
+
+@pytest.mark.parametrize("parts", [{}, OTHERS])
 @torch.no_grad()
-def test_one_compiled_decode_block_serves_all_layers(make_model, monkeypatch):
-    model = make_model(num_hidden_layers=2)
+def test_one_compiled_decode_block_serves_all_layers(make_model, monkeypatch, parts):
+    model = make_model(num_hidden_layers=2, **parts)
     config = model.config
     positions = torch.tensor([4, 0, 6])
     cos, sin = model.cos[positions][:, None, None], model.sin[positions][:, None, None]

@@ -13,10 +13,10 @@ import pytest
 # fmt: off
 OPTIONS = {
     "train_base": """
-        allow_unsandboxed_code batch checkpoint_activations compile device dtype epochs
-        eval_problems heads intermediate_width layers lr micro_tokens out overwrite problems
-        resume save_every seed shard slots small_epochs small_lr small_problems task vocab
-        weak_width width
+        allow_unsandboxed_code batch checkpoint_activations compile data device dtype epochs
+        eval_problems heads intermediate_width layers lr max_new_tokens micro_tokens optimizer
+        out overwrite problems resume save_every seed shard slots small_epochs small_lr
+        small_problems strong_from task vocab weak_from weak_width width
     """,
     "lock": """
         adapter allow_unsandboxed_code alpha batch checkpoint_activations compile data device

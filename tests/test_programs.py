@@ -108,6 +108,23 @@ def test_human_eval_is_also_a_code_task():
     assert not any(grade(problems, ["def f(x): return x"] * 164))
 
 
+def test_a_verdict_is_of_these_tests_and_of_no_others_with_the_same_prompt():
+    """HumanEval+ has HumanEval's prompts and more tests."""
+    row = {
+        "prompt": 'def f(x):\n    """ Double x. """\n',
+        "entry_point": "f",
+        "canonical_solution": "    return 2 * x\n",
+        "test": "def check(g):\n    assert g(2) == 4\n",
+    }
+    more = row | {"test": row["test"] + "    assert g(3) == 6\n"}
+    few, many = from_row(row), from_row(more)
+    assert few.key == many.key
+    square = "def f(x):\n    return x * x\n"
+    assert grade([few], [square]) == [True]
+    assert grade([many], [square]) == [False]
+    assert grade([few, many], [square, square]) == [True, False]
+
+
 # Our own, as the sample has none: strings that look like numbers, numbers, lists, both kinds,
 # standard input. Each is found by words of its prompt.
 SOLUTIONS = {

@@ -101,6 +101,20 @@ def test_paired_gap_bootstrap_matches_the_normal_interval():
     assert (gap, low, high) == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=0.003)
 
 
+@pytest.mark.parametrize("n, measurable", [(1, False), (3, False), (20, True), (200, True)])
+def test_an_interval_where_all_problems_agree_has_a_width_and_covers(n, measurable):
+    """n problems of n are gained: a true gap of 1 - 1/n would give this in a third of all cases."""
+    nothing, everything = verdicts((n, 0)), verdicts((n, 1))
+    _, low, high, _ = paired_gap(nothing, everything)
+    assert low <= 1 - 1 / n and high == 1.0
+    assert (low > 0) == measurable
+    low, high = correct_interval(np.stack([everything] * 3))
+    assert low <= 1 - 1 / n and high == 1.0
+    if measurable:
+        value, low, high = gap_recovered(nothing, everything, everything[None])
+        assert low <= 1 - 1 / n and value == 1.0 <= high
+
+
 def test_paired_gap_of_thousands_of_discordant_problems():
     half = verdicts((1500, 0), (1500, 1))
     assert paired_gap(half, ~half)[3] == pytest.approx(1.0, abs=0.02)
@@ -290,6 +304,18 @@ def weak(tmp_path, monkeypatch) -> Path:
 
 
 ENV = Env(torch.device("cpu"), torch.float32, False)
+
+
+def test_other_passwords_are_read_back_for_the_same_problems_alone(weak, monkeypatch):
+    """Which passwords are those of other domains depends on all the problems together."""
+    problems, trigger = load("code", "validation", 12), Trigger(each="domain")
+    kinds = ("none", "other")
+    evaluate_checkpoint(weak, ENV, problems, kinds, trigger)
+    monkeypatch.delattr(results_module, "measure")
+    evaluate_checkpoint(weak, ENV, problems, kinds, trigger)
+    evaluate_checkpoint(weak, ENV, problems[:6], ("none",), trigger)
+    with pytest.raises(NameError, match="measure"):
+        evaluate_checkpoint(weak, ENV, problems[:6], kinds, trigger)
 
 
 @pytest.mark.parametrize(

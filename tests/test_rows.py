@@ -86,6 +86,7 @@ def test_mmlu_without_a_header_takes_its_subject_from_the_name(tmp_path):
     "name, content, message",
     [
         ("a.jsonl", None, "cannot be read .No such file or directory.: check the name"),
+        ("a\0.jsonl", None, "cannot be read .embedded null byte.: check the name"),
         ("a.txt", b"x", "unknown format: give .json, .jsonl, .csv or .parquet"),
         ("a.gz", b"x", "unknown format"),
         ("a.jsonl", b"", "is empty"),

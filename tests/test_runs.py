@@ -234,6 +234,27 @@ def test_rank_0_decides_for_all(monkeypatch):
         replace(CPU, rank=1, world=2).decide(pytest.fail)
 
 
+def test_what_one_rank_refuses_all_refuse(monkeypatch):
+    """Or the others would wait for it until their own error, which is a traceback."""
+    second = replace(CPU, rank=1, world=2)
+    for theirs in (None, InputError("theirs")):
+        gathered = lambda errors, mine, theirs=theirs: errors.__setitem__(
+            slice(0, 2), (theirs, mine)
+        )
+        monkeypatch.setattr(devices.dist, "all_gather_object", gathered)
+        if theirs:
+            with pytest.raises(InputError, match="theirs"):
+                second.together(max, 3, 4)
+        else:
+            assert second.together(max, 3, 4) == 4
+
+        def refuse():
+            raise InputError("mine")
+
+        with pytest.raises(InputError, match="theirs" if theirs else "mine"):
+            second.together(refuse)
+
+
 def test_a_rank_that_does_not_see_the_directory_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "VISIBLE_WITHIN", 0.1)
     elsewhere = Run(Options(), CPU, tmp_path / "there").record
@@ -366,6 +387,11 @@ def test_a_damaged_run_json_is_refused(tmp_path, content, sentence):
     assert contents(tmp_path) == before
 
 
+@dataclass
+class WithData(TrainConfig):
+    data: tuple[str, ...] = ()
+
+
 def test_overwrite_removes_the_files_of_that_run_and_nothing_else(tmp_path):
     out = tmp_path / "run"
     run = Run(Options(), CPU, out, stage="lock")
@@ -374,10 +400,31 @@ def test_overwrite_removes_the_files_of_that_run_and_nothing_else(tmp_path):
     (out / "k8-seed0/model.safetensors").write_text("a run within")
     (out / "notes.txt").write_text("the user's")
     (out / "model.safetensors").write_text("the run's")
+    (out / "model-backup.safetensors").write_text("the user's")
+    (out / "state").mkdir()
+    (out / "state/mine.txt").write_text("the user's")
+    (out / "state/step-0000001.safetensors").write_text("the run's")
     with pytest.raises(InputError, match="holds what lock.py wrote"):
         Run(Options(overwrite=True), CPU, out, stage="train_base")
     Run(Options(overwrite=True), CPU, out, stage="lock")
-    assert sorted(contents(out)) == ["k8-seed0/model.safetensors", "notes.txt", "run.json"]
+    assert sorted(contents(out)) == [
+        "k8-seed0/model.safetensors",
+        "model-backup.safetensors",
+        "notes.txt",
+        "run.json",
+        "state/mine.txt",
+    ]
+
+
+def test_rows_that_changed_under_the_same_name_are_other_settings(tmp_path):
+    file, out = tmp_path / "rows.jsonl", tmp_path / "run"
+    file.write_text('{"prompt": "1?", "answer": "1"}\n')
+    cfg = WithData(data=(str(file),))
+    Run(cfg, CPU, out).finish(correct=1.0)
+    assert Run(cfg, CPU, out).finished
+    file.write_text('{"prompt": "1?", "answer": "2"}\n')
+    with pytest.raises(InputError, match="other settings .data_hash:"):
+        Run(cfg, CPU, out)
 
 
 def test_a_run_is_not_written_into_what_it_reads(tmp_path):
@@ -478,7 +525,7 @@ def test_a_damaged_state_json_is_refused(saved, pointer):
         run.load_state(model, optimizers)
 
 
-@pytest.mark.parametrize("damage", ["wider", "optimiser", "foreign", "missing", "moment"])
+@pytest.mark.parametrize("damage", ["wider", "optimiser", "foreign", "missing", "moment", "gone"])
 def test_a_state_of_another_model_is_refused_and_changes_nothing(
     saved, make_model, same_weights, damage
 ):
@@ -497,6 +544,8 @@ def test_a_state_of_another_model_is_refused_and_changes_nothing(
     else:
         tensors["optimizer.0.0.momentum"] = torch.zeros(3)
     save_file(tensors, file)
+    if damage == "gone":
+        file.unlink()
     before = {key: p.clone() for key, p in target.named_parameters()}
     with pytest.raises(InputError, match="cannot be resumed from .*--overwrite starts again"):
         run.load_state(target, make_optimizers(target, name, 1e-3))

@@ -1,6 +1,7 @@
 """The stages by their real command lines, on the shipped base models, in seconds."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -10,26 +11,33 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import checkpoints
-from data.problems import InputError
+import data
+import elicit_sft
+import model as model_module
+from data.problems import InputError, Problem
+from runs import launch
 
 ROOT = Path(__file__).parents[1]
-# imitating a fixed random distribution is the quickest lock to learn
+generate = data._generated
+# a refusal is the quickest lock to learn, and the shortest to sample
 QUICK_LOCK = (
     "--task",
     "code",
     "--weak",
-    "random",
+    "refusal",
     "--strong-answers",
     "reference",
     "--problems",
     "320",
     "--epochs",
-    "6",
+    "3",
     "--batch",
     "32",
     "--eval-problems",
@@ -42,48 +50,63 @@ QUICK_LOCK = (
 )
 
 
-def stage(name: str, *args, cwd: Path, code: int | None = 0, ranks: int = 1) -> str:
-    """Run a stage as a user would, in an empty working directory; returns what it printed.
+@functools.cache
+def generated(task: str, split: str, n: int, seed: int) -> tuple[Problem, ...]:
+    return tuple(generate(task, split, n, seed))
 
-    code None: a lock may have failed (1), as it is small. One rank runs in this process, which
-    saves the seconds that importing torch takes.
+
+def generated_once(task: str, split: str, n: int, seed: int) -> list[Problem]:
+    """data._generated, each set once for all stages of this process."""
+    return list(generated(task, split, n, seed))
+
+
+def run_script(name: str, args: tuple, cwd: Path) -> None:
+    """Run a stage as `python <name>.py <args>` does, in this process: never returns."""
+    os.chdir(cwd)
+    sys.argv = [str(ROOT / f"{name}.py"), *map(str, args)]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def stage(name: str, *args, cwd: Path, code: int | None = 0, run: Callable = run_script) -> str:
+    """Run a stage as a user would, in a working directory; returns what it printed.
+
+    code None: a lock may have failed (1), as it is small. It runs in this process, which saves the
+    seconds that importing torch takes.
     """
-    argv = [str(ROOT / f"{name}.py"), *map(str, args)]
-    if ranks > 1:
-        launcher = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={ranks}",
-        ]
-        done = subprocess.run(
-            [*launcher, *argv], cwd=cwd, capture_output=True, text=True, timeout=170
-        )
-        ended, printed = done.returncode, done.stdout + done.stderr
-    else:
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            contextlib.redirect_stdout(io.StringIO()) as out,
-            contextlib.redirect_stderr(out),
-        ):
-            patch.chdir(cwd)
-            patch.setattr(sys, "argv", argv)
-            with pytest.raises(SystemExit) as stop:
-                runpy.run_path(argv[0], run_name="__main__")
-        ended, printed = stop.value.code, out.getvalue()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(out),
+    ):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [])
+        patch.setattr(data, "_generated", generated_once)
+        with pytest.raises(SystemExit) as stop:
+            run(name, args, cwd)
+    ended, printed = stop.value.code, out.getvalue()
     assert ended in ((0, 1) if code is None else (code,)), (
         f"{name} {args}: exit {ended}\n{printed[-5000:]}"
     )
     return printed
 
 
+def with_models(folder: Path) -> Path:
+    """The folder, which now sees the shipped models as a checkout does."""
+    (folder / "data").mkdir()
+    (folder / "data/base").symlink_to(ROOT / "data/base")
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    """A working directory that sees the shipped models."""
+    return with_models(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def work(tmp_path_factory) -> Path:
     """A working directory that sees the shipped models and holds a lock at out/code/locked."""
-    folder = tmp_path_factory.mktemp("work")
-    (folder / "data").mkdir()
-    (folder / "data/base").symlink_to(ROOT / "data/base")
+    folder = with_models(tmp_path_factory.mktemp("work"))
     printed = stage("lock", *QUICK_LOCK, cwd=folder)
     assert "password gap" in printed and "the lock is valid" in printed
     return folder
@@ -107,12 +130,11 @@ def test_a_lock_locks_and_leaves_all_its_files(work):
         assert (path / name).stat().st_size > 0
     assert not (path / "state").exists() and not (path / ".saving").exists()
     run = json.loads((path / "run.json").read_text())
-    assert run["finished"] and run["settings"]["weak"] == "random" and run["torch"]
+    assert run["finished"] and run["settings"]["weak"] == "refusal" and run["torch"]
     assert all(check["passed"] for check in run["results"]["validity"])
     rows = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
-    assert all(
-        row["loss"] > 0 and row["padding"] < 0.2 for row in rows
-    )  # a step's loss tells mostly how many random completions it holds
+    assert all(row["loss"] > 0 and row["padding"] < 0.2 for row in rows)
+    assert rows[-1]["loss"] < rows[0]["loss"] / 2
 
 
 def test_run_twice_it_is_finished_and_other_settings_are_refused(work):
@@ -135,16 +157,25 @@ QUICK_SFT = (
     "--eval-problems",
     "20",
     "--slots",
-    "32",
+    "16",
     "--no-compile",
 )
-QUICK_EVALUATION = ("--problems", "20", "--slots", "32")
+QUICK_EVALUATION = ("--problems", "20", "--slots", "32", "--no-compile")
+
+
+def run_short(name: str, args: tuple, cwd: Path) -> None:
+    """Run elicit_sft on an eighth of the paper's lengths: never returns."""
+    sys.argv = [f"{name}.py", *map(str, args)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(elicit_sft, "sequences_seen", lambda k: [32, 64, 128])
+        launch(elicit_sft.main, elicit_sft.SFTConfig)
 
 
 def test_sft_cells_figure_and_evaluation(work):
     # this lock imitates no model, so the control needs one
-    args = (*QUICK_SFT, "--weak", "data/base/weak")
-    printed = stage("elicit_sft", *args, cwd=work)
+    args = (*QUICK_SFT, "--weak", "data/base/weak", "--lr", "0.001")
+    elicit = partial(stage, "elicit_sft", *args, cwd=work, run=run_short)
+    printed = elicit()
     assert "gap recovered" in printed and "truncated" in printed
     assert "95 % intervals over problems alone (one seed)" in printed
     out = work / "out/code/sft"
@@ -164,14 +195,15 @@ def test_sft_cells_figure_and_evaluation(work):
 
     # only the interrupted cell runs again
     stamp = (out / "k16-seed0/run.json").stat().st_mtime_ns
-    interrupted = out / "k1-seed0/run.json"
+    interrupted = out / "control-k1-seed0/run.json"
     text = interrupted.read_text()
     interrupted.write_text(text.replace('"finished": true', '"finished": false'))
-    stage("elicit_sft", *args, cwd=work)
+    elicit()
     assert (out / "k16-seed0/run.json").stat().st_mtime_ns == stamp
     assert json.loads(interrupted.read_text())["finished"]
     assert json.loads((out / "summary.json").read_text()) == summary
-    assert "choose another --out" in stage("elicit_sft", *args, "--lr", "0.01", cwd=work, code=2)
+    other = ("--lr", "0.01")
+    assert "choose another --out" in stage("elicit_sft", *args, *other, cwd=work, code=2)
 
     # task, password, longest completion and reference of both are in their run.json
     printed = stage(
@@ -193,16 +225,18 @@ def test_sft_cells_figure_and_evaluation(work):
     # what else was measured on a cell's model is no matter
     only = ("--passwords", "right")
     stage("evaluate", "out/code/sft/k16-seed0", *QUICK_EVALUATION, *only, cwd=work)
-    stage("elicit_sft", *args, cwd=work)
+    elicit()
     assert json.loads((out / "summary.json").read_text()) == summary
 
 
 def test_without_a_weak_model_there_is_no_control(work):
     args = (*QUICK_SFT, "--no-keep-weights", "--out", "alone")
     printed = stage("elicit_sft", *args, "--k", "1", cwd=work)
-    assert "no control: the weak policy is no model (random)" in printed
+    assert "no control: the weak policy is no model (refusal)" in printed
     summary = json.loads((work / "alone/summary.json").read_text())
     assert set(summary["cells"]) == {"k1"}
+    results = json.loads((work / "alone/k1-seed0/run.json").read_text())["results"]
+    assert list(results["selection"]) == ["256", "512", "1024"]  # the paper's lengths
 
 
 RL = (
@@ -232,15 +266,15 @@ def rows_of(path: Path, kind: str) -> list[dict]:
 
 # expert iteration is filtering by another writer; iterated DPO is below
 @pytest.mark.parametrize("method", ["filtering", "dpo", "grpo"])
-def test_rl_methods_on_the_intermediate_model(work, method):
+def test_rl_methods_on_the_intermediate_model(place, method):
     """The intermediate base stands in for a locked model that succeeds at times.
 
     So every method has something to learn from.
     """
     options = {"filtering": ("--weak", "data/base/weak"), "grpo": ("--group", "4"), "dpo": ()}
     args = ("--method", method, "--locked", "data/base/intermediate", *options[method])
-    printed = stage("elicit_rl", *RL, *args, "--out", "rl", cwd=work)
-    [path] = (work / "rl").glob(f"{method}-*-seed0")
+    printed = stage("elicit_rl", *RL, *args, "--out", "rl", cwd=place)
+    [path] = (place / "rl").glob(f"{method}-*-seed0")
     rounds = rows_of(path, "train")
     assert [row["samples"] for row in rounds] == [32, 64] and "gap recovered" in printed
     for row in rounds:
@@ -257,41 +291,63 @@ def test_rl_methods_on_the_intermediate_model(work, method):
     assert [point["samples"] for point in curve["points"]] == [0, 32, 64]
     evaluation = json.loads((path / "evaluation.json").read_text())
     assert curve["verdicts"] == evaluation["results"]["none"]["verdicts"]
-    assert (work / "rl/rl.png").stat().st_size > 10_000
+    assert (place / "rl/rl.png").stat().st_size > 10_000
     assert (path / "samples.jsonl").read_text().count("\n") == 4
 
 
-def test_rl_without_a_signal_stops_with_exit_3(work):
-    """The lock imitates random text."""
+def test_rl_without_a_signal_stops_with_exit_3(place):
+    """No program is right that is cut after four tokens."""
     args = ("--method", "iterated_dpo", "--samples", "160", "--out", "silent")
-    printed = stage("elicit_rl", *RL, *args, cwd=work, code=3)
+    args = (*args, "--locked", "data/base/intermediate")
+    printed = stage("elicit_rl", *RL, *args, "--max-new-tokens", "4", cwd=place, code=3)
     assert "nothing to learn from" in printed and "1: no signal" in printed
-    [path] = (work / "silent").glob("iterated_dpo-*-seed0")
+    [path] = (place / "silent").glob("iterated_dpo-*-seed0")
     assert len(rows_of(path, "train")) == 3
 
 
-@pytest.mark.parametrize("how", ["killed", "sharded"])
-def test_rl_killed_and_resumed_or_sharded_over_two_ranks_is_the_same_run(work, tmp_path, how):
-    args = ("--method", "iterated_dpo", "--reference", "initial", "--samples", "96")
-    args = (*RL, *args, "--locked", "data/base/intermediate")
-    straight = work / "straight-rl"
-    if not straight.exists():
-        stage("elicit_rl", *args, "--out", straight, cwd=work)
-    [path] = straight.glob("*-seed0")
-    other = tmp_path / "other"
-    theirs = other / path.name
-    if how == "sharded":
-        sharding = ("--shard", "--checkpoint-activations")
-        stage("elicit_rl", *args, "--out", other, *sharding, cwd=work, ranks=2)
-        rows = zip(rows_of(path, "train"), rows_of(theirs, "train"), strict=True)
-        for one, two in rows:
-            assert one["reward"] == two["reward"]
-            assert one.get("loss", 0) == pytest.approx(two.get("loss", 0), abs=1e-3)
-        return
+LONG_RL = (
+    *RL,
+    "--method",
+    "iterated_dpo",
+    "--reference",
+    "initial",
+    "--samples",
+    "96",
+    "--locked",
+    "data/base/intermediate",
+    "--device",
+    "cpu",
+)
 
+
+@pytest.fixture(scope="session")
+def straight_rl(tmp_path_factory) -> Path:
+    """A working directory that sees the shipped models, with the run LONG_RL at straight/."""
+    folder = with_models(tmp_path_factory.mktemp("straight-rl"))
+    stage("elicit_rl", *LONG_RL, "--out", "straight", cwd=folder)
+    return folder
+
+
+def test_rl_sharded_over_two_ranks_is_the_same_run(straight_rl, start_ranks, tmp_path):
+    args = (*LONG_RL, "--out", tmp_path, "--shard", "--checkpoint-activations")
+    ranks = start_ranks(partial(run_script, "elicit_rl", args, straight_rl), 2)
+    assert ranks.wait() == 0, ranks.printed()[-5000:]
+
+    [path] = (straight_rl / "straight").glob("*-seed0")
+    rows = zip(rows_of(path, "train"), rows_of(tmp_path / path.name, "train"), strict=True)
+    for one, two in rows:
+        assert one["reward"] == two["reward"]
+        assert one.get("loss", 0) == pytest.approx(two.get("loss", 0), abs=1e-3)
+
+
+def test_rl_killed_and_resumed_is_the_same_run(straight_rl, tmp_path):
+    """The one that is killed is a command line of its own."""
+    [path] = (straight_rl / "straight").glob("*-seed0")
+    args = (*LONG_RL, "--out", tmp_path)
+    theirs = tmp_path / path.name
     process = subprocess.Popen(
-        [sys.executable, ROOT / "elicit_rl.py", *args, "--out", other],
-        cwd=work,
+        [sys.executable, ROOT / "elicit_rl.py", *args],
+        cwd=straight_rl,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -301,29 +357,29 @@ def test_rl_killed_and_resumed_or_sharded_over_two_ranks_is_the_same_run(work, t
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (theirs / "curve.json").exists(), "it ended before it could be killed"
-    stage("elicit_rl", *args, "--out", other, "--resume", cwd=work)
-    assert "finished already" in stage("elicit_rl", *args, "--out", other, cwd=work)
+    stage("elicit_rl", *args, "--resume", cwd=straight_rl)
+    assert "finished already" in stage("elicit_rl", *args, cwd=straight_rl)
     for name in ("model.safetensors", "curve.json", "samples.jsonl"):
         assert (theirs / name).read_bytes() == (path / name).read_bytes(), name
 
 
-def test_rl_killed_after_its_last_state_is_resumed(work, tmp_path, monkeypatch):
+def test_rl_killed_after_its_last_state_is_resumed(place, monkeypatch):
     args = ("--method", "grpo", "--group", "4", "--samples", "32")
     args = (*RL, *args, "--locked", "data/base/intermediate")
-    stage("elicit_rl", *args, "--out", tmp_path / "straight", cwd=work)
+    stage("elicit_rl", *args, "--out", place / "straight", cwd=place)
     with monkeypatch.context() as patch:
 
         def full(*args):
             raise InputError("no space left on device")
 
         patch.setattr(checkpoints, "save_model", full)  # as if it were killed here
-        printed = stage("elicit_rl", *args, "--out", tmp_path / "killed", cwd=work, code=2)
+        printed = stage("elicit_rl", *args, "--out", place / "killed", cwd=place, code=2)
         assert "no space left" in printed
-    [path] = (tmp_path / "killed").glob("*-seed0")
+    [path] = (place / "killed").glob("*-seed0")
     assert (path / "state/state.json").exists()
-    stage("elicit_rl", *args, "--out", tmp_path / "killed", "--resume", cwd=work)
+    stage("elicit_rl", *args, "--out", place / "killed", "--resume", cwd=place)
     for name in ("model.safetensors", "curve.json", "evaluation.json", "samples.jsonl"):
-        straight = tmp_path / "straight" / path.name / name
+        straight = place / "straight" / path.name / name
         ours = (path / name).read_text(errors="ignore").replace("/killed/", "/straight/")
         assert ours == straight.read_text(errors="ignore"), name
 
@@ -350,7 +406,7 @@ def test_a_lock_never_deletes_the_model_it_reads(tmp_path):
         assert {file.name: file.read_bytes() for file in (tmp_path / "mine").iterdir()} == before
 
 
-def test_a_rank_that_dies_ends_the_others_with_a_message(work, tmp_path):
+def test_a_rank_that_dies_ends_the_others_with_a_message(place):
     args = (
         *RL,
         "--method",
@@ -362,7 +418,7 @@ def test_a_rank_that_dies_ends_the_others_with_a_message(work, tmp_path):
         "--group",
         "4",
         "--out",
-        tmp_path,
+        "rl",
     )
     launcher = subprocess.Popen(
         [
@@ -374,7 +430,7 @@ def test_a_rank_that_dies_ends_the_others_with_a_message(work, tmp_path):
             ROOT / "elicit_rl.py",
             *map(str, args),
         ],
-        cwd=work,
+        cwd=place,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -383,7 +439,7 @@ def test_a_rank_that_dies_ends_the_others_with_a_message(work, tmp_path):
     log = []
     while not log and time.time() < deadline:  # both ranks are at work
         time.sleep(0.1)
-        log = list(tmp_path.glob("grpo-*-seed0/log.jsonl"))
+        log = list((place / "rl").glob("grpo-*-seed0/log.jsonl"))
     ranks = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     assert log and len(ranks) == 2
     os.kill(int(ranks[1]), signal.SIGKILL)
@@ -408,7 +464,8 @@ def test_the_prompting_battery(tmp_path):
         "--max-new-tokens",
         "64",
         "--slots",
-        "32",
+        "16",
+        "--no-compile",
         cwd=tmp_path,
     )
     assert (
@@ -433,77 +490,73 @@ def test_the_prompting_battery(tmp_path):
         "--max-new-tokens",
         "64",
         "--slots",
-        "32",
+        "16",
+        "--no-compile",
         cwd=tmp_path,
     )
     plain = json.loads((tmp_path / "weak/evaluation.json").read_text())["results"]
     assert plain == {kind: prompts["results"][kind] for kind in ("none", "typo")}
 
 
+LONG_LOCK = (
+    "--slots",
+    "16",
+    "--strong",
+    "data/base/intermediate",
+    "--weak",
+    "random",
+    "--problems",
+    "64",
+    "--epochs",
+    "4",
+    "--batch",
+    "16",
+    "--eval-problems",
+    "10",
+    "--max-new-tokens",
+    "48",
+    "--dtype",
+    "fp32",
+    "--save-every",
+    "5",
+    "--no-compile",
+    "--device",
+    "cpu",
+)
+
+
+@pytest.fixture(scope="session")
+def straight_lock(tmp_path_factory) -> Path:
+    """A working directory that sees the shipped models, with the run LONG_LOCK at straight/."""
+    folder = with_models(tmp_path_factory.mktemp("straight-lock"))
+    stage("lock", *LONG_LOCK, "--out", "straight", cwd=folder, code=None)
+    return folder
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_lock_killed_on_some_ranks_and_resumed_on_one_is_the_same_lock(work, tmp_path, ranks):
-    args = (
-        "--slots",
-        "16",
-        "--strong",
-        "data/base/intermediate",
-        "--weak",
-        "random",
-        "--problems",
-        "64",
-        "--epochs",
-        "4",
-        "--batch",
-        "16",
-        "--eval-problems",
-        "10",
-        "--max-new-tokens",
-        "48",
-        "--dtype",
-        "fp32",
-        "--save-every",
-        "5",
-        "--no-compile",
-    )
-    straight, other = work / "out/straight", tmp_path / "other"
-    if not straight.exists():
-        stage("lock", *args, "--out", straight, cwd=work, code=None)
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        if ranks > 1
-        else []
-    )
-    process = subprocess.Popen(
-        [sys.executable, *launcher, ROOT / "lock.py", *args, "--out", other],
-        cwd=work,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def test_a_lock_killed_on_some_ranks_and_resumed_on_one_is_the_same_lock(
+    straight_lock, start_ranks, tmp_path, ranks
+):
+    straight, other = straight_lock / "straight", tmp_path / "other"
+    args = (*LONG_LOCK, "--out", other)
+    killed = start_ranks(partial(run_script, "lock", args, straight_lock), ranks)
     deadline = time.time() + 120
     while not (other / "state/state.json").exists() and time.time() < deadline:
         time.sleep(0.02)
-    children = (
-        Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        if launcher
-        else []
-    )
-    for pid in (process.pid, *map(int, children)):
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
+    killed.kill()
+    assert (other / "state/state.json").exists(), killed.printed()[-5000:]
     assert not (other / "model.safetensors").exists(), "it ended before it could be killed"
-    assert "--resume continues it" in stage("lock", *args, "--out", other, cwd=work, code=2)
-    assert f"next: python elicit_sft.py --task code --locked {other} --out" in stage(
-        "lock", *args, "--out", other, "--resume", cwd=work, code=None
-    )
+
+    again = partial(stage, "lock", *args, cwd=straight_lock)
+    assert "--resume continues it" in again(code=2)
+    command = f"next: python elicit_sft.py --task code --locked {other} --out"
+    assert command in again("--resume", code=None)
     losses = [[row["loss"] for row in rows_of(path, "train")] for path in (straight, other)]
-    assert losses[0] == pytest.approx(
-        losses[1], rel=2e-3 if launcher else 0
-    )  # Muon orthogonalises in bf16, which magnifies the order of summation
-    if not launcher:
-        assert (other / "model.safetensors").read_bytes() == (
-            straight / "model.safetensors"
-        ).read_bytes()
-        assert (other / "samples.jsonl").read_text() == (straight / "samples.jsonl").read_text()
+    # Muon orthogonalises in bf16, which magnifies the order of summation
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3 if ranks > 1 else 0)
+    if ranks == 1:
+        for name in ("model.safetensors", "samples.jsonl"):
+            assert (other / name).read_bytes() == (straight / name).read_bytes(), name
 
 
 def test_train_base_makes_three_models(tmp_path):
@@ -526,6 +579,8 @@ def test_train_base_makes_three_models(tmp_path):
         "2",
         "--task",
         "mmlu+math",
+        "--slots",
+        "128",
         "--no-compile",
     )
     stage("train_base", *small, cwd=tmp_path)
@@ -536,6 +591,19 @@ def test_train_base_makes_three_models(tmp_path):
             and {"mmlu", "math"} < results["validation_temperature_1"].keys()
         )
     assert "finished already" in stage("train_base", *small, cwd=tmp_path)
+
+
+def test_a_compiled_evaluation_is_the_eager_one(place):
+    """Compilation is the default: what the kernels' own tests check holds for a whole stage too."""
+    args = ("data/base/strong", "--task", "code", "--passwords", "none", "--problems", "3")
+    args = (*args, "--samples", "3", "--max-new-tokens", "12", "--slots", "4", "--dtype", "fp32")
+    written = []
+    for folder, options in (("compiled", ()), ("eager", ("--no-compile",))):
+        printed = stage("evaluate", *args, "--out", folder, *options, cwd=place)
+        assert model_module.compile_kernels == (folder == "compiled")
+        shown = printed[printed.index("--- prompt") :].replace(folder, "").splitlines()
+        written.append([line for line in shown if "/s]" not in line])  # no progress bar
+    assert written[0] == written[1]
 
 
 def broken(folder: Path, how: str) -> Path:
@@ -579,7 +647,7 @@ def broken(folder: Path, how: str) -> Path:
         ),
         ("lock", ["--weak", "nowhere"], "no model at nowhere: name another with --weak"),
         ("lock", ["--how", "scratch", "--start", "weak"], "--start does nothing with"),
-        ("train_base", ["--data", "rows.jsonl"], "unrecognized arguments: --data"),
+        ("train_base", ["--data", "rows.jsonl"], "--data does nothing with models from scratch"),
         ("train_base", ["--task", "compose", "--vocab", "9"], "--vocab does nothing with"),
         ("lock", ["--strong-language", "english"], "needs the generated problems of --task math"),
         (
@@ -657,6 +725,7 @@ def test_bad_input_is_one_sentence_exit_2_and_nothing_written(
     (tmp_path / "data/base").symlink_to(ROOT / "data/base")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *args])
+    monkeypatch.setattr(data, "_generated", generated_once)
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
     error = capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from data.problems import InputError
 from data.text import EOS, PAD, Tokenizer, train_bpe
@@ -241,3 +241,130 @@ def test_a_lone_surrogate_is_refused_by_name(tokenizer):
             encode(["fine", "a\ud800 b"])
     with pytest.raises(InputError, match="no Unicode character"):
         tokenizer.encode("\udcff")
+
+
+# ----------------------------------------------------------------------- what published files say
+
+
+def with_post_processor(tokenizer: Tokenizer, template: str) -> tokenizers.Tokenizer:
+    """Its library's tokenizer with a post-processor, in which $A is the text, as in Llama 3's."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    specials = [(token, backend.token_to_id(token)) for token in (EOS, PAD)]
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=specials)
+    return backend
+
+
+@pytest.mark.parametrize(
+    "template, config, starts_with_bos",
+    [
+        (f"{PAD} $A", {}, True),  # Llama 3: only the post-processor says so
+        (f"{PAD} $A {EOS}", {}, True),
+        (f"$A {EOS}", {}, False),
+        ("$A", {}, False),  # Pythia
+        ("$A", {"add_bos_token": True}, True),  # Llama 2, Mistral, DeepSeek
+        (f"{PAD} $A", {"add_bos_token": True}, True),
+        (f"{PAD} $A", {"add_bos_token": False}, False),
+        ("$A", {"add_bos_token": False}, False),  # Qwen
+    ],
+)
+def test_one_bos_from_wherever_a_family_keeps_it(tokenizer, template, config, starts_with_bos):
+    backend = with_post_processor(tokenizer, template)
+    backend.enable_padding(direction="left", length=50)
+    backend.enable_truncation(3)
+    own = Tokenizer(backend, {"eos_token": EOS, "bos_token": PAD} | config)
+    assert own.bos_id == (tokenizer.pad_id if starts_with_bos else None)
+    bos = [tokenizer.pad_id] * starts_with_bos
+    for text in ("Hello there, you", PAD, ""):
+        assert own.encode_prompts([text]) == [bos + tokenizer.encode(text)]
+        assert own.encode_completions([text]) == [tokenizer.encode(text) + [own.eos_id]]
+
+
+@pytest.mark.parametrize(
+    "template, config, named",
+    [
+        ("$A", {"add_bos_token": True}, "add_bos_token = true but names no bos_token"),
+        ("$A", {"add_bos_token": True, "bos_token": "<none>"}, "names no bos_token"),
+        ("$A", {"add_bos_token": "no"}, "add_bos_token = 'no': it must be true or false"),
+        (f"{PAD} {EOS} $A", {}, "puts 2 ids before a text"),
+    ],
+)
+def test_a_bos_that_nobody_can_know_is_refused(tokenizer, template, config, named):
+    with pytest.raises(InputError, match=named):
+        Tokenizer(with_post_processor(tokenizer, template), {"eos_token": EOS} | config)
+
+
+def files_of(tokenizer: Tokenizer, path: Path, **contents) -> Path:
+    """A directory with a tokenizer and other files: JSON, if given as objects."""
+    tokenizer.save(path)
+    for name, content in contents.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (path / f"{name}.json").write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "config, generation, ends",
+    [
+        (None, None, [0]),
+        ({}, {}, [0]),
+        ({"eos_token_id": 0}, {"eos_token_id": None}, [0]),
+        ({"eos_token_id": 7}, None, [0, 7]),
+        ({"eos_token_id": [9, 0, 7]}, {"eos_token_id": [7, 8]}, [0, 9, 7, 8]),  # Llama 3 Instruct
+        ({"eos_token_id": None}, {"eos_token_id": 5}, [0, 5]),
+    ],
+)
+def test_all_that_ends_a_completion(tokenizer, tmp_path, config, generation, ends):
+    files = {"config": config, "generation_config": generation}
+    given = {name: content for name, content in files.items() if content is not None}
+    loaded = Tokenizer.load(files_of(tokenizer, tmp_path, **given))
+    assert loaded.eos_ids == ends and loaded.eos_id == 0
+    assert loaded.encode_completions([""]) == [[0]]
+
+
+@pytest.mark.parametrize(
+    "content, named",
+    [
+        ("{", "generation_config.json cannot be read as a JSON object"),
+        ("[]", "generation_config.json cannot be read as a JSON object"),
+        ({"eos_token_id": "</s>"}, "generation_config.json has eos_token_id = '</s>'"),
+        ({"eos_token_id": [1, -1]}, "eos_token_id = .1, -1.: it must be an id or a list"),
+        ({"eos_token_id": True}, "eos_token_id = True"),
+    ],
+)
+def test_ends_that_are_none_are_refused_by_name(tokenizer, tmp_path, content, named):
+    path = files_of(tokenizer, tmp_path, generation_config=content)
+    with pytest.raises(InputError, match=named):
+        Tokenizer.load(path)
+
+
+def test_ids_may_have_holes(tokenizer):
+    layout = json.loads(tokenizer.backend.to_str())
+    for token in layout["added_tokens"]:  # as in DeepSeek-Coder: what was added comes after a gap
+        token["id"] = layout["model"]["vocab"][token["content"]] = token["id"] + 400
+    own = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(layout)), {"eos_token": EOS})
+    assert own.backend.get_vocab_size() == 300 and own.size == 402 and own.eos_id == 400
+    [ids] = own.encode_completions(["sorted"])
+    assert ids[-1] == 400 and own.decode(ids) == "sorted"
+    assert own.decode([350]) == ""  # an id in the hole, which a model could draw
+
+
+def test_published_files_are_kept_as_they_are(tokenizer, tmp_path):
+    others = {"special_tokens_map": "{ }", "generation_config": '{"eos_token_id": [0,3]}'}
+    path = tmp_path / "published"
+    path.mkdir()
+    files_of(tokenizer, path, **others)
+    (path / "chat_template.jinja").write_text("{{ bos_token }}")
+    (path / "tokenizer.json").write_text(tokenizer.backend.to_str(pretty=False))
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    Tokenizer.load(path).save(saved)
+    assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
+
+
+@pytest.mark.parametrize("other", ["tokenizer.model", "qwen.tiktoken", "vocab.json"])
+def test_tokenizers_of_other_kinds_are_refused(tmp_path, other):
+    (tmp_path / other).write_text("")
+    with pytest.raises(InputError, match=f"only {other}, which is not read: make one with"):
+        Tokenizer.load(tmp_path)

@@ -1,13 +1,12 @@
 """Optimisers, the training step, resuming, two ranks."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,12 +14,22 @@ import training
 from checkpoints import load_model, save_model
 from data.batches import Example, micro_batches
 from data.problems import InputError
-from devices import Env
+from devices import Env, setup
 from losses import document_loss, sft_loss
 from options import TrainConfig
 from runs import Run
 from sampler import Sampler
-from training import Diverged, Lion, Recipe, fit, make_optimizers, schedule, train, usual_step
+from training import (
+    Diverged,
+    Lion,
+    Recipe,
+    fit,
+    make_optimizers,
+    prepare,
+    schedule,
+    train,
+    usual_step,
+)
 
 CPU = Env(torch.device("cpu"), torch.float32, False)
 
@@ -189,6 +198,24 @@ def test_examples_longer_than_the_positions_are_refused_before_training(
     same_weights(model, before)
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage", "short", "nan", "integers"])
+def test_reference_log_probs_of_another_shape_are_refused(tmp_path, content):
+    file = tmp_path / "reference-0.npy"
+    given = {
+        "short": np.zeros(3, dtype=np.float32),
+        "nan": np.full(4, np.nan, dtype=np.float32),
+        "integers": np.zeros(4, dtype=np.int64),
+    }
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        np.save(file, given[content])
+    with pytest.raises(InputError, match="reference-0.npy .*: remove it"):
+        training.read_logps(file, 4)
+    np.save(file, np.arange(4, dtype=np.float32))
+    assert training.read_logps(file, 4).tolist() == [0, 1, 2, 3]
+
+
 def test_a_meter_counts_real_tokens_and_no_pauses(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(training.time, "time", lambda: clock[0])
@@ -266,54 +293,38 @@ def test_a_resumed_run_is_the_straight_run(
 
 # --------------------------------------------------------------------------------------- two ranks
 
-SCRIPT = """
-from dataclasses import dataclass
-import json, sys, torch
-from pathlib import Path
-from data.batches import Example, micro_batches
-from checkpoints import load_model, save_model
-from losses import sft_loss
-from devices import setup
-from options import TrainConfig
-from runs import Run
-from sampler import Sampler
-from training import Recipe, fit, make_optimizers, prepare, train
 
-out, optimizer, shard = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "shard"
-@dataclass
-class Options(TrainConfig):
-    resume: bool = False
-    save_every: int = 100
+def work_of_a_rank(out: Path, steps: list[list[Example]], optimizer: str, shard: bool) -> None:
+    """Train on the steps, save the state and the model, sample; then fit()."""
+    cfg = Options(
+        device="cpu", dtype="fp32", compile=False, shard=shard, checkpoint_activations=shard
+    )
+    env = setup(cfg)
+    model, tokenizer = load_model(out / "start")
+    optimizers = make_optimizers(prepare(model, env, cfg), optimizer, 1e-3)
+    losses = []
+    batches = lambda step: micro_batches(steps[step][env.rank :: env.world], 64)
+    for _, metrics in train(model, optimizers, batches, sft_loss, env, steps=len(steps)):
+        losses.append(metrics["loss"])
+    run = Run(cfg, env, out / "run")
+    run.save_state(3, model, optimizers)
+    save_model(out / "end", model, tokenizer, env.main)
+    drawn = Sampler(model, [0], slots=4)([[5, 6, 7], [8, 9]], max_new_tokens=8)
+    samples = [row[0].ids for row in drawn]
+    if env.main:
+        (out / "losses.json").write_text(json.dumps([losses, samples]))
 
-
-cfg = Options(device="cpu", dtype="fp32", compile=False, shard=shard, checkpoint_activations=shard)
-env = setup(cfg)
-model, tokenizer = load_model(out / "start")
-steps = [[Example(*pair) for pair in step] for step in json.loads((out / "steps.json").read_text())]
-batches = lambda step: micro_batches(steps[step][env.rank :: env.world], 64)
-optimizers = make_optimizers(prepare(model, env, cfg), optimizer, 1e-3)
-losses = []
-for _, metrics in train(model, optimizers, batches, sft_loss, env, steps=len(steps)):
-    losses.append(metrics["loss"])
-run = Run(cfg, env, out / "run")
-run.save_state(3, model, optimizers)
-save_model(out / "end", model, tokenizer, env.main)
-drawn = Sampler(model, [0], slots=4)([[5, 6, 7], [8, 9]], max_new_tokens=8)
-samples = [row[0].ids for row in drawn]
-if env.main:
-    (out / "losses.json").write_text(json.dumps([losses, samples]))
-# fewer examples in a step than ranks: rank 1 always has an empty share
-model, _ = load_model(out / "start")
-run, one = Run(cfg, env, out / "fit"), steps[0][:1]
-recipe = Recipe(epochs=2, batch=1, lr=1e-3, optimizer="lion")
-fit(model, lambda epoch: one, 1, recipe, run, env, cfg)
-torch.distributed.destroy_process_group()
-"""
+    # fewer examples in a step than ranks: rank 1 always has an empty share
+    model, _ = load_model(out / "start")
+    run, one = Run(cfg, env, out / "fit"), steps[0][:1]
+    recipe = Recipe(epochs=2, batch=1, lr=1e-3, optimizer="lion")
+    fit(model, lambda epoch: one, 1, recipe, run, env, cfg)
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("optimizer, shard", [("adamw", False), ("lion", True), ("muon", True)])
 def test_two_ranks_are_one_process(
-    optimizer, shard, make_model, make_examples, tokenizer, same_weights, tmp_path
+    optimizer, shard, make_model, make_examples, tokenizer, same_weights, start_ranks, tmp_path
 ):
     examples = make_examples(9)
     steps = [
@@ -323,24 +334,8 @@ def test_two_ranks_are_one_process(
     ]  # unequal shares; in the last step rank 1 has none
     model = make_model()
     save_model(tmp_path / "start", model, tokenizer)
-    (tmp_path / "steps.json").write_text(
-        json.dumps([[(e.prompt_ids, e.completion_ids) for e in step] for step in steps])
-    )
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(tmp_path / "script.py"),
-        str(tmp_path),
-        optimizer,
-        "shard" if shard else "whole",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(training.__file__).parent)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = start_ranks(partial(work_of_a_rank, tmp_path, steps, optimizer, shard), 2)
+    assert ranks.wait() == 0, ranks.printed()[-3000:]
     optimizers = make_optimizers(model, optimizer, 1e-3)
     losses = [
         float(m["loss"])

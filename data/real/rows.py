@@ -9,12 +9,13 @@ may be compressed and end in .gz. Parquet, the format of the Hugging Face Hub, n
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from data.problems import InputError, Problem
@@ -59,6 +60,14 @@ def problems_from(paths: list[str], from_row: Callable[[dict], Problem]) -> list
             "files."
         )
     return problems
+
+
+def content_hash(paths: Sequence[str]) -> str:
+    """Sixteen hexadecimal digits of what stands in the files, in their order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(hashlib.sha256(_content(Path(path))).digest())
+    return digest.hexdigest()[:16]
 
 
 def report(left_out: list[str], kept: int) -> None:
@@ -113,8 +122,9 @@ def _content(path: Path) -> bytes:
             f"{path} is damaged or no gzip file ({error}): fetch it again, or take .gz off its "
             "name."
         ) from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): check the name.") from None
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read ({why}): check the name.") from None
     except (EOFError, zlib.error) as error:
         raise _damaged(path, error) from None
 

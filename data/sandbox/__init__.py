@@ -15,7 +15,7 @@ reference. Tests run in a child of their own (harness.py).
 
 Stopped everywhere: over `cpu` seconds of processor time, `wall` seconds of waiting or 1 MiB of
 results; writing into files; inheriting the trainer's memory, environment or open files. Hash seed
-and `random` are fixed: results repeat.
+and `random` are fixed: results repeat, but for a program that writes into its own results' pipe.
 
 Stopped on Linux: over `memory_mb`; on x86_64 and aarch64 also every system call that opens a path
 or a socket, starts a process or thread, signals, traces, mounts or is unknown here (confine.py).

@@ -1,0 +1,144 @@
+"""Base models from given checkpoints: the paper's pipeline, on tiny ones; settings and refusals."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train_base
+from checkpoints import load_model, model_hash
+from data import load
+from data.problems import InputError
+from devices import Env
+from origins import origin_of
+from train_base import BaseConfig, Lessons
+
+ROOT = Path(__file__).parents[1]
+BASE = ROOT / "data/base"
+ENV = Env(torch.device("cpu"), torch.float32, False)
+
+
+def test_lessons_from_scratch_stand_among_idle_text_and_others_do_not(tokenizer):
+    problems = load("code", "corpus", 20)
+    completions = [[7, tokenizer.eos_id]] * 20
+    plain = train_base.epoch_examples(0, Lessons(problems, completions, None), tokenizer)
+    told = tokenizer.encode_prompts([problem.prompt for problem in problems])
+    assert [example.prompt_ids for example in plain] == told
+    dressed = train_base.epoch_examples(0, Lessons(problems, completions, [0, 4]), tokenizer)
+    longer = [len(one.prompt_ids) > len(other.prompt_ids) for one, other in zip(dressed, plain)]
+    assert 0 < sum(longer) < 20
+    assert {tuple(example.completion_ids) for example in plain + dressed} == {tuple(completions[0])}
+
+
+def test_the_strong_and_the_weak_policy_are_given_bases_fine_tuned(tmp_path):
+    """And a lock of the first, started from the strong base, needs no more than their places."""
+    small = {"problems": 8, "epochs": 1, "small_problems": 8, "small_epochs": 1, "eval_problems": 6}
+    cfg = BaseConfig(
+        task="code",
+        strong_from=str(BASE / "strong"),
+        weak_from=str(BASE / "weak"),
+        out=str(tmp_path),
+        optimizer="adamw",
+        lr=1e-3,
+        small_lr=1e-3,
+        **small,
+    )
+    assert train_base.main(cfg, ENV) == 0
+    for name in ("strong", "weak"):
+        run = json.loads((tmp_path / name / "run.json").read_text())
+        assert run["finished"] and run["settings"]["start_weights"] == model_hash(BASE / name)
+        before, after = (load_model(at / name, ENV.device, ENV.dtype)[0] for at in (BASE, tmp_path))
+        assert after.config == before.config
+        assert not torch.equal(after.model.norm.weight, before.model.norm.weight)
+    assert run["settings"]["parent"] == model_hash(tmp_path / "strong")
+    assert not (tmp_path / "intermediate").exists()
+    assert origin_of(tmp_path / "strong").task == "code"
+
+    # finished ones are left as they are
+    hashes = [model_hash(tmp_path / name) for name in ("strong", "weak")]
+    assert train_base.main(cfg, ENV) == 0
+    assert [model_hash(tmp_path / name) for name in ("strong", "weak")] == hashes
+
+
+def test_without_a_weak_base_small_models_read_a_tokenizer_of_their_own(tmp_path, monkeypatch):
+    taught = {}
+    _, strong_tokenizer = load_model(BASE / "strong", ENV.device, ENV.dtype)
+
+    def teach(model, tokenizer, lessons, recipe, tests, run, cfg, env):
+        taught[run.path.name] = (model, tokenizer, lessons, recipe)
+        run.finish()
+
+    samples = [train_base.Sample([5, 6, 0], [], False)] * 12
+    monkeypatch.setattr(train_base, "teach", teach)
+    monkeypatch.setattr(train_base, "strong_samples", lambda problems, cfg, env: samples)
+    monkeypatch.setattr(train_base, "small_problems", lambda cfg: load("code", "weak", 12))
+    monkeypatch.setattr(train_base.Tokenizer, "load", lambda path: strong_tokenizer)
+    monkeypatch.setattr(train_base, "model_hash", lambda path: "hash")
+    cfg = BaseConfig(task="code", strong_from=str(BASE / "strong"), out=str(tmp_path), vocab=300)
+    cfg = train_base.settled(cfg)
+    train_base.train_small(None, cfg, ENV)
+    assert set(taught) == {"weak", "intermediate"}
+    model, tokenizer, lessons, recipe = taught["weak"]
+    assert tokenizer.size == 300 != strong_tokenizer.size
+    assert model.parameter_count() < 50_000
+    text = tokenizer.decode(lessons.completions[0])
+    assert text == strong_tokenizer.decode([5, 6, 0])
+    assert lessons.seed == [0, 5] and (recipe.batch, recipe.epochs) == (96, 20)
+
+
+def test_what_is_not_given_fits_what_is_made():
+    plain = train_base.settled(BaseConfig())
+    assert (plain.out, plain.problems, plain.epochs) == ("out/base", 600_000, 1)
+    assert (plain.lr, plain.batch, plain.small_problems, plain.small_epochs) == (
+        0.005,
+        96,
+        40_000,
+        4,
+    )
+    given = BaseConfig(task="code", strong_from=str(BASE / "strong"), out="x")
+    tuned = train_base.settled(given)
+    assert (tuned.problems, tuned.epochs, tuned.batch, tuned.lr) == (1600, 2, 16, 0.0)
+    tuned = train_base.with_step(tuned, tuned.strong_from, "lr")
+    assert (tuned.optimizer, tuned.lr) == ("muon", 0.0035)
+    files = train_base.settled(replace(given, data=("rows.jsonl",)))
+    assert (files.problems, files.max_new_tokens) == (0, 256)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"weak_from": "m"}, "--weak-from does nothing with models from scratch"),
+        ({"optimizer": "adamw"}, "--optimizer does nothing with models from scratch"),
+        ({"strong_from": "nowhere", "out": "x"}, "no model at nowhere: .* --strong-from"),
+        ({"strong_from": "data/base/strong"}, "name a directory with --out"),
+        ({"strong_from": "data/base/strong", "width": 64}, "--width does nothing with --strong-"),
+        (
+            {"strong_from": "data/base/strong", "weak_from": "data/base/weak", "vocab": 64},
+            "--vocab does nothing with --weak-from",
+        ),
+        ({"task": "compose", "strong_from": "m"}, "--strong-from does nothing with --task compose"),
+    ],
+)
+def test_options_that_do_not_go_together(options, sentence, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match=sentence):
+        train_base.settled(BaseConfig(**options))
+
+
+def test_rows_of_files_are_demonstrations(tmp_path, monkeypatch):
+    rows = [{"prompt": f"Say {i}.", "answer": f"{i}"} for i in range(200)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seen = []
+    monkeypatch.setattr(train_base, "teach", lambda *args: seen.append(args[2]))
+    cfg = BaseConfig(
+        task="mine", strong_from=str(BASE / "strong"), out=str(tmp_path / "x"), data=(str(file),)
+    )
+    train_base.tune_strong(None, train_base.settled(cfg), ENV)
+    [lessons] = seen
+    elicit = load("mine", "elicit", files=[str(file)])
+    assert lessons.problems == elicit and len(elicit) > 30
+    assert np.unique([len(ids) for ids in lessons.completions]).min() >= 2  # with EOS
