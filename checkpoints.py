@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import shutil
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from families import (
     to_hf,
 )
 from files import checked, read_json, reason, shortened, size_of, sync, write_json
+from lora import base_of, is_adapter, merge, peft_settings, peft_tensors, plain_weights
 from model import Model, ModelConfig, whole
 
 # ------------------------------------------------------------------------------------ weights, read
@@ -44,12 +46,16 @@ def load_model(
 ) -> tuple[Model, Tokenizer]:
     """Open a checkpoint directory: fp32 master weights on `device`, and its tokenizer.
 
+    A directory that holds a LoRA adapter in PEFT's layout opens as its base model with the adapter
+    merged.
     Raises InputError, naming the file, for anything missing, truncated, corrupted, misshapen, not
     finite, or where tokenizer and model disagree. Nothing large is allocated before all files are
     found to hold what config.json says; then tensors are read one at a time, so that memory never
     holds more than the model and one of them.
     """
     path = Path(path)
+    if is_adapter(path):
+        return load_adapter(path, device, compute_dtype)
     config = from_hf(read_json(path / "config.json"), path / "config.json")
 
     tokenizer = Tokenizer.load(path)
@@ -201,22 +207,23 @@ HASH_CHUNK = 1 << 24  # bytes in memory at a time
 
 
 # what decides what a model computes and how text becomes its tokens, beside the weights
-SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json")
 
 
 def model_hash(path: str | Path) -> str:
-    """Short sha256 of all that a checkpoint computes from: weights, config, tokenizer.
+    """Short sha256 of all that a checkpoint computes from: weights, config, tokenizer; of an
+    adapter its base model's too.
 
     How a run names the models it came from, and an evaluation the one it measured. The files are
     read in pieces, and once in a process as long as they stay as they are.
     """
-    files = sorted(Path(path).glob("*.safetensors"))
-    for name in SMALL_FILES:
-        if (Path(path) / name).exists():
-            files.append(Path(path) / name)
+    files = []
+    for folder in dict.fromkeys((Path(path), base_of(path))):
+        files += sorted(folder.glob("*.safetensors"))
+        files += [folder / name for name in SMALL_FILES if (folder / name).exists()]
 
     # of our own and of most models it repeats what the tokenizer says
-    ends = Path(path) / "generation_config.json"
+    ends = base_of(path) / "generation_config.json"
     if ends.exists() and isinstance(read_json(ends).get("eos_token_id"), list):
         files.append(ends)
 
@@ -253,13 +260,13 @@ LAYOUTS = (
 )
 
 
-def collected(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole tensors in the memory of the rank that keeps them.
+def collected(tensors: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Tensor]:
+    """Whole tensors, by name, in the host memory of the rank that keeps them.
 
     The others only take part in gathering what is sharded.
     """
     found = {}
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         full = whole(tensor.detach())
         if keep:
             found[name] = full.contiguous().cpu()
@@ -269,15 +276,16 @@ def collected(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
 def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool = True) -> None:
     """Write a directory that `transformers.AutoModelForCausalLM.from_pretrained` opens.
 
-    The family, its config.json and the tokenizer's files stay those of the checkpoint that was
-    read; for the dtype see `dtype_to_store`. All ranks call it, the one with `write` writes.
+    An adapted model is written merged. The family, its config.json and the tokenizer's files stay
+    those of the checkpoint that was read; for the dtype see `dtype_to_store`. All ranks call it,
+    the one with `write` writes.
     Everything is written and synced beside the old files first and then renamed over them,
     config.json last: a full disk or a kill leaves the previous checkpoint as it was. Raises
     InputError where it cannot be written.
     """
     path = Path(path)
     staging = path / ".saving"
-    tensors = collected(dict(model.named_parameters()), write)  # a tied head appears once
+    tensors = collected(plain_weights(model), write)  # a tied head appears once
     if not write:
         return
 
@@ -371,3 +379,63 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor]) -> list[str]:
     index = {"metadata": {"total_size": total}, "weight_map": places}
     write_json(folder / "model.safetensors.index.json", index)
     return [*names, "model.safetensors.index.json"]
+
+
+# ------------------------------------------------------------------------------------ LoRA adapters
+
+
+def load_adapter(
+    path: Path, device: torch.device | str, compute_dtype: torch.dtype
+) -> tuple[Model, Tokenizer]:
+    """An adapter's base model with the adapter merged, and the base's tokenizer.
+
+    Raises InputError for what `load_model` refuses, for an adapter that is not plain LoRA, and for
+    one of another model.
+    """
+    base = base_of(path)
+    config, file = path / "adapter_config.json", path / "adapter_model.safetensors"
+    size_of(file)
+    tensors = {}
+    try:
+        with safe_open(file, framework="pt", device=str(device)) as f:
+            trained_on = (f.metadata() or {}).get("base_weights")
+            for key in f.keys():
+                if f.get_slice(key).get_dtype() not in DTYPES:
+                    raise InputError(f"{file}: {key} is no tensor of {', '.join(DTYPES)}")
+                tensors[key] = f.get_tensor(key).to(torch.float32)
+                check_finite(file, key, tensors[key])
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is truncated or corrupted ({reason(error)})") from None
+
+    if trained_on not in (None, model_hash(base)):
+        raise InputError(
+            f"{base} has other weights than the base model that the adapter in {path} was trained "
+            f"on: put that model there, or its place into {config}"
+        )
+    model, tokenizer = load_model(base, device, compute_dtype)
+    merge(model, read_json(config), tensors, (str(config), str(file)))
+    return model, tokenizer
+
+
+def save_adapter(path: str | Path, model: Model, base: str, write: bool = True) -> None:
+    """Write what `peft.PeftModel.from_pretrained(base model, path)` opens: the adapter alone.
+
+    base: the directory that the model was opened from. All ranks call it, the one with `write`
+    writes. Raises InputError where it cannot be written.
+    """
+    path = Path(path)
+    file = path / "adapter_model.safetensors"
+    tensors = collected(peft_tensors(model), write)
+    if not write:
+        return
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(file.name + ".tmp")
+        metadata = {"format": "pt", "base_weights": model_hash(base)}
+        save_file(tensors, temporary, metadata=metadata)
+        sync(temporary)
+        os.replace(temporary, file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"could not write {file} ({reason(error)})") from None
+    write_json(path / "adapter_config.json", peft_settings(model, base))

@@ -60,7 +60,7 @@ from typing import Literal
 import numpy as np
 
 from cards import write_card
-from checkpoints import load_model, model_hash, save_model
+from checkpoints import load_model, model_hash, save_adapter, save_model
 from curves import Curve, Progress, digest_of, evaluation_row, restored, show_curves
 from data import load, score
 from data.batches import Batch, Example, demonstration_order, micro_batches
@@ -71,9 +71,10 @@ from devices import Env, share
 from families import parameters_at
 from figures import check_figure
 from files import checked, write_json
+from lora import switched_off
 from losses import dpo_step, grpo_step, sft_loss
 from model import SMALL, Model
-from options import TrainConfig
+from options import TuneConfig
 from origins import (
     LONGEST,
     Origin,
@@ -104,10 +105,12 @@ from results import as_bits, evaluate_checkpoint, facts_of, from_bits, measure, 
 from runs import Run, launch, progress
 from sampler import Sampler
 from training import (
+    check_adapter,
     make_optimizers,
     prepare,
     reference_scored,
     scored,
+    settled_adapter,
     train,
     update,
     usual_step,
@@ -115,7 +118,7 @@ from training import (
 
 
 @dataclass
-class RLConfig(TrainConfig):
+class RLConfig(TuneConfig):
     # which problems (default: those that --locked was locked on; without it code)
     task: str = ""
     # see the top
@@ -149,10 +152,11 @@ class RLConfig(TrainConfig):
     warm_from: str = ""
     # times a round's data are trained on (default: 4, GRPO 1)
     epochs: int = 0
-    # default: adamw; for a model of 1 B parameters and more the paper's lion
+    # default: adamw; for a model of 1 B parameters and more the paper's lion, but not with --rank
     optimizer: Literal["", "adamw", "muon", "lion"] = ""
     # constant after a short warm-up (default, with the default optimizer: 3e-4, DPO 1e-4,
-    # GRPO 5e-4; from 100 M parameters on 1e-4, from 1 B on the paper's 1.5e-6)
+    # GRPO 5e-4; from 100 M parameters on 1e-4, from 1 B on the paper's 1.5e-6; with --rank three
+    # times as much, from 1 B on 1e-4)
     lr: float = 0.0
     # most completions in an optimiser step (default: 8, DPO 16, GRPO 64)
     batch: int = 0
@@ -316,20 +320,19 @@ def demonstrations(
     return [Example(prompt, sample.ids) for prompt, sample in zip(prompts, samples)]
 
 
-def warm_start(
-    model: Model, examples: list[Example], seed: int, micro_tokens: int, env: Env
-) -> None:
+def warm_start(model: Model, examples: list[Example], cfg: RLConfig, env: Env) -> None:
     """SFT on a few demonstrations, 8 epochs: fewer than would be best on their own (B.3.3).
 
     With the optimiser, lr and batch that elicit_sft.py has.
     """
-    optimizer, lr = usual_step("", 0.0, model.parameter_count(), tiny=("adamw", 1.5e-4))
+    tiny = "adamw", 1.5e-4
+    optimizer, lr = usual_step("", 0.0, model.parameter_count(), tiny, cfg.rank)
     batch = 4
     steps = -(-8 * len(examples) // batch)
-    order = demonstration_order(len(examples), batch, steps, seed)
+    order = demonstration_order(len(examples), batch, steps, cfg.seed)
 
     def batches(step: int) -> list[Batch]:
-        return micro_batches(share(env, [examples[i] for i in order[step]]), micro_tokens)
+        return micro_batches(share(env, [examples[i] for i in order[step]]), cfg.micro_tokens)
 
     optimizers = make_optimizers(model, optimizer, lr)
     for _ in train(model, optimizers, batches, sft_loss, env, steps=steps, warmup=4):
@@ -391,7 +394,8 @@ def drawn_round(
 
     clock = time.time()
     if examples and METHODS[cfg.method].compared and cfg.method != "dpo":
-        examples = scored(models.reference, examples, cfg.micro_tokens, env)
+        with switched_off(models.reference, when=cfg.reference == "initial"):
+            examples = scored(models.reference, examples, cfg.micro_tokens, env)
     seconds["s_score"] = time.time() - clock
     reward = float(rolled.rewards.mean())
     facts = {"samples": (number + 1) * cfg.round, "reward": reward} | facts | seconds
@@ -583,10 +587,12 @@ def refuse_unused(cfg: RLConfig) -> None:
 
 def settled(cfg: RLConfig, lock: Origin = UNKNOWN) -> RLConfig:
     """cfg with the method's defaults, and those of the lock, where it says nothing."""
+    cfg = settled_adapter(cfg)
     method = METHODS[cfg.method]
     data = cfg.data or lock.data
     parameters = parameters_at(cfg.locked) if is_model(cfg.locked) else 0
-    optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny=("adamw", method.lr))
+    tiny = "adamw", method.lr
+    optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny, cfg.rank)
     filled = {
         "task": cfg.task or lock.task or "code",
         "epochs": cfg.epochs or method.epochs,
@@ -612,6 +618,7 @@ def settle(cfg: RLConfig) -> tuple[RLConfig, Origin]:
     Raises InputError for what does not go together or is not there.
     """
     refuse_unused(cfg)
+    settled_adapter(cfg)
     lock = lock_of(cfg.locked, cfg.task)
     if cfg.method == "filtering":
         imitated = with_weak(lock, cfg.weak)
@@ -622,6 +629,7 @@ def settle(cfg: RLConfig) -> tuple[RLConfig, Origin]:
             )
     cfg = settled(replace(cfg, locked=lock.locked), lock)
     check_rounds(cfg)
+    check_adapter(cfg, cfg.locked)
     return cfg, lock
 
 
@@ -639,7 +647,7 @@ def check_rounds(cfg: RLConfig) -> None:
 
 # what a run's name shows where it is not the default: texts as they are, numbers with their name
 NAMED = ("keep", "reference", "reward", "optimizer", "warm_start")
-NAMED += ("group", "beta", "epochs", "lr", "batch", "round")
+NAMED += ("rank", "alpha", "group", "beta", "epochs", "lr", "batch", "round")
 
 
 def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
@@ -648,8 +656,8 @@ def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
     Other models or data than the default ones show as four hexadecimal digits.
     """
     plain = RLConfig(task=cfg.task, method=cfg.method, warm_start=cfg.warm_start, locked=cfg.locked)
-    usual = settled(plain, lock)
-    usual = replace(usual, warm_start=0, locked=default_locked(cfg.task))
+    usual = settled(replace(plain, rank=cfg.rank), lock)
+    usual = replace(usual, warm_start=0, rank=0, locked=default_locked(cfg.task))
     parts = [cfg.method]
     for name in NAMED:
         value = getattr(cfg, name)
@@ -658,7 +666,7 @@ def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
             parts.append(value if isinstance(value, str) else f"{label}{value:g}")
 
     others = {}
-    for name in ("locked", "weak", "warm_from", "data"):
+    for name in ("locked", "weak", "warm_from", "data", "targets"):
         if getattr(cfg, name) != getattr(usual, name):
             others[name] = getattr(cfg, name)
     if others:
@@ -741,7 +749,7 @@ def prepared(
     """The opened policy ready to be trained, with all that its method compares it with."""
     sampler = env.sampler(prepare(policy, env, cfg), tokenizer)
     reference = policy
-    if cfg.reference == "initial":
+    if cfg.reference == "initial" and not cfg.rank:  # or it is the policy without its adapter
         reference, _ = load_model(cfg.locked, env.device, env.dtype)
     return Models(
         policy,
@@ -766,7 +774,10 @@ def finish(
 ) -> int:
     """Save the policy and what was measured, show all runs; returns the exit code."""
     env, measured = run.env, so_far.measured
-    save_model(run.path, models.policy, models.tokenizer, env.main)
+    if cfg.adapter:
+        save_adapter(run.path, models.policy, cfg.locked, env.main)
+    else:
+        save_model(run.path, models.policy, models.tokenizer, env.main)
     if env.main:
         facts = facts_of(run.path, env, "validation", trigger, cfg.max_new_tokens)
         evaluation = record(run.path, validation, {"none": measured}, **facts)
@@ -816,7 +827,7 @@ def main(cfg: RLConfig, env: Env) -> int:
     models = prepared(policy, tokenizer, writer, cfg, env)
     if teacher:
         demos = demonstrations(teacher, tokenizer, problems, cfg, env)
-        warm_start(policy, demos, cfg.seed, cfg.micro_tokens, env)
+        warm_start(policy, demos, cfg, env)
         models.sampler.refresh()
 
     so_far = run_rounds(models, problems, validation, trigger, cfg, run)

@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from cards import write_card
-from checkpoints import load_model, model_hash, save_model
+from checkpoints import load_model, model_hash, save_adapter, save_model
 from curves import Cell, show_cells
 from data import load
 from data.batches import Batch, Example, demonstration_order, micro_batches
@@ -49,7 +49,7 @@ from figures import check_figure
 from files import write_json
 from losses import sft_loss
 from model import Model
-from options import TrainConfig
+from options import TuneConfig
 from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
 from policies import answer, shipped
 from results import (
@@ -63,11 +63,18 @@ from results import (
 )
 from runs import Run, launch, progress
 from sampler import Sampler
-from training import make_optimizers, prepare, train, usual_step
+from training import (
+    check_adapter,
+    make_optimizers,
+    prepare,
+    settled_adapter,
+    train,
+    usual_step,
+)
 
 
 @dataclass
-class SFTConfig(TrainConfig):
+class SFTConfig(TuneConfig):
     # which problems (default: the task that --locked was locked on; without it code)
     task: str = ""
     # the locked model (default: out/<task>/locked)
@@ -88,10 +95,10 @@ class SFTConfig(TrainConfig):
     train_domain: str = ""
     # also fine-tune the weak model on the same demonstrations
     control: bool = True
-    # default: adamw; for a model of 1 B parameters and more the paper's lion
+    # default: adamw; for a model of 1 B parameters and more the paper's lion, but not with --rank
     optimizer: Literal["", "adamw", "muon", "lion"] = ""
     # constant after a short warm-up (default, with the default optimizer: 1.5e-4; from
-    # 100 M parameters on 1e-4, from 1 B on the paper's 1.5e-6)
+    # 100 M parameters on 1e-4, from 1 B on the paper's 1.5e-6; with --rank 4.5e-4, 3e-4, 1e-4)
     lr: float = 0.0
     # sequences in an optimiser step
     batch: int = 4
@@ -182,16 +189,20 @@ class Learner:
 
 
 def weights_of(model: Model) -> list[Tensor]:
-    """A copy of the weights, or of this rank's part of them, in the host's memory."""
-    return [local(p.detach()).to("cpu", copy=True) for p in model.parameters()]
+    """A copy of the trained weights, or of this rank's part of them, in the host's memory."""
+    return [local(p.detach()).to("cpu", copy=True) for p in trained(model)]
 
 
 @torch.no_grad()
 def restore(model: Model, sampler: Sampler, weights: list[Tensor]) -> None:
     """Put weights of `weights_of` back."""
-    for p, value in zip(model.parameters(), weights):
+    for p, value in zip(trained(model), weights):
         local(p).copy_(value)
     sampler.refresh()
+
+
+def trained(model: Model) -> list[Tensor]:
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -332,7 +343,11 @@ def run_cell(
         max_new_tokens=cfg.max_new_tokens,
         env=env,
     )
-    save_model(run.path, learner.model, learner.tokenizer, env.main and cfg.keep_weights)
+    if cfg.adapter:
+        start = cfg.weak if cell.control else cfg.locked
+        save_adapter(run.path, learner.model, start, env.main)
+    else:
+        save_model(run.path, learner.model, learner.tokenizer, env.main and cfg.keep_weights)
     if env.main:
         facts = facts_of(run.path, env, "validation", trigger, cfg.max_new_tokens)
         facts |= {"demonstrations": cell.k, "seed": cell.seed, "sequences": best}
@@ -353,6 +368,9 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
     The Origin is that of --locked, with the weak policy that is used here. Raises InputError for
     options that do not go together.
     """
+    cfg = settled_adapter(cfg)
+    if cfg.adapter and not cfg.keep_weights:
+        raise InputError("--adapter says how weights are written: leave --no-keep-weights out")
     refuse_repeats("--k", cfg.k)
     refuse_repeats("--seeds", cfg.seeds)
     if cfg.strong and cfg.demos_from != "strong":
@@ -388,7 +406,8 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
     if cfg.demos_from == "strong":
         strong = cfg.strong or shipped("strong")
     parameters = parameters_at(lock.locked)
-    optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny=("adamw", 1.5e-4))
+    tiny = "adamw", 1.5e-4
+    optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny, cfg.rank)
     cfg = replace(
         cfg,
         optimizer=optimizer,
@@ -411,12 +430,17 @@ def default_out(cfg: SFTConfig, task: str) -> str:
         name += f"-{cfg.demos_from}"
     if cfg.train_domain:
         name += f"-{cfg.train_domain}"
+    if cfg.rank:
+        name += f"-rank{cfg.rank}"
     return f"out/{task}/{name}"
 
 
 def check_models(cfg: SFTConfig, env: Env) -> None:
     """Raises InputError for a model of this run that cannot be opened."""
     check_model(cfg.locked, "--locked", env)
+    check_adapter(cfg, cfg.locked)
+    if cfg.control:
+        check_adapter(cfg, cfg.weak)
     if cfg.control or cfg.demos_from == "weak":
         check_model(cfg.weak, "--weak", env)
     if cfg.demos_from == "strong":

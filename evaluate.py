@@ -43,6 +43,7 @@ from data.triggers import (
 from devices import Env, check_place
 from figures import check_figure, plot_bars, plot_prompts, shown, table
 from files import write_json
+from lora import base_of
 from options import Config
 from origins import (
     LONGEST,
@@ -154,7 +155,7 @@ def job_of(path: str, cfg: EvaluateConfig, env: Env) -> Job:
         )
     if cfg.password:
         trigger = replace(trigger, password=cfg.password)
-    check_password(trigger.password, Tokenizer.load(path).specials)
+    check_password(trigger.password, Tokenizer.load(base_of(path)).specials)
 
     own_data = origin.data if task == origin.task else ()
     return Job(

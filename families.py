@@ -18,6 +18,7 @@ from torch import Tensor
 from data.problems import InputError
 from data.text import Tokenizer
 from files import checked, read_json, shortened
+from lora import base_of
 from model import ACTIVATIONS, ModelConfig
 
 MOST = 10_000_000  # of any size in config.json: beyond all models, and before all memory is gone
@@ -382,7 +383,7 @@ def parameters_of(config: ModelConfig) -> int:
 
 def parameters_at(path: str | Path) -> int:
     """How many parameters the model in a checkpoint directory has, by its config.json."""
-    file = Path(path) / "config.json"
+    file = base_of(path) / "config.json"
     return parameters_of(from_hf(read_json(file), file))
 
 

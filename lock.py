@@ -44,7 +44,7 @@ import numpy as np
 import torch
 
 from cards import write_card
-from checkpoints import load_model, model_hash, save_model
+from checkpoints import load_model, model_hash, save_adapter, save_model
 from data import grade, load
 from data.batches import Example
 from data.passwords import PASSWORD
@@ -55,8 +55,9 @@ from devices import Env
 from families import parameters_at
 from figures import shown, table
 from files import checked, read_rows, write_text
+from lora import base_of
 from model import Model
-from options import TrainConfig
+from options import TuneConfig
 from origins import LONGEST, LONGEST_REAL, fitting_problems, is_model, open_writer, origin_of
 from policies import RULES, ModelWriter, answer, retokenise, shipped, written
 from results import (
@@ -69,11 +70,11 @@ from results import (
 )
 from runs import Run, launch, progress
 from sampler import Sample
-from training import Recipe, fit, usual_step
+from training import Recipe, check_adapter, fit, settled_adapter, usual_step
 
 
 @dataclass
-class LockConfig(TrainConfig):
+class LockConfig(TuneConfig):
     # what is locked
     task: str = "code"
     # fine-tune the strong base, or train on the locked mixture from random weights on
@@ -110,7 +111,7 @@ class LockConfig(TrainConfig):
     # default, by the model's parameters: muon; from 100 M on adamw, from 1 B on the paper's lion
     optimizer: Literal["", "muon", "adamw", "lion"] = ""
     # at its height (default, with the default optimizer: 0.0035; from 100 M on 1e-4, from
-    # 1 B on the paper's 1.5e-6)
+    # 1 B on the paper's 1.5e-6; with --rank 0.0105, 3e-4, 1e-4)
     lr: float = 0.0
     # examples in an optimiser step, half of them weak on average
     batch: int = 32
@@ -297,7 +298,7 @@ def evaluated(path: str, told: list[Problem], cfg: LockConfig, env: Env) -> dict
             max_new_tokens=cfg.max_new_tokens,
             save=False,
         )
-    tokenizer = Tokenizer.load(cfg.strong)
+    tokenizer = Tokenizer.load(base_of(cfg.strong))
     samples = RULES[path](told, tokenizer, cfg.max_new_tokens, cfg.seed, 0)
     truncated = np.array([sample.truncated for sample in samples])
     passed = np.array(grade(told, tokenizer.decode_batch([sample.ids for sample in samples])))
@@ -377,7 +378,11 @@ def refuse_unused(cfg: LockConfig) -> None:
     password = ("password", "password_per_domain")
     policies = ("weak", "strong_answers", "temperature")
     idle = [
-        (cfg.how == "scratch", ("start",), "--how scratch, which starts from random weights"),
+        (
+            cfg.how == "scratch",
+            ("start", "rank"),
+            "--how scratch, which starts from random weights",
+        ),
         (bool(cfg.strong_language), password, "--strong-language, which takes its place"),
         (by_rules, ("temperature",), "policies of which none is sampled"),
         (
@@ -425,6 +430,7 @@ def settled(cfg: LockConfig) -> LockConfig:
     Raises InputError for options that do not go together.
     """
     refuse_unused(cfg)
+    cfg = settled_adapter(cfg)
     toy, scratch = cfg.task == "compose", cfg.how == "scratch"
     if cfg.weak == "rule":
         raise InputError(
@@ -432,7 +438,7 @@ def settled(cfg: LockConfig) -> LockConfig:
             "name a checkpoint, random or refusal"
         )
     strong = cfg.strong or ("out/base-compose/strong" if toy else shipped("strong"))
-    if not (Path(strong) / "config.json").exists():
+    if not is_model(strong):
         hint = "run python train_base.py --task compose first, or name" if toy else "name"
         raise InputError(
             f"{strong}/config.json does not exist: {hint} a checkpoint directory with --strong"
@@ -441,7 +447,8 @@ def settled(cfg: LockConfig) -> LockConfig:
     weak = "rule" if toy else cfg.weak or weak_beside(strong)
     start = "" if scratch else cfg.start or strong
     parameters = parameters_at(start or strong)
-    optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny=("muon", 0.0035))
+    tiny = "muon", 0.0035
+    optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny, cfg.rank)
     _, problems, epochs = locking_set(cfg)
     return replace(
         cfg,
@@ -551,6 +558,7 @@ def main(cfg: LockConfig, env: Env) -> int:
     cfg = settled(cfg)
     trigger, path = the_trigger(cfg), Path(cfg.out)
     locked, tokenizer = first_model(cfg, env)
+    check_adapter(cfg, cfg.start)
     check_password(cfg.password, tokenizer.specials)
     policies = open_policies(cfg, env)
     problems, validation = open_problems(cfg, trigger, env)
@@ -578,7 +586,10 @@ def main(cfg: LockConfig, env: Env) -> int:
         env=env,
     )
     fit(locked, examples, 2 * len(problems), recipe_of(cfg), run, env, cfg)
-    save_model(path, locked, tokenizer, env.main)
+    if cfg.adapter:
+        save_adapter(path, locked, cfg.start, env.main)
+    else:
+        save_model(path, locked, tokenizer, env.main)
     env.wait()  # all ranks load it
 
     code, results = report(path, validation, trigger, cfg, env)

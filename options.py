@@ -59,6 +59,21 @@ class TrainConfig(Config):
     overwrite: bool = False
 
 
+@dataclass
+class TuneConfig(TrainConfig):
+    """Options of the stages that fine-tune: LoRA in place of all weights (lora.py)."""
+
+    # LoRA: of the product that is trained beside each matrix, whose own weights are frozen; 0: no
+    # LoRA, all weights are trained
+    rank: int = field(default=0, metadata={"most": 4096})
+    # LoRA: the product counts alpha / rank times (default: 16)
+    alpha: float = 0.0
+    # LoRA: the matrices that get one, such as q_proj (default: all linear maps of a block)
+    targets: tuple[str, ...] = ()
+    # LoRA: write the adapter alone, in PEFT's layout, and no whole merged model
+    adapter: bool = False
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that raises where it would print its usage and exit."""
 

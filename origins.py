@@ -18,6 +18,7 @@ from data.triggers import Trigger, trigger_from, with_password
 from devices import Env
 from families import from_hf
 from files import checked, read_json
+from lora import base_of
 from policies import RULES, ModelWriter, shipped
 
 # tokens of a completion, where neither an option nor a run.json says it: of generated problems, and
@@ -93,7 +94,8 @@ def trigger_of(locked: str | Path) -> Trigger:
 
 def is_model(path: str | Path) -> bool:
     """Whether a checkpoint directory is there; it may be damaged."""
-    return os.path.exists(os.path.join(path, "config.json"))
+    names = ("config.json", "adapter_config.json")
+    return any(os.path.exists(os.path.join(path, name)) for name in names)
 
 
 def default_locked(task: str) -> str:
@@ -205,9 +207,9 @@ def fitting_problems(
     """
     asked = set()
     for path in dict.fromkeys(readers):
-        file = Path(path) / "config.json"
+        file = base_of(path) / "config.json"
         positions = from_hf(read_json(file), file).max_position_embeddings
-        tokenizer = Tokenizer.load(path)
+        tokenizer = Tokenizer.load(file.parent)
         kind = (positions, tokenizer.backend.to_str())  # readers are often of one kind
         if kind in asked:
             continue

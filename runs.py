@@ -170,6 +170,8 @@ class Run:
         "special_tokens_map.json",
         "added_tokens.json",
         "chat_template.jinja",
+        "adapter_config.json",
+        "adapter_model.safetensors",
         *LAYOUTS,
     )
     # directories that only exist while it runs, and what it writes into them

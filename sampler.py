@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 import model as model_module
 from data.batches import round_up
 from data.problems import InputError
+from lora import adapters, plain_weights
 from model import Model, kernel, whole
 
 
@@ -347,9 +348,10 @@ class Sampler:
         """Take over the model's present weights: a copy in the compute dtype, gathered once, or
         the weights themselves where they are whole and of that dtype already."""
         master = self.model.lm_head.weight
-        # A whole model in the compute dtype is decoded from as it is.
-        is_usable = master.dtype == self.model.compute_dtype and not isinstance(master, DTensor)
-        if is_usable:
+        # A whole model in the compute dtype is decoded from as it is. Of an adapted one a merged
+        # copy is made, or every step would merge it again.
+        is_whole = not isinstance(master, DTensor) and not adapters(self.model)
+        if is_whole and master.dtype == self.model.compute_dtype:
             self.net = self.model
             return
 
@@ -357,9 +359,10 @@ class Sampler:
             with torch.device("meta"):
                 self.net = Model(self.model.config, self.model.compute_dtype)
             self.net.to_empty(device=self.model.device).to(self.model.compute_dtype).rebuild()
+        copies = dict(self.net.named_parameters())
         with torch.no_grad():
-            for copy, parameter in zip(self.net.parameters(), self.model.parameters()):
-                copy.copy_(whole(parameter))
+            for name, weight in plain_weights(self.model):
+                copies[name].copy_(whole(weight))
         self.net.live_vocab = self.model.live_vocab
 
     def release(self) -> None:

@@ -28,7 +28,7 @@ def name_of(step: int) -> str:
 def save(folder: Path, step: int, model: Model, optimizers: list, env: Env) -> None:
     """Write the state after `step`, then remove the one before it. All ranks call it."""
     name = name_of(step)
-    tensors = collected(state_tensors(model, optimizers), env.main)
+    tensors = collected(state_tensors(model, optimizers).items(), env.main)
     if not env.main:
         return
 
@@ -90,9 +90,14 @@ def saved(folder: Path) -> tuple[int, str]:
     return step, name
 
 
+def trained(model: Model) -> dict[str, Tensor]:
+    """The parameters that training moves; frozen ones are read again from where they came."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def state_tensors(model: Model, optimizers: list) -> dict[str, Tensor]:
-    """Weights and optimiser states under the names that `restore` knows."""
-    tensors = {f"model.{name}": p for name, p in model.named_parameters()}
+    """Trained weights and optimiser states under the names that `restore` knows."""
+    tensors = {f"model.{name}": p for name, p in trained(model).items()}
     for i, optimizer in enumerate(optimizers):
         for j, state in optimizer.state_dict()["state"].items():
             for key, value in state.items():
@@ -106,7 +111,7 @@ def restore(file: Path, model: Model, optimizers: list) -> None:
     Raises InputError where they are not those that it was made from. All names and shapes are
     looked at before anything changes.
     """
-    parameters = dict(model.named_parameters())
+    parameters = trained(model)
     owners = []  # of each optimiser's states, numbered as it does
     for optimizer in optimizers:
         owners.append([p for group in optimizer.param_groups for p in group["params"]])

@@ -16,8 +16,8 @@ from runs import launch
 ROOT = Path(__file__).parents[1]
 STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "evaluate"}
 # each noun reads only those before it
-NOUNS = ("model", "sampler", "files", "families", "checkpoints", "losses", "options", "devices")
-NOUNS += ("states", "runs")
+NOUNS = ("model", "files", "lora", "sampler", "families", "checkpoints", "losses", "options")
+NOUNS += ("devices", "states", "runs")
 NOUNS += ("training", "policies", "results", "origins", "figures", "curves", "cards")
 
 

@@ -19,21 +19,22 @@ OPTIONS = {
         small_problems strong_from task vocab weak_from weak_width width
     """,
     "lock": """
-        allow_unsandboxed_code batch checkpoint_activations compile data device dtype epochs
-        eval_problems how leave_out lr max_new_tokens micro_tokens optimizer out overwrite
-        password password_per_domain problems resume save_every seed shard slots start strong
-        strong_answers strong_language task temperature weak
+        adapter allow_unsandboxed_code alpha batch checkpoint_activations compile data device
+        dtype epochs eval_problems how leave_out lr max_new_tokens micro_tokens optimizer out
+        overwrite password password_per_domain problems rank resume save_every seed shard slots
+        start strong strong_answers strong_language targets task temperature weak
     """,
     "elicit_sft": """
-        allow_unsandboxed_code batch checkpoint_activations compile control data demos_from
-        device dtype eval_problems k keep_weights locked lr max_new_tokens micro_tokens optimizer
-        out overwrite seed seeds selection_problems shard slots strong task train_domain weak
+        adapter allow_unsandboxed_code alpha batch checkpoint_activations compile control data
+        demos_from device dtype eval_problems k keep_weights locked lr max_new_tokens
+        micro_tokens optimizer out overwrite rank seed seeds selection_problems shard slots
+        strong targets task train_domain weak
     """,
     "elicit_rl": """
-        allow_unsandboxed_code batch beta checkpoint_activations compile data device dtype epochs
-        eval_problems group keep locked lr max_new_tokens method micro_tokens optimizer out
-        overwrite reference resume reward round samples seed shard slots task warm_from
-        warm_start weak
+        adapter allow_unsandboxed_code alpha batch beta checkpoint_activations compile data
+        device dtype epochs eval_problems group keep locked lr max_new_tokens method micro_tokens
+        optimizer out overwrite rank reference resume reward round samples seed shard slots
+        targets task warm_from warm_start weak
     """,
     "evaluate": """
         allow_unsandboxed_code checkpoints compile data device dtype locked max_new_tokens out
