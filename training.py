@@ -79,7 +79,7 @@ def check_adapter(cfg: TuneConfig, start: str) -> None:
     if cfg.adapter and config.published.get("model_type") == "gpt_neox":
         raise InputError(
             f"--adapter: {start} is a gpt_neox model, whose queries, keys and values are one "
-            "matrix in its files and three here: leave --adapter out, and the merged model is written"
+            "matrix in its files and three here: leave --adapter out to write the merged model"
         )
     with torch.device("meta"):
         model = Model(config)
