@@ -78,8 +78,8 @@ def check_adapter(cfg: TuneConfig, start: str) -> None:
     config = from_hf(read_json(file), file)
     if cfg.adapter and config.published.get("model_type") == "gpt_neox":
         raise InputError(
-            f"--adapter: {start} is a gpt_neox model, whose queries, keys and values are one matrix "
-            "in its files and three here: leave --adapter out, and the merged model is written"
+            f"--adapter: {start} is a gpt_neox model, whose queries, keys and values are one "
+            "matrix in its files and three here: leave --adapter out to write the merged model"
         )
     with torch.device("meta"):
         model = Model(config)
