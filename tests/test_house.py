@@ -1,4 +1,7 @@
-"""The rules of the house that a command can check, and the examples of docs/extending.md."""
+"""The rules of the house that a command can check, and the examples of docs/extending.md.
+
+PYTHONPATH=. python tests/test_house.py   # counts the code: lines, comments, comprehensions, ...
+"""
 
 import ast
 import re
@@ -55,6 +58,69 @@ def test_data_imports_nothing_above_it():
         assert imports(file) <= {"data"}, file
 
 
+# ----------------------------------------------------------------------------------------- counting
+
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def documented(tree: ast.Module) -> set[int]:
+    """The numbers of the lines that are docstrings."""
+    found: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node
+        ):
+            text = node.body[0]
+            found |= set(range(text.lineno, text.end_lineno + 1))
+    return found
+
+
+def functions_of(tree: ast.Module) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+def counted(files: list[Path]) -> dict[str, float]:
+    """Lines in all; of 100 lines those over 100 columns; of 100 lines of code those with a comment
+    alone, and the comprehensions; of 100 lines in functions the blank ones; the longest function.
+    """
+    total = long = code = comments = comprehensions = within = blank = longest = 0
+    for file in files:
+        tree, lines = ast.parse(file.read_text()), file.read_text().splitlines()
+        total += len(lines)
+        long += sum(len(line) > 100 for line in lines)
+        comments += sum(line.strip().startswith("#") for line in lines)
+        text = documented(tree)
+        for number, line in enumerate(lines, 1):
+            code += bool(line.strip()) and not line.strip().startswith("#") and number not in text
+        comprehensions += sum(isinstance(node, COMPREHENSIONS) for node in ast.walk(tree))
+        for function in functions_of(tree):
+            body = lines[function.lineno - 1 : function.end_lineno]
+            longest = max(longest, len(body))
+            within += len(body)
+            blank += sum(not line.strip() for line in body)
+    return {
+        "lines": total,
+        "over 100 columns, %": round(100 * long / total, 1),
+        "comments": round(100 * comments / code, 1),
+        "comprehensions": round(100 * comprehensions / code, 1),
+        "blank, %": round(100 * blank / within, 1),
+        "longest function": longest,
+    }
+
+
+TOP, DATA = sorted(ROOT.glob("*.py")), sorted((ROOT / "data").rglob("*.py"))
+
+
+@pytest.mark.parametrize("files", [TOP, DATA], ids=["top", "data"])
+def test_no_line_is_wide_no_function_long_and_the_code_is_not_dense(files):
+    found = counted(files)
+    assert found["over 100 columns, %"] == 0 and found["longest function"] <= 70
+    assert found["comprehensions"] <= 5
+
+
+# ----------------------------------------------------------------------------- docs/extending.md
+
+
 def blocks() -> list[str]:
     text = (ROOT / "docs/extending.md").read_text()
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -99,3 +165,8 @@ def test_the_lock_and_the_elicitor_of_the_docs(tmp_path, monkeypatch, capsys):
         launch(evaluate.main, evaluate.EvaluateConfig)
     assert ended.value.code == 0
     assert "out/noise" in capsys.readouterr().out
+
+
+if __name__ == "__main__":
+    for name, files in (("top level", TOP), ("data/", DATA)):
+        print(f"{name}: {counted(files)}")
