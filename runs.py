@@ -174,8 +174,12 @@ class Run:
         "adapter_model.safetensors",
         *LAYOUTS,
     )
-    # directories that only exist while it runs, and what it writes into them
-    PASSING = {"state": ("state.json*", "step-*.safetensors*"), ".saving": OUTPUTS}
+    # directories that only exist while it runs, and what it writes into them; safetensors writes
+    # into a file of the last name first, which a kill leaves behind
+    PASSING = {
+        "state": ("state.json*", "step-*.safetensors*", ".tmp??????"),
+        ".saving": (*OUTPUTS, ".tmp??????"),
+    }
 
     def __init__(
         self,

@@ -403,7 +403,8 @@ def test_overwrite_removes_the_files_of_that_run_and_nothing_else(tmp_path):
     (out / "model-backup.safetensors").write_text("the user's")
     (out / "state").mkdir()
     (out / "state/mine.txt").write_text("the user's")
-    (out / "state/step-0000001.safetensors").write_text("the run's")
+    for name in ("step-0000001.safetensors", "step-0000002.safetensors.tmp", ".tmp9xa0rt"):
+        (out / "state" / name).write_text("the run's")
     with pytest.raises(InputError, match="holds what lock.py wrote"):
         Run(Options(overwrite=True), CPU, out, stage="train_base")
     Run(Options(overwrite=True), CPU, out, stage="lock")
