@@ -10,9 +10,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # before torch and numpy read it, and for the stages that tests start
-)
+# before torch and numpy read it, and for the stages that tests start
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -22,13 +21,13 @@ from data.batches import Example
 from data.text import train_bpe
 from model import Model, ModelConfig
 
-EOS_SET = list(
-    range(0, 300, 8)
-)  # for sampling tests: one id in eight ends a completion, so lengths vary
+# for sampling tests: one id in eight ends a completion, so lengths vary
+EOS_SET = list(range(0, 300, 8))
 
 
-# made once: the lock of test_stages, and the two runs that an interrupted one is compared with
-COSTLY = ("work", "straight_rl", "straight_lock")
+# made once: the lock of test_stages, the two runs that an interrupted one is compared with, the
+# attacks on the sandbox
+COSTLY = ("work", "straight_rl", "straight_lock", "outcomes")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

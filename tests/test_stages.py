@@ -35,11 +35,11 @@ QUICK_LOCK = (
     "--strong-answers",
     "reference",
     "--problems",
-    "320",
+    "240",
     "--epochs",
-    "3",
+    "2",
     "--batch",
-    "32",
+    "16",
     "--eval-problems",
     "40",
     "--max-new-tokens",
@@ -562,7 +562,7 @@ def test_a_lock_killed_on_some_ranks_and_resumed_on_one_is_the_same_lock(
 def test_train_base_makes_three_models(tmp_path):
     small = (
         "--problems",
-        "1000",
+        "400",
         "--small-problems",
         "100",
         "--small-epochs",
@@ -581,6 +581,8 @@ def test_train_base_makes_three_models(tmp_path):
         "mmlu+math",
         "--slots",
         "128",
+        "--max-new-tokens",
+        "24",
         "--no-compile",
     )
     stage("train_base", *small, cwd=tmp_path)

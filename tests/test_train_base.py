@@ -18,7 +18,7 @@ from train_base import BaseConfig, Lessons
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "data/base"
-ENV = Env(torch.device("cpu"), torch.float32, False)
+ENV = Env(torch.device("cpu"), torch.float32, False, slots=8)
 
 
 def test_lessons_from_scratch_stand_among_idle_text_and_others_do_not(tokenizer):
@@ -33,8 +33,8 @@ def test_lessons_from_scratch_stand_among_idle_text_and_others_do_not(tokenizer)
     assert {tuple(example.completion_ids) for example in plain + dressed} == {tuple(completions[0])}
 
 
-def test_the_strong_and_the_weak_policy_are_given_bases_fine_tuned(tmp_path):
-    """And a lock of the first, started from the strong base, needs no more than their places."""
+def test_the_strong_and_the_weak_policy_are_given_bases_fine_tuned(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_base, "small_problems", lambda cfg: load("code", "weak", 8))
     small = {"problems": 8, "epochs": 1, "small_problems": 8, "small_epochs": 1, "eval_problems": 6}
     cfg = BaseConfig(
         task="code",
