@@ -33,7 +33,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from cards import write_card
 from checkpoints import load_model, model_hash, save_adapter, save_model
@@ -65,6 +64,7 @@ from runs import Run, launch, progress
 from sampler import Sampler
 from training import (
     check_adapter,
+    local,
     make_optimizers,
     prepare,
     settled_adapter,
@@ -203,10 +203,6 @@ def restore(model: Model, sampler: Sampler, weights: list[Tensor]) -> None:
 
 def trained(model: Model) -> list[Tensor]:
     return [p for p in model.parameters() if p.requires_grad]
-
-
-def local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 SHORTEST = 256  # sequences

@@ -58,7 +58,7 @@ from files import checked, read_rows, write_text
 from lora import base_of
 from model import Model
 from options import TuneConfig
-from origins import LONGEST, LONGEST_REAL, fitting_problems, is_model, open_writer, origin_of
+from origins import fitting_problems, is_model, open_writer, origin_of, usual_longest
 from policies import RULES, ModelWriter, answer, retokenise, shipped, written
 from results import (
     Measured,
@@ -459,7 +459,7 @@ def settled(cfg: LockConfig) -> LockConfig:
         start=start,
         optimizer=optimizer,
         lr=lr,
-        max_new_tokens=cfg.max_new_tokens or (LONGEST_REAL if cfg.data else LONGEST),
+        max_new_tokens=cfg.max_new_tokens or usual_longest(cfg.data),
         problems=cfg.problems or problems,
         epochs=cfg.epochs or epochs,
     )

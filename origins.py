@@ -26,6 +26,10 @@ from policies import RULES, ModelWriter, shipped
 LONGEST, LONGEST_REAL = 96, 256
 
 
+def usual_longest(data: tuple[str, ...]) -> int:
+    return LONGEST_REAL if data else LONGEST
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where a model came from, as its run.json says; empty where nothing is said.

@@ -26,6 +26,7 @@ import states
 from checkpoints import LAYOUTS
 from data.problems import InputError
 from data.real.rows import content_hash
+from data.text import COPIED
 from devices import Env, check_shared, setup
 from files import checked, read_json, read_rows, reason, shortened, write_json, write_text
 from model import Model
@@ -164,14 +165,9 @@ class Run:
         "curve.json",
         "reference-*.npy",
         "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "chat_template.jinja",
         "adapter_config.json",
         "adapter_model.safetensors",
+        *COPIED,
         *LAYOUTS,
     )
     # directories that only exist while it runs, and what it writes into them; safetensors writes

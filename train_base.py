@@ -50,7 +50,7 @@ from devices import Env
 from families import parameters_at
 from model import Model, ModelConfig
 from options import TrainConfig
-from origins import LONGEST, LONGEST_REAL, fitting_problems, is_model
+from origins import fitting_problems, is_model, usual_longest
 from policies import answer, retokenise
 from runs import Run, launch, progress
 from sampler import Sample, Sampler
@@ -462,7 +462,7 @@ def settled(cfg: BaseConfig) -> BaseConfig:
         "epochs": 1,
         "lr": 0.005,
         "batch": SCRATCH,
-        "max_new_tokens": LONGEST_REAL if cfg.data else LONGEST,
+        "max_new_tokens": usual_longest(cfg.data),
         "small_problems": 40_000,
         "small_epochs": 4,
         "small_lr": 0.02,
