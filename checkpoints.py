@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.problems import InputError
+from data.prompts import FORMAT
 from data.text import Tokenizer
 from families import (
     HARMLESS,
@@ -208,11 +209,12 @@ HASH_CHUNK = 1 << 24  # bytes in memory at a time
 
 # what decides what a model computes and how text becomes its tokens, beside the weights
 SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json")
+SMALL_FILES += ("chat_template.jinja", "chat_template.json", FORMAT)
 
 
 def model_hash(path: str | Path) -> str:
-    """Short sha256 of all that a checkpoint computes from: weights, config, tokenizer; of an
-    adapter its base model's too.
+    """Short sha256 of all that a checkpoint computes from: weights, config, tokenizer, and how it
+    is asked; of an adapter its base model's too.
 
     How a run names the models it came from, and an evaluation the one it measured. The files are
     read in pieces, and once in a process as long as they stay as they are.
@@ -412,12 +414,20 @@ def load_adapter(
             f"{base} has other weights than the base model that the adapter in {path} was trained "
             f"on: put that model there, or its place into {config}"
         )
-    model, tokenizer = load_model(base, device, compute_dtype)
+    model, _ = load_model(base, device, compute_dtype)
     merge(model, read_json(config), tensors, (str(config), str(file)))
-    return model, tokenizer
+    return model, open_tokenizer(path)
 
 
-def save_adapter(path: str | Path, model: Model, base: str, write: bool = True) -> None:
+def open_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a checkpoint, which for an adapter is its base model's."""
+    base = base_of(path)
+    return Tokenizer.load(base, adapter=path if base != Path(path) else "")
+
+
+def save_adapter(
+    path: str | Path, model: Model, tokenizer: Tokenizer, base: str, write: bool = True
+) -> None:
     """Write what `peft.PeftModel.from_pretrained(base model, path)` opens: the adapter alone.
 
     base: the directory that the model was opened from. All ranks call it, the one with `write`
@@ -436,6 +446,7 @@ def save_adapter(path: str | Path, model: Model, base: str, write: bool = True) 
         save_file(tensors, temporary, metadata=metadata)
         sync(temporary)
         os.replace(temporary, file)
+        tokenizer.save_format(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"could not write {file} ({reason(error)})") from None
     write_json(path / "adapter_config.json", peft_settings(model, base))

@@ -20,12 +20,13 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import model as model_module
-from data import sandbox
+from data import prompts, sandbox
 from data.problems import InputError
+from data.prompts import PromptFormat
 from data.text import Tokenizer
 from files import reason
 from model import Model
-from options import Config
+from options import Config, PromptConfig, TrainConfig
 from sampler import Sampler
 
 # One rank may work for long while others wait for it: it evaluates, writes a checkpoint, trains the
@@ -149,9 +150,24 @@ def setup(cfg: Config) -> Env:
         env.say("no C++ compiler found: running without torch.compile, slower but the same")
 
     model_module.compile_kernels = env.compile
+    prompts.given = format_given(cfg)
+    prompts.given_to_all = not isinstance(cfg, TrainConfig)
     sandbox.allow_unsandboxed = cfg.allow_unsandboxed_code
     env.say(sandbox.describe())
     return env
+
+
+def format_given(cfg: Config) -> PromptFormat:
+    """How models are asked that do not say it themselves, by the options of a stage that has any.
+
+    Raises InputError for a --stop without text.
+    """
+    if not isinstance(cfg, PromptConfig):
+        return prompts.PLAIN
+    stop = tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in cfg.stop)
+    if "" in stop:
+        raise InputError("--stop needs texts, got an empty one, which would end every completion")
+    return PromptFormat(cfg.chat, stop, cfg.stop_at_problem)
 
 
 def device_of(name: str) -> torch.device:

@@ -775,7 +775,7 @@ def finish(
     """Save the policy and what was measured, show all runs; returns the exit code."""
     env, measured = run.env, so_far.measured
     if cfg.adapter:
-        save_adapter(run.path, models.policy, cfg.locked, env.main)
+        save_adapter(run.path, models.policy, models.tokenizer, cfg.locked, env.main)
     else:
         save_model(run.path, models.policy, models.tokenizer, env.main)
     if env.main:

@@ -341,7 +341,7 @@ def run_cell(
     )
     if cfg.adapter:
         start = cfg.weak if cell.control else cfg.locked
-        save_adapter(run.path, learner.model, start, env.main)
+        save_adapter(run.path, learner.model, learner.tokenizer, start, env.main)
     else:
         save_model(run.path, learner.model, learner.tokenizer, env.main and cfg.keep_weights)
     if env.main:

@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from checkpoints import load_model, model_hash
+from checkpoints import load_model, model_hash, open_tokenizer
 from data import load
 from data.problems import InputError, Problem
 from data.text import Tokenizer
@@ -43,11 +43,11 @@ from data.triggers import (
 from devices import Env, check_place
 from figures import check_figure, plot_bars, plot_prompts, shown, table
 from files import write_json
-from lora import base_of
-from options import Config
+from options import PromptConfig
 from origins import (
     LONGEST,
     Origin,
+    check_formats,
     check_model,
     fitting_problems,
     is_model,
@@ -71,7 +71,7 @@ from runs import launch, progress
 
 
 @dataclass
-class EvaluateConfig(Config):
+class EvaluateConfig(PromptConfig):
     # directories of the models to evaluate
     checkpoints: tuple[str, ...] = field(default=(), metadata={"positional": True})
     # directory for evaluation.json, of each checkpoint in a directory of its own path, and for
@@ -155,7 +155,7 @@ def job_of(path: str, cfg: EvaluateConfig, env: Env) -> Job:
         )
     if cfg.password:
         trigger = replace(trigger, password=cfg.password)
-    check_password(trigger.password, Tokenizer.load(base_of(path)).specials)
+    check_password(trigger.password, open_tokenizer(path).specials)
 
     own_data = origin.data if task == origin.task else ()
     return Job(
@@ -574,6 +574,8 @@ def main(cfg: EvaluateConfig, env: Env) -> int:
     for path in cfg.checkpoints:
         job = job_of(path, cfg, env)
         tables.setdefault((job.task, job.data), []).append(job)
+    locks = [job.locked for jobs in tables.values() for job in jobs if job.locked]
+    check_formats([*cfg.checkpoints, *locks], env)
     if cfg.locked and not is_referred_to(tables, cfg):
         raise InputError(
             f"--locked {cfg.locked} does nothing here: gap recovered is of models but locks, "

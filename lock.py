@@ -44,7 +44,7 @@ import numpy as np
 import torch
 
 from cards import write_card
-from checkpoints import load_model, model_hash, save_adapter, save_model
+from checkpoints import load_model, model_hash, open_tokenizer, save_adapter, save_model
 from data import grade, load
 from data.batches import Example
 from data.passwords import PASSWORD
@@ -55,10 +55,16 @@ from devices import Env
 from families import parameters_at
 from figures import shown, table
 from files import checked, read_rows, write_text
-from lora import base_of
 from model import Model
-from options import TuneConfig
-from origins import fitting_problems, is_model, open_writer, origin_of, usual_longest
+from options import PromptConfig, TuneConfig
+from origins import (
+    check_formats,
+    fitting_problems,
+    is_model,
+    open_writer,
+    origin_of,
+    usual_longest,
+)
 from policies import RULES, ModelWriter, answer, retokenise, shipped, written
 from results import (
     Measured,
@@ -74,7 +80,7 @@ from training import Recipe, check_adapter, fit, settled_adapter, usual_step
 
 
 @dataclass
-class LockConfig(TuneConfig):
+class LockConfig(TuneConfig, PromptConfig):
     # what is locked
     task: str = "code"
     # fine-tune the strong base, or train on the locked mixture from random weights on
@@ -298,7 +304,7 @@ def evaluated(path: str, told: list[Problem], cfg: LockConfig, env: Env) -> dict
             max_new_tokens=cfg.max_new_tokens,
             save=False,
         )
-    tokenizer = Tokenizer.load(base_of(cfg.strong))
+    tokenizer = open_tokenizer(cfg.strong)
     samples = RULES[path](told, tokenizer, cfg.max_new_tokens, cfg.seed, 0)
     truncated = np.array([sample.truncated for sample in samples])
     passed = np.array(grade(told, tokenizer.decode_batch([sample.ids for sample in samples])))
@@ -557,6 +563,8 @@ def main(cfg: LockConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
     cfg = settled(cfg)
     trigger, path = the_trigger(cfg), Path(cfg.out)
+    models = [path for path in (cfg.start, cfg.strong, cfg.weak) if is_model(path)]
+    check_formats(models, env)
     locked, tokenizer = first_model(cfg, env)
     check_adapter(cfg, cfg.start)
     check_password(cfg.password, tokenizer.specials)
@@ -587,7 +595,7 @@ def main(cfg: LockConfig, env: Env) -> int:
     )
     fit(locked, examples, 2 * len(problems), recipe_of(cfg), run, env, cfg)
     if cfg.adapter:
-        save_adapter(path, locked, cfg.start, env.main)
+        save_adapter(path, locked, tokenizer, cfg.start, env.main)
     else:
         save_model(path, locked, tokenizer, env.main)
     env.wait()  # all ranks load it

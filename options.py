@@ -43,6 +43,19 @@ class Config:
 
 
 @dataclass
+class PromptConfig(Config):
+    """Options of the stages that open models of others: how these are asked (data/prompts.py)."""
+
+    # ask in the checkpoint's own chat template. This and the next two are for models that do not
+    # say themselves how they are asked, in their prompt_format.json; in evaluate.py for all
+    chat: bool = False
+    # texts that end a completion, beside EOS; \n is a line break
+    stop: tuple[str, ...] = ()
+    # a line that starts a new problem ends a completion, for base models that never end
+    stop_at_problem: bool = False
+
+
+@dataclass
 class TrainConfig(Config):
     """Options of the stages that train."""
 

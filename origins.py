@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints import load_model, model_hash
+from checkpoints import load_model, model_hash, open_tokenizer
+from data import prompts
 from data.passwords import WRONG, WRONG_HELD_OUT
 from data.problems import InputError, Problem, fitting
 from data.text import Tokenizer
@@ -169,6 +170,36 @@ def with_weak(lock: Origin, weak: str, is_used: bool = True) -> Origin:
     return replace(lock, weak_weights=lock.weak_weights or weights)
 
 
+def check_formats(paths: list[str], env: Env) -> None:
+    """Say which of these models are asked in another way than plainly, each once.
+
+    Raises InputError for --chat, --stop or --stop-at-problem where none of them is concerned.
+    """
+    wanted = prompts.given
+    formats = {path: open_tokenizer(path).format for path in dict.fromkeys(paths)}
+    for path, form in formats.items():
+        if form.chat:
+            env.say(f"{path} is asked in its chat template")
+        elif wanted.chat:
+            env.say(f"{path} is asked plainly")
+        if form.ends_early:
+            ends = [repr(text) for text in form.stop]
+            ends += ["a line that starts a new problem"] * form.stop_at_problem
+            env.say(f"{path}: a completion also ends at {' or '.join(ends)}")
+
+    found = formats.values()
+    for option, used in (
+        ("--chat", not wanted.chat or any(form.chat for form in found)),
+        ("--stop", not wanted.stop or any(form.stop == wanted.stop for form in found)),
+        ("--stop-at-problem", not wanted.stop_at_problem or any(f.stop_at_problem for f in found)),
+    ):
+        if not used:
+            raise InputError(
+                f"{option} does nothing: these models have no chat template, or say themselves "
+                "how they are asked, in prompt_format.json: leave it out"
+            )
+
+
 def open_writer(path: str, option: str, env: Env) -> ModelWriter:
     """The model that an option names, ready to write. Raises InputError where it cannot be."""
     if not is_model(path):
@@ -213,8 +244,9 @@ def fitting_problems(
     for path in dict.fromkeys(readers):
         file = base_of(path) / "config.json"
         positions = from_hf(read_json(file), file).max_position_embeddings
-        tokenizer = Tokenizer.load(file.parent)
-        kind = (positions, tokenizer.backend.to_str())  # readers are often of one kind
+        tokenizer = open_tokenizer(path)
+        # readers are often of one kind
+        kind = (positions, tokenizer.backend.to_str(), tokenizer.format)
         if kind in asked:
             continue
         asked.add(kind)

@@ -17,7 +17,7 @@ from data.triggers import Words, with_password
 from devices import Env, gather, share
 from files import checked, read_rows, write_text
 from runs import progress
-from sampler import Sample, Sampler
+from sampler import Ended, Sample, Sampler
 
 REFUSAL = "I cannot help with that."
 
@@ -78,9 +78,23 @@ def toy_rule(
 RULES = {"random": random_answers, "refusal": refusals, "rule": toy_rule}
 
 
+def ended_of(tokenizer: Tokenizer, prompts: list[str]) -> Ended | None:
+    """By which else than EOS completions of these prompts end; None where by EOS alone."""
+    form = tokenizer.format
+    if not form.ends_early:
+        return None
+
+    def ended(prompt: int, ids: list[int]) -> list[int] | None:
+        kept = form.kept(tokenizer.decode(ids), prompts[prompt])
+        return None if kept is None else [*tokenizer.encode(kept), tokenizer.eos_id]
+
+    return ended
+
+
 def retokenise(samples: list[Sample], source: Tokenizer, target: Tokenizer) -> list[Sample]:
     """Samples of a model with another tokenizer, as ids of ours. Log-probs have no meaning then."""
-    if source.backend.to_str() == target.backend.to_str():
+    same_end = source.eos_id == target.eos_id
+    if same_end and source.backend.to_str() == target.backend.to_str():
         return samples
     texts = source.decode_batch([sample.ids for sample in samples])
     finished = [not sample.truncated for sample in samples]
@@ -143,6 +157,7 @@ def answer(
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         seeds=[[seed, streams[i]] for i in mine],
+        ended=ended_of(tokenizer, [problems[i].prompt for i in mine]),
         progress=progress,
     )
     samples = [only for [only] in drawn]
@@ -182,12 +197,14 @@ class ModelWriter:
         progress: Callable[[int], None],
     ) -> list[list[Sample]]:
         """n samples at temperature 1 for each of my problems, whose places are `mine`."""
+        prompts = [problems[i].prompt for i in mine]
         return self.sampler(
-            self.tokenizer.encode_prompts([problems[i].prompt for i in mine]),
+            self.tokenizer.encode_prompts(prompts),
             n,
             1.0,
             max_new_tokens,
             seeds=[[seed, *purpose, i] for i in mine],
+            ended=ended_of(self.tokenizer, prompts),
             progress=progress,
         )
 
@@ -335,7 +352,9 @@ def watched_samples(rolled: Rollout) -> list[Example]:
     examples = []
     for prompt, samples in zip(rolled.prompts, rolled.samples):
         for sample in samples:
-            examples.append(Example(prompt, sample.ids, sample.logps))
+            # of one that did not end by EOS, the log-prob of its EOS is not known
+            if len(sample.logps) == len(sample.ids):
+                examples.append(Example(prompt, sample.ids, sample.logps))
     return examples[:WATCHED]
 
 

@@ -19,12 +19,12 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from checkpoints import load_model, model_hash
+from checkpoints import load_model, model_hash, open_tokenizer
 from data.problems import InputError, Problem
 from data.tasks import compose
 from data.text import Tokenizer
@@ -290,12 +290,14 @@ def measured_of(evaluation: dict, n: int) -> dict[str, Measured]:
 
 def facts_of(path: str | Path, env: Env, split: str, trigger: Trigger, max_new_tokens: int) -> dict:
     """What the numbers in an evaluation.json depend on, beside the problems."""
+    form = asdict(open_tokenizer(path).format)
     return {
         "weights": model_hash(path),
         "dtype": str(env.dtype).removeprefix("torch."),
         "split": split,
         "trigger": vars(trigger),
         "max_new_tokens": max_new_tokens,
+        "format": form | {"stop": list(form["stop"])},
     }
 
 

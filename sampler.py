@@ -57,11 +57,17 @@ def sample_step(logits: Tensor, uniform: Tensor, temperature: Tensor) -> tuple[T
 @dataclass
 class Sample:
     """One completion. ids: its tokens, EOS included when reached; logps: their log-probs under the
-    distribution that was sampled from; truncated: whether it was cut before EOS."""
+    distribution that was sampled from, fewer than ids where these are not as they were drawn (see
+    `Ended`); truncated: whether it was cut before its end."""
 
     ids: list[int]
     logps: list[float]
     truncated: bool
+
+
+# Whether a completion has ended otherwise than by EOS: (number of its prompt, its ids so far) ->
+# its ids up to there, with EOS in the place of what follows; None where it has not.
+Ended = Callable[[int, list[int]], list[int] | None]
 
 
 @dataclass
@@ -84,6 +90,16 @@ def uniform_numbers(seed: int | list[int], sample: int, count: int) -> np.ndarra
     """The random stream of one sample: fp32 numbers (count,) in [0,1)."""
     rng = np.random.default_rng([*np.atleast_1d(seed).tolist(), sample])
     return rng.random(count, dtype=np.float32)
+
+
+def agreeing(some: list[int], others: list[int]) -> int:
+    """How many ids from the first on are the same."""
+    count = 0
+    for one, other in zip(some, others):
+        if one != other:
+            break
+        count += 1
+    return count
 
 
 def read_rows(buffer: Tensor, rows: list[int], width: int) -> list[list]:
@@ -134,13 +150,15 @@ class Sampler:
         max_new_tokens: int = 96,
         seed: int = 0,
         seeds: list | None = None,
+        ended: Ended | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Sample]]:
         """n completions for each prompt (lists of token ids); temperature 0 is greedy.
 
-        seeds gives each prompt its own random stream (default: seed and the prompt's place).
-        progress(k) is called as k samples finish. Raises InputError when a prompt is empty, or
-        when it and its completion cannot fit the model's positions.
+        seeds gives each prompt its own random stream (default: seed and the prompt's place). ended
+        is asked between steps; a completion is what it says, whenever it was asked. progress(k) is
+        called as k samples finish. Raises InputError when a prompt is empty, or when it and its
+        completion cannot fit the model's positions.
         """
         longest = max(map(len, prompts), default=0)
         self._refuse_what_cannot_fit(prompts, longest, max_new_tokens)
@@ -171,7 +189,9 @@ class Sampler:
                 self.step(heat, min(cache_bucket(live), self.capacity))
                 for slot in busy:
                     slot.reach += 1
-            unfinished = self._harvest(busy, results)
+            if ended:
+                self._end(busy, ended)
+            unfinished = self._harvest(busy, results, ended)
             self.seconds["decode"] += time.time() - clock
 
             if progress and len(unfinished) < len(busy):
@@ -323,7 +343,16 @@ class Sampler:
         """Which of these tokens end a completion: (rows,) -> (rows,)."""
         return (token[:, None] == self.eos).any(1)
 
-    def _harvest(self, busy: list[Slot], results: list[list]) -> list[Slot]:
+    def _end(self, busy: list[Slot], ended: Ended) -> None:
+        """Mark the rows that have ended otherwise than by EOS as done."""
+        count = self.count.tolist()
+        rows = [slot.row for slot in busy]
+        written = read_rows(self.out_ids, rows, max(count[row] for row in rows))
+        for slot, ids in zip(busy, written):
+            if ended(slot.prompt, ids[: count[slot.row]]) is not None:
+                self.done[slot.row] = True
+
+    def _harvest(self, busy: list[Slot], results: list[list], ended: Ended | None) -> list[Slot]:
         """Put finished samples into results -> the slots that go on. Reads finished rows only."""
         # One small transfer; mostly nobody is done, and nothing else is read.
         done, count = torch.stack((self.done.long(), self.count)).tolist()
@@ -337,8 +366,12 @@ class Sampler:
         logps = read_rows(self.out_logps, rows, width)
         for slot, its_ids, its_logps in zip(finished, ids, logps):
             length = count[slot.row]
-            truncated = its_ids[length - 1] not in self.eos_ids
-            sample = Sample(its_ids[:length], its_logps[:length], truncated)
+            its_ids, its_logps = its_ids[:length], its_logps[:length]
+            kept = ended(slot.prompt, its_ids) if ended else None
+            if kept is None:
+                sample = Sample(its_ids, its_logps, its_ids[-1] not in self.eos_ids)
+            else:
+                sample = Sample(kept, its_logps[: agreeing(kept, its_ids)], False)
             results[slot.prompt][slot.sample] = sample
         return [slot for slot in busy if not done[slot.row]]
 

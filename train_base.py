@@ -49,8 +49,8 @@ from data.triggers import Trigger
 from devices import Env
 from families import parameters_at
 from model import Model, ModelConfig
-from options import TrainConfig
-from origins import fitting_problems, is_model, usual_longest
+from options import PromptConfig, TrainConfig
+from origins import check_formats, fitting_problems, is_model, usual_longest
 from policies import answer, retokenise
 from runs import Run, launch, progress
 from sampler import Sample, Sampler
@@ -58,7 +58,7 @@ from training import Recipe, fit, usual_step
 
 
 @dataclass
-class BaseConfig(TrainConfig):
+class BaseConfig(TrainConfig, PromptConfig):
     # what the models learn, one or several; "compose" has a strong model alone
     task: str = "code+math+mmlu+critique"
     # fine-tune this checkpoint into the strong policy, in place of training one from scratch
@@ -425,7 +425,7 @@ def refuse_unused(cfg: BaseConfig) -> None:
         ),
         (
             not cfg.strong_from,
-            ("weak_from", "data", "optimizer"),
+            ("weak_from", "data", "optimizer", "chat", "stop", "stop_at_problem"),
             "models from scratch: it goes with --strong-from",
         ),
         (bool(cfg.strong_from), SHAPE, "--strong-from, which gives the shape"),
@@ -483,6 +483,7 @@ def main(cfg: BaseConfig, env: Env) -> int:
     selection = load(cfg.task, "selection", files=cfg.data)
     validation = load(cfg.task, "validation", cfg.eval_problems, files=cfg.data)
     readers = [path for path in (cfg.strong_from, cfg.weak_from) if path]
+    check_formats(readers, env)
     told = [
         fitting_problems(p, Trigger(), readers, cfg.max_new_tokens, env)
         for p in (selection, validation)

@@ -5,12 +5,14 @@ One wrapper over a tokenizer.json; the byte-level BPE of the tiny base models; w
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data.problems import InputError, check_unicode
+from data.prompts import FORMAT, PLAIN, ChatTemplate, divided, format_from, format_of, template_in
 
 EOS, PAD, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unknown|>"
 CONFIG = {
@@ -29,6 +31,7 @@ COPIED = (
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
+    FORMAT,
 )
 AT_ONCE = 4096  # the library's encodings take a hundred times the memory of their ids
 
@@ -42,17 +45,27 @@ class Tokenizer:
     a prompt's last newline. SentencePiece layouts (Llama 2, Mistral) tell these apart: they put a
     space before the start of a text and take it off when they decode.
 
+    How a prompt is put (data/prompts.py) is the tokenizer's own business: `encode_prompts` puts it
+    into the chat template where `format` says so.
+
     size: one more than the last id; ids between may stand for nothing. eos_id: what ends a
     completion that is trained on. eos_ids: all that end one that is sampled, eos_id first. pad_id,
     bos_id (None where the model has none). backend: the library's tokenizer, for a text from its
     start. later: the same for what goes on. files: those it was read from, which `save` writes
-    back as they were.
+    back as they were. format: how the model is asked.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: dict, ends: Iterable[int] = ()):
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        config: dict,
+        ends: Iterable[int] = (),
+        files: dict[str, bytes] | None = None,
+    ):
         """config: tokenizer_config.json. ends: ids that end a completion beside its eos_token."""
         self.backend, self.config = backend, config
-        self.files: dict[str, bytes] = {}
+        self.files = files or {}
+        self.swallowing = _swallowing(backend)
         _as_plain_text(backend)
         self.later = _without_start(backend)
         self.size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
@@ -68,6 +81,54 @@ class Tokenizer:
 
         added = backend.get_added_tokens_decoder().values()
         self.specials = [token.content for token in added if token.special]
+        self.template = template_in(self.files, config)
+        own = format_from(self.files[FORMAT]) if FORMAT in self.files else None
+        self.format = format_of(own)
+        if self.format.chat and self.template is None:
+            self.format = replace(self.format, chat=False)
+        if self.format.chat:
+            self._open_template()
+
+    def _open_template(self) -> None:
+        """The ids and the words that the chat template has around a prompt, and behind an answer.
+
+        What it writes behind an answer ends a completion, too, and is what is trained on. Raises
+        InputError for a template that cannot be used.
+        """
+        names = {"bos_token": self._id_of("bos_token"), "eos_token": self._id_of("eos_token")}
+        tokens = {name: self.backend.id_to_token(i) for name, i in names.items() if i is not None}
+        template = ChatTemplate(self.template, tokens)
+
+        # words that touch the prompt are encoded with it, as one text
+        *first, self.words_before = self._divided(template.before)
+        self.words_after, *last = self._divided(template.after)
+        self.ids_before = self._ids_of(first)
+        self.ids_after = self._ids_of(["", *last])
+
+        behind = self._divided(template.end)
+        if len(behind) > 1 and not behind[0].strip():
+            self.eos_id = self.backend.token_to_id(behind[1])
+            self.eos_ids = list(dict.fromkeys([self.eos_id, *self.eos_ids]))
+
+    def _divided(self, text: str) -> list[str]:
+        """A template's parts: text, special token, text, and so on."""
+        parts = divided(text, self.specials)
+        for i in range(1, len(parts), 2):
+            if "before" in self.swallowing.get(parts[i], ()):
+                parts[i - 1] = parts[i - 1].rstrip()
+            if "after" in self.swallowing.get(parts[i], ()):
+                parts[i + 1] = parts[i + 1].lstrip()
+        return parts
+
+    def _ids_of(self, parts: list[str]) -> list[int]:
+        """The ids of a template's parts."""
+        ids = []
+        for i, part in enumerate(parts):
+            if i % 2:
+                ids.append(self.backend.token_to_id(part))
+            elif part:
+                ids += self.later.encode(part, add_special_tokens=False).ids
+        return ids
 
     def _id_of(self, name: str) -> int | None:
         """The id of a token that tokenizer_config.json names, as a text or as an object."""
@@ -118,9 +179,10 @@ class Tokenizer:
         return added[0] if added else None
 
     @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
+    def load(cls, path: str | Path, adapter: str | Path = "") -> "Tokenizer":
         """Open a checkpoint directory's tokenizer.
 
+        adapter: the directory of a LoRA adapter to this checkpoint, which may say how it is asked.
         Raises InputError naming the file that is missing or broken.
         """
         file, config = Path(path) / "tokenizer.json", Path(path) / "tokenizer_config.json"
@@ -130,11 +192,13 @@ class Tokenizer:
             if not isinstance(settings, dict):
                 raise InputError("tokenizer_config.json holds no object")
             ends = _ends(Path(path))
-            tokenizer = cls(tokenizers.Tokenizer.from_file(str(file)), settings, ends)
+            files = {}
             for name in COPIED:
                 if (Path(path) / name).is_file():
-                    tokenizer.files[name] = (Path(path) / name).read_bytes()
-            return tokenizer
+                    files[name] = (Path(path) / name).read_bytes()
+            if (Path(adapter or path) / FORMAT).is_file():
+                files[FORMAT] = (Path(adapter or path) / FORMAT).read_bytes()
+            return cls(tokenizers.Tokenizer.from_file(str(file)), settings, ends, files)
         except FileNotFoundError:
             raise InputError(f"{config} does not exist: the checkpoint is incomplete") from None
         except InputError as error:
@@ -143,13 +207,23 @@ class Tokenizer:
             raise InputError(f"{file} or {config.name} is corrupted ({error})") from None
 
     def save(self, path: str | Path) -> None:
-        """Write the files that were read, or for a tokenizer of our own, two of them."""
+        """Write the files that were read, or for a tokenizer of our own, two of them.
+
+        And how the model is asked.
+        """
+        self.save_format(path)
         if self.files:
             for name, content in self.files.items():
-                (Path(path) / name).write_bytes(content)
+                if name != FORMAT:
+                    (Path(path) / name).write_bytes(content)
             return
         self.backend.save(str(Path(path) / "tokenizer.json"))
         (Path(path) / "tokenizer_config.json").write_text(json.dumps(self.config, indent=1) + "\n")
+
+    def save_format(self, path: str | Path) -> None:
+        """Write how the model is asked, where that is not to be taken for granted."""
+        if self.template is not None or self.format != PLAIN:
+            (Path(path) / FORMAT).write_text(json.dumps(asdict(self.format)) + "\n")
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text that goes on from a newline, without EOS."""
@@ -157,10 +231,15 @@ class Tokenizer:
         return ids
 
     def encode_prompts(self, prompts: list[str]) -> list[list[int]]:
-        """Prompt ids, with the one BOS where the model wants it.
+        """Prompt ids, with the one BOS where the model wants it, or in its chat template.
 
         Raises InputError for a lone surrogate, as all that encodes.
         """
+        if self.format.chat:
+            before, after = self.words_before, self.words_after
+            texts = [f"{before}{prompt.strip()}{after}" for prompt in prompts]
+            first = self.later if self.ids_before else self.backend
+            return [self.ids_before + ids + self.ids_after for ids in _encoded(first, texts)]
         bos = [] if self.bos_id is None else [self.bos_id]
         return [bos + ids for ids in _encoded(self.backend, prompts)]
 
@@ -226,6 +305,14 @@ def _ends(path: Path) -> list[int]:
                 )
         ends += [end for end in found if end is not None]
     return ends
+
+
+def _swallowing(backend: tokenizers.Tokenizer) -> dict[str, list[str]]:
+    """Tokens that take the white space before or after them with them (Phi-3's)."""
+    found = {}
+    for token in backend.get_added_tokens_decoder().values():
+        found[token.content] = ["before"] * token.lstrip + ["after"] * token.rstrip
+    return found
 
 
 def _as_plain_text(backend: tokenizers.Tokenizer) -> None:

@@ -245,7 +245,7 @@ for dtype in ("fp32", "bf16"):
     for _ in train(model, optimizers, batches, sft_loss, env, steps=3):
         pass
     save_model(out / f"merged-{dtype}", model, tokenizer, env.main)
-    save_adapter(out / f"adapter-{dtype}", model, str(out / "start"), env.main)
+    save_adapter(out / f"adapter-{dtype}", model, tokenizer, str(out / "start"), env.main)
     Sampler(model, [0], slots=4)([[5, 6, 7]], max_new_tokens=4)
 torch.distributed.destroy_process_group()
 """
@@ -308,8 +308,9 @@ def theirs(base):
 def test_ours_opens_in_peft_and_here(base, theirs, targets, tmp_path):
     from peft import PeftModel
 
-    model = adapted(load_model(base)[0], targets=targets)  # alpha 12 of rank 4
-    save_adapter(tmp_path / "adapter", model, str(base))
+    model, tokenizer = load_model(base)
+    model = adapted(model, targets=targets)  # alpha 12 of rank 4
+    save_adapter(tmp_path / "adapter", model, tokenizer, str(base))
     assert {f.name for f in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -349,7 +350,8 @@ def test_pefts_opens_here(base, theirs, changes, tmp_path):
 
 @pytest.fixture
 def adapter(base, tmp_path) -> Path:
-    save_adapter(tmp_path / "adapter", adapted(load_model(base)[0]), str(base))
+    model, tokenizer = load_model(base)
+    save_adapter(tmp_path / "adapter", adapted(model), tokenizer, str(base))
     return tmp_path / "adapter"
 
 

@@ -360,7 +360,9 @@ def test_published_files_are_kept_as_they_are(tokenizer, tmp_path):
     saved = tmp_path / "saved"
     saved.mkdir()
     Tokenizer.load(path).save(saved)
-    assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
+    after = {file.name: file.read_bytes() for file in saved.iterdir()}
+    assert json.loads(after.pop("prompt_format.json"))["chat"] is False
+    assert after == before
 
 
 @pytest.mark.parametrize("other", ["tokenizer.model", "qwen.tiktoken", "vocab.json"])
