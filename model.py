@@ -152,7 +152,7 @@ def cached_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> T
     B, H, _, D = q.shape
     K = keys.shape[1]
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=H != K)
+        return grouped_attention(q, keys, values, mask)
 
     # Query heads are grouped by the key-value head that they share: (B,K,H/K,...).
     q = (q * D**-0.5).view(B, K, -1, 1, D)
@@ -160,6 +160,18 @@ def cached_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> T
     weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
     mixed = (weights[..., None] * values[:, :, None].float()).sum(-2)  # (B,K,H/K,D)
     return mixed.to(values.dtype).view(B, H, 1, D)
+
+
+def grouped_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """As `cached_attention`, by SDPA: heads that share keys are rows of one head's queries.
+
+    With a mask and enable_gqa no fused kernel of CUDA applies: SDPA would repeat keys and values
+    and compute all scores. So grouped, and with S a multiple of 8, one does.
+    """
+    B, H, _, D = q.shape
+    K = keys.shape[1]
+    rows = q.view(B, K, H // K, D)
+    return F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask).view(B, H, 1, D)
 
 
 class LayerCache(NamedTuple):

@@ -67,6 +67,17 @@ def test_attention_is_sdpa(H, K, length):
     near(our_grads, their_grads, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_heads_that_share_keys_are_rows_of_one_query(kv_heads):
+    """What CUDA decodes with, beside what a CPU does."""
+    B, H, S, D = 3, 6, 40, 16
+    q = torch.randn(B, H, 1, D)
+    keys, values = torch.randn(B, kv_heads, S, D), torch.randn(B, kv_heads, S, D)
+    mask = (torch.arange(S) <= torch.tensor([0, 17, 39])[:, None])[:, None, None]
+    expected = M.cached_attention(q, keys, values, mask)
+    torch.testing.assert_close(M.grouped_attention(q, keys, values, mask), expected)
+
+
 @pytest.mark.parametrize("K, tied", [(4, False), (2, True), (1, False)])
 def test_padding_on_the_right_and_the_future_change_nothing(make_model, K, tied):
     model = make_model(num_key_value_heads=K, tie_word_embeddings=tied)
