@@ -176,18 +176,22 @@ def check_formats(paths: list[str], env: Env) -> None:
     Raises InputError for --chat, --stop or --stop-at-problem where none of them is concerned.
     """
     wanted = prompts.given
-    formats = {path: open_tokenizer(path).format for path in dict.fromkeys(paths)}
-    for path, form in formats.items():
+    found = []
+    for path in dict.fromkeys(paths):
+        tokenizer = open_tokenizer(path)
+        form = tokenizer.format
+        found.append(form)
         if form.chat:
             env.say(f"{path} is asked in its chat template")
+        elif wanted.chat and tokenizer.template is None:
+            env.say(f"{path} has no chat template: it is asked plainly")
         elif wanted.chat:
-            env.say(f"{path} is asked plainly")
+            env.say(f"{path} was trained to be asked plainly, and is")
         if form.ends_early:
             ends = [repr(text) for text in form.stop]
             ends += ["a line that starts a new problem"] * form.stop_at_problem
             env.say(f"{path}: a completion also ends at {' or '.join(ends)}")
 
-    found = formats.values()
     for option, used in (
         ("--chat", not wanted.chat or any(form.chat for form in found)),
         ("--stop", not wanted.stop or any(form.stop == wanted.stop for form in found)),
