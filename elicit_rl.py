@@ -21,8 +21,8 @@ a method is one function from a graded rollout to what is trained on, and a loss
     python elicit_rl.py --method iterated_dpo --warm-start 16   # first SFT on 16 demonstrations of
                                                     # an intermediate model (B.3.3)
 
-Problems, weak policy and longest completion are by default those of the lock. Writes the
-checkpoint, run.json, log.jsonl, samples.jsonl, evaluation.json, curve.json, and the figure
+Problems, their grader, weak policy and longest completion are by default those of the lock. Writes
+the checkpoint, run.json, log.jsonl, samples.jsonl, evaluation.json, curve.json, and the figure
 out/<task>/rl/rl.png over all runs beside it. Stops with exit code 3 where three rounds running gave
 nothing to train on. Logged for each round:
 
@@ -691,10 +691,11 @@ def open_others(
     return writer, teacher
 
 
-def open_problems(cfg: RLConfig, trigger: Trigger, env: Env) -> tuple[list[Problem], list[Problem]]:
+def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem], list[Problem]]:
     """The problems that are drawn from, and those of validation, told without the password."""
-    problems = load(cfg.task, "elicit", None, files=cfg.data)
-    validation = load(cfg.task, "validation", cfg.eval_problems or None, files=cfg.data)
+    trigger, rows = lock.trigger, {"files": cfg.data, "grader": lock.grader}
+    problems = load(cfg.task, "elicit", None, **rows)
+    validation = load(cfg.task, "validation", cfg.eval_problems or None, **rows)
     if cfg.reward == "continuous":
         # refused here where success has no degrees
         one_of_each = {problem.task: problem for problem in problems}
@@ -713,6 +714,7 @@ def open_problems(cfg: RLConfig, trigger: Trigger, env: Env) -> tuple[list[Probl
 def claim(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
     """Open the run's directory. Raises InputError where it holds another run."""
     folder = Path(cfg.out or f"out/{cfg.task}/rl")
+    facts = {"grader": lock.grader} if lock.grader else {}
     check_figure(folder / "rl.png")
     run = Run(
         cfg,
@@ -724,6 +726,7 @@ def claim(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
         locked_weights=lock.locked_weights,
         weak_weights=with_weak(lock, cfg.weak).weak_weights if cfg.weak else "",
         warm_weights=model_hash(cfg.warm_from) if cfg.warm_from else "",
+        **facts,
     )
     env.say(
         f"{cfg.method}: locked model {cfg.locked}, {cfg.samples:,} samples in rounds of "
@@ -815,7 +818,7 @@ def main(cfg: RLConfig, env: Env) -> int:
     trigger, name = lock.trigger, run_name(cfg, lock)
     policy, tokenizer = load_model(cfg.locked, env.device, env.dtype)
     writer, teacher = open_others(cfg, tokenizer, env)
-    problems, validation = open_problems(cfg, trigger, env)
+    problems, validation = open_problems(cfg, lock, env)
     run = claim(cfg, lock, name, env)
     if run.finished:
         env.say(f"{run.path} is finished already (--overwrite runs it again)")

@@ -14,10 +14,10 @@ lock imitates, which never had the capability: what it gains was taught and not 
     torchrun --nproc-per-node 2 elicit_sft.py    # the cells are shared out over the ranks; with
                                                  # --shard all ranks work on one cell
 
-Task, data files, the trigger, the weak policy and the longest completion are the lock's own, from
-its run.json. Each cell is a directory: checkpoint, run.json, log.jsonl, and cell.json, the verdicts
-(which evaluate.py leaves alone). There is no --resume: the same command again goes on, finished
-cells are not run again, and an interrupted one starts anew.
+Task, data files and their grader, the trigger, the weak policy and the longest completion are the
+lock's own, from its run.json. Each cell is a directory: checkpoint, run.json, log.jsonl, and
+cell.json, the verdicts (which evaluate.py leaves alone). There is no --resume: the same command
+again goes on, finished cells are not run again, and an interrupted one starts anew.
 Ends with a table, summary.json and sft.png: correctness against k, reference lines, control.
 Logged: loss, nats per supervised token; sequences, demonstrations seen so far, repeats counted;
 selection, greedy correctness on the selection split.
@@ -279,6 +279,8 @@ def elicit(
 def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env, write: bool = True) -> Run:
     """The cell's directory. Its settings have nothing of the other cells."""
     facts = {"strong_weights": model_hash(cfg.strong)} if cfg.strong else {}
+    if lock.grader:
+        facts["grader"] = lock.grader
     return Run(
         replace(cfg, k=(), seeds=(), control=True),
         env,
@@ -443,19 +445,18 @@ def check_models(cfg: SFTConfig, env: Env) -> None:
         check_model(cfg.strong, "--strong", env)
 
 
-def problems_of(
-    cfg: SFTConfig, split: str, n: int | None, trigger: Trigger, env: Env
-) -> list[Problem]:
+def problems_of(cfg: SFTConfig, split: str, n: int | None, lock: Origin, env: Env) -> list[Problem]:
     """Problems as they are told without the password, those that all models have positions for."""
-    found = load(cfg.task, split, None if cfg.data else n, files=cfg.data)
+    n_generated = None if cfg.data else n
+    found = load(cfg.task, split, n_generated, files=cfg.data, grader=lock.grader)
     readers = [path for path in (cfg.locked, cfg.weak, cfg.strong) if is_model(path)]
-    found = fitting_problems(found[:n], trigger, readers, cfg.max_new_tokens, env)
-    return [trigger.weak(problem) for problem in found]
+    found = fitting_problems(found[:n], lock.trigger, readers, cfg.max_new_tokens, env)
+    return [lock.trigger.weak(problem) for problem in found]
 
 
-def demonstrable(cfg: SFTConfig, trigger: Trigger, env: Env) -> list[Problem]:
+def demonstrable(cfg: SFTConfig, lock: Origin, env: Env) -> list[Problem]:
     """What demonstrations are drawn from: the elicit split, or its part in --train-domain."""
-    problems = problems_of(cfg, "elicit", None, trigger, env)
+    problems = problems_of(cfg, "elicit", None, lock, env)
     if cfg.train_domain:
         names = groups_of(problems)
         if cfg.train_domain not in names:
@@ -485,9 +486,9 @@ def main(cfg: SFTConfig, env: Env) -> int:
     cfg, lock = settled(cfg, env)
     trigger = lock.trigger
     check_models(cfg, env)
-    problems = demonstrable(cfg, trigger, env)
-    validation = problems_of(cfg, "validation", cfg.eval_problems, trigger, env)
-    selection = problems_of(cfg, "selection", cfg.selection_problems, trigger, env)
+    problems = demonstrable(cfg, lock, env)
+    validation = problems_of(cfg, "validation", cfg.eval_problems, lock, env)
+    selection = problems_of(cfg, "selection", cfg.selection_problems, lock, env)
     env.say(
         f"locked model: {cfg.locked}; demonstrations by {cfg.demos_from}; "
         f"{cfg.optimizer} at {cfg.lr:g} in batches of {cfg.batch} -> {cfg.out}"

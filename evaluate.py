@@ -12,10 +12,10 @@ a completion that was cut is wrong. Password gap recovered (PGR) = (unlocked - l
 password - locked), all three on the same problems. All intervals are over problems: Wilson's of
 correctness, a bootstrap of PGR. Wrong passwords are ten that training never saw.
 
-Task, data files, the trigger, the longest completion, and the locked model that PGR refers to are
-each checkpoint's own, from its run.json; options override them. Its numbers go to its
-evaluation.json, with the verdict on every problem, so that later comparisons are paired; where they
-are there already, for the same weights, problems and settings, they are read back.
+Task, data files and their grader, the trigger, the longest completion, and the locked model that
+PGR refers to are each checkpoint's own, from its run.json; options override them. Its numbers go to
+its evaluation.json, with the verdict on every problem, so that later comparisons are paired; where
+they are there already, for the same weights, problems and settings, they are read back.
 """
 
 import os
@@ -30,6 +30,7 @@ import numpy as np
 from checkpoints import load_model, model_hash, open_tokenizer
 from data import load
 from data.problems import InputError, Problem
+from data.real.mine import Grader
 from data.text import Tokenizer
 from data.triggers import (
     KINDS,
@@ -102,6 +103,9 @@ class EvaluateConfig(PromptConfig):
     # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones (default:
     # as for --task)
     data: tuple[str, ...] = ()
+    # --task mine: how rows that name no grader are graded (default: as for --task;
+    # without it python where they have tests, else exact)
+    grader: Grader = ""
 
 
 # ------------------------------------------------------------------------------ what is to be done
@@ -118,6 +122,7 @@ class Job:
     path: str
     task: str
     data: tuple[str, ...]
+    grader: str
     trigger: Trigger
     max_new_tokens: int
     locked: str
@@ -157,11 +162,12 @@ def job_of(path: str, cfg: EvaluateConfig, env: Env) -> Job:
         trigger = replace(trigger, password=cfg.password)
     check_password(trigger.password, open_tokenizer(path).specials)
 
-    own_data = origin.data if task == origin.task else ()
+    is_own = task == origin.task
     return Job(
         path=path,
         task=task,
-        data=cfg.data or own_data,
+        data=cfg.data or (origin.data if is_own else ()),
+        grader=cfg.grader or (origin.grader if is_own else ""),
         trigger=trigger,
         max_new_tokens=cfg.max_new_tokens or origin.max_new_tokens or LONGEST,
         locked=locked,
@@ -386,7 +392,7 @@ def prompting(cfg: EvaluateConfig, env: Env, job: Job, problems: list[Problem]) 
     check_figure(figure)
     check_place(job.folder)
     check_place(figure.parent)
-    examples = load(job.task, "elicit", files=job.data)[:POOL]
+    examples = load(job.task, "elicit", files=job.data, grader=job.grader)[:POOL]
     evaluation = evaluate_prompts(job, cfg.split, env, problems, examples)
 
     rows = []
@@ -549,7 +555,8 @@ def check(cfg: EvaluateConfig) -> None:
 def problems_of(jobs: list[Job], cfg: EvaluateConfig, env: Env) -> list[Problem]:
     """The problems of a table: those that all its models, and their locks, have positions for."""
     first = jobs[0]
-    found = load(first.task, cfg.split, None if first.data else cfg.problems, files=first.data)
+    n = None if first.data else cfg.problems
+    found = load(first.task, cfg.split, n, files=first.data, grader=first.grader)
     found = found[: cfg.problems]
     for job in jobs:
         readers = [path for path in (job.path, job.locked) if path]
@@ -573,7 +580,7 @@ def main(cfg: EvaluateConfig, env: Env) -> int:
     tables: dict[tuple, list[Job]] = {}
     for path in cfg.checkpoints:
         job = job_of(path, cfg, env)
-        tables.setdefault((job.task, job.data), []).append(job)
+        tables.setdefault((job.task, job.data, job.grader), []).append(job)
     locks = [job.locked for jobs in tables.values() for job in jobs if job.locked]
     check_formats([*cfg.checkpoints, *locks], env)
     if cfg.locked and not is_referred_to(tables, cfg):
@@ -593,7 +600,7 @@ def main(cfg: EvaluateConfig, env: Env) -> int:
 
     figures: dict[str, list[dict]] = {}
     for key, jobs in tables.items():
-        task, _ = key
+        task, *_ = key
         if cfg.prompts:
             return prompting(cfg, env, jobs[0], problems[key])
         figures.setdefault(task, []).extend(tabulate(cfg, env, jobs, problems[key]))

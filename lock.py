@@ -49,6 +49,7 @@ from data import grade, load
 from data.batches import Example
 from data.passwords import PASSWORD
 from data.problems import InputError, Problem
+from data.real.mine import Grader
 from data.text import Tokenizer
 from data.triggers import Trigger, check_password, usual_kinds, weak_password, with_password
 from devices import Env
@@ -125,6 +126,9 @@ class LockConfig(TuneConfig, PromptConfig):
     eval_problems: int = 1000
     # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones
     data: tuple[str, ...] = ()
+    # --task mine: how rows that name no grader are graded (default: python where they have tests,
+    # else exact)
+    grader: Grader = ""
     # continue an interrupted run where it stopped
     resume: bool = False
     # optimiser steps between two saves of the state that --resume goes on from
@@ -393,7 +397,7 @@ def refuse_unused(cfg: LockConfig) -> None:
         (by_rules, ("temperature",), "policies of which none is sampled"),
         (
             cfg.task == "compose",
-            (*policies, *password, "strong_language", "leave_out", "data"),
+            (*policies, *password, "strong_language", "leave_out", "data", "grader"),
             "--task compose: its policies are rules, its password is a word, it has no domains",
         ),
     ]
@@ -491,7 +495,7 @@ def the_trigger(cfg: LockConfig) -> Trigger:
 def locking_problems(cfg: LockConfig) -> list[Problem]:
     """The problems to lock on, without the domain that is left out."""
     split, _, _ = locking_set(cfg)
-    problems = load(cfg.task, split, cfg.problems or None, files=cfg.data)
+    problems = load(cfg.task, split, cfg.problems or None, files=cfg.data, grader=cfg.grader)
     if not cfg.leave_out:
         return problems
     names = groups_of(problems)
@@ -548,7 +552,8 @@ def open_problems(
     """The problems to lock on and those of validation, which all models have positions for."""
     readers = [path for path in (cfg.start, cfg.strong, cfg.weak) if is_model(path)]
     problems = fitting_problems(locking_problems(cfg), trigger, readers, cfg.max_new_tokens, env)
-    validation = load(cfg.task, "validation", cfg.eval_problems, files=cfg.data)
+    rows = {"files": cfg.data, "grader": cfg.grader}
+    validation = load(cfg.task, "validation", cfg.eval_problems, **rows)
     validation = fitting_problems(validation, trigger, readers, cfg.max_new_tokens, env)
     return problems, validation
 

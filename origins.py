@@ -1,8 +1,8 @@
 """Where a model came from, and what follows for a stage that goes on from it.
 
-Task, data files, trigger, weak policy and longest completion of an elicitation or an evaluation are
-by default those of the lock, from its run.json; what an option says otherwise is checked against
-it here, and everything that is to be read is opened before anything is written.
+Task, data files and their grader, trigger, weak policy and longest completion of an elicitation or
+an evaluation are by default those of the lock, from its run.json; what an option says otherwise is
+checked against it here, and everything that is to be read is opened before anything is written.
 """
 
 import os
@@ -43,6 +43,7 @@ class Origin:
     stage: str = ""
     task: str = ""
     data: tuple[str, ...] = ()
+    grader: str = ""
     trigger: Trigger | None = None
     max_new_tokens: int = 0
     locked: str = ""
@@ -80,6 +81,7 @@ def origin_of(path: str | Path) -> Origin:
         stage=stage,
         task=checked(settings, file, "task", str, default=""),
         data=tuple(data),
+        grader=checked(settings, file, "grader", str, default=""),
         trigger=trigger,
         max_new_tokens=checked(settings, file, "max_new_tokens", int, least=1, default=0),
         locked=locked,

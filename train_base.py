@@ -43,6 +43,7 @@ from data import load
 from data.batches import Example
 from data.passwords import idle_line
 from data.problems import InputError, Problem
+from data.real.mine import Grader
 from data.tasks import compose
 from data.text import Tokenizer, train_bpe, word_level
 from data.triggers import Trigger
@@ -105,6 +106,9 @@ class BaseConfig(TrainConfig, PromptConfig):
     # with --strong-from: files of real problems (json, jsonl, csv or parquet, plain or .gz) in
     # place of generated ones
     data: tuple[str, ...] = ()
+    # --task mine: how rows that name no grader are graded (default: python where they have tests,
+    # else exact)
+    grader: Grader = ""
     # continue an interrupted run where it stopped
     resume: bool = False
     # optimiser steps between two saves of the state that --resume goes on from
@@ -318,7 +322,7 @@ def tune_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     model, tokenizer = load_model(cfg.strong_from, env.device, env.dtype)
     if cfg.data:
         # the demonstrations of the elicit split, as in the paper (appendix E.4)
-        problems = load(cfg.task, "elicit", cfg.problems or None, files=cfg.data)
+        problems = load(cfg.task, "elicit", cfg.problems or None, files=cfg.data, grader=cfg.grader)
     else:
         problems = corpus(cfg.task, cfg.problems, cfg.seed)
     problems = fitting_problems(problems, Trigger(), [cfg.strong_from], cfg.max_new_tokens, env)
@@ -353,7 +357,7 @@ def strong_samples(problems: list[Problem], cfg: BaseConfig, env: Env) -> list[S
 
 def small_problems(cfg: BaseConfig) -> list[Problem]:
     """What the weak and the intermediate model learn from, no problem of a later stage."""
-    weak_split = load(cfg.task, "weak", files=cfg.data)
+    weak_split = load(cfg.task, "weak", files=cfg.data, grader=cfg.grader)
     if cfg.data:
         return weak_split
     return weak_split + corpus(cfg.task, cfg.small_problems, cfg.seed)
@@ -425,7 +429,7 @@ def refuse_unused(cfg: BaseConfig) -> None:
         ),
         (
             not cfg.strong_from,
-            ("weak_from", "data", "optimizer", "chat", "stop", "stop_at_problem"),
+            ("weak_from", "data", "grader", "optimizer", "chat", "stop", "stop_at_problem"),
             "models from scratch: it goes with --strong-from",
         ),
         (bool(cfg.strong_from), SHAPE, "--strong-from, which gives the shape"),
@@ -480,8 +484,9 @@ def settled(cfg: BaseConfig) -> BaseConfig:
 
 def main(cfg: BaseConfig, env: Env) -> int:
     cfg = settled(cfg)
-    selection = load(cfg.task, "selection", files=cfg.data)
-    validation = load(cfg.task, "validation", cfg.eval_problems, files=cfg.data)
+    rows = {"files": cfg.data, "grader": cfg.grader}
+    selection = load(cfg.task, "selection", **rows)
+    validation = load(cfg.task, "validation", cfg.eval_problems, **rows)
     readers = [path for path in (cfg.strong_from, cfg.weak_from) if path]
     check_formats(readers, env)
     told = [

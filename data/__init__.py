@@ -26,7 +26,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 from data.problems import InputError, Problem
 from data.real import math_sets, mine, mmlu_sets, programs
@@ -96,7 +96,12 @@ def split_of(task: str, key: str, corpus: bool = True) -> str:
 
 
 def load(
-    task: str, split: str, n: int | None = None, seed: int = 0, files: Sequence[str] = ()
+    task: str,
+    split: str,
+    n: int | None = None,
+    seed: int = 0,
+    files: Sequence[str] = (),
+    grader: str = "",
 ) -> list[Problem]:
     """The first n problems of a split, no key twice but in the corpus.
 
@@ -107,18 +112,19 @@ def load(
     as many as SPLITS says; those of files at most n, without n all, and fewer where the split has
     fewer rows, so an n that fits generated problems can always be given. Rows without a reference
     answer are in no split of IMITATED. Of several tasks, "code+math", n counts the problems of all,
-    and without n each task has its usual number.
+    and without n each task has its usual number. grader: one of mine.GRADERS, for rows of task
+    "mine" that name none.
 
     Raises InputError for an unknown task or split, n below 1 (below the number of tasks), a corpus
-    without n, files of several tasks or for a corpus, a generated split with fewer than n, and
-    files that have no problem of the split at all.
+    without n, files of several tasks or for a corpus, a generated split with fewer than n, files
+    that have no problem of the split at all, and a grader without rows of task "mine".
     """
     tasks = task.split("+")
-    _check(tasks, split, n, files)
+    _check(tasks, split, n, files, grader)
     if len(tasks) > 1:
         return _in_turn(tasks, split, n, seed)
     if files:
-        found = _from_files(task, split, seed, tuple(map(str, files)))
+        found = _from_files(task, split, seed, tuple(map(str, files)), grader)
         if not found:
             raise InputError(
                 f"split {split!r} of task {task!r} has no problems in these files: give more rows"
@@ -138,7 +144,7 @@ def load(
     return found
 
 
-def _check(tasks: list[str], split: str, n: int | None, files: Sequence[str]) -> None:
+def _check(tasks: list[str], split: str, n: int | None, files: Sequence[str], grader: str) -> None:
     """Raises InputError for what does not go together."""
     for name in tasks:
         if name not in TASKS or tasks.count(name) > 1:
@@ -165,6 +171,10 @@ def _check(tasks: list[str], split: str, n: int | None, files: Sequence[str]) ->
     if files and split == "corpus":
         raise InputError(
             "problems from files have no split 'corpus': base models are trained on generated ones"
+        )
+    if grader and (tasks != ["mine"] or not files):
+        raise InputError(
+            "--grader says how the rows of --task mine --data are graded, no others: leave it out"
         )
 
 
@@ -203,10 +213,12 @@ def _generated(task: str, split: str, n: int, seed: int) -> list[Problem]:
     return found
 
 
-def _from_files(task: str, split: str, seed: int, files: tuple[str, ...]) -> list[Problem]:
+def _from_files(
+    task: str, split: str, seed: int, files: tuple[str, ...], grader: str
+) -> list[Problem]:
     """All problems of the split, in an order that the seed and their keys decide."""
     chosen = []
-    for problem in _rows(task, files):
+    for problem in _rows(task, files, grader):
         is_usable = problem.reference or split not in IMITATED
         if is_usable and split_of(task, problem.key, corpus=False) == split:
             chosen.append(problem)
@@ -218,12 +230,13 @@ def _from_files(task: str, split: str, seed: int, files: tuple[str, ...]) -> lis
 
 
 @cache  # a stage loads several splits
-def _rows(task: str, files: tuple[str, ...]) -> list[Problem]:
+def _rows(task: str, files: tuple[str, ...], grader: str) -> list[Problem]:
     """The problems of all rows, equal keys once.
 
     Sorted first, so that neither examples nor duplicates depend on the order of rows.
     """
-    problems = problems_from(files, FROM_ROW[task])
+    from_row = FROM_ROW[task]
+    problems = problems_from(files, partial(from_row, grader=grader) if grader else from_row)
     problems.sort(key=lambda problem: json.dumps(vars(problem)))
     if task == "mmlu":
         problems = mmlu_sets.with_examples(problems)

@@ -461,13 +461,13 @@ help_once = functools.cache(options.help_texts)  # it reads the source, every ti
 
 
 @functools.cache
-def problems_of(task, split, n, seed, files) -> list:
-    return data.load(task, split, n, seed, files)
+def problems_of(task, split, n, seed, files, grader) -> list:
+    return data.load(task, split, n, seed, files, grader)
 
 
-def load_once(task, split, n=None, seed=0, files=()) -> list:
+def load_once(task, split, n=None, seed=0, files=(), grader="") -> list:
     """data.load, each set once for all cases."""
-    return list(problems_of(task, split, n, seed, tuple(files)))
+    return list(problems_of(task, split, n, seed, tuple(files), grader))
 
 
 @pytest.mark.parametrize("number", range(int(os.environ.get("DAMAGED", 200))))

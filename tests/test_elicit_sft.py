@@ -280,7 +280,7 @@ def stubs(monkeypatch, tmp_path):
         seen.log.append("drawn")
         return dict.fromkeys(range(len(problems)))
 
-    def few(task, split, n, files):
+    def few(task, split, n, files, grader):
         return load(task, split, n or 4)
 
     monkeypatch.setattr(elicit_sft, "load", few)

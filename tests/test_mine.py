@@ -9,6 +9,7 @@ import data
 from data.problems import InputError, Problem
 from data.real import mine
 from data.real.mine import from_row, grade
+from results import fingerprint
 
 DOUBLE = {
     "prompt": "Write f(x) that doubles x, and g(x) that halves it.",
@@ -130,6 +131,37 @@ def test_a_row_that_is_wrong_is_refused_with_the_reason(change, message):
     with pytest.raises(ValueError) as caught:
         from_row(row)
     assert message in str(caught.value)
+
+
+def test_a_rows_own_grader_wins_over_that_of_all_rows():
+    row = {"prompt": "?", "answer": "It is 42."}
+    assert from_row(row, "number").grading == {"grader": "number"}
+    assert from_row(row | {"grader": "exact"}, "number").grading == {"grader": "exact"}
+    assert from_row(DOUBLE, "python") == from_row(DOUBLE)
+    with pytest.raises(ValueError, match="only the grader python has tests"):
+        from_row(DOUBLE, "exact")
+
+
+def test_a_grader_without_rows_of_ones_own_is_refused(tmp_path):
+    path = tmp_path / "math.jsonl"
+    path.write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}))
+    for task, files in (("math", [path]), ("math", []), ("mine", []), ("math+mine", [])):
+        with pytest.raises(InputError, match="--grader says .* leave it out"):
+            data.load(task, "validation", 2, files=files, grader="exact")
+
+
+def test_problems_of_another_grader_are_others_to_a_stored_evaluation(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    rows = [{"prompt": f"Say {i}.", "answer": str(i)} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [
+        data.load("mine", "validation", files=[path], grader=grader)
+        for grader in ("exact", "number", "")
+    ]
+    assert fingerprint(found[0]) == fingerprint(found[2]) != fingerprint(found[1])
+    assert [p.key for p in found[0]] == [p.key for p in found[1]]
+    said = [f"It is {problem.reference}." for problem in found[0]]
+    assert [sum(data.grade(problems, said)) for problems in found] == [0, len(said), 0]
 
 
 def test_rows_of_a_file_are_loaded_and_none_are_generated(monkeypatch, tmp_path):

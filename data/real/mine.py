@@ -19,7 +19,8 @@ docs/data.md. The graders:
     python    the completion is a program that passes the tests. The answer is a program that does,
               and shows what the tests ask (data/real/programs.py, with what it cannot grade)
 
-Without a grader it is python where there are tests, else exact.
+A row without a grader is graded by the one that --grader names. Without that, too, it is python
+where there are tests, else exact.
 """
 
 import ast
@@ -27,6 +28,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Literal
 
 from data.problems import InputError, Problem
 from data.real import programs
@@ -34,6 +36,7 @@ from data.sandbox import run
 from data.tasks import answers, knowledge
 
 GRADERS = ("exact", "number", "choice", "regex", "python")
+Grader = Literal[("", *GRADERS)]  # the values of --grader
 SECONDS = 1  # of processor time for one match
 MATCHES = """import re
 def matches(pattern, text):
@@ -46,17 +49,18 @@ def problems(seed: int) -> Iterator:
 
 
 # ---- rows
-def from_row(row: dict) -> Problem:
+def from_row(row: dict, grader: str = "") -> Problem:
     """The problem of a row; ValueError says what is missing or wrong.
 
-    A field that is empty, as in a CSV file's cell, is one that is not there.
+    grader: of rows that name none; "" for the usual one. A field that is empty, as in a CSV file's
+    cell, is one that is not there.
     """
     prompt = _text(row, "prompt")
     answer = _text(row, "answer")
     domain = _text(row, "domain", "mine")
     level = _level(row)
     tests = _tests(row)
-    grader = _text(row, "grader", "python" if tests else "exact")
+    grader = _text(row, "grader", grader or ("python" if tests else "exact"))
     if grader not in GRADERS:
         raise ValueError(f"unknown grader {grader!r}: choose from {', '.join(GRADERS)}")
     if tests and grader != "python":
