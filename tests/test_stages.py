@@ -163,11 +163,11 @@ QUICK_SFT = (
 QUICK_EVALUATION = ("--problems", "20", "--slots", "32", "--no-compile")
 
 
-def run_short(name: str, args: tuple, cwd: Path) -> None:
-    """Run elicit_sft on an eighth of the paper's lengths: never returns."""
+def run_short(name: str, args: tuple, cwd: Path, lengths: tuple = (32, 64, 128)) -> None:
+    """Run elicit_sft on other than the paper's lengths, by default an eighth: never returns."""
     sys.argv = [f"{name}.py", *map(str, args)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(elicit_sft, "sequences_seen", lambda k: [32, 64, 128])
+        patch.setattr(elicit_sft, "sequences_seen", lambda k: list(lengths))
         launch(elicit_sft.main, elicit_sft.SFTConfig)
 
 
