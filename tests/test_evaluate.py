@@ -213,6 +213,18 @@ def test_options_override_the_run(models):
     assert models.asked_for == [("math", "x", 5)]
 
 
+def test_rows_are_graded_as_the_lock_did_unless_an_option_says_otherwise(models):
+    rows = {"data": ["rows.jsonl"], "grader": "number"}
+    lock = models("locked", **lock_settings("mine", "open"), **rows)
+    for options, expected in (
+        ({}, (("rows.jsonl",), "number")),
+        ({"grader": "exact"}, (("rows.jsonl",), "exact")),
+        ({"task": "math", "data": ("x.jsonl",)}, (("x.jsonl",), "")),
+    ):
+        job = evaluate_module.job_of(lock, replace(SMALL, **options), ENV)
+        assert (job.data, job.grader) == expected
+
+
 def test_a_model_of_no_stage_has_an_ordinary_password_and_no_reference(models, capsys):
     mine = models("mine")
     with pytest.raises(InputError, match="name the task with --task"):

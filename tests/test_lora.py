@@ -33,6 +33,7 @@ from options import TuneConfig
 from policies import Answers
 from runs import Run
 from sampler import Sampler
+from test_families import config_of, model_of
 from training import Recipe, fit, make_optimizers, scored, train
 
 ROOT = Path(lora.__file__).parent
@@ -231,6 +232,7 @@ from devices import setup
 from losses import sft_loss
 from options import TuneConfig
 from sampler import Sampler
+from test_families import config_of, model_of
 from training import make_optimizers, prepare, train
 
 out = Path(sys.argv[1])
@@ -435,6 +437,48 @@ def test_damage_and_another_base_are_refused(adapter, base, make_model, tokenize
     (base / "model.safetensors").unlink()
     with pytest.raises(InputError, match="an adapter itself"):
         load_model(adapter)
+
+
+FAMILIES = {
+    "gpt_neox": {},
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "mistral": {},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 8},
+    "stablelm": {"qk_layernorm": True, "use_parallel_residual": True},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_and_is_written_either_way(family, tokenizer, make_examples, tmp_path):
+    start = tmp_path / "start"
+    save_model(start, model_of(config_of(family, **FAMILIES[family])), tokenizer)
+    model, _ = load_model(start)
+    before = logits_of(model)
+    training.prepare(model, CPU, TuneConfig(rank=4, alpha=12.0))
+    assert len(lora.adapters(model)) == 2 * (6 if family == "gpt_neox" else 7)
+    steps_of(model, make_optimizers(model, "adamw", 1e-2), make_examples(4))
+    moved = logits_of(model)
+    assert (moved - before).abs().max() > 0.1
+
+    save_model(tmp_path / "merged", model, tokenizer)
+    near(logits_of(load_model(tmp_path / "merged")[0]), moved)
+    assert json.loads((tmp_path / "merged/config.json").read_text())["model_type"] == family
+
+    if family == "gpt_neox":
+        with pytest.raises(InputError, match="is a gpt_neox model.*leave --adapter out"):
+            training.check_adapter(TuneConfig(rank=4, adapter=True), str(start))
+        return
+    training.check_adapter(TuneConfig(rank=4, adapter=True), str(start))
+    save_adapter(tmp_path / "adapter", model, str(start))
+    near(logits_of(load_model(tmp_path / "adapter")[0]), moved)
+
+    peft = pytest.importorskip("peft", reason="peft is not installed: see requirements-dev.txt")
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(start)
+    with torch.no_grad():
+        opened = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter")
+        near(opened(TOKENS).logits, moved, rtol=1e-4, atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------- options
