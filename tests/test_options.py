@@ -13,16 +13,17 @@ import pytest
 # fmt: off
 OPTIONS = {
     "train_base": """
-        allow_unsandboxed_code batch checkpoint_activations compile data device dtype epochs
+        allow_unsandboxed_code batch chat checkpoint_activations compile data device dtype epochs
         eval_problems grader heads intermediate_width layers lr max_new_tokens micro_tokens
         optimizer out overwrite problems resume save_every seed shard slots small_epochs small_lr
-        small_problems strong_from task vocab weak_from weak_width width
+        small_problems stop stop_at_problem strong_from task vocab weak_from weak_width width
     """,
     "lock": """
-        adapter allow_unsandboxed_code alpha batch checkpoint_activations compile data device
-        dtype epochs eval_problems grader how leave_out lr max_new_tokens micro_tokens optimizer
-        out overwrite password password_per_domain problems rank resume save_every seed shard
-        slots start strong strong_answers strong_language targets task temperature weak
+        adapter allow_unsandboxed_code alpha batch chat checkpoint_activations compile data
+        device dtype epochs eval_problems grader how leave_out lr max_new_tokens micro_tokens
+        optimizer out overwrite password password_per_domain problems rank resume save_every seed
+        shard slots start stop stop_at_problem strong strong_answers strong_language targets task
+        temperature weak
     """,
     "elicit_sft": """
         adapter allow_unsandboxed_code alpha batch checkpoint_activations compile control data
@@ -37,8 +38,9 @@ OPTIONS = {
         targets task warm_from warm_start weak
     """,
     "evaluate": """
-        allow_unsandboxed_code checkpoints compile data device dtype grader locked max_new_tokens
-        out password passwords plot problems prompts samples slots split task
+        allow_unsandboxed_code chat checkpoints compile data device dtype grader locked
+        max_new_tokens out password passwords plot problems prompts samples slots split stop
+        stop_at_problem task
     """,
 }
 # fmt: on
