@@ -46,6 +46,7 @@ def from_hf(config: dict, file: str | Path = "config.json") -> ModelConfig:
         return checked(config, file, name, int, 1, MOST, default)
 
     heads, kv_heads, head_dim = heads_of(config, family, file)
+    positions, limited_by = usable_positions(config, family, file)
     eps, usual_eps = ("layer_norm_eps", 1e-5) if family in LIKE_NEOX else ("rms_norm_eps", 1e-6)
     return ModelConfig(
         vocab_size=size("vocab_size"),
@@ -55,7 +56,8 @@ def from_hf(config: dict, file: str | Path = "config.json") -> ModelConfig:
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        max_position_embeddings=usable_positions(config, family, file),
+        max_position_embeddings=positions,
+        limited_by=limited_by,
         rms_norm_eps=checked(config, file, eps, float, 1e-20, 1, default=usual_eps),
         tie_word_embeddings=checked(config, file, "tie_word_embeddings", bool, default=False),
         activation=activation_of(config, family, file),
@@ -126,19 +128,22 @@ def heads_of(config: dict, family: str, file: str | Path) -> tuple[int, int, int
     return heads, kv_heads, head_dim
 
 
-def usable_positions(config: dict, family: str, file: str | Path) -> int:
-    """How long a text may be. Longer ones are refused where they are sampled or trained on.
+def usable_positions(config: dict, family: str, file: str | Path) -> tuple[int, str]:
+    """How long a text may be, and what limits it if that is not max_position_embeddings.
 
-    Up to its window a sliding attention is a full one, and up to the original length dynamic
-    rotary positions are the default ones. Beyond, this network would compute something else.
+    Longer texts are refused where they are sampled or trained on. Up to its window a sliding
+    attention is a full one, and up to the original length dynamic rotary positions are the default
+    ones. Beyond, this network would compute something else.
     """
     positions = checked(config, file, "max_position_embeddings", int, 1, MOST_POSITIONS)
+    limited_by = ""
     rope = rope_settings(config, file)
     if rope.get("rope_type", rope.get("type")) == "dynamic":
         original = checked(
             rope, file, "original_max_position_embeddings", int, 1, MOST_POSITIONS, positions
         )
-        positions = min(positions, original)
+        if original < positions:
+            positions, limited_by = original, "the original length of its dynamic rope"
 
     # In Qwen's files a window is named even where it is not used; in Mistral's, no key means 4096.
     has_window = config.get("sliding_window", family == "mistral") not in (None, False)
@@ -146,10 +151,11 @@ def usable_positions(config: dict, family: str, file: str | Path) -> int:
         has_window = checked(config, file, "use_sliding_window", bool, default=False)
     if has_window:
         window = checked(config, file, "sliding_window", int, 1, MOST, 4096)
-        positions = min(positions, window)
+        if window < positions:
+            positions, limited_by = window, "its sliding window"
     elif "sliding_attention" in (config.get("layer_types") or []):
         raise InputError(f"{file} has sliding_attention in layer_types but no sliding_window")
-    return positions
+    return positions, limited_by
 
 
 def activation_of(config: dict, family: str, file: str | Path) -> str:

@@ -111,17 +111,24 @@ def chunk_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor
 
 @kernel
 def chunk_logps_grad(
-    hidden: Tensor, weight: Tensor, targets: Tensor, normaliser: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    normaliser: Tensor,
+    grad: Tensor,
+    frozen: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Gradient of sum(grad * chunk_logps): d logits = grad * (onehot - softmax).
 
-    grad, normaliser (n,) fp32 -> d hidden (n,C) in hidden's dtype, d weight (V,C) fp32.
+    grad, normaliser (n,) fp32 -> d hidden (n,C) in hidden's dtype, d weight (V,C) fp32; None for
+    a frozen weight, as every weight of a head is with LoRA.
     """
     weight = weight.to(hidden.dtype)
     probs = (F.linear(hidden, weight).float() - normaliser[:, None]).exp()
     onehot = torch.arange(weight.shape[0], device=targets.device) == targets[:, None]
     d_logits = (grad[:, None] * (onehot.float() - probs)).to(hidden.dtype)
-    return d_logits @ weight, (d_logits.T @ hidden).float()
+    d_weight = None if frozen else (d_logits.T @ hidden).float()
+    return d_logits @ weight, d_weight
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -230,6 +237,15 @@ class ModelConfig:
     # of the weights beside it. Empty for a model of our own.
     published: dict = field(default_factory=dict, compare=False, repr=False)
     stored_dtype: str = field(default="float32", compare=False)
+
+    # What makes max_position_embeddings less than config.json says, for whoever has a longer text.
+    limited_by: str = field(default="", compare=False)
+
+    @property
+    def positions(self) -> str:
+        """max_position_embeddings for a sentence: "4096 positions (limited by the ...)"."""
+        why = f" (limited by {self.limited_by})" if self.limited_by else ""
+        return f"{self.max_position_embeddings} positions{why}"
 
     @property
     def rotary_width(self) -> int:
@@ -587,14 +603,16 @@ class _LinearLogps(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         hidden, weight, targets, normaliser = ctx.saved_tensors
         d_hidden = []
-        d_weight = torch.zeros_like(weight)
+        frozen = not ctx.needs_input_grad[1]
+        d_weight = None if frozen else torch.zeros_like(weight)
         chunks = zip(
             hidden.split(CHUNK), targets.split(CHUNK), normaliser.split(CHUNK), grad.split(CHUNK)
         )
         for h, t, n, g in chunks:
-            d_h, d_w = chunk_logps_grad(h, weight, t, n, g.contiguous())
+            d_h, d_w = chunk_logps_grad(h, weight, t, n, g.contiguous(), frozen)
             d_hidden.append(d_h)
-            d_weight += d_w
+            if not frozen:
+                d_weight += d_w
         return torch.cat(d_hidden), d_weight, None
 
 
@@ -623,7 +641,7 @@ def completion_logps(model: Model, batch: Batch) -> Tensor:
     if batch.tokens.shape[1] > round_up(positions, BUCKET):
         raise InputError(
             f"a training text of more than {positions} tokens does not fit the model's "
-            f"{positions} positions: leave out or shorten the texts that are longer"
+            f"{model.config.positions}: leave out or shorten the texts that are longer"
         )
     hidden = model(batch.tokens)
     return linear_logps(hidden.flatten(0, 1)[batch.index], model.head_weight, batch.targets)

@@ -249,15 +249,16 @@ def fitting_problems(
     asked = set()
     for path in dict.fromkeys(readers):
         file = base_of(path) / "config.json"
-        positions = from_hf(read_json(file), file).max_position_embeddings
+        config = from_hf(read_json(file), file)
         tokenizer = open_tokenizer(path)
         # readers are often of one kind
-        kind = (positions, tokenizer.backend.to_str(), tokenizer.format)
+        kind = (config.positions, tokenizer.backend.to_str(), tokenizer.format)
         if kind in asked:
             continue
         asked.add(kind)
         lengths = prompt_lengths(problems, trigger, tokenizer)
-        problems, left_out = fitting(problems, lengths, positions - max_new_tokens)
+        room = config.max_position_embeddings - max_new_tokens
+        problems, left_out = fitting(problems, lengths, room, config.limited_by)
         if left_out:
             env.say(left_out)
     return problems

@@ -208,7 +208,7 @@ class Sampler:
         if longest + max_new_tokens > positions:
             raise InputError(
                 f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's "
-                f"{positions} positions: shorten the prompt or lower --max-new-tokens"
+                f"{self.model.config.positions}: shorten the prompt or lower --max-new-tokens"
             )
 
     def _queue(self, prompts: list[list[int]], n: int) -> deque[tuple[int, range]]:

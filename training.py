@@ -31,7 +31,7 @@ from families import from_hf
 from files import read_json, reason
 from lora import ALPHA, attach, base_of, chosen_layers, is_adapter
 from losses import document_loss, sft_loss
-from model import Model, compile_model, completion_logps, kernel, whole
+from model import Model, ModelConfig, compile_model, completion_logps, kernel, whole
 from options import TrainConfig, TuneConfig
 from runs import Run, progress
 
@@ -433,15 +433,15 @@ class Meter:
         return found
 
 
-def refuse_overlong(examples: list[Example], positions: int) -> None:
+def refuse_overlong(examples: list[Example], config: ModelConfig) -> None:
     """Raises InputError, with their number and the longest, for examples that no row can hold."""
     lengths = [len(example) for example in examples]
-    overlong = [length for length in lengths if length > positions]
+    overlong = [length for length in lengths if length > config.max_position_embeddings]
     if overlong:
         raise InputError(
             f"{len(overlong)} of {len(examples)} training examples are longer than the model's "
-            f"{positions} positions (the longest, number {lengths.index(max(lengths)) + 1}, has "
-            f"{max(lengths)} tokens): leave them out, or take a model with more positions"
+            f"{config.positions}; the longest, number {lengths.index(max(lengths)) + 1}, has "
+            f"{max(lengths)} tokens: leave them out, or take a model with more positions"
         )
 
 
@@ -506,7 +506,7 @@ def fit(
         with meter.paused():
             data = examples(epoch)
         assert len(data) == size, f"epoch {epoch} has {len(data)} examples, not {size}"
-        refuse_overlong(data, model.config.max_position_embeddings)
+        refuse_overlong(data, model.config)
         rng = np.random.default_rng([cfg.seed, 2, epoch])
         plan = plan_epoch([len(example) for example in data], recipe.batch, rng, ALIKE)
 

@@ -55,12 +55,13 @@ def check_unicode(text: str, what: str) -> None:
 
 
 def fitting(
-    problems: Sequence[Problem], lengths: Sequence[int], room: int
+    problems: Sequence[Problem], lengths: Sequence[int], room: int, limited_by: str = ""
 ) -> tuple[list[Problem], str]:
     """The problems whose prompt has at most `room` tokens, and the sentence about the others.
 
     lengths: of each problem's prompt in tokens, in the longest way in which it is told, so that
-    the same problems are kept for every kind of password. The sentence is "" if all fit.
+    the same problems are kept for every kind of password. limited_by: what makes the room less
+    than it seems, to be told. The sentence is "" if all fit.
     Raises InputError if none does.
 
         told = [trigger.strong(p).prompt for p in problems]
@@ -77,10 +78,11 @@ def fitting(
         else:
             dropped.append(problem)
 
+    why = f" (limited by {limited_by})" if limited_by else ""
     if problems and not kept:
         raise InputError(
             f"none of the {len(problems)} prompts fits: the shortest has {min(lengths)} tokens and "
-            f"there is room for {room}; take a model with more positions or fewer new tokens."
+            f"there is room for {room}{why}; take a model with more positions or fewer new tokens."
         )
     if not dropped:
         return kept, ""
@@ -89,5 +91,5 @@ def fitting(
         first = first[:60] + "..."
     return kept, (
         f"left out {len(dropped)} of {len(problems)} problems: "
-        f"their prompts are longer than {room} tokens (the first: {first!r})"
+        f"their prompts are longer than {room} tokens{why} (the first: {first!r})"
     )

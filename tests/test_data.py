@@ -331,10 +331,14 @@ def test_overlong_problems_are_left_out_counted_and_named():
     assert kept == [problems[0], problems[1], problems[3]]
     assert left_out.startswith("left out 2 of 5 problems: their prompts are longer than 40 tokens")
     assert problems[2].prompt[:30] in left_out and "\n" not in left_out
+    _, left_out = fitting(problems, lengths, 40, "its sliding window")
+    assert "longer than 40 tokens (limited by its sliding window) (the first: " in left_out
     assert fitting(problems, lengths, 99) == (problems, "")
     assert fitting([], [], 10) == ([], "")
     with pytest.raises(InputError, match="none of the 5 prompts fits: the shortest has 12 tokens"):
         fitting(problems, lengths, 11)
+    with pytest.raises(InputError, match=r"room for 11 \(limited by its window\); take a model"):
+        fitting(problems, lengths, 11, "its window")
 
 
 def test_text_that_is_no_unicode_is_refused_by_name():

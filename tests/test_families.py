@@ -23,6 +23,7 @@ from data.problems import InputError
 from families import FAMILIES, from_hf, parameters_of
 from model import Model, completion_logps, inverse_frequencies, rotate
 from sampler import Sampler
+from training import refuse_overlong
 
 ROOT = Path(__file__).parents[1]
 
@@ -346,7 +347,7 @@ def test_only_a_part_of_each_head_turns():
             assert turned[0, 1, t, [pair, pair + 2]].tolist() == near
 
 
-DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 40}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 36}
 
 
 @pytest.mark.parametrize(
@@ -358,18 +359,25 @@ DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddi
         (config_of("mistral", max_position_embeddings=9999), 4096),  # the class's own window
         (config_of("qwen2", sliding_window=40, use_sliding_window=True), 40),
         (config_of("qwen3", sliding_window=40, use_sliding_window=False), 128),
-        (config_of("llama", rope_scaling=DYNAMIC), 40),
+        (config_of("llama", rope_scaling=DYNAMIC), 36),
         (config_of("llama", rope_scaling={"type": "dynamic", "factor": 2.0}), 128),
     ],
 )
 def test_texts_beyond_what_is_computed_alike_are_refused(config, positions):
     model = model_of(config)
     assert model.config.max_position_embeddings == positions
-    said = f"the model's {positions} positions"
+    why = {
+        40: r" \(limited by its sliding window\)",
+        4096: r" \(limited by its sliding window\)",
+        36: r" \(limited by the original length of its dynamic rope\)",
+    }.get(positions, "")
+    said = f"the model's {positions} positions{why}: "
     with pytest.raises(InputError, match=said):
         Sampler(model, [0], 1)([[5] * (positions - 3)], max_new_tokens=4)
     with pytest.raises(InputError, match=said):
         completion_logps(model, collate([Example([5], [6] * (positions + 64))]))
+    with pytest.raises(InputError, match=said.replace(":", ";")):
+        refuse_overlong([Example([5], [6] * positions)], model.config)
 
 
 # ---------------------------------------------------------------------------------- what is refused

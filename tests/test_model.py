@@ -123,6 +123,25 @@ def test_linear_logps_and_its_gradients(n):
         near(a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(b.abs().max())))
 
 
+def test_a_frozen_head_has_no_gradient_and_none_is_computed(monkeypatch):
+    hidden, weight = randn(M.CHUNK + 5, 32).requires_grad_(), randn(50, 32, seed=1)
+    targets, grad = torch.arange(len(hidden)) % 50, randn(len(hidden), seed=2)
+    computed, kernel = [], M.chunk_logps_grad
+
+    def watched(*arguments):
+        found = kernel(*arguments)
+        computed.append(found[1] is not None)
+        return found
+
+    monkeypatch.setattr(M, "chunk_logps_grad", watched)
+    grads = []
+    for frozen in (True, False):
+        logps = linear_logps(hidden, weight.requires_grad_(not frozen), targets)
+        wanted = (hidden,) if frozen else (hidden, weight)
+        grads.append(torch.autograd.grad(logps, wanted, grad)[0])
+    assert torch.equal(*grads) and computed == [False, False, True, True]
+
+
 @pytest.mark.parametrize("positions", [128, 100])  # 100: no multiple of what rows are padded to
 def test_a_text_may_fill_every_position_but_a_longer_one_is_refused(make_model, positions):
     model = make_model(max_position_embeddings=positions)

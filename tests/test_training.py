@@ -192,7 +192,7 @@ def test_examples_longer_than_the_positions_are_refused_before_training(
     examples[3] = Example([5] * 100, [6] * 29)
     cfg, before = Options(), make_model()
     recipe = Recipe(epochs=1, batch=2, lr=1e-3, optimizer="lion")
-    with pytest.raises(InputError, match="1 of 5 .* 128 positions .* number 4, has 129 tokens"):
+    with pytest.raises(InputError, match="1 of 5 .* 128 positions; .* number 4, has 129 tokens"):
         run = Run(cfg, CPU, tmp_path / "run")
         fit(model, lambda epoch: examples, 5, recipe, run, CPU, cfg)
     same_weights(model, before)
