@@ -232,7 +232,6 @@ from devices import setup
 from losses import sft_loss
 from options import TuneConfig
 from sampler import Sampler
-from test_families import config_of, model_of
 from training import make_optimizers, prepare, train
 
 out = Path(sys.argv[1])
@@ -470,7 +469,7 @@ def test_every_family_trains_and_is_written_either_way(family, tokenizer, make_e
             training.check_adapter(TuneConfig(rank=4, adapter=True), str(start))
         return
     training.check_adapter(TuneConfig(rank=4, adapter=True), str(start))
-    save_adapter(tmp_path / "adapter", model, str(start))
+    save_adapter(tmp_path / "adapter", model, tokenizer, str(start))
     near(logits_of(load_model(tmp_path / "adapter")[0]), moved)
 
     peft = pytest.importorskip("peft", reason="peft is not installed: see requirements-dev.txt")
