@@ -38,6 +38,9 @@ from model import Model, ModelConfig, whole
 
 # ------------------------------------------------------------------------------------ weights, read
 
+# what to do about files that contradict each other
+AGAIN = "so fetch the weights and the config.json that belong to them again"
+
 # a tensor of these is converted to fp32 exactly; F64 is rounded
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float32"}
 
@@ -63,7 +66,8 @@ def load_model(
     if tokenizer.size > config.vocab_size:
         raise InputError(
             f"{path}: the tokenizer has {tokenizer.size} ids but the model only "
-            f"{config.vocab_size} rows: they do not belong together"
+            f"{config.vocab_size} rows, so they do not belong together: "
+            "put the tokenizer that was published with the model there"
         )
 
     places = weight_files(path)
@@ -104,7 +108,8 @@ def weight_files(path: Path) -> dict[Path, set[str] | None]:
             is_plain = isinstance(name, str) and Path(name).name == name
             if not (is_plain and name.endswith(".safetensors")):
                 raise InputError(
-                    f"{index} names {shortened(name)}: weights are safetensors files beside it"
+                    f"{index} names {shortened(name)}: weights are safetensors files beside it, "
+                    "so fetch the checkpoint again"
                 )
             files.setdefault(path / name, set()).add(tensor)
         return files
@@ -145,7 +150,7 @@ def check_files(path: Path, files: dict[Path, set[str] | None], model: Model) ->
             keys = set(f.keys())
             for key in sorted(keys & set(places)):
                 if key in found:
-                    raise InputError(f"{file}: {key} stands in {found[key].name} too")
+                    raise InputError(f"{file}: {key} stands in {found[key].name} too, {AGAIN}")
                 found[key] = file
                 header = f.get_slice(key)
                 check_header(file, key, header, stored_shape(model.config, places[key], shapes))
@@ -153,15 +158,16 @@ def check_files(path: Path, files: dict[Path, set[str] | None], model: Model) ->
         for key in sorted(keys - set(places)):
             if not is_harmless(key, model.config):
                 raise InputError(
-                    f"{file}: unexpected tensor {key}: config.json describes a model without it"
+                    f"{file}: unexpected tensor {key}: config.json describes a model without it, "
+                    + AGAIN
                 )
         if expected is not None and (lost := sorted(expected - keys)):
-            raise InputError(f"{file} lacks {lost[0]}, which the index says is in it")
+            raise InputError(f"{file} lacks {lost[0]}, which the index says is in it, {AGAIN}")
 
     if missing := sorted(set(places) - set(found)):
         raise InputError(
             f"{path}: {len(missing)} tensors are missing, first {missing[0]}: "
-            "the checkpoint is incomplete, or config.json is of another model"
+            "the checkpoint is incomplete, or config.json is of another model, " + AGAIN
         )
     return dtypes.pop() if len(dtypes) == 1 else "float32"
 
@@ -177,10 +183,11 @@ def check_header(file: Path, key: str, header, expected: tuple) -> None:
     """Raise InputError for a tensor of another shape, or of numbers that are no weights."""
     shape = tuple(header.get_shape())
     if shape != expected:
-        raise InputError(f"{file}: {key} has shape {shape}, config.json says {expected}")
+        raise InputError(f"{file}: {key} has shape {shape}, config.json says {expected}, {AGAIN}")
     if header.get_dtype() not in DTYPES:
         raise InputError(
-            f"{file}: {key} is of dtype {header.get_dtype()}: only {', '.join(DTYPES)} are read"
+            f"{file}: {key} is of dtype {header.get_dtype()}: only {', '.join(DTYPES)} are read, "
+            "so take the checkpoint in one of these"
         )
 
 
@@ -201,7 +208,10 @@ def check_finite(file: Path, key: str, tensor: Tensor) -> None:
     """Raise InputError for what is NaN or infinite in fp32: both survive in the extremes."""
     low, high = torch.aminmax(tensor)
     if not (math.isfinite(low.float()) and math.isfinite(high.float())):
-        raise InputError(f"{file}: {key} holds NaN or infinite weights: its training diverged")
+        raise InputError(
+            f"{file}: {key} holds NaN or infinite weights: its training diverged, so "
+            "take an earlier one"
+        )
 
 
 HASH_CHUNK = 1 << 24  # bytes in memory at a time

@@ -279,7 +279,7 @@ def rope_scaling_of(config: dict, rope: dict, file: str | Path) -> dict | None:
     if kind not in ("linear", "llama3"):
         raise InputError(
             f"{file} has rope_type = {shortened(kind)}: "
-            "only default, linear, llama3 and dynamic are supported"
+            "only default, linear, llama3 and dynamic are supported, so use a model of these"
         )
 
     scaling = {"rope_type": kind, "factor": checked(rope, file, "factor", float, 1e-3, 1e6)}

@@ -18,7 +18,7 @@ def size_of(path: Path) -> int:
         found = path.stat()
     except FileNotFoundError:
         raise InputError(
-            f"{path} does not exist: is {path.parent} the directory of a checkpoint?"
+            f"{path} does not exist: name the directory of a checkpoint that has all its files"
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({reason(error)})") from None

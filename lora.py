@@ -262,19 +262,20 @@ def layer_of(key: str, weights: dict[str, Tensor], file: str) -> str:
             return name
     raise InputError(
         f"{file}: {key} belongs to no linear map of the base model: "
-        "the adapter is of another model, or more than plain LoRA"
+        "the adapter is of another model, or more than plain LoRA; name its own base model in "
+        "adapter_config.json"
     )
 
 
 def factor(tensors: dict[str, Tensor], key: str, shape: tuple[int, int], file: str) -> Tensor:
     """An A or a B. Raises InputError where it is not there, or has another shape."""
     if key not in tensors:
-        raise InputError(f"{file} lacks {key}: the adapter is incomplete")
+        raise InputError(f"{file} lacks {key}: the adapter is incomplete, so fetch it again")
     found = tuple(tensors[key].shape)
     if found != shape:
         raise InputError(
             f"{file}: {key} has shape {found}, base model and rank make it {shape}: "
-            "the adapter is of another model"
+            "the adapter is of another model, so name its own base model in adapter_config.json"
         )
     return tensors[key]
 

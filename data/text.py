@@ -279,7 +279,7 @@ def _check_present(path: Path) -> None:
             f"{file} does not exist, only {others[0].name}, which is not read: make one with "
             "transformers (AutoTokenizer.from_pretrained(...).save_pretrained(NEW))"
         )
-    raise InputError(f"{file} does not exist: is {path} a checkpoint directory?")
+    raise InputError(f"{file} does not exist: put the model's own tokenizer there")
 
 
 def _ends(path: Path) -> list[int]:

@@ -316,6 +316,24 @@ def test_errors_of_files_are_one_clear_sentence(tmp_path):
         with pytest.raises(InputError, match=re.escape(message)):
             load(task, *arguments, files=files)
 
+
+@pytest.mark.parametrize(
+    "task, named",
+    [
+        ("code", "no row of MBPP, APPS or HumanEval: its fields are question, choices"),
+        ("math", "neither a MATH row .* nor a GSM8K row .question, answer with"),
+        ("mmlu", "needs a subject, got None"),
+        ("critique", "missing or malformed .*'prompt'"),
+        ("mine", "prompt must be a text that is not empty, got None"),
+    ],
+)
+def test_rows_without_the_fields_are_named_with_what_they_lack(tmp_path, task, named):
+    row = {"question": "1?", "choices": ["1", "2", "3", "4"], "answer": "A"}
+    file = written(tmp_path / "rows.jsonl", [row])
+    message = f"No row makes a problem .*rows.jsonl:1: .*{named}.*: choose another task or other"
+    with pytest.raises(InputError, match=message):
+        load(task, "lock", files=[file])
+
     files = [written(tmp_path / "one.jsonl", SUMS[:1])]
     its_split = split_of("math", SUMS[0]["question"], corpus=False)
     empty = "lock" if its_split == "weak" else "weak"

@@ -105,7 +105,7 @@ def test_training_is_deterministic():
 @pytest.mark.parametrize(
     "damage, named",
     [
-        (lambda p: (p / "tokenizer.json").unlink(), "tokenizer.json"),
+        (lambda p: (p / "tokenizer.json").unlink(), "tokenizer.json does not exist: put the"),
         (lambda p: (p / "tokenizer_config.json").unlink(), "tokenizer_config.json"),
         (
             lambda p: (p / "tokenizer.json").write_text((p / "tokenizer.json").read_text()[:1000]),
