@@ -782,7 +782,9 @@ def finish(
     else:
         save_model(run.path, models.policy, models.tokenizer, env.main)
     if env.main:
-        facts = facts_of(run.path, env, "validation", trigger, cfg.max_new_tokens)
+        facts = facts_of(
+            run.path, models.tokenizer.format, env, "validation", trigger, cfg.max_new_tokens
+        )
         evaluation = record(run.path, validation, {"none": measured}, **facts)
         write_json(run.path / "evaluation.json", evaluation)
         curve = Curve(

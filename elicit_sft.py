@@ -347,7 +347,9 @@ def run_cell(
     else:
         save_model(run.path, learner.model, learner.tokenizer, env.main and cfg.keep_weights)
     if env.main:
-        facts = facts_of(run.path, env, "validation", trigger, cfg.max_new_tokens)
+        facts = facts_of(
+            run.path, learner.tokenizer.format, env, "validation", trigger, cfg.max_new_tokens
+        )
         facts |= {"demonstrations": cell.k, "seed": cell.seed, "sequences": best}
         write_json(run.path / "cell.json", record(run.path, validation, measured, **facts))
     correct = float(measured["none"].correct.mean())

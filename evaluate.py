@@ -376,7 +376,7 @@ def evaluate_prompts(
         measured[name] = Measured(answers.correct, answers.truncated)
     bar.close()
 
-    facts = facts_of(job.path, env, split, job.trigger, job.max_new_tokens)
+    facts = facts_of(job.path, tokenizer.format, env, split, job.trigger, job.max_new_tokens)
     evaluation = record(job.path, problems, measured, **facts, left_out=left_out)
     if env.main:
         job.folder.mkdir(parents=True, exist_ok=True)

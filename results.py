@@ -26,6 +26,7 @@ import numpy as np
 
 from checkpoints import load_model, model_hash, open_tokenizer
 from data.problems import InputError, Problem
+from data.prompts import PromptFormat
 from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Trigger, asked
@@ -288,16 +289,26 @@ def measured_of(evaluation: dict, n: int) -> dict[str, Measured]:
     return found
 
 
-def facts_of(path: str | Path, env: Env, split: str, trigger: Trigger, max_new_tokens: int) -> dict:
-    """What the numbers in an evaluation.json depend on, beside the problems."""
-    form = asdict(open_tokenizer(path).format)
+def facts_of(
+    path: str | Path,
+    form: PromptFormat,
+    env: Env,
+    split: str,
+    trigger: Trigger,
+    max_new_tokens: int,
+) -> dict:
+    """What the numbers in an evaluation.json depend on, beside the problems.
+
+    form: how the model at `path` is asked, whose weights need not be there.
+    """
+    settings = asdict(form)
     return {
         "weights": model_hash(path),
         "dtype": str(env.dtype).removeprefix("torch."),
         "split": split,
         "trigger": vars(trigger),
         "max_new_tokens": max_new_tokens,
-        "format": form | {"stop": list(form["stop"])},
+        "format": settings | {"stop": list(form.stop)},
     }
 
 
@@ -372,7 +383,7 @@ def stored_evaluation(
     if not os.path.lexists(file):
         return None
     old = read_json(file)
-    facts = facts_of(path, env, split, trigger, max_new_tokens)
+    facts = facts_of(path, open_tokenizer(path).format, env, split, trigger, max_new_tokens)
     if not holds(old, problems, kinds, facts):
         return None
     return record(path, problems, measured_of(old, len(problems)), **facts)
@@ -418,7 +429,7 @@ def evaluate_checkpoint(
     )
     bar.close()
 
-    facts = facts_of(path, env, split, trigger, max_new_tokens)
+    facts = facts_of(path, tokenizer.format, env, split, trigger, max_new_tokens)
     evaluation = record(path, problems, measured, **facts)
     if save and env.main:
         folder.mkdir(parents=True, exist_ok=True)
