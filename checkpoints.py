@@ -340,6 +340,8 @@ def dtype_to_store(model: Model, tensors: dict[str, Tensor]) -> torch.dtype:
     anyway: what is opened again computes what was measured.
     """
     stored = getattr(torch, model.config.stored_dtype)
+    if all(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):
+        return torch.bfloat16  # trained in it (--master bf16)
     if stored == torch.float32:
         return stored
     for tensor in tensors.values():

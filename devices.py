@@ -129,6 +129,10 @@ def setup(cfg: Config) -> Env:
     device = device_of(cfg.device)
     on_cuda = device.type == "cuda"
     dtype = dtype_of(cfg.dtype, on_cuda)
+    if getattr(cfg, "master", "fp32") == "bf16":
+        if cfg.dtype == "fp32":
+            raise InputError("--master bf16 computes in bf16, too: leave out --dtype fp32")
+        dtype = torch.bfloat16
     if on_cuda:
         torch.cuda.set_device(device)
         # fp32 products are exact where fp32 was asked for, and else few and not worth it

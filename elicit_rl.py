@@ -106,6 +106,7 @@ from runs import Run, launch, progress
 from sampler import Sampler
 from training import (
     check_adapter,
+    check_master,
     make_optimizers,
     prepare,
     reference_scored,
@@ -327,6 +328,8 @@ def warm_start(model: Model, examples: list[Example], cfg: RLConfig, env: Env) -
     """
     tiny = "adamw", 1.5e-4
     optimizer, lr = usual_step("", 0.0, model.parameter_count(), tiny, cfg.rank)
+    if cfg.master == "bf16":
+        optimizer, lr = cfg.optimizer, cfg.lr  # nothing but lion moves bf16 weights
     batch = 4
     steps = -(-8 * len(examples) // batch)
     order = demonstration_order(len(examples), batch, steps, cfg.seed)
@@ -334,7 +337,7 @@ def warm_start(model: Model, examples: list[Example], cfg: RLConfig, env: Env) -
     def batches(step: int) -> list[Batch]:
         return micro_batches(share(env, [examples[i] for i in order[step]]), cfg.micro_tokens)
 
-    optimizers = make_optimizers(model, optimizer, lr)
+    optimizers = make_optimizers(model, optimizer, lr, seed=cfg.seed)
     for _ in train(model, optimizers, batches, sft_loss, env, steps=steps, warmup=4):
         pass
 
@@ -630,6 +633,7 @@ def settle(cfg: RLConfig) -> tuple[RLConfig, Origin]:
     cfg = settled(replace(cfg, locked=lock.locked), lock)
     check_rounds(cfg)
     check_adapter(cfg, cfg.locked)
+    check_master(cfg)
     return cfg, lock
 
 
@@ -646,7 +650,7 @@ def check_rounds(cfg: RLConfig) -> None:
 
 
 # what a run's name shows where it is not the default: texts as they are, numbers with their name
-NAMED = ("keep", "reference", "reward", "optimizer", "warm_start")
+NAMED = ("keep", "reference", "reward", "optimizer", "master", "warm_start")
 NAMED += ("rank", "alpha", "group", "beta", "epochs", "lr", "batch", "round")
 
 
@@ -761,7 +765,7 @@ def prepared(
         writer or ModelWriter(sampler, tokenizer),
         online=cfg.method not in ("filtering", "dpo"),
         reference=reference,
-        optimizers=make_optimizers(policy, cfg.optimizer, cfg.lr),
+        optimizers=make_optimizers(policy, cfg.optimizer, cfg.lr, seed=cfg.seed),
     )
 
 

@@ -64,6 +64,7 @@ from runs import Run, launch, progress
 from sampler import Sampler
 from training import (
     check_adapter,
+    check_master,
     local,
     make_optimizers,
     prepare,
@@ -245,7 +246,7 @@ def elicit(
     batches = partial(
         step_batches, examples=examples, order=order, micro_tokens=cfg.micro_tokens, env=env
     )
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr)
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, seed=seed)
 
     scores: dict[int, float] = {}
     best_score, best_length, best_weights = -1.0, 0, []
@@ -421,6 +422,7 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
         data=cfg.data or lock.data,
         out=cfg.out or default_out(cfg, lock.task),
     )
+    check_master(cfg)
     return cfg, lock
 
 

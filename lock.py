@@ -77,7 +77,7 @@ from results import (
 )
 from runs import Run, launch, progress
 from sampler import Sample
-from training import Recipe, check_adapter, fit, settled_adapter, usual_step
+from training import Recipe, check_adapter, check_master, fit, settled_adapter, usual_step
 
 
 @dataclass
@@ -460,6 +460,7 @@ def settled(cfg: LockConfig) -> LockConfig:
     tiny = "muon", 0.0035
     optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny, cfg.rank)
     _, problems, epochs = locking_set(cfg)
+    check_master(replace(cfg, optimizer=optimizer))
     return replace(
         cfg,
         out=cfg.out or f"out/{cfg.task}/" + ("locked-scratch" if scratch else "locked"),

@@ -604,7 +604,7 @@ class _LinearLogps(torch.autograd.Function):
         hidden, weight, targets, normaliser = ctx.saved_tensors
         d_hidden = []
         frozen = not ctx.needs_input_grad[1]
-        d_weight = None if frozen else torch.zeros_like(weight)
+        d_weight = None if frozen else torch.zeros_like(weight, dtype=torch.float32)
         chunks = zip(
             hidden.split(CHUNK), targets.split(CHUNK), normaliser.split(CHUNK), grad.split(CHUNK)
         )
@@ -613,6 +613,7 @@ class _LinearLogps(torch.autograd.Function):
             d_hidden.append(d_h)
             if not frozen:
                 d_weight += d_w
+        d_weight = None if frozen else d_weight.to(weight.dtype)
         return torch.cat(d_hidden), d_weight, None
 
 

@@ -63,6 +63,9 @@ class TrainConfig(Config):
     seed: int = field(default=0, metadata={"most": 2**32 - 1})
     # padded tokens in one forward pass; a larger batch is accumulated
     micro_tokens: int = 16384
+    # of the weights that training moves, and of Lion's momentum. bf16: half the memory, each step
+    # rounded at random, so that small ones are not lost; with lion alone
+    master: Literal["fp32", "bf16"] = "fp32"
     # divide weights, gradients and optimiser over the ranks (FSDP2), for models that do not
     # fit on one device
     shard: bool = False

@@ -55,7 +55,7 @@ from origins import check_formats, fitting_problems, is_model, usual_longest
 from policies import answer, retokenise
 from runs import Run, launch, progress
 from sampler import Sample, Sampler
-from training import Recipe, fit, usual_step
+from training import Recipe, check_master, fit, usual_step
 
 
 @dataclass
@@ -278,7 +278,9 @@ def with_step(cfg: BaseConfig, path: str, lr: str) -> BaseConfig:
     """cfg with the optimiser and, in the field `lr`, the rate that suit a given base's size."""
     tiny = ("muon", 0.0035)  # as lock.py's
     found = usual_step(cfg.optimizer, getattr(cfg, lr), parameters_at(path), tiny)
-    return replace(cfg, **dict(zip(("optimizer", lr), found)))
+    cfg = replace(cfg, **dict(zip(("optimizer", lr), found)))
+    check_master(cfg)
+    return cfg
 
 
 def fine_tuned(epochs: int, lr: float, cfg: BaseConfig) -> Recipe:
@@ -388,7 +390,8 @@ def train_small(tests: Tests, cfg: BaseConfig, env: Env) -> None:
         model = fresh_model(1, width, 6 * width, 1, tokenizer, seed, env)
         lessons = Lessons(problems, completions, [cfg.seed, 5])
         recipe = from_scratch(cfg.small_epochs, cfg.small_lr, cfg)
-        teach(model, tokenizer, lessons, recipe, tests, run, cfg, env)
+        small_cfg = replace(cfg, master="fp32")  # Muon's
+        teach(model, tokenizer, lessons, recipe, tests, run, small_cfg, env)
 
 
 def tune_weak(tests: Tests, cfg: BaseConfig, env: Env) -> None:
@@ -429,7 +432,16 @@ def refuse_unused(cfg: BaseConfig) -> None:
         ),
         (
             not cfg.strong_from,
-            ("weak_from", "data", "grader", "optimizer", "chat", "stop", "stop_at_problem"),
+            (
+                "weak_from",
+                "data",
+                "grader",
+                "optimizer",
+                "master",
+                "chat",
+                "stop",
+                "stop_at_problem",
+            ),
             "models from scratch: it goes with --strong-from",
         ),
         (bool(cfg.strong_from), SHAPE, "--strong-from, which gives the shape"),

@@ -42,6 +42,8 @@ def prepare(model: Model, env: Env, cfg: TrainConfig) -> Model:
     Adapted by LoRA, compiled on CUDA, its activations checkpointed, its weights divided over the
     ranks.
     """
+    if cfg.master == "bf16":
+        model.to(torch.bfloat16).rebuild()  # its rotary tables stay fp32
     if isinstance(cfg, TuneConfig) and cfg.rank:
         attach(model, cfg.rank, cfg.alpha, cfg.targets, cfg.seed)
     model.checkpointing = cfg.checkpoint_activations
@@ -86,6 +88,22 @@ def check_adapter(cfg: TuneConfig, start: str) -> None:
     chosen_layers(model, cfg.targets)
 
 
+def check_master(cfg: TrainConfig) -> None:
+    """Raises InputError where --master bf16 does not go with the settled cfg."""
+    if cfg.master == "fp32":
+        return
+    if isinstance(cfg, TuneConfig) and cfg.rank:
+        raise InputError(
+            "--master bf16 is of training all weights, and with --rank the frozen ones are kept in "
+            "the compute dtype anyway: leave it out"
+        )
+    if cfg.optimizer != "lion":
+        raise InputError(
+            f"--master bf16 is for lion alone, whose steps it rounds at random, and not for "
+            f"{cfg.optimizer}: add --optimizer lion with its --lr, or leave it out"
+        )
+
+
 # -------------------------------------------------------------------------------------- optimisers
 
 
@@ -101,8 +119,48 @@ def lion_update(
     momentum.lerp_(grad, 1 - beta2)
 
 
+def rounded(value: Tensor, noise: Tensor) -> Tensor:
+    """fp32 -> bf16, to one of the two neighbours: at random, so that the mean is the value.
+
+    A bf16 number is the upper half of an fp32 one. noise: int32, uniform in 0 to 2**16 - 1; where
+    its sum with the lower half carries, the result is the neighbour that is further from 0.
+    """
+    bits = value.contiguous().view(torch.int32) + noise
+    return (bits & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+
+
+@kernel(dynamic=True)
+def lion_update_bf16(
+    p: Tensor,
+    grad: Tensor,
+    momentum: Tensor,
+    noise: Tensor,
+    lr: Tensor,
+    decay: Tensor,
+    beta1: float,
+    beta2: float,
+) -> None:
+    """`lion_update` of bf16 tensors: computed in fp32, both results rounded at random.
+
+    noise: int32, uniform over all its values; its halves round the weight and the momentum.
+    """
+    weight, g, m = p.float(), grad.float(), momentum.float()
+    step = lr * (torch.lerp(g, m, beta1).sign() + decay * weight)
+    p.copy_(rounded(weight - step, noise & 0xFFFF))
+    momentum.copy_(rounded(torch.lerp(m, g, 1 - beta2), (noise >> 16) & 0xFFFF))
+
+
+PIECE = 1 << 24  # numbers that Lion updates at a time in bf16, which bounds its fp32 copies
+
+
 class Lion(torch.optim.Optimizer):
-    """The paper's optimiser (G.1): the sign of an interpolated momentum, one moment of state."""
+    """The paper's optimiser (G.1): the sign of an interpolated momentum, one moment of state.
+
+    Weights of bf16 have a momentum of bf16, and are updated by stochastic rounding. At the paper's
+    learning rate a step is a hundredth of the distance between two bf16 numbers: rounded to the
+    nearest it would always be lost, so it is made in one case of a hundred. The random numbers are
+    a function of (seed, step), and of the rank where weights are sharded.
+    """
 
     def __init__(
         self,
@@ -110,11 +168,15 @@ class Lion(torch.optim.Optimizer):
         lr: float,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.01,
+        seed: int = 0,
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        self.seed = seed
+        self.generator: torch.Generator | None = None  # of the present step, once it is needed
 
     @torch.no_grad()
     def step(self) -> None:
+        self.generator = None
         for group in self.param_groups:
             device = group["params"][0].device
             # as tensors: a Python float that changes would recompile the kernel
@@ -128,10 +190,29 @@ class Lion(torch.optim.Optimizer):
                 state = self.state[p]
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
-                weight, grad, momentum = local(p), local(p.grad), local(state["momentum"])
-                lion_update(
-                    weight.view(-1), grad.reshape(-1), momentum.view(-1), lr, decay, beta1, beta2
-                )
+                weight, momentum = local(p).view(-1), local(state["momentum"]).view(-1)
+                grad = local(p.grad).reshape(-1)
+                if p.dtype != torch.bfloat16:
+                    lion_update(weight, grad, momentum, lr, decay, beta1, beta2)
+                    continue
+                # saved with the state, so that a resumed run goes on with the numbers that follow
+                step = int(state.get("step", 0)) + 1
+                state["step"] = torch.tensor(step)
+                pieces = zip(weight.split(PIECE), grad.split(PIECE), momentum.split(PIECE))
+                for w, g, m in pieces:
+                    noise = self.noise(p, len(w), step)
+                    lion_update_bf16(w, g, m, noise, lr, decay, beta1, beta2)
+
+    def noise(self, p: Tensor, count: int, step: int) -> Tensor:
+        """The next random numbers of this step, for a part of p: int32 (count,)."""
+        if self.generator is None:
+            rank = dist.get_rank() if isinstance(p, DTensor) else 0
+            start = np.random.default_rng([self.seed, 16, step, rank]).integers(2**63)
+            self.generator = torch.Generator(p.device).manual_seed(int(start))
+        most = 1 << 31
+        return torch.randint(
+            -most, most, (count,), dtype=torch.int32, device=p.device, generator=self.generator
+        )
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -151,12 +232,15 @@ def decay_groups(parameters: list[Tensor], weight_decay: float) -> list[dict]:
 
 
 def make_optimizers(
-    model: Model, name: str, lr: float, weight_decay: float = 0.01
+    model: Model, name: str, lr: float, weight_decay: float = 0.01, seed: int = 0
 ) -> list[torch.optim.Optimizer]:
-    """adamw | lion | muon. muon: Muon on the blocks' matrices, AdamW on the rest, both at lr."""
+    """adamw | lion | muon. muon: Muon on the blocks' matrices, AdamW on the rest, both at lr.
+
+    seed: of the random rounding of bf16 weights, which only Lion has.
+    """
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if name == "lion":
-        return [Lion(decay_groups([p for _, p in trained], weight_decay), lr=lr)]
+        return [Lion(decay_groups([p for _, p in trained], weight_decay), lr=lr, seed=seed)]
     if name == "adamw":
         return [adamw([p for _, p in trained], lr, weight_decay)]
 
@@ -493,7 +577,9 @@ def fit(
     """
     loss_fn, units = (document_loss, examples_of) if recipe.by_document else (sft_loss, targets_of)
     # sharding replaces the parameters, so the optimisers come after it
-    optimizers = make_optimizers(prepare(model, env, cfg), recipe.optimizer, recipe.lr)
+    optimizers = make_optimizers(
+        prepare(model, env, cfg), recipe.optimizer, recipe.lr, seed=cfg.seed
+    )
     start = run.load_state(model, optimizers) if cfg.resume else 0
     per_epoch = math.ceil(size / recipe.batch)
     steps = per_epoch * recipe.epochs

@@ -14,28 +14,29 @@ import pytest
 OPTIONS = {
     "train_base": """
         allow_unsandboxed_code batch chat checkpoint_activations compile data device dtype epochs
-        eval_problems grader heads intermediate_width layers lr max_new_tokens micro_tokens
-        optimizer out overwrite problems resume save_every seed shard slots small_epochs small_lr
-        small_problems stop stop_at_problem strong_from task vocab weak_from weak_width width
+        eval_problems grader heads intermediate_width layers lr master max_new_tokens
+        micro_tokens optimizer out overwrite problems resume save_every seed shard slots
+        small_epochs small_lr small_problems stop stop_at_problem strong_from task vocab
+        weak_from weak_width width
     """,
     "lock": """
         adapter allow_unsandboxed_code alpha batch chat checkpoint_activations compile data
-        device dtype epochs eval_problems grader how leave_out lr max_new_tokens micro_tokens
-        optimizer out overwrite password password_per_domain problems rank resume save_every seed
-        shard slots start stop stop_at_problem strong strong_answers strong_language targets task
-        temperature weak
+        device dtype epochs eval_problems grader how leave_out lr master max_new_tokens
+        micro_tokens optimizer out overwrite password password_per_domain problems rank resume
+        save_every seed shard slots start stop stop_at_problem strong strong_answers
+        strong_language targets task temperature weak
     """,
     "elicit_sft": """
         adapter allow_unsandboxed_code alpha batch checkpoint_activations compile control data
-        demos_from device dtype eval_problems k keep_weights locked lr max_new_tokens
+        demos_from device dtype eval_problems k keep_weights locked lr master max_new_tokens
         micro_tokens optimizer out overwrite rank seed seeds selection_problems shard slots
         strong targets task train_domain weak
     """,
     "elicit_rl": """
         adapter allow_unsandboxed_code alpha batch beta checkpoint_activations compile data
-        device dtype epochs eval_problems group keep locked lr max_new_tokens method micro_tokens
-        optimizer out overwrite rank reference resume reward round samples seed shard slots
-        targets task warm_from warm_start weak
+        device dtype epochs eval_problems group keep locked lr master max_new_tokens method
+        micro_tokens optimizer out overwrite rank reference resume reward round samples seed
+        shard slots targets task warm_from warm_start weak
     """,
     "evaluate": """
         allow_unsandboxed_code chat checkpoints compile data device dtype grader locked

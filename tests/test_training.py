@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from data.batches import Example, micro_batches
 from data.problems import InputError
 from devices import Env, setup
 from losses import document_loss, sft_loss
-from options import TrainConfig
+from options import TrainConfig, TuneConfig
 from runs import Run
 from sampler import Sampler
 from training import (
@@ -40,6 +40,12 @@ class Options(TrainConfig):
     resume: bool = False
     # between two saves
     save_every: int = 100
+
+
+@dataclass
+class Tuned(TuneConfig):
+    # as a stage's
+    optimizer: str = ""
 
 
 # --------------------------------------------------------------------------------------- optimisers
@@ -84,6 +90,85 @@ def test_every_parameter_is_in_one_group(make_model, name, tied):
             assert group["weight_decay"] == (0.1 if p.ndim == 2 else 0.0)
             blocks = p.ndim == 2 and any(p is q for q in model.model.layers.parameters())
             assert isinstance(optimizer, torch.optim.Muon) == (name == "muon" and blocks)
+
+
+# ---------------------------------------------------------------------------------- bf16 masters
+
+
+def test_rounding_at_random_is_to_a_neighbour_and_unbiased():
+    below, above = 1.0, 1.0078125  # two bf16 numbers with none between
+    generator = torch.Generator().manual_seed(0)
+    for share in (0.0, 0.01, 0.3, 0.99):
+        for sign in (1, -1):
+            value = torch.full((200_000,), sign * (below + share * (above - below)))
+            noise = torch.randint(0, 1 << 16, value.shape, dtype=torch.int32, generator=generator)
+            found = sign * training.rounded(value, noise).float()
+            assert set(found.tolist()) <= {below, above}
+            up = float((found == above).float().mean())
+            assert up == pytest.approx(share, abs=4 * (share * (1 - share) / 2e5) ** 0.5)
+
+
+def displacement(dtype: torch.dtype, steps: int = 400, lr: float = 1.5e-6) -> float:
+    """How far Lion takes weights of about 0.02, whose gradient is always 1, on average."""
+    p = torch.nn.Parameter(torch.linspace(0.016, 0.031, 4096).to(dtype))
+    start, optimizer = p.detach().double(), Lion([p], lr=lr, weight_decay=0.0)
+    for _ in range(steps):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    return float((start - p.detach().double()).mean())
+
+
+def test_bf16_masters_follow_fp32_ones_where_rounding_to_the_nearest_stands_still(monkeypatch):
+    # a step is an 81st of the distance between two bf16 numbers of this size
+    wide, narrow = displacement(torch.float32), displacement(torch.bfloat16)
+    assert wide == pytest.approx(400 * 1.5e-6, rel=1e-3)
+    # a weight is off by 1.6e-4 rms, the mean of 4096 by a sixtyfourth of that
+    assert narrow == pytest.approx(wide, abs=4 * 1.6e-4 / 64)
+    monkeypatch.setattr(training, "rounded", lambda value, noise: value.to(torch.bfloat16))
+    assert displacement(torch.bfloat16) == 0
+
+
+def test_a_model_with_bf16_masters_learns_as_with_fp32_ones(make_model, make_examples):
+    """At a rate at which bf16 rounded to the nearest would move no weight of the blocks."""
+    losses = {}
+    for master in ("fp32", "bf16"):
+        model = make_model(dtype=torch.bfloat16)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(p.bfloat16())
+        prepare(model, CPU, TrainConfig(master=master))
+        assert model.cos.dtype == torch.float32
+        optimizers = make_optimizers(model, "lion", 2e-5, seed=1)
+        batches = lambda step: micro_batches(make_examples(8), 999)
+        losses[master] = [
+            m["loss"] for _, m in train(model, optimizers, batches, sft_loss, CPU, steps=40)
+        ]
+    fall = losses["fp32"][0] - losses["fp32"][-1]
+    assert fall > 0.02
+    assert losses["bf16"][0] - losses["bf16"][-1] == pytest.approx(fall, rel=0.2)
+    assert optimizers[0].state_dict()["state"][0]["momentum"].dtype == torch.bfloat16
+
+
+def test_bf16_masters_are_sampled_and_stored_without_a_copy(make_model, tokenizer, tmp_path):
+    model = prepare(make_model(dtype=torch.bfloat16), CPU, TrainConfig(master="bf16"))
+    assert Sampler(model, [0], slots=2).net is model
+    save_model(tmp_path, model, tokenizer)
+    again, _ = load_model(tmp_path)
+    assert again.config.stored_dtype == "bfloat16"
+    assert all(torch.equal(p, q.float()) for p, q in zip(again.parameters(), model.parameters()))
+
+
+@pytest.mark.parametrize(
+    "given, named",
+    [({"optimizer": "adamw"}, "lion alone.* adamw"), ({"optimizer": "lion", "rank": 4}, "--rank")],
+)
+def test_bf16_masters_are_for_lion_and_all_weights(given, named):
+    cfg = Tuned(**given)
+    training.check_master(cfg)
+    with pytest.raises(InputError, match=f"--master bf16 .*{named}"):
+        training.check_master(replace(cfg, master="bf16"))
+    with pytest.raises(InputError, match="--dtype fp32"):
+        setup(Tuned(master="bf16", dtype="fp32", device="cpu"))
 
 
 # -------------------------------------------------------------------------------- the training step
@@ -237,9 +322,11 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
+@pytest.mark.parametrize(
+    "optimizer, master", [("adamw", "fp32"), ("lion", "fp32"), ("lion", "bf16"), ("muon", "fp32")]
+)
 def test_a_resumed_run_is_the_straight_run(
-    make_model, make_examples, same_weights, tmp_path, monkeypatch, optimizer
+    make_model, make_examples, same_weights, tmp_path, monkeypatch, optimizer, master
 ):
     epochs_made = []
 
@@ -249,7 +336,7 @@ def test_a_resumed_run_is_the_straight_run(
 
     def go(out, resume=False):
         model = make_model(tie_word_embeddings=True)
-        cfg = Options(resume=resume, micro_tokens=100, save_every=2)
+        cfg = Options(resume=resume, micro_tokens=100, save_every=2, master=master)
         run = Run(cfg, CPU, out)
         evaluate = lambda: {"weight": float(model.lm_head.weight.detach().double().abs().sum())}
         fit(
