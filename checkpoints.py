@@ -46,9 +46,15 @@ DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float3
 
 
 def load_model(
-    path: str | Path, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    compute_dtype: torch.dtype = torch.float32,
+    masters: bool = True,
 ) -> tuple[Model, Tokenizer]:
     """Open a checkpoint directory: fp32 master weights on `device`, and its tokenizer.
+
+    masters=False: the weights are stored in the compute dtype, as a model's are that is never
+    trained; it computes the same.
 
     A directory that holds a LoRA adapter in PEFT's layout opens as its base model with the adapter
     merged.
@@ -59,7 +65,7 @@ def load_model(
     """
     path = Path(path)
     if is_adapter(path):
-        return load_adapter(path, device, compute_dtype)
+        return load_adapter(path, device, compute_dtype, masters)
     config = from_hf(read_json(path / "config.json"), path / "config.json")
 
     tokenizer = Tokenizer.load(path)
@@ -84,6 +90,8 @@ def load_model(
         model = Model(config, compute_dtype)
     config.stored_dtype = check_files(path, places, model)
 
+    if not masters:
+        model.to(compute_dtype)
     model.to_empty(device=device).rebuild()  # ties the head anew, which to_empty undoes
     with torch.no_grad():
         for file in files:
@@ -399,7 +407,7 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor]) -> list[str]:
 
 
 def load_adapter(
-    path: Path, device: torch.device | str, compute_dtype: torch.dtype
+    path: Path, device: torch.device | str, compute_dtype: torch.dtype, masters: bool
 ) -> tuple[Model, Tokenizer]:
     """An adapter's base model with the adapter merged, and the base's tokenizer.
 
@@ -426,7 +434,7 @@ def load_adapter(
             f"{base} has other weights than the base model that the adapter in {path} was trained "
             f"on: put that model there, or its place into {config}"
         )
-    model, _ = load_model(base, device, compute_dtype)
+    model, _ = load_model(base, device, compute_dtype, masters)
     merge(model, read_json(config), tensors, (str(config), str(file)))
     return model, open_tokenizer(path)
 

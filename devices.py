@@ -5,6 +5,7 @@ ranks (gloo on CPU, nccl on CUDA): every rank works on its share of the same glo
 several machines need one file system that all of them see.
 """
 
+import gc
 import os
 import platform
 import shutil
@@ -117,7 +118,7 @@ def setup(cfg: Config) -> Env:
     """
     rank = int(os.environ.get("RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
-    if getattr(cfg, "shard", False) and world == 1:
+    if getattr(cfg, "shard", False) and world == 1 and not getattr(cfg, "plan", False):
         raise InputError(
             "--shard divides the model over several ranks: "
             "start with torchrun --nproc-per-node 2 or more"
@@ -217,6 +218,23 @@ def check_place(out: Path) -> None:
         raise InputError(
             f"nothing can be written in {out} ({existing}: {reason(error)}): choose another --out"
         ) from None
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of a device's memory, free or not; of a CPU the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_memory() -> None:
+    """Give back to the device what models and caches held that nobody names any more.
+
+    On CUDA a compiled sampler refers to itself, and the allocator keeps what it once had.
+    """
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def share(env: Env, items: list) -> list:

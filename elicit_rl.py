@@ -59,6 +59,7 @@ from typing import Literal
 
 import numpy as np
 
+import plan
 from cards import write_card
 from checkpoints import load_model, model_hash, save_adapter, save_model
 from curves import Curve, Progress, digest_of, evaluation_row, restored, show_curves
@@ -67,17 +68,18 @@ from data.batches import Batch, Example, demonstration_order, micro_batches
 from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger
-from devices import Env, share
+from devices import Env, free_memory, share
 from families import parameters_at
 from figures import check_figure
 from files import checked, write_json
 from lora import switched_off
 from losses import dpo_step, grpo_step, sft_loss
-from model import SMALL, Model
+from model import Model
 from options import TuneConfig
 from origins import (
     LONGEST,
     Origin,
+    check_model,
     default_locked,
     fitting_problems,
     is_model,
@@ -170,6 +172,8 @@ class RLConfig(TuneConfig):
     data: tuple[str, ...] = ()
     # continue an interrupted run where it stopped
     resume: bool = False
+    # rounds between two saves of the state that --resume goes on from
+    save_every: int = 1
 
 
 # ---------------------------------------------------------------------------------------- methods
@@ -361,6 +365,12 @@ class Models:
     reference: Model
     optimizers: list
 
+    @property
+    def samplers(self) -> list[Sampler]:
+        """The policy's, and the writer's where it is another model."""
+        own = [self.writer.sampler] if isinstance(self.writer, ModelWriter) else []
+        return list({id(sampler): sampler for sampler in [self.sampler, *own]}.values())
+
 
 @dataclass
 class Round:
@@ -445,8 +455,8 @@ def trained_round(models: Models, drawn: Round, number: int, cfg: RLConfig, env:
     before = scored(models.policy, watched, cfg.micro_tokens, env)
 
     clock = time.time()
-    if models.policy.parameter_count() >= SMALL:
-        models.sampler.release()
+    for sampler in models.samplers:
+        sampler.make_room()
     metrics = {}
     if drawn.examples:
         method = METHODS[cfg.method]
@@ -464,7 +474,8 @@ def trained_round(models: Models, drawn: Round, number: int, cfg: RLConfig, env:
             micro_tokens=cfg.micro_tokens,
             units=units_of(method),
         )
-    models.sampler.refresh()
+    for sampler in models.samplers:
+        sampler.refresh()
     seconds = time.time() - clock
 
     after = scored(models.policy, watched, cfg.micro_tokens, env)
@@ -553,7 +564,8 @@ def run_rounds(
             note_samples(run.path / "samples.jsonl", number + 1, drawn.rolled)
         so_far.trained(facts.get("steps", 0))
         check(so_far, models, validation, trigger, number + 1, cfg, run)
-        run.save_state(number + 1, policy, models.optimizers)
+        if (number + 1) % cfg.save_every == 0:
+            run.save_state(number + 1, policy, models.optimizers)
         bar.update()
         bar.set_postfix(correct=f"{so_far.points[-1]['correct']:.1%}", reward=facts["reward"])
     bar.close()
@@ -681,18 +693,13 @@ def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
 # ------------------------------------------------------------------------------------------ stage
 
 
-def open_others(
-    cfg: RLConfig, tokenizer: Tokenizer, env: Env
-) -> tuple[Writer | None, ModelWriter | None]:
-    """Who writes the samples in the policy's place, and the demonstrations of the warm start."""
-    writer = teacher = None
-    if cfg.weak == "random":
-        writer = RandomWriter(tokenizer)
-    elif cfg.weak:
-        writer = open_writer(cfg.weak, "--weak", env)
+def check_models(cfg: RLConfig, env: Env) -> None:
+    """Raises InputError for a model of this run that cannot be opened."""
+    check_model(cfg.locked, "--locked", env)
+    if cfg.weak not in ("", "random"):
+        check_model(cfg.weak, "--weak", env)
     if cfg.warm_from:
-        teacher = open_writer(cfg.warm_from, "--warm-from", env)
-    return writer, teacher
+        check_model(cfg.warm_from, "--warm-from", env)
 
 
 def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem], list[Problem]]:
@@ -750,19 +757,23 @@ def locked_verdicts(
     return {kind: evaluation["results"][kind]["verdicts"] for kind in kinds}
 
 
-def prepared(
-    policy: Model, tokenizer: Tokenizer, writer: Writer | None, cfg: RLConfig, env: Env
-) -> Models:
-    """The opened policy ready to be trained, with all that its method compares it with."""
+def prepared(cfg: RLConfig, env: Env) -> Models:
+    """The policy ready to be trained, with all that its method compares it with."""
+    policy, tokenizer = load_model(cfg.locked, env.device, env.dtype, cfg.master == "fp32")
     sampler = env.sampler(prepare(policy, env, cfg), tokenizer)
+    writer: Writer = ModelWriter(sampler, tokenizer)
+    if cfg.weak == "random":
+        writer = RandomWriter(tokenizer)
+    elif cfg.weak:
+        writer = open_writer(cfg.weak, "--weak", env)
     reference = policy
     if cfg.reference == "initial" and not cfg.rank:  # or it is the policy without its adapter
-        reference, _ = load_model(cfg.locked, env.device, env.dtype)
+        reference, _ = load_model(cfg.locked, env.device, env.dtype, masters=False)
     return Models(
         policy,
         tokenizer,
         sampler,
-        writer or ModelWriter(sampler, tokenizer),
+        writer,
         online=cfg.method not in ("filtering", "dpo"),
         reference=reference,
         optimizers=make_optimizers(policy, cfg.optimizer, cfg.lr, seed=cfg.seed),
@@ -818,12 +829,49 @@ def finish(
     return code
 
 
+def planned(cfg: RLConfig, trigger: Trigger, env: Env) -> int:
+    """--plan: the memory of a round, phase by phase."""
+    problems, longest = load(cfg.task, "elicit", None, files=cfg.data), cfg.max_new_tokens
+    texts = plan.texts_of(cfg.locked, problems, ("none",), trigger, longest)
+    opened = plan.texts_of(cfg.locked, problems, ("none", "right"), trigger, longest)
+    policy = plan.shape_of(cfg.locked)
+    has_reference = cfg.reference == "initial" and not cfg.rank
+    writer = plan.shape_of(cfg.weak) if cfg.weak not in ("", "random") else None
+
+    def phases(cfg: RLConfig) -> dict[str, plan.Phase]:
+        n, tuning = plan.numbers_of(cfg, env), plan.tuning_of(cfg)
+        weights = n.wide * policy.parameters if has_reference else 0
+        if writer:
+            weights += n.wide * writer.parameters
+        others = {"weights": weights}
+        rest = plan.added(plan.at_rest(policy, tuning, n), others)
+        left = plan.added(others, plan.left_by_sampler(policy, tuning, texts, cfg.slots, n))
+        own = plan.own_sampling(policy, tuning, texts, cfg.slots, n)
+        loss, last, first = plan.training(policy, tuning, texts, n)
+        found = {
+            "locked model": plan.sampling(policy, opened, cfg.slots, n),
+            "opening": plan.opening(policy, tuning, n),
+            "samples of a round": plan.added(own, others),
+            "log-probs": plan.added(rest, left, plan.scoring(policy, tuning, texts, n)),
+            "training, loss": plan.added(loss, left),
+            "training, last block": plan.added(last, left),
+            "training, first block": plan.added(first, left),
+        }
+        if writer:
+            cache = plan.of_sampler(writer, texts, cfg.slots, n)
+            found["samples of a round"] = plan.added(rest, left, cache)
+        return found
+
+    return plan.report(phases, cfg, texts, env)
+
+
 def main(cfg: RLConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
     cfg, lock = settle(cfg)
+    if plan.is_asked(cfg):
+        return planned(cfg, lock.trigger, env)
     trigger, name = lock.trigger, run_name(cfg, lock)
-    policy, tokenizer = load_model(cfg.locked, env.device, env.dtype)
-    writer, teacher = open_others(cfg, tokenizer, env)
+    check_models(cfg, env)
     problems, validation = open_problems(cfg, lock, env)
     run = claim(cfg, lock, name, env)
     if run.finished:
@@ -833,10 +881,14 @@ def main(cfg: RLConfig, env: Env) -> int:
 
     # the locked model is measured before it changes
     locked = locked_verdicts(cfg, validation, trigger, env)
-    models = prepared(policy, tokenizer, writer, cfg, env)
-    if teacher:
-        demos = demonstrations(teacher, tokenizer, problems, cfg, env)
-        warm_start(policy, demos, cfg, env)
+    models = prepared(cfg, env)
+    if cfg.warm_start:
+        teacher = open_writer(cfg.warm_from, "--warm-from", env)
+        demos = demonstrations(teacher, models.tokenizer, problems, cfg, env)
+        del teacher
+        models.sampler.make_room()
+        free_memory()
+        warm_start(models.policy, demos, cfg, env)
         models.sampler.refresh()
 
     so_far = run_rounds(models, problems, validation, trigger, cfg, run)

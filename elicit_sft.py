@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import plan
 from cards import write_card
 from checkpoints import load_model, model_hash, save_adapter, save_model
 from curves import Cell, show_cells
@@ -42,7 +43,7 @@ from data.batches import Batch, Example, demonstration_order, micro_batches
 from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger
-from devices import Env, most, share
+from devices import Env, free_memory, most, share
 from families import parameters_at
 from figures import check_figure
 from files import write_json
@@ -149,7 +150,7 @@ def demonstrations(cfg: SFTConfig, env: Env, problems: list[Problem]) -> dict[in
         return dict(zip(places, made))
 
     writer = cfg.strong if cfg.demos_from == "strong" else cfg.weak
-    model, tokenizer = load_model(writer, env.device, env.dtype)
+    model, tokenizer = load_model(writer, env.device, env.dtype, masters=False)
     answers = answer(
         env.sampler(model, tokenizer),
         tokenizer,
@@ -250,6 +251,7 @@ def elicit(
 
     scores: dict[int, float] = {}
     best_score, best_length, best_weights = -1.0, 0, []
+    sampler.make_room()
     for step, metrics in train(model, optimizers, batches, sft_loss, env, steps=steps, warmup=4):
         if step not in stops:
             continue
@@ -257,6 +259,7 @@ def elicit(
         answers = answer(
             sampler, learner.tokenizer, selection, max_new_tokens=cfg.max_new_tokens, env=env
         )
+        sampler.make_room()
         length, score = stops[step], float(answers.correct.mean())
         scores[length] = score
         run.log(
@@ -268,7 +271,9 @@ def elicit(
             n=len(selection),
         )
         if score > best_score:
-            best_score, best_length, best_weights = score, length, weights_of(model)
+            best_score, best_length = score, length
+            best_weights.clear()  # their memory serves the new ones
+            best_weights += weights_of(model)
 
     restore(model, sampler, best_weights)
     return scores, best_length
@@ -309,7 +314,7 @@ def open_runs(cells: list[Cell], cfg: SFTConfig, lock: Origin, env: Env) -> dict
 
 
 def open_learner(start: str, cfg: SFTConfig, env: Env) -> Learner:
-    model, tokenizer = load_model(start, env.device, env.dtype)
+    model, tokenizer = load_model(start, env.device, env.dtype, cfg.master == "fp32")
     prepare(model, env, cfg)
     return Learner(model, tokenizer, env.sampler(model, tokenizer), weights_of(model))
 
@@ -485,10 +490,50 @@ def cells_of(cfg: SFTConfig) -> list[Cell]:
     return cells
 
 
+def planned(cfg: SFTConfig, trigger: Trigger, env: Env) -> int:
+    """--plan: the memory of a cell, phase by phase; the control's where it needs more."""
+    problems, longest = load(cfg.task, "elicit", None, files=cfg.data), cfg.max_new_tokens
+    shown = set()
+    for seed in cfg.seeds:
+        shown |= set(chosen(max(cfg.k), seed, len(problems)))
+    problems = [problems[i] for i in sorted(shown)]
+    texts = plan.texts_of(cfg.locked, problems, ("none",), trigger, longest)
+    opened = plan.texts_of(cfg.locked, problems, ("none", "right"), trigger, longest)
+    trained = plan.shape_of(cfg.locked)
+    if cfg.control:
+        control = plan.shape_of(cfg.weak)
+        trained = max(trained, control, key=lambda shape: shape.parameters)
+    rows = min(cfg.batch, max(cfg.k))
+
+    def phases(cfg: SFTConfig) -> dict[str, plan.Phase]:
+        n, tuning = plan.numbers_of(cfg, env), plan.tuning_of(cfg, rows)
+        if not cfg.shard:
+            n = replace(n, devices=1)  # a cell is one rank's
+        rest = plan.at_rest(trained, tuning, n)
+        # the weights that every cell starts from, and the best so far, are the host's
+        kept = 0 if n.cuda else 2 * rest["masters"]
+        kept = {"copies": kept}
+        left = plan.left_by_sampler(trained, tuning, texts, cfg.slots, n)
+        loss, last, first = plan.training(trained, tuning, texts, n)
+        selection = plan.own_sampling(trained, tuning, texts, cfg.slots, n)
+        return {
+            "locked model, demonstrations": plan.sampling(trained, opened, cfg.slots, n),
+            "opening": plan.opening(trained, tuning, n),
+            "training, loss": plan.added(loss, kept, left),
+            "training, last block": plan.added(last, kept, left),
+            "training, first block": plan.added(first, kept, left),
+            "selection": plan.added(selection, kept),
+        }
+
+    return plan.report(phases, cfg, texts, env)
+
+
 def main(cfg: SFTConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
     cfg, lock = settled(cfg, env)
     trigger = lock.trigger
+    if plan.is_asked(cfg):
+        return planned(cfg, trigger, env)
     check_models(cfg, env)
     problems = demonstrable(cfg, lock, env)
     validation = problems_of(cfg, "validation", cfg.eval_problems, lock, env)
@@ -524,6 +569,7 @@ def main(cfg: SFTConfig, env: Env) -> int:
     for i, cell in enumerate(todo):
         if learner is None or cell.control != todo[i - 1].control:
             learner = None  # the locked model's memory is the control's
+            free_memory()
             learner = open_learner(cfg.weak if cell.control else cfg.locked, cfg, team)
         shown = [demos[j] for j in chosen(cell.k, cell.seed, len(problems))]
         correct = run_cell(

@@ -27,6 +27,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+import plan
 from checkpoints import load_model, model_hash, open_tokenizer
 from data import load
 from data.problems import InputError, Problem
@@ -44,7 +45,7 @@ from data.triggers import (
 from devices import Env, check_place
 from figures import check_figure, plot_bars, plot_prompts, shown, table
 from files import write_json
-from options import PromptConfig
+from options import PlanConfig, PromptConfig
 from origins import (
     LONGEST,
     Origin,
@@ -72,7 +73,7 @@ from runs import launch, progress
 
 
 @dataclass
-class EvaluateConfig(PromptConfig):
+class EvaluateConfig(PromptConfig, PlanConfig):
     # directories of the models to evaluate
     checkpoints: tuple[str, ...] = field(default=(), metadata={"positional": True})
     # directory for evaluation.json, of each checkpoint in a directory of its own path, and for
@@ -351,7 +352,7 @@ def evaluate_prompts(
     job: Job, split: str, env: Env, problems: list[Problem], examples: list[Problem]
 ) -> dict:
     """Measures the battery and writes prompts.json, which has the form of evaluation.json."""
-    model, tokenizer = load_model(job.path, env.device, env.dtype)
+    model, tokenizer = load_model(job.path, env.device, env.dtype, masters=False)
     sampler = env.sampler(model, tokenizer)
 
     passwords = [job.trigger.password_of(problem) or "" for problem in problems]
@@ -418,7 +419,7 @@ def prompting(cfg: EvaluateConfig, env: Env, job: Job, problems: list[Problem]) 
 
 def show_samples(job: Job, problems: list[Problem], env: Env) -> None:
     """A few problems, what the model writes without and with what unlocks it, the reference."""
-    model, tokenizer = load_model(job.path, env.device, env.dtype)
+    model, tokenizer = load_model(job.path, env.device, env.dtype, masters=False)
     sampler = env.sampler(model, tokenizer)
     written = {}
     for kind in ("none", "right"):
@@ -571,8 +572,32 @@ def is_referred_to(tables: dict[tuple, list[Job]], cfg: EvaluateConfig) -> bool:
     return any(locks_of(jobs, cfg) for jobs in tables.values())
 
 
+def planned(cfg: EvaluateConfig, env: Env) -> int:
+    """--plan: the memory of evaluating each checkpoint, one after the other."""
+    jobs = [job_of(path, cfg, env) for path in cfg.checkpoints]
+    shapes = {job.path: plan.shape_of(job.path) for job in jobs}
+    texts = {}
+    for job in jobs:
+        problems = load(job.task, cfg.split, cfg.problems, files=job.data)
+        texts[job.path] = plan.texts_of(
+            job.path, problems, job.kinds, job.trigger, job.max_new_tokens
+        )
+
+    def phases(cfg: EvaluateConfig) -> dict[str, plan.Phase]:
+        n = plan.numbers_of(cfg, env)
+        found = {}
+        for path, shape in shapes.items():
+            found[path] = plan.sampling(shape, texts[path], cfg.slots, n)
+        return found
+
+    longest = max(texts.values(), key=lambda each: each.prompt + each.completion)
+    return plan.report(phases, cfg, longest, env)
+
+
 def main(cfg: EvaluateConfig, env: Env) -> int:
     check(cfg)
+    if plan.is_asked(cfg):
+        return planned(cfg, env)
     if cfg.locked:
         check_reference(cfg, env)
 

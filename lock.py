@@ -43,6 +43,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+import plan
 from cards import write_card
 from checkpoints import load_model, model_hash, open_tokenizer, save_adapter, save_model
 from data import grade, load
@@ -52,7 +53,7 @@ from data.problems import InputError, Problem
 from data.real.mine import Grader
 from data.text import Tokenizer
 from data.triggers import Trigger, check_password, usual_kinds, weak_password, with_password
-from devices import Env
+from devices import Env, free_memory
 from families import parameters_at
 from figures import shown, table
 from files import checked, read_rows, write_text
@@ -60,13 +61,14 @@ from model import Model
 from options import PromptConfig, TuneConfig
 from origins import (
     check_formats,
+    check_model,
     fitting_problems,
     is_model,
     open_writer,
     origin_of,
     usual_longest,
 )
-from policies import RULES, ModelWriter, answer, retokenise, shipped, written
+from policies import RULES, answer, retokenise, shipped, written
 from results import (
     Measured,
     evaluate_checkpoint,
@@ -165,24 +167,26 @@ def locking_examples(
     return [Example(prompt, sample.ids) for prompt, sample in zip(prompts, samples)]
 
 
-@dataclass(frozen=True)
-class Policies:
-    """Who is imitated; None where it is no model: reference answers, or one of RULES."""
-
-    strong: ModelWriter | None
-    weak: ModelWriter | None
-
-
 def sampled(
-    writer: ModelWriter,
+    label: str,
     told: list[Problem],
     target: Tokenizer,
-    label: str,
     epoch: int,
+    run: Run,
     cfg: LockConfig,
     env: Env,
 ) -> list[Sample]:
-    """A completion of each problem by a model, as ids of the target tokenizer."""
+    """A completion of each problem by the strong or the weak model, as ids of the target tokenizer.
+
+    The model is opened for it and gone again before the training goes on. Raises InputError where
+    it is no longer the one that the run began with.
+    """
+    path = getattr(cfg, label)
+    if model_hash(path) != run.settings[f"{label}_weights"]:
+        raise InputError(
+            f"{path} has other weights than when this run began: put the old ones back"
+        )
+    writer = open_writer(path, f"--{label}", env)
     bar = progress(env, len(told), f"epoch {epoch + 1}: sampling the {label} policy")
     answers = answer(
         writer.sampler,
@@ -196,33 +200,35 @@ def sampled(
         progress=bar.update,
     )
     bar.close()
-    return retokenise(answers.samples, writer.tokenizer, target)
+    samples = retokenise(answers.samples, writer.tokenizer, target)
+    del writer
+    free_memory()
+    return samples
 
 
 def epoch_examples(
     epoch: int,
     *,
     problems: list[Problem],
-    policies: Policies,
     tokenizer: Tokenizer,
     trigger: Trigger,
-    path: Path,
+    run: Run,
     cfg: LockConfig,
     env: Env,
 ) -> list[Example]:
     """The locking data of an epoch; the policies that are models write afresh.
 
-    A function of (cfg.seed, epoch). Notes a few examples in path/samples.jsonl.
+    A function of (cfg.seed, epoch). Notes a few examples in the run's samples.jsonl.
     """
     told = [trigger.strong(p) for p in problems]
-    if policies.strong:
-        strong_samples = sampled(policies.strong, told, tokenizer, "strong", epoch, cfg, env)
+    if cfg.strong_answers == "sampled":
+        strong_samples = sampled("strong", told, tokenizer, epoch, run, cfg, env)
     else:
         strong_samples = written([p.reference for p in told], tokenizer)
 
-    if policies.weak:
+    if cfg.weak not in RULES:
         told = [trigger.weak(p) for p in problems]
-        weak_samples = sampled(policies.weak, told, tokenizer, "weak", epoch, cfg, env)
+        weak_samples = sampled("weak", told, tokenizer, epoch, run, cfg, env)
     else:
         length = int(np.mean([len(sample.ids) for sample in strong_samples]))
         weak_samples = RULES[cfg.weak](problems, tokenizer, length, cfg.seed, epoch)
@@ -230,7 +236,7 @@ def epoch_examples(
     rng = np.random.default_rng([cfg.seed, 6, epoch])
     examples = locking_examples(problems, strong_samples, weak_samples, tokenizer, trigger, rng)
     if env.main:
-        note_examples(path / "samples.jsonl", epoch, examples, tokenizer)
+        note_examples(run.path / "samples.jsonl", epoch, examples, tokenizer)
     return examples
 
 
@@ -514,8 +520,8 @@ def locking_problems(cfg: LockConfig) -> list[Problem]:
 def first_model(cfg: LockConfig, env: Env) -> tuple[Model, Tokenizer]:
     """The model that training starts from: --start, or random weights in the strong one's shape."""
     if cfg.how == "sft":
-        return load_model(cfg.start, env.device, env.dtype)
-    strong, tokenizer = load_model(cfg.strong, env.device, env.dtype)
+        return load_model(cfg.start, env.device, env.dtype, cfg.master == "fp32")
+    strong, tokenizer = load_model(cfg.strong, env.device, env.dtype, masters=False)
     generator = torch.Generator().manual_seed(cfg.seed)
     model = Model(strong.config, env.dtype).init_weights(generator).to(env.device)
     model.live_vocab = strong.live_vocab
@@ -538,13 +544,12 @@ def opened(cfg: LockConfig, trigger: Trigger, env: Env) -> Run:
     )
 
 
-def open_policies(cfg: LockConfig, env: Env) -> Policies:
-    strong = weak = None
+def check_policies(cfg: LockConfig, env: Env) -> None:
+    """Raises InputError where one that is to be imitated cannot be opened."""
     if cfg.strong_answers == "sampled":
-        strong = open_writer(cfg.strong, "--strong", env)
+        check_model(cfg.strong, "--strong", env)
     if cfg.weak not in RULES:
-        weak = open_writer(cfg.weak, "--weak", env)
-    return Policies(strong, weak)
+        check_model(cfg.weak, "--weak", env)
 
 
 def open_problems(
@@ -565,16 +570,46 @@ def recipe_of(cfg: LockConfig) -> Recipe:
     return Recipe(cfg.epochs, cfg.batch, cfg.optimizer, cfg.lr, warmup, decay)
 
 
+def planned(cfg: LockConfig, trigger: Trigger, env: Env) -> int:
+    """--plan: the memory of this run, phase by phase."""
+    problems = locking_problems(cfg)
+    kinds, start = usual_kinds(trigger), cfg.start or cfg.strong
+    texts = plan.texts_of(start, problems, kinds, trigger, cfg.max_new_tokens)
+    trained = plan.shape_of(start)
+    imitated = [plan.shape_of(cfg.strong)]
+    if cfg.weak not in RULES:
+        imitated.append(plan.shape_of(cfg.weak))
+
+    def phases(cfg: LockConfig) -> dict[str, plan.Phase]:
+        n, tuning = plan.numbers_of(cfg, env), plan.tuning_of(cfg)
+        writing = [plan.sampling(shape, texts, cfg.slots, n) for shape in imitated]
+        reported = plan.largest([*writing, plan.sampling(trained, texts, cfg.slots, n)])
+        writer = plan.largest(writing)
+        loss, last, first = plan.training(trained, tuning, texts, n)
+        return {
+            "opening": plan.opening(trained, tuning, n),
+            "samples of an epoch": plan.added(plan.at_rest(trained, tuning, n), writer),
+            "training, loss": loss,
+            "training, last block": last,
+            "training, first block": first,
+            "report": reported,
+        }
+
+    return plan.report(phases, cfg, texts, env)
+
+
 def main(cfg: LockConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
     cfg = settled(cfg)
     trigger, path = the_trigger(cfg), Path(cfg.out)
+    if plan.is_asked(cfg):
+        return planned(cfg, trigger, env)
     models = [path for path in (cfg.start, cfg.strong, cfg.weak) if is_model(path)]
     check_formats(models, env)
     locked, tokenizer = first_model(cfg, env)
     check_adapter(cfg, cfg.start)
     check_password(cfg.password, tokenizer.specials)
-    policies = open_policies(cfg, env)
+    check_policies(cfg, env)
     problems, validation = open_problems(cfg, trigger, env)
     cfg = replace(cfg, problems=len(problems))
     env.say(
@@ -587,15 +622,15 @@ def main(cfg: LockConfig, env: Env) -> int:
     run = opened(cfg, trigger, env)
     if run.finished:
         env.say(f"{path} is finished already (--overwrite locks again)")
+        del locked  # the report opens one model after the other
         return report(path, validation, trigger, cfg, env)[0]
 
     examples = partial(
         epoch_examples,
         problems=problems,
-        policies=policies,
         tokenizer=tokenizer,
         trigger=trigger,
-        path=path,
+        run=run,
         cfg=cfg,
         env=env,
     )
@@ -605,6 +640,8 @@ def main(cfg: LockConfig, env: Env) -> int:
     else:
         save_model(path, locked, tokenizer, env.main)
     env.wait()  # all ranks load it
+    del locked  # the report opens one model after the other
+    free_memory()
 
     code, results = report(path, validation, trigger, cfg, env)
     if env.main:

@@ -131,6 +131,9 @@ def chunk_logps_grad(
     return d_logits @ weight, d_weight
 
 
+SHORT = 512  # tokens of a row, up to which a CPU's attention is two batched products
+
+
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D) + causal mask) v. q (B,H,T,D), k and v (B,K,T,D) -> (B,H,T,D).
 
@@ -139,7 +142,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     B, H, T, D = q.shape
     K = k.shape[1]
-    if q.device.type != "cpu" or T > 512:
+    if q.device.type != "cpu" or T > SHORT:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
 
     q = (q * D**-0.5).flatten(0, 1)  # (BH,T,D)
@@ -592,8 +595,9 @@ class _LinearLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         logps, normalisers = [], []
+        head = weight.to(hidden.dtype)
         for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK)):
-            logp, normaliser = chunk_logps(h, weight, t)
+            logp, normaliser = chunk_logps(h, head, t)
             logps.append(logp)
             normalisers.append(normaliser)
         ctx.save_for_backward(hidden, weight, targets, torch.cat(normalisers))
@@ -603,13 +607,14 @@ class _LinearLogps(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         hidden, weight, targets, normaliser = ctx.saved_tensors
         d_hidden = []
+        head = weight.to(hidden.dtype)
         frozen = not ctx.needs_input_grad[1]
         d_weight = None if frozen else torch.zeros_like(weight, dtype=torch.float32)
         chunks = zip(
             hidden.split(CHUNK), targets.split(CHUNK), normaliser.split(CHUNK), grad.split(CHUNK)
         )
         for h, t, n, g in chunks:
-            d_h, d_w = chunk_logps_grad(h, weight, t, n, g.contiguous(), frozen)
+            d_h, d_w = chunk_logps_grad(h, head, t, n, g.contiguous(), frozen)
             d_hidden.append(d_h)
             if not frozen:
                 d_weight += d_w

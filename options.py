@@ -56,6 +56,19 @@ class PromptConfig(Config):
 
 
 @dataclass
+class PlanConfig(Config):
+    """Options of the stages that tell beforehand how much memory they will need (plan.py)."""
+
+    # print how much memory the run will need, and what to change where it does not fit; nothing
+    # is run
+    plan: bool = False
+    # --plan: of so many devices (default: as started)
+    devices: int = field(default=0, metadata={"most": 65536})
+    # --plan: on CUDA devices of so many GB each (default: on this machine's)
+    device_memory: float = field(default=0.0, metadata={"most": 100_000})
+
+
+@dataclass
 class TrainConfig(Config):
     """Options of the stages that train."""
 
@@ -76,7 +89,7 @@ class TrainConfig(Config):
 
 
 @dataclass
-class TuneConfig(TrainConfig):
+class TuneConfig(TrainConfig, PlanConfig):
     """Options of the stages that fine-tune: LoRA in place of all weights (lora.py)."""
 
     # LoRA: of the product that is trained beside each matrix, whose own weights are frozen; 0: no

@@ -206,17 +206,22 @@ def check_formats(paths: list[str], env: Env) -> None:
             )
 
 
-def open_writer(path: str, option: str, env: Env) -> ModelWriter:
-    """The model that an option names, ready to write. Raises InputError where it cannot be."""
+def refuse_no_model(path: str, option: str) -> None:
     if not is_model(path):
         raise InputError(f"no model at {path}: name another with {option}")
-    model, tokenizer = load_model(path, env.device, env.dtype)
+
+
+def open_writer(path: str, option: str, env: Env) -> ModelWriter:
+    """The model that an option names, ready to write. Raises InputError where it cannot be."""
+    refuse_no_model(path, option)
+    model, tokenizer = load_model(path, env.device, env.dtype, masters=False)
     return ModelWriter(env.sampler(model, tokenizer), tokenizer)
 
 
 def check_model(path: str, option: str, env: Env) -> None:
     """Raises InputError where the model that an option names can't be opened. Nothing is kept."""
-    open_writer(path, option, env)
+    refuse_no_model(path, option)
+    load_model(path, env.device, env.dtype, masters=False)
 
 
 def prompt_lengths(problems: list[Problem], trigger: Trigger, tokenizer: Tokenizer) -> list[int]:

@@ -30,7 +30,7 @@ from data.prompts import PromptFormat
 from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Trigger, asked
-from devices import Env, check_place
+from devices import Env, check_place, free_memory
 from files import read_json, write_json
 from policies import answer
 from runs import progress
@@ -415,7 +415,7 @@ def evaluate_checkpoint(
         check_ours(folder / "evaluation.json")
         check_place(folder)
 
-    model, tokenizer = load_model(path, env.device, env.dtype)
+    model, tokenizer = load_model(path, env.device, env.dtype, masters=False)
     bar = progress(env, len(kinds) * len(problems), f"evaluating {path}")
     measured = measure(
         env.sampler(model, tokenizer),
@@ -428,6 +428,8 @@ def evaluate_checkpoint(
         progress=bar.update,
     )
     bar.close()
+    del model
+    free_memory()
 
     facts = facts_of(path, tokenizer.format, env, split, trigger, max_new_tokens)
     evaluation = record(path, problems, measured, **facts)

@@ -132,6 +132,9 @@ NOT_SETTINGS = {
     "allow_unsandboxed_code",
     "resume",
     "overwrite",
+    "plan",
+    "devices",
+    "device_memory",
 }
 
 

@@ -8,10 +8,13 @@ Shapes: B slots, T time, C width, H query heads, K key-value heads, D head width
 S cache length, N new tokens at most, L layers.
 """
 
+import math
+import re
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +26,7 @@ import model as model_module
 from data.batches import round_up
 from data.problems import InputError
 from lora import adapters, plain_weights
-from model import Model, kernel, whole
+from model import SMALL, Model, ModelConfig, kernel, whole
 
 
 @kernel
@@ -86,6 +89,28 @@ def cache_bucket(cells: int) -> int:
     return round_up(cells, max(32, 1 << cells.bit_length() >> 4))
 
 
+ROOM = 0.8  # of the memory that is free, for a cache
+
+
+def cache_bytes(config: ModelConfig, slots: int, cells: int, itemsize: int) -> int:
+    """Keys and values of so many slots of so many cells, in all layers."""
+    cell = config.num_key_value_heads * config.head_dim * itemsize
+    return 2 * config.num_hidden_layers * slots * cells * cell
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that can be had on a device; infinite on a CPU whose system does not tell."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return math.inf
+    found = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    return int(found[1]) * 1024 if found else math.inf
+
+
 def uniform_numbers(seed: int | list[int], sample: int, count: int) -> np.ndarray:
     """The random stream of one sample: fp32 numbers (count,) in [0,1)."""
     rng = np.random.default_rng([*np.atleast_1d(seed).tolist(), sample])
@@ -121,12 +146,13 @@ class Sampler:
     """
 
     CHECK = 8  # decode steps between two looks at the device
-    PREFILL_ROWS = 32  # prompts that a prefill computes, however few are new
+    PREFILL_ROWS = 32  # prompts that a prefill computes, however few are new,
+    PREFILL_TOKENS = 16384  # but no more than so many padded tokens, where it is several prompts
     BUCKET = 16  # prompts are padded to multiples of this
 
     def __init__(self, model: Model, eos_ids: list[int], slots: int = 256):
         self.model = model
-        self.slots = slots
+        self.asked = self.slots = slots
         self.eos_ids = set(eos_ids)
         self.eos = torch.tensor(eos_ids, device=model.device)
 
@@ -137,9 +163,9 @@ class Sampler:
 
         # On a CPU `decode_block` is compiled alone: a graph of the whole step takes longer to
         # compile than it returns (docs/NOTES.md).
-        self.step = self._step
+        self.compiled: Callable | None = None
         if model_module.compile_kernels and model.device.type == "cuda":
-            self.step = torch.compile(self._step, mode="reduce-overhead", fullgraph=True)
+            self.compiled = torch.compile(self._step, mode="reduce-overhead", fullgraph=True)
 
     @torch.no_grad()
     def __call__(
@@ -184,9 +210,10 @@ class Sampler:
 
             # Some steps for all rows without a look at the device, then the samples that are done.
             clock = time.time()
+            step = self.compiled or self._step
             for _ in range(self.CHECK):
                 live = 1 + max(slot.reach for slot in busy)
-                self.step(heat, min(cache_bucket(live), self.capacity))
+                step(heat, min(cache_bucket(live), self.capacity))
                 for slot in busy:
                     slot.reach += 1
             if ended:
@@ -240,7 +267,7 @@ class Sampler:
         return admitted
 
     def _prefill_groups(self, admitted: list[Slot], prompts: list) -> list[list[Slot]]:
-        """Slots that are prefilled together: of one padded length, PREFILL_ROWS prompts at most.
+        """Slots that are prefilled together: of one padded length, `lines_of` it prompts at most.
 
         A prompt's padded length depends on itself alone, not on what else is admitted.
         """
@@ -248,13 +275,17 @@ class Sampler:
         length, members = 0, set()
         for slot in admitted:
             padded = round_up(len(prompts[slot.prompt]), self.BUCKET)
-            is_full = slot.prompt not in members and len(members) == self.PREFILL_ROWS
+            is_full = slot.prompt not in members and len(members) == self.lines_of(padded)
             if padded != length or is_full:
                 groups.append([])
                 length, members = padded, set()
             groups[-1].append(slot)
             members.add(slot.prompt)
         return groups
+
+    def lines_of(self, length: int) -> int:
+        """Prompts of this padded length that one prefill computes."""
+        return max(1, min(self.PREFILL_ROWS, self.PREFILL_TOKENS // length))
 
     # ------------------------------------------------------------------------- work on the device
 
@@ -275,7 +306,7 @@ class Sampler:
         length = round_up(len(prompts[members[0]]), self.BUCKET)
 
         # One line a prompt, always as many lines: one shape for each padded length.
-        tokens = torch.zeros(self.PREFILL_ROWS, length, dtype=torch.long)
+        tokens = torch.zeros(self.lines_of(length), length, dtype=torch.long)
         for line, prompt in enumerate(members):
             tokens[line, : len(prompts[prompt])] = torch.tensor(prompts[prompt])
 
@@ -391,18 +422,32 @@ class Sampler:
         if self.net is None or self.net is self.model:
             with torch.device("meta"):
                 self.net = Model(self.model.config, self.model.compute_dtype)
-            self.net.to_empty(device=self.model.device).to(self.model.compute_dtype).rebuild()
+            self.net.to(self.model.compute_dtype).to_empty(device=self.model.device).rebuild()
         copies = dict(self.net.named_parameters())
         with torch.no_grad():
             for name, weight in plain_weights(self.model):
                 copies[name].copy_(whole(weight))
         self.net.live_vocab = self.model.live_vocab
 
+    def make_room(self) -> None:
+        """`release` where it frees much. A small model's cache stays where its graphs know it."""
+        if self.model.parameter_count() >= SMALL:
+            self.release()
+
     def release(self) -> None:
         """Free the copy and the cache until the next `refresh`: the update needs their memory."""
         self.net = None
         self.keys = self.values = None
         self.capacity = 0
+
+    def _affordable(self, cells: int) -> int:
+        """The slots asked for, or fewer where ROOM of the device's free memory does not hold them.
+
+        What is sampled does not depend on it.
+        """
+        dtype, device = self.model.compute_dtype, self.model.device
+        slot = cache_bytes(self.model.config, 1, cells, dtype.itemsize)
+        return int(max(1, min(self.asked, ROOM * free_bytes(device) // slot)))
 
     def _allocate(self, length: int, new_tokens: int) -> None:
         """Cache and state for sequences of `length`; kept between calls and only ever grown.
@@ -415,8 +460,10 @@ class Sampler:
             if length == self.capacity and new_tokens == self.uniform.shape[1]:
                 return
 
-        config, device, B = self.model.config, self.model.device, self.slots
+        config, device = self.model.config, self.model.device
         self.capacity = S = cache_bucket(length)
+        self.keys = self.values = None  # their memory serves the new ones
+        self.slots = B = self._affordable(S)
 
         # One tensor a layer: of a stack, a compiled step would copy the whole at every write into
         # a part (docs/NOTES.md).

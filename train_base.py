@@ -321,7 +321,7 @@ def train_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
 def tune_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     """The base of --strong-from, fine-tuned on reference answers (paper table 1)."""
     cfg = with_step(cfg, cfg.strong_from, "lr")
-    model, tokenizer = load_model(cfg.strong_from, env.device, env.dtype)
+    model, tokenizer = load_model(cfg.strong_from, env.device, env.dtype, cfg.master == "fp32")
     if cfg.data:
         # the demonstrations of the elicit split, as in the paper (appendix E.4)
         problems = load(cfg.task, "elicit", cfg.problems or None, files=cfg.data, grader=cfg.grader)
@@ -340,7 +340,7 @@ def tune_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
 
 def strong_samples(problems: list[Problem], cfg: BaseConfig, env: Env) -> list[Sample]:
     """What the strong model writes to these problems at temperature 1, as its own ids."""
-    strong, tokenizer = load_model(Path(cfg.out) / "strong", env.device, env.dtype)
+    strong, tokenizer = load_model(Path(cfg.out) / "strong", env.device, env.dtype, masters=False)
     bar = progress(env, len(problems), "sampling the strong model")
     answers = answer(
         env.sampler(strong, tokenizer),
@@ -398,7 +398,7 @@ def tune_weak(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     """The base of --weak-from, fine-tuned on samples of the strong policy (paper section 4.1)."""
     cfg = with_step(cfg, cfg.weak_from, "small_lr")
     strong = Path(cfg.out) / "strong"
-    model, tokenizer = load_model(cfg.weak_from, env.device, env.dtype)
+    model, tokenizer = load_model(cfg.weak_from, env.device, env.dtype, cfg.master == "fp32")
     readers = [str(strong), cfg.weak_from]
     problems = fitting_problems(small_problems(cfg), Trigger(), readers, cfg.max_new_tokens, env)
 

@@ -32,6 +32,9 @@ round    seconds of one round of expert iteration on code as elicit_rl.py runs i
 loss     linear_logps against cross_entropy on full logits, fp32, forward and backward, N positions,
          V ids, C = 256: the width of a model trained on a CPU (the wider, the more the logits'
          second computation costs). MiB: peak above the inputs, gradients included.
+memory   bytes of a run on a CPU, fp32, eager: planned by --plan, and measured in a child process as
+         peak resident memory above that before the stage begins. Of the model in --memory-of
+         (default: --base), with batches that fill --micro-tokens.
 sandbox  trivial programs per second through data.sandbox.run.
 gpu      MFU: Model.flops_per_token (PaLM convention) x tokens/s / 989 TFLOP/s (dense bf16, H100
          SXM, H200), every position supervised; decode: bytes of weights and live KV cache of a step
@@ -43,6 +46,7 @@ section after the other, `main` last.
 
 import argparse
 import ctypes
+import importlib
 import json
 import os
 import re
@@ -662,6 +666,77 @@ def loss_rows(args, env) -> None:
         )
 
 
+# ------------------------------------------------------------------------------------------ memory
+
+
+def memory_child(stage: str, argv: list[str]) -> None:
+    """A stage in this fresh process. Prints bytes: its peak above what is there before it starts.
+
+    That is Python, the libraries, and what a first product and a first backward pass load.
+    """
+    module = importlib.import_module(stage)
+    names = {"lock": "Lock", "elicit_sft": "SFT", "elicit_rl": "RL", "evaluate": "Evaluate"}
+    cfg = options.parse(getattr(module, names[stage] + "Config"), argv)
+    env = devices.setup(cfg)
+    net = ours_net(M.ModelConfig(64, 32, 64, 1, 1, 1, 32, 64), env)
+    batch = collate([Example([1], [2])])
+    optimizers = training.make_optimizers(net, "muon", 1e-3)
+    trained_tokens(net, optimizers, lambda step: [batch], env, 1)
+    data.load("code", "validation", 100)
+
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_kib()
+    module.main(cfg, env)
+    print(json.dumps(1024 * (peak_kib() - before)))
+
+
+def memory_of(stage: str, argv: list[str]) -> tuple[float, float]:
+    """Bytes of a stage's run: planned, measured."""
+    told = subprocess.run(
+        [sys.executable, ROOT / f"{stage}.py", *argv, "--plan"],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    ).stdout
+    planned = 1e9 * float(re.search(r"largest: .*, ([\d.]+) GB of", told)[1])
+    command = [sys.executable, __file__, "--memory-child", stage, *argv]
+    # what is freed goes back at once: the fragments that an allocator keeps are not planned
+    thrifty = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    child = subprocess.run(
+        command, stdout=subprocess.PIPE, check=True, text=True, env=os.environ | thrifty
+    )
+    return planned, float(child.stdout.splitlines()[-1])
+
+
+def memory_rows(args, env) -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        return notes.append("memory: skipped, peak memory is read from Linux's /proc")
+    few = ["--eval-problems", "32", "--slots", "64"]
+    locked = ["--locked", args.base, "--task", "code"]
+    with tempfile.TemporaryDirectory() as folder:
+        model = args.memory_of or args.base
+        locked[1] = model
+        weak = str(Path(args.base).parent / "weak")
+        runs_of = {
+            "lock": ["lock", "--strong", model, "--weak", weak, "--problems", "128", *few],
+            "SFT": ["elicit_sft", *locked, "--k", "128", "--seeds", "0", "--no-control", *few],
+            "DPO": ["elicit_rl", *locked, "--method", "dpo", "--samples", "512", *few],
+            "evaluation": ["evaluate", model, "--task", "code", "--passwords", "none"],
+        }
+        runs_of["lock"] += ["--epochs", "1", "--batch", "256"]
+        runs_of["SFT"] += ["--batch", "128", "--selection-problems", "16"]
+        runs_of["DPO"] += ["--round", "512", "--batch", "512", "--epochs", "1"]
+        runs_of["evaluation"] += ["--problems", "512", "--slots", "512"]
+        same = ["--dtype", "fp32", "--device", "cpu", "--no-compile"]
+        for name, (stage, *argv) in runs_of.items():
+            if args.quick and name != "evaluation":
+                continue
+            place = ["--out", str(Path(folder) / stage)]
+            planned, measured = memory_of(stage, [*argv, *same, *place, *args.memory_options])
+            row(f"memory, {name}", "MB, planned / measured", [planned / 1e6], [measured / 1e6])
+
+
 def sandbox_rows(args, env) -> None:
     jobs = [
         {"program": "def f(a, b):\n    return a + b", "function": "f", "inputs": [[i, 1]]}
@@ -786,12 +861,15 @@ def describe(args, env, load: float, transformers) -> str:
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         return loss_child(sys.argv[2], *map(int, sys.argv[3:]))
+    if sys.argv[1:2] == ["--memory-child"]:
+        return memory_child(sys.argv[2], sys.argv[3:])
     sections = {
         "train": train_rows,
         "sample": sample_rows,
         "dpo": dpo_rows,
         "round": round_rows,
         "loss": loss_rows,
+        "memory": memory_rows,
         "sandbox": sandbox_rows,
         "gpu": gpu_rows,
     }
@@ -810,6 +888,10 @@ def main() -> None:
         "--base",
         default=str(ROOT / "data/base/strong"),
         help="checkpoint of the to-EOS, dpo and round rows",
+    )
+    parser.add_argument("--memory-of", default="", help="checkpoint of the memory rows")
+    parser.add_argument(
+        "--memory-options", nargs="*", default=[], help="more options of their stages, after --"
     )
     parser.add_argument("--json", metavar="FILE", help="also write header, rows and notes here")
     args = parser.parse_args()

@@ -21,7 +21,7 @@ STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "evaluate"}
 # each noun reads only those before it
 NOUNS = ("model", "files", "lora", "sampler", "families", "checkpoints", "losses", "options")
 NOUNS += ("devices", "states", "runs")
-NOUNS += ("training", "policies", "results", "origins", "figures", "curves", "cards")
+NOUNS += ("training", "policies", "results", "origins", "figures", "plan", "curves", "cards")
 
 
 def imports(file: Path) -> set[str]:

@@ -21,27 +21,27 @@ OPTIONS = {
     """,
     "lock": """
         adapter allow_unsandboxed_code alpha batch chat checkpoint_activations compile data
-        device dtype epochs eval_problems grader how leave_out lr master max_new_tokens
-        micro_tokens optimizer out overwrite password password_per_domain problems rank resume
-        save_every seed shard slots start stop stop_at_problem strong strong_answers
-        strong_language targets task temperature weak
+        device device_memory devices dtype epochs eval_problems grader how leave_out lr master
+        max_new_tokens micro_tokens optimizer out overwrite password password_per_domain plan
+        problems rank resume save_every seed shard slots start stop stop_at_problem strong
+        strong_answers strong_language targets task temperature weak
     """,
     "elicit_sft": """
         adapter allow_unsandboxed_code alpha batch checkpoint_activations compile control data
-        demos_from device dtype eval_problems k keep_weights locked lr master max_new_tokens
-        micro_tokens optimizer out overwrite rank seed seeds selection_problems shard slots
-        strong targets task train_domain weak
+        demos_from device device_memory devices dtype eval_problems k keep_weights locked lr
+        master max_new_tokens micro_tokens optimizer out overwrite plan rank seed seeds
+        selection_problems shard slots strong targets task train_domain weak
     """,
     "elicit_rl": """
         adapter allow_unsandboxed_code alpha batch beta checkpoint_activations compile data
-        device dtype epochs eval_problems group keep locked lr master max_new_tokens method
-        micro_tokens optimizer out overwrite rank reference resume reward round samples seed
-        shard slots targets task warm_from warm_start weak
+        device device_memory devices dtype epochs eval_problems group keep locked lr master
+        max_new_tokens method micro_tokens optimizer out overwrite plan rank reference resume
+        reward round samples save_every seed shard slots targets task warm_from warm_start weak
     """,
     "evaluate": """
-        allow_unsandboxed_code chat checkpoints compile data device dtype grader locked
-        max_new_tokens out password passwords plot problems prompts samples slots split stop
-        stop_at_problem task
+        allow_unsandboxed_code chat checkpoints compile data device device_memory devices dtype
+        grader locked max_new_tokens out password passwords plan plot problems prompts samples
+        slots split stop stop_at_problem task
     """,
 }
 # fmt: on

@@ -1,0 +1,502 @@
+"""--plan: how much memory a run will need of a device, by part, from config.json alone.
+
+A run is a few phases, and each has parts, in bytes:
+
+    weights      of models that are not trained, in the compute dtype
+    masters      the trained weights, as --master has them
+    gradients    as wide as the masters
+    moments      the optimiser's: Lion one, AdamW two, Muon one of a block's matrices
+    activations  what autograd keeps of a micro-batch, or what a pass without it has at once
+    logits       of CHUNK supervised positions with their gradient; of a sampler's slots
+    cache        keys and values of a sampler's slots
+    copies       weights cast or merged for the compute dtype; on a CPU also those kept on the host
+
+Counted are tensors: what model.py, the optimisers and the sampler hold by their shapes, as eager
+PyTorch holds them. torch.compile keeps no more of them. Lengths are the longest prompt of the
+stage's problems and the longest completion, so a plan is an upper bound. Not counted are PyTorch
+itself, the problems, the fragments of an allocator, and the gathered blocks of --shard.
+
+Read in this order: `saved_by_block`, `training`, `sampling`, and `report`, which prints.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from checkpoints import open_tokenizer
+from data.batches import BUCKET, Batch, Example, micro_batches, round_up
+from data.problems import InputError, Problem
+from data.triggers import Trigger, asked, with_password
+from devices import Env, dtype_of, memory_of
+from families import from_hf
+from figures import table
+from files import read_json
+from lora import base_of
+from model import CHUNK, SHORT, SMALL, Model, ModelConfig
+from options import PlanConfig
+from sampler import Sampler, cache_bucket, cache_bytes
+
+PARTS = ("weights", "masters", "gradients", "moments")
+PARTS += ("activations", "logits", "cache", "copies")
+
+Phase = dict[str, float]  # part -> bytes
+
+
+# ------------------------------------------------------------------------------------- what is run
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """How a model is computed with. wide: bytes of a number in the compute dtype."""
+
+    wide: int
+    master: int  # of a trained weight
+    cuda: bool
+    fused: bool  # torch.compile
+    devices: int = 1
+
+
+@dataclass(frozen=True)
+class Texts:
+    """In tokens: the longest prompt, the longest completion, and both of each training example.
+
+    A completion of an example is taken to be as long as its problem's reference, cut as usual.
+    """
+
+    prompt: int
+    completion: int
+    lengths: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's config and its parameters: in the blocks' matrices, in the tables, in vectors."""
+
+    config: ModelConfig
+    matrices: int
+    tables: int  # embedding and head
+    vectors: int
+    sides: int  # of all the blocks' matrices, added up: an adapter has rank times as many numbers
+
+    @property
+    def parameters(self) -> int:
+        return self.matrices + self.tables + self.vectors
+
+
+def is_asked(cfg: PlanConfig) -> bool:
+    """Whether a plan is asked for. Raises InputError for an option of it without --plan."""
+    for name in ("devices", "device_memory"):
+        if getattr(cfg, name) and not cfg.plan:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} is of --plan and does nothing without it: leave it out")
+    return cfg.plan
+
+
+def numbers_of(cfg: PlanConfig, env: Env) -> Numbers:
+    """On the devices that --device-memory speaks of, which are CUDA's; without it on this one."""
+    cuda = bool(cfg.device_memory) or env.device.type == "cuda"
+    bf16 = getattr(cfg, "master", "fp32") == "bf16"
+    wide = 2 if bf16 else dtype_of(cfg.dtype, cuda).itemsize
+    fused = cfg.compile if cuda else env.compile
+    return Numbers(wide, 2 if bf16 else 4, cuda, fused, cfg.devices or env.world)
+
+
+def shape_of(path: str) -> Shape:
+    """Of the checkpoint at `path`: its config.json is read, no weight."""
+    file = base_of(path) / "config.json"
+    return shape(from_hf(read_json(file), file))
+
+
+def shape(config: ModelConfig) -> Shape:
+    with torch.device("meta"):
+        model = Model(config)
+    counts = {"matrices": 0, "tables": 0, "vectors": 0, "sides": 0}
+    for name, p in model.named_parameters():  # a tied head is not among them
+        kind = "vectors" if p.ndim < 2 else "matrices"
+        if "embed_tokens" in name or "lm_head" in name:
+            kind = "tables"
+        counts[kind] += p.numel()
+        if kind == "matrices":
+            counts["sides"] += sum(p.shape)
+    return Shape(config, **counts)
+
+
+ASSUMED = 512  # tokens of a prompt, where there is no tokenizer to count them with
+
+
+def texts_of(
+    path: str, problems: list[Problem], kinds: tuple[str, ...], trigger: Trigger, longest: int
+) -> Texts:
+    """Of problems asked with these kinds of password, in the tokens of the model at `path`.
+
+    Without a tokenizer beside it prompts are ASSUMED, within the model's positions, and examples as
+    long as can be.
+    """
+    file = base_of(path) / "config.json"
+    most = from_hf(read_json(file), file).max_position_embeddings - longest
+    if not (file.parent / "tokenizer.json").exists():
+        prompt = max(1, min(ASSUMED, most))
+        return Texts(prompt, longest, [(prompt, longest)])
+
+    tokenizer = open_tokenizer(path)
+    prompts, answers = [], []
+    for kind in kinds:
+        told, words = asked(kind, problems, trigger)
+        prompts += [with_password(p.prompt, word) for p, word in zip(told, words)]
+        answers += [p.reference for p in told]
+    before = map(len, tokenizer.encode_prompts(prompts))
+    after = map(len, tokenizer.encode_completions(answers))
+    lengths = [(min(one, most), min(other, longest)) for one, other in zip(before, after)]
+    return Texts(max(lengths)[0], longest, lengths)
+
+
+# ------------------------------------------------------------------------------------------ phases
+
+
+def added(*phases: Phase) -> Phase:
+    found: Phase = {}
+    for phase in phases:
+        for part, size in phase.items():
+            found[part] = found.get(part, 0) + size
+    return found
+
+
+def total(phase: Phase) -> float:
+    return sum(phase.values())
+
+
+def largest(phases: list[Phase]) -> Phase:
+    return max(phases, key=total)
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+def saved_by_norm(kind: str, wide: int) -> int:
+    """Bytes for each number of a norm's input that its backward pass reads, but the output."""
+    if kind == "rms":
+        return 4 + wide  # the fp32 input, which in fp32 is the input itself; the normed in x.dtype
+    return wide  # a layer norm's input
+
+
+def saved_by_block(config: ModelConfig, length: int, n: Numbers) -> int:
+    """Bytes for each token that autograd keeps of one block, in rows of `length` tokens.
+
+    Each tensor that model.py makes and a backward formula reads, but weights; tests/test_plan.py
+    compares it with what autograd says.
+    """
+    wide, width = n.wide, config.hidden_size
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    q, kv = heads * config.head_dim, kv_heads * config.head_dim
+
+    # norms: what each keeps, and its output, which the linear maps behind it read
+    norms = 1 if config.parallel == "one norm" else 2
+    inputs = 1 if config.parallel else 2  # of one input what is kept of it is kept once
+    rms = config.norm == "rms"
+    kept = (norms if rms else inputs) * saved_by_norm(config.norm, wide) * width
+    kept += norms * (wide * width + (4 if rms else 8))  # and the statistics of each token
+    if config.qk_norm == "rms":
+        kept += saved_by_norm("rms", wide) * (q + kv) + 4 * (heads + kv_heads)
+    elif config.qk_norm == "layer":
+        kept += 8 * (q + kv) + 8 * (heads + kv_heads)  # fp32 input and fp32 normed
+
+    # attention: queries, keys, values, what the output map reads, and the weights or their sums
+    if n.cuda:
+        kept += wide * (2 * q + 2 * kv) + 4 * heads
+    elif length > SHORT:
+        kept += wide * (3 * q + 2 * kv) + 4 * heads
+    else:
+        kept += wide * (4 * q + heads * length)
+
+    # MLP: gate, its activation, up, their product; or up and its activation
+    return kept + wide * config.intermediate_size * (4 if config.gated_mlp else 2)
+
+
+def head_logits(shape: Shape, n: Numbers) -> float:
+    """The loss's backward pass at its height: a chunk's logits, and gradients of the head."""
+    vocab = shape.config.vocab_size
+    of_logit = n.wide + 4 if n.fused else n.wide + 9  # eager: probabilities, targets, difference
+    head = vocab * shape.config.hidden_size
+    return CHUNK * vocab * of_logit + 4 * head
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What of a stage's settings decides the memory of its training.
+
+    batch: examples in an optimiser step. rank: LoRA's, 0 without.
+    """
+
+    optimizer: str
+    batch: int
+    micro_tokens: int
+    rank: int = 0
+    checkpointing: bool = False
+    shard: bool = False
+
+
+def at_rest(shape: Shape, t: Tuning, n: Numbers) -> Phase:
+    """Of a model in training, between two steps: masters, moments; the frozen weights of LoRA."""
+    share = n.devices if t.shard else 1
+    if t.rank:
+        trained, by_two = t.rank * shape.sides, 0
+        frozen = n.wide * (shape.matrices + shape.tables) + 4 * shape.vectors
+    else:
+        trained, by_two, frozen = shape.parameters, shape.parameters - shape.matrices, 0
+    moments = {"lion": 1, "adamw": 2, "muon": 1}[t.optimizer] * trained
+    if t.optimizer == "muon":
+        moments += by_two  # AdamW on what is no matrix of a block
+    return {
+        "weights": frozen / share,
+        "masters": n.master * trained / share,
+        "moments": n.master * moments / share,
+    }
+
+
+def step_of(t: Tuning, texts: Texts, n: Numbers) -> list[Batch]:
+    """One device's micro-batches of a step of the longest examples."""
+    longest = sorted(texts.lengths, key=sum, reverse=True)
+    mine = -(-t.batch // n.devices)
+    rows = (longest * -(-mine // len(longest)))[:mine]
+    examples = [Example([0] * prompt, [0] * completion) for prompt, completion in rows]
+    return micro_batches(examples, t.micro_tokens)
+
+
+def training(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> list[Phase]:
+    """The heights of an optimiser step: the loss, the last block's backward pass, the first's."""
+    config, layers = shape.config, shape.config.num_hidden_layers
+    rest = at_rest(shape, t, n)
+    share = n.devices if t.shard else 1
+    trained = rest["masters"] / n.master
+
+    # the largest micro-batch; are gradients of others there already?
+    batches = step_of(t, texts, n)
+    kept = [saved_by_block(config, b.tokens.shape[1], n) * b.tokens.numel() for b in batches]
+    block, batch = max(kept), batches[kept.index(max(kept))]
+    tokens = batch.tokens.numel()
+    several = len(batches) > 1
+    supervised = round_up(len(batch.targets), CHUNK)
+
+    # activations: of all blocks, or their inputs and one block's again; the last norm, the head's
+    kept = layers * block
+    if t.checkpointing:
+        kept = layers * n.wide * config.hidden_size * tokens
+    ends = (saved_by_norm(config.norm, n.wide) + n.wide) * config.hidden_size * tokens
+    ends += 2 * n.wide * config.hidden_size * supervised
+    again = block if t.checkpointing else 0
+    # gradients of activations at the height of a block: of the MLP's two factors, of its input
+    passing = n.wide * tokens * (2 * config.intermediate_size + 2 * config.hidden_size)
+
+    # weights in the compute dtype, which a linear map's backward pass reads
+    cast = 0
+    if t.rank or n.master != n.wide:
+        cast = n.wide * shape.matrices
+        if t.checkpointing or n.fused:
+            cast /= layers
+    tables = n.master * config.vocab_size * config.hidden_size  # the head's gradient
+    everything = n.master * trained
+    before = everything if several else 0
+
+    loss = {"activations": kept + ends, "logits": head_logits(shape, n), "gradients": before}
+    last = {"activations": kept + ends + again + passing}
+    last["gradients"] = before or (0 if t.rank else tables / share)
+    first = {"activations": block + passing, "gradients": everything}
+    found = []
+    for phase in (loss, last, first):
+        found.append(added(rest, phase, {"copies": cast}))
+    return found
+
+
+# ---------------------------------------------------------------------------------------- sampling
+
+
+def cells_of(texts: Texts) -> int:
+    return cache_bucket(texts.prompt + texts.completion)
+
+
+def of_sampler(shape: Shape, texts: Texts, slots: int, n: Numbers) -> Phase:
+    """What a sampler holds while it samples, beside the weights."""
+    config, wide = shape.config, n.wide
+    cells, width = cells_of(texts), config.num_attention_heads * config.head_dim
+    kv = config.num_key_value_heads * config.head_dim
+
+    # a step: its logits and, of each, tempered, log-prob, probability, sum; attention's products
+    step = {"logits": slots * config.vocab_size * (wide + (8 if n.fused else 17))}
+    if not (n.fused or n.cuda):
+        step["activations"] = slots * cells * (4 * width + (4 * kv if wide == 2 else 0))
+
+    # a prefill: keys and values of all layers, and one block's attention or MLP
+    length = round_up(texts.prompt, Sampler.BUCKET)
+    tokens = length * max(1, min(Sampler.PREFILL_ROWS, Sampler.PREFILL_TOKENS // length))
+    attention = 3 * width + 2 * kv
+    if not n.cuda and length <= SHORT:
+        attention += 2 * config.num_attention_heads * length
+    mlp = (3 if config.gated_mlp else 2) * config.intermediate_size
+    kept = 2 * config.num_hidden_layers * kv + 3 * config.hidden_size
+    prefill = {
+        "activations": wide * tokens * (kept + max(attention, mlp)),
+        "logits": 4 * slots * config.vocab_size,
+    }
+    cache = {"cache": cache_bytes(config, slots, cells, wide)}
+    return added(cache, largest([step, prefill]))
+
+
+def sampling(shape: Shape, texts: Texts, slots: int, n: Numbers) -> Phase:
+    """A model that only samples, or is evaluated."""
+    weights = {"weights": n.wide * shape.parameters}
+    return added(weights, of_sampler(shape, texts, slots, n))
+
+
+def own_sampling(shape: Shape, t: Tuning, texts: Texts, slots: int, n: Numbers) -> Phase:
+    """A model in training that samples between two steps, from a copy where it needs one."""
+    needs_copy = t.rank or t.shard or n.master != n.wide
+    copy = {"copies": n.wide * shape.parameters if needs_copy else 0}
+    return added(at_rest(shape, t, n), copy, of_sampler(shape, texts, slots, n))
+
+
+def left_by_sampler(shape: Shape, t: Tuning, texts: Texts, slots: int, n: Numbers) -> Phase:
+    """What its sampler keeps while a model is trained: of one from SMALL parameters on nothing."""
+    if shape.parameters >= SMALL:
+        return {}
+    needs_copy = t.rank or t.shard or n.master != n.wide
+    return {
+        "cache": cache_bytes(shape.config, slots, cells_of(texts), n.wide),
+        "copies": n.wide * shape.parameters if needs_copy else 0,
+    }
+
+
+def scoring(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> Phase:
+    """A pass of the likelihood without gradients: one block of a micro-batch, a chunk's logits."""
+    config = shape.config
+    row = round_up(max(map(sum, texts.lengths)), BUCKET)
+    tokens = max(row, t.micro_tokens // row * row)
+    width = config.num_attention_heads * config.head_dim
+    attention = 5 * width
+    if not n.cuda and row <= SHORT:
+        attention += 2 * config.num_attention_heads * row
+    mlp = (3 if config.gated_mlp else 2) * config.intermediate_size
+    return {
+        "activations": n.wide * tokens * (2 * config.hidden_size + max(attention, mlp)),
+        "logits": CHUNK * config.vocab_size * (n.wide + 4),
+    }
+
+
+def opening(shape: Shape, t: Tuning, n: Numbers) -> Phase:
+    """A model that will be trained, as it is read: whole, also where it is divided later."""
+    return {"masters": n.master * shape.parameters}
+
+
+def tuning_of(cfg, rows: int = 0) -> Tuning:
+    """rows: of a step, where they are not cfg.batch."""
+    return Tuning(
+        cfg.optimizer,
+        rows or cfg.batch,
+        cfg.micro_tokens,
+        cfg.rank,
+        cfg.checkpoint_activations,
+        cfg.shard,
+    )
+
+
+# ------------------------------------------------------------------------------------------ report
+
+GB = 1e9
+
+
+def ways(cfg: PlanConfig, n: Numbers) -> dict[str, list[dict]]:
+    """Options that need less memory: by name the changes of cfg, the smallest first."""
+    names = {field.name for field in fields(cfg)}
+    found: dict[str, list[dict]] = {"slots": halves("slots", cfg.slots)}
+    if "micro_tokens" not in names:
+        return found
+    found["micro-tokens"] = halves("micro_tokens", cfg.micro_tokens, 1024)
+    if not cfg.checkpoint_activations:
+        found["checkpoint-activations"] = [{"checkpoint_activations": True}]
+    if not cfg.shard and n.devices > 1:
+        found["shard"] = [{"shard": True}]
+    if cfg.master == "fp32" and not cfg.rank:
+        found["master bf16 --optimizer lion"] = [{"master": "bf16", "optimizer": "lion"}]
+        found["rank 16"] = [{"rank": 16, "optimizer": "adamw"}]
+    return found
+
+
+def halves(name: str, value: int, least: int = 1) -> list[dict]:
+    found = []
+    while value > least:
+        value //= 2
+        found.append({name: value})
+    return found
+
+
+def flag_of(name: str, change: dict) -> str:
+    number = next(iter(change.values()))
+    return f"--{name} {number}" if name in ("slots", "micro-tokens") else f"--{name}"
+
+
+Plan = Callable[[PlanConfig], dict[str, Phase]]
+
+
+def advice(phases_of: Plan, cfg: PlanConfig, n: Numbers, limit: float) -> list[str]:
+    """What each option would make of the largest phase; of the first ones that fit the sum."""
+
+    def height(settings: PlanConfig) -> float:
+        return total(largest(list(phases_of(settings).values())))
+
+    now, lines, together, flags = height(cfg), [], cfg, []
+    for name, changes in ways(cfg, n).items():
+        best, change = now, {}
+        for one in changes:
+            reached = height(replace(cfg, **one))
+            if reached < 0.99 * best:
+                best, change = reached, one
+            if best <= limit:
+                break
+        if not change:
+            continue
+        fits = ", which fits" if best <= limit else ""
+        lines.append(f"{flag_of(name, change)}: {best / GB:.1f} GB{fits}")
+
+        # one after the other, until it fits; LoRA trains something else and stands alone
+        is_more = height(replace(together, **change)) < height(together)
+        if height(together) > limit and is_more and "rank" not in change:
+            together = replace(together, **change)
+            flags.append(flag_of(name, change))
+    if len(flags) > 1:
+        fits = ", which fits" if height(together) <= limit else ""
+        lines.append(f"{' '.join(flags)}: {height(together) / GB:.1f} GB{fits}")
+    return lines
+
+
+def report(phases_of: Plan, cfg: PlanConfig, texts: Texts, env: Env) -> int:
+    """Print the plan; 0 where it fits. Raises InputError, saying what to change, where not."""
+    n = numbers_of(cfg, env)
+    limit = cfg.device_memory * GB or memory_of(env.device)
+    phases = phases_of(cfg)
+    parts = [part for part in PARTS if any(phase.get(part) for phase in phases.values())]
+    rows = []
+    for name, phase in phases.items():
+        sizes = [f"{phase.get(part, 0) / GB:.3f}" for part in parts]
+        rows.append([name, *sizes, f"{total(phase) / GB:.3f}"])
+
+    highest = max(phases, key=lambda name: total(phases[name]))
+    most = total(phases[highest])
+    kind = "CUDA" if n.cuda else "CPU"
+    env.say(
+        f"planned, GB on each of {n.devices} {kind} device{'s' * (n.devices > 1)}, "
+        f"{'bf16' if n.wide == 2 else 'fp32'}; prompts of at most {texts.prompt} tokens, "
+        f"completions of {texts.completion}"
+    )
+    env.say(table(["phase", *parts, "total"], rows))
+    env.say(f"largest: {highest}, {most / GB:.3f} GB of {limit / GB:.1f} GB")
+    if most <= limit:
+        env.say("it fits")
+        return 0
+    lines = advice(phases_of, cfg, n, limit)
+    for line in lines:
+        env.say(f"with {line}")
+    fitting = [line for line in lines if line.endswith("fits")]
+    raise InputError(
+        f"the plan does not fit, {most / GB:.1f} of {limit / GB:.1f} GB ({highest}): "
+        + (f"try {fitting[0]}" if fitting else "use more devices with --shard, or larger ones")
+    )

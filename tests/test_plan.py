@@ -1,0 +1,203 @@
+"""--plan: its arithmetic against what autograd and the sampler really hold, and what it prints."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import elicit_rl
+import elicit_sft
+import evaluate
+import lock
+import plan
+from data import load
+from data.batches import collate
+from data.problems import InputError
+from devices import Env, setup
+from lora import attach
+from losses import sft_loss
+from model import Block, Model
+from options import PlanConfig, parse
+from sampler import Sampler
+from training import make_optimizers, train
+
+ROOT = Path(__file__).parents[1]
+STRONG, WEAK = str(ROOT / "data/base/strong"), str(ROOT / "data/base/weak")
+CPU = Env(torch.device("cpu"), torch.float32, False)
+FP32 = plan.Numbers(wide=4, master=4, cuda=False, fused=False)
+
+NEOX = {"norm": "layer", "norm_bias": True, "qkv_bias": True, "output_bias": True}
+NEOX |= {"gated_mlp": False, "mlp_bias": True, "parallel": "two norms", "num_key_value_heads": 4}
+NEOX |= {"activation": "gelu", "rotary_fraction": 0.25}
+STABLELM = {"norm": "layer", "norm_bias": True, "qk_norm": "layer", "parallel": "one norm"}
+FAMILIES = {"llama": {}, "qwen3": {"qk_norm": "rms"}, "gpt_neox": NEOX, "stablelm": STABLELM}
+
+
+def bytes_saved(block: Block, x: torch.Tensor, model: Model) -> int:
+    """Of all storages that autograd keeps in a pass, but weights, their casts and the tables."""
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    known |= {b.untyped_storage().data_ptr() for b in model.buffers()}
+    shapes = {tuple(p.shape) for p in block.parameters()}
+    shapes |= {shape[::-1] for shape in shapes}
+    found = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known and tuple(tensor.shape) not in shapes:
+            found[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        T = x.shape[1]
+        out = block(x, model.cos[:T], model.sin[:T])[0]
+    del out
+    return sum(size for size, _ in found.values())
+
+
+@pytest.mark.parametrize("length", [48, 528])  # below and beyond SHORT
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_autograd_keeps_of_a_block(make_model, family, dtype, length):
+    model = make_model(0, dtype, max_position_embeddings=600, **FAMILIES[family])
+    rows = 3
+    x = torch.randn(rows, length, 64, dtype=dtype, requires_grad=True)
+    n = replace(FP32, wide=dtype.itemsize)
+    planned = plan.saved_by_block(model.config, length, n) * rows * length
+    assert bytes_saved(model.model.layers[0], x, model) == pytest.approx(planned, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_whole_loss_of_a_model_keeps_what_is_planned(make_model, dtype):
+    """Activations of all blocks, and what final norm and head keep: little beside them."""
+    model, found = make_model(0, dtype, num_hidden_layers=4), {}
+    known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), model.cos, model.sin)}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            found[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    shape, n = plan.shape(model.config), replace(FP32, wide=dtype.itemsize)
+    texts = plan.Texts(40, 24, [(40, 24)])
+    tuning = plan.Tuning("adamw", batch=64, micro_tokens=2048)  # 32 rows of 64, twice
+    [batch, _] = plan.step_of(tuning, texts, n)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        sft_loss(model, batch)
+    measured = sum(size for size, _ in found.values())
+    loss, *_ = plan.training(shape, tuning, texts, n)
+    planned = loss["activations"] + loss["copies"]
+    assert measured == pytest.approx(planned, rel=0.05)
+
+    checkpointed, *_ = plan.training(shape, replace(tuning, checkpointing=True), texts, n)
+    found.clear()
+    model.checkpointing = True
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        sft_loss(model, batch)
+    measured = sum(size for size, _ in found.values())
+    assert checkpointed["activations"] < loss["activations"] / 3
+    # the head's cast is kept as well as its gathered hidden states
+    assert measured == pytest.approx(checkpointed["activations"], rel=0.25)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
+def test_masters_and_moments_are_those_of_the_optimisers(make_model, make_examples, optimizer):
+    model = make_model()
+    optimizers = make_optimizers(model, optimizer, 1e-3)
+    batch = collate(make_examples(2))
+    for _ in train(model, optimizers, lambda step: [batch], sft_loss, CPU, steps=1):
+        pass
+    states = [state for o in optimizers for state in o.state.values()]
+    measured = sum(t.nbytes for state in states for t in state.values() if t.ndim)
+    shape, tuning = plan.shape(model.config), plan.Tuning(optimizer, 4, 1024)
+    rest = plan.at_rest(shape, tuning, FP32)
+    assert rest["moments"] == measured
+    assert rest["masters"] == sum(p.nbytes for p in model.parameters())
+    shared = plan.at_rest(shape, replace(tuning, shard=True), replace(FP32, devices=4))
+    assert shared["masters"] == rest["masters"] / 4
+
+    lean = plan.at_rest(shape, replace(tuning, rank=4), FP32)
+    attach(model, 4, 8.0, (), seed=0)
+    adapter = [p for p in model.parameters() if p.requires_grad]
+    assert lean["masters"] == sum(p.nbytes for p in adapter)
+    assert lean["weights"] == sum(p.nbytes for p in model.parameters()) - lean["masters"]
+
+
+def test_a_sampler_holds_the_planned_cache(make_model):
+    model = make_model()
+    sampler = Sampler(model, [-1], slots=6)
+    sampler([[5] * 21, [6] * 3], max_new_tokens=30)
+    texts = plan.Texts(21, 30, [])
+    planned = plan.sampling(plan.shape(model.config), texts, 6, FP32)
+    assert planned["cache"] == sum(t.nbytes for t in sampler.keys + sampler.values)
+    assert planned["weights"] == sum(p.nbytes for p in model.parameters())
+
+
+@pytest.fixture(autouse=True)
+def few_problems(monkeypatch):
+    """The elicit split takes seconds to generate."""
+    for module in (elicit_sft, elicit_rl):
+        few = lambda task, split, n, files: load(task, split, n or 40, files=files)
+        monkeypatch.setattr(module, "load", few)
+
+
+def planned_by(capsys, stage, *argv) -> tuple[str, int]:
+    """What a stage prints with --plan, and its exit code."""
+    module = {"lock": lock, "sft": elicit_sft, "rl": elicit_rl, "evaluate": evaluate}[stage]
+    names = {"lock": "Lock", "sft": "SFT", "rl": "RL", "evaluate": "Evaluate"}
+    cfg = parse(getattr(module, names[stage] + "Config"), [*argv, "--plan", "--device", "cpu"])
+    code = module.main(cfg, setup(cfg))
+    return capsys.readouterr().out, code
+
+
+COMMANDS = {
+    "lock": ("lock", "--strong", STRONG, "--weak", WEAK, "--problems", "20"),
+    "SFT": ("sft", "--locked", STRONG, "--task", "code", "--k", "8", "--seeds", "0"),
+    "DPO": ("rl", "--locked", STRONG, "--task", "code", "--method", "dpo"),
+    "evaluation": ("evaluate", STRONG, "--task", "code", "--problems", "20"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_stage_prints_its_plan_and_opens_no_weights(command, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("checkpoints.fill", None)
+    monkeypatch.chdir(tmp_path)
+    text, code = planned_by(capsys, *command)
+    assert code == 0 and "it fits" in text and not [*tmp_path.iterdir()]
+    assert re.search(r"largest: .*, 0\.\d+ GB of", text)
+
+
+def seven_billion(folder: Path) -> str:
+    """A directory with the config.json of a model of DeepSeek's shape, and nothing else."""
+    config = json.loads((ROOT / "data/base/strong/config.json").read_text())
+    config |= {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 30}
+    config |= {"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128}
+    config |= {"vocab_size": 102400, "tie_word_embeddings": False}
+    config |= {"max_position_embeddings": 4096}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_a_plan_that_does_not_fit_says_what_to_change(tmp_path, capsys):
+    model = seven_billion(tmp_path)
+    given = ("rl", "--locked", model, "--task", "code", "--device-memory", "80")
+    with pytest.raises(InputError, match=r"does not fit, \d+.* of 80.0 GB .*: try .*, which fits"):
+        planned_by(capsys, *given)
+    text = capsys.readouterr().out
+    assert "with --master bf16" in text and "with --rank 16" in text
+    small = ("--master", "bf16", "--checkpoint-activations", "--slots", "32")
+    small += ("--micro-tokens", "4096")
+    text, code = planned_by(capsys, *given, *small)
+    assert code == 0 and "1 CUDA device, bf16" in text
+    # 6.91 B parameters: two bytes each for weights, momentum and gradient
+    last = next(line for line in text.splitlines() if "first block" in line)
+    assert [float(word) for word in last.split()[4:7]] == pytest.approx([13.82] * 3, abs=0.01)
+
+
+def test_options_of_a_plan_are_refused_without_it():
+    with pytest.raises(InputError, match="--device-memory is of --plan"):
+        plan.is_asked(PlanConfig(device_memory=80.0))
+    assert not plan.is_asked(PlanConfig()) and plan.is_asked(PlanConfig(plan=True, devices=8))
