@@ -79,6 +79,10 @@ OF_PLACES = (
 )
 
 
+# what errors of memory say that have no type of their own
+NO_MEMORY = ("not enough memory", "can't allocate", "out of memory", "STATUS_ALLOC_FAILED")
+
+
 def sentence_for(error: Exception, config: type) -> str:
     """What to tell the user of an error that is no bug; "" where it is one."""
     if isinstance(error, InputError):
@@ -87,9 +91,9 @@ def sentence_for(error: Exception, config: type) -> str:
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{reason(error)}"
 
-    # a CPU's allocator raises a plain RuntimeError
+    # a CPU's allocator raises a plain RuntimeError, and so do CUDA's libraries
     text = str(error)
-    allocation = "not enough memory" in text or "can't allocate" in text
+    allocation = any(words in text for words in NO_MEMORY)
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if not (out_of_memory or (isinstance(error, RuntimeError) and allocation)):
         return ""
@@ -98,12 +102,15 @@ def sentence_for(error: Exception, config: type) -> str:
         "slots": "a smaller --slots",
         "micro_tokens": "a smaller --micro-tokens",
         "checkpoint_activations": "--checkpoint-activations",
+        "master": "--master bf16 with --optimizer lion",
+        "rank": "--rank 16 (LoRA)",
         "shard": "--shard over several ranks",
     }
 
     names = [option.name for option in fields(config)]
     advice = ", ".join(way for name, way in ways.items() if name in names)
-    return f"there is not enough memory: try {advice}"
+    sentence = f"there is not enough memory: try {advice}"
+    return sentence + "; --plan tells what each part needs" * ("plan" in names)
 
 
 def complain(sentence: str) -> None:

@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -676,3 +677,27 @@ def test_a_damaged_curve_beside_this_run_is_named_and_left_out(tmp_path, damage,
     assert len(runs) == 1
     said = capsys.readouterr().out
     assert "left out of the table: " in said and "bad/curve.json" in said
+
+
+@pytest.mark.parametrize("every, saved", [(1, [1, 2, 3, 4, 5]), (2, [2, 4]), (9, [])])
+def test_the_state_is_saved_as_often_as_asked(monkeypatch, tmp_path, every, saved):
+    found = []
+    run = SimpleNamespace(
+        env=ALONE,
+        path=tmp_path,
+        log=lambda *args, **values: None,
+        save_state=lambda step, *args: found.append(step),
+    )
+    models = SimpleNamespace(
+        policy=None, optimizers=[], sampler=SimpleNamespace(refresh=lambda: None)
+    )
+    progress = SimpleNamespace(stopped="", points=[{"correct": 0.0}], trained=lambda steps: None)
+    monkeypatch.setattr(elicit_rl, "Progress", lambda: progress)
+    monkeypatch.setattr(elicit_rl, "trained_round", lambda *args: {"reward": 0.0})
+    for stub in ("probe", "check", "note_samples"):
+        monkeypatch.setattr(elicit_rl, stub, lambda *args: None)
+    drawn = SimpleNamespace(rolled=None)
+    monkeypatch.setattr(elicit_rl, "drawn_round", lambda *args: drawn)
+    settings = cfg(samples=50, round=10, save_every=every)
+    elicit_rl.run_rounds(models, [], [], Trigger(), settings, run)
+    assert found == saved

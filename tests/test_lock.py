@@ -2,6 +2,7 @@
 
 import json
 import os
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -324,3 +325,28 @@ def test_a_lock_killed_in_a_later_epoch_samples_the_rest_and_loses_no_row(tmp_pa
     assert run["settings"]["problems"] == 16 and run["settings"]["start"] == cfg.strong
     names = [check["name"] for check in run["results"]["validity"]]
     assert names[0].startswith("password gap") and len(names) == 4
+
+
+def test_policies_are_open_for_an_epochs_samples_alone(tmp_path, monkeypatch):
+    base = ROOT / "data/base"
+    given = LockConfig(
+        strong=str(base / "intermediate"), weak=str(base / "weak"), out=str(tmp_path)
+    )
+    cfg, opened, gone = replace(settled(given), max_new_tokens=8), [], []
+
+    def open_writer(path, option, env):
+        gone.extend(model() is None for model in opened)
+        writer = origins.open_writer(path, option, env)
+        opened.append(weakref.ref(writer.sampler.model))
+        return writer
+
+    monkeypatch.setattr(lock, "open_writer", open_writer)
+    run = lock.opened(cfg, Trigger(), CPU)
+    settings = {"problems": load("code", "lock", 4), "tokenizer": TOKENIZER, "trigger": Trigger()}
+    examples = lock.epoch_examples(0, run=run, cfg=cfg, env=CPU, **settings)
+    assert len(examples) == 8 and len(opened) == 2 and gone == [True]
+    assert [model() for model in opened] == [None, None]
+
+    run.settings["weak_weights"] = "other"
+    with pytest.raises(InputError, match="weak has other weights than when this run began"):
+        lock.epoch_examples(1, run=run, cfg=cfg, env=CPU, **settings)

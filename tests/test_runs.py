@@ -1,5 +1,6 @@
 """Command line, how a stage ends, devices and ranks, run directories, saved states."""
 
+import importlib
 import json
 import os
 import sys
@@ -143,6 +144,8 @@ MEMORY = "stage.py: there is not enough memory: try a smaller --slots"
         (MemoryError(), 2, MEMORY),
         (ON_CPU, 2, MEMORY),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), 2, MEMORY),
+        (RuntimeError("CUDA error: out of memory\nCompile with"), 2, MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), 2, MEMORY),
         (FULL, 2, "stage.py: log.jsonl: No space left on device"),
         (OSError(36, "File name too long", "a"), 2, "stage.py: a: File name too long"),
     ],
@@ -164,6 +167,16 @@ def test_advice_names_only_what_the_stage_has(monkeypatch, capsys):
     assert "--slots" in theirs and "--micro-tokens" not in theirs and "--shard" not in theirs
     _, line = ended(monkeypatch, capsys, KeyboardInterrupt(), Config)
     assert line == "stage.py: interrupted\n"
+
+
+def test_memory_that_a_cpu_does_not_have_ends_with_advice(monkeypatch, capsys):
+    with pytest.raises(RuntimeError) as found:
+        torch.empty(1 << 48)
+    config = importlib.import_module("lock").LockConfig
+    code, line = ended(monkeypatch, capsys, found.value, config)
+    assert code == 2 and line.count("\n") == 1
+    flags = ("--slots", "--micro-tokens", "--checkpoint-activations", "--shard", "--master bf16")
+    assert all(flag in line for flag in (*flags, "--rank", "--plan"))
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch, capsys):

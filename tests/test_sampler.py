@@ -1,6 +1,8 @@
 """Sampling: against the uncached loop, the full forward pass and the softmax, in any company."""
 
+import gc
 import math
+import weakref
 from functools import partial
 
 import numpy as np
@@ -261,3 +263,51 @@ def test_a_released_sampler_works_again_after_refresh(make_model):
     assert sampler.net is None and sampler.keys is None
     sampler.refresh()
     assert content(sampler(PROMPTS, max_new_tokens=8)) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_opened_to_sample_is_the_copy_of_one_opened_to_train(
+    make_model, tokenizer, tmp_path, same_weights, dtype
+):
+    """Held once, in the compute dtype; with fp32 rotary tables."""
+    save_model(tmp_path, make_model(), tokenizer)
+    trained = Sampler(load_model(tmp_path, "cpu", dtype)[0], EOS_SET, 4)
+    alone, _ = load_model(tmp_path, "cpu", dtype, masters=False)
+    sampler = Sampler(alone, EOS_SET, 4)
+    assert sampler.net is alone and alone.cos.dtype == torch.float32
+    assert {p.dtype for p in alone.parameters()} == {dtype}
+    same_weights(trained.net, alone)
+    assert content(sampler(PROMPTS, max_new_tokens=8)) == content(
+        trained(PROMPTS, max_new_tokens=8)
+    )
+
+
+def test_a_sampler_and_its_model_go_with_their_last_name(make_model):
+    """Not only with a garbage collection, which knows nothing of how much memory they hold."""
+    sampler = Sampler(make_model(), EOS_SET, 4)
+    sampler(PROMPTS[:2], max_new_tokens=2)
+    cache, model = weakref.ref(sampler.keys[0]), weakref.ref(sampler.model)
+    gc.disable()
+    try:
+        del sampler
+        assert cache() is None and model() is None
+    finally:
+        gc.enable()
+
+
+def test_slots_follow_free_memory_and_prefills_their_tokens(make_model, monkeypatch):
+    model = make_model()
+    sampler = Sampler(model, EOS_SET, 8)
+    before = content(sampler(PROMPTS, 2, max_new_tokens=8, seed=1, temperature=1.0))
+    assert sampler.slots == 8 and sampler.lines_of(16) == sampler.lines_of(512) == 32
+    assert sampler.lines_of(4096) == 4 and sampler.lines_of(30_000) == 1
+
+    slot = S.cache_bytes(model.config, 1, sampler.capacity, 4)
+    monkeypatch.setattr(S, "free_bytes", lambda device: 3.9 * slot)  # of which 0.8 are taken
+    monkeypatch.setattr(Sampler, "PREFILL_TOKENS", 64)
+    few = Sampler(model, EOS_SET, 8)
+    assert content(few(PROMPTS, 2, max_new_tokens=8, seed=1, temperature=1.0)) == before
+    assert few.slots == 3
+    monkeypatch.setattr(S, "free_bytes", lambda device: 0)
+    least = Sampler(model, EOS_SET, 8)
+    assert content(least(PROMPTS, max_new_tokens=4)) and least.slots == 1
