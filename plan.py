@@ -9,12 +9,13 @@ A run is a few phases, and each has parts, in bytes:
     activations  what autograd keeps of a micro-batch, or what a pass without it has at once
     logits       of CHUNK supervised positions with their gradient; of a sampler's slots
     cache        keys and values of a sampler's slots
-    copies       weights cast or merged for the compute dtype; on a CPU also those kept on the host
+    copies       weights cast or merged for the compute dtype, gathered from their shards, or kept
+                 on the host, where that is the device
 
 Counted are tensors: what model.py, the optimisers and the sampler hold by their shapes, as eager
 PyTorch holds them. torch.compile keeps no more of them. Lengths are the longest prompt of the
 stage's problems and the longest completion, so a plan is an upper bound. Not counted are PyTorch
-itself, the problems, the fragments of an allocator, and the gathered blocks of --shard.
+itself, the problems, and the fragments of an allocator.
 
 Read in this order: `saved_by_block`, `training`, `sampling`, and `report`, which prints.
 """
@@ -294,6 +295,8 @@ def training(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> list[Phase]:
         cast = n.wide * shape.matrices
         if t.checkpointing or n.fused:
             cast /= layers
+    if t.shard:  # gathered: the tables, the block at work and the next one
+        cast += n.master * (shape.tables + 2 * shape.matrices / layers)
     tables = n.master * config.vocab_size * config.hidden_size  # the head's gradient
     everything = n.master * trained
     before = everything if several else 0
