@@ -829,9 +829,10 @@ def finish(
     return code
 
 
-def planned(cfg: RLConfig, trigger: Trigger, env: Env) -> int:
+def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
     """--plan: the memory of a round, phase by phase."""
-    problems, longest = load(cfg.task, "elicit", None, files=cfg.data), cfg.max_new_tokens
+    trigger, longest = lock.trigger, cfg.max_new_tokens
+    problems = load(cfg.task, "elicit", None, files=cfg.data, grader=lock.grader)
     texts = plan.texts_of(cfg.locked, problems, ("none",), trigger, longest)
     opened = plan.texts_of(cfg.locked, problems, ("none", "right"), trigger, longest)
     policy = plan.shape_of(cfg.locked)
@@ -869,7 +870,7 @@ def main(cfg: RLConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
     cfg, lock = settle(cfg)
     if plan.is_asked(cfg):
-        return planned(cfg, lock.trigger, env)
+        return planned(cfg, lock, env)
     trigger, name = lock.trigger, run_name(cfg, lock)
     check_models(cfg, env)
     problems, validation = open_problems(cfg, lock, env)

@@ -490,9 +490,10 @@ def cells_of(cfg: SFTConfig) -> list[Cell]:
     return cells
 
 
-def planned(cfg: SFTConfig, trigger: Trigger, env: Env) -> int:
+def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
     """--plan: the memory of a cell, phase by phase; the control's where it needs more."""
-    problems, longest = load(cfg.task, "elicit", None, files=cfg.data), cfg.max_new_tokens
+    trigger, longest = lock.trigger, cfg.max_new_tokens
+    problems = load(cfg.task, "elicit", None, files=cfg.data, grader=lock.grader)
     shown = set()
     for seed in cfg.seeds:
         shown |= set(chosen(max(cfg.k), seed, len(problems)))
@@ -533,7 +534,7 @@ def main(cfg: SFTConfig, env: Env) -> int:
     cfg, lock = settled(cfg, env)
     trigger = lock.trigger
     if plan.is_asked(cfg):
-        return planned(cfg, trigger, env)
+        return planned(cfg, lock, env)
     check_models(cfg, env)
     problems = demonstrable(cfg, lock, env)
     validation = problems_of(cfg, "validation", cfg.eval_problems, lock, env)

@@ -578,7 +578,7 @@ def planned(cfg: EvaluateConfig, env: Env) -> int:
     shapes = {job.path: plan.shape_of(job.path) for job in jobs}
     texts = {}
     for job in jobs:
-        problems = load(job.task, cfg.split, cfg.problems, files=job.data)
+        problems = load(job.task, cfg.split, cfg.problems, files=job.data, grader=job.grader)
         texts[job.path] = plan.texts_of(
             job.path, problems, job.kinds, job.trigger, job.max_new_tokens
         )

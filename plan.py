@@ -214,12 +214,14 @@ def saved_by_block(config: ModelConfig, length: int, n: Numbers) -> int:
     return kept + wide * config.intermediate_size * (4 if config.gated_mlp else 2)
 
 
-def head_logits(shape: Shape, n: Numbers) -> float:
+def head_logits(shape: Shape, n: Numbers, frozen: bool) -> float:
     """The loss's backward pass at its height: a chunk's logits, and gradients of the head."""
     vocab = shape.config.vocab_size
     of_logit = n.wide + 4 if n.fused else n.wide + 9  # eager: probabilities, targets, difference
     head = vocab * shape.config.hidden_size
-    return CHUNK * vocab * of_logit + 4 * head
+    gradients = 0 if frozen else 8 * head  # the chunk's, and the sum of those before it
+    cast = n.wide * head if not frozen and n.master != n.wide else 0
+    return CHUNK * vocab * of_logit + gradients + cast
 
 
 @dataclass(frozen=True)
@@ -301,7 +303,11 @@ def training(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> list[Phase]:
     everything = n.master * trained
     before = everything if several else 0
 
-    loss = {"activations": kept + ends, "logits": head_logits(shape, n), "gradients": before}
+    loss = {
+        "activations": kept + ends,
+        "logits": head_logits(shape, n, t.rank > 0),
+        "gradients": before,
+    }
     last = {"activations": kept + ends + again + passing}
     last["gradients"] = before or (0 if t.rank else tables / share)
     first = {"activations": block + passing, "gradients": everything}

@@ -702,7 +702,7 @@ def memory_of(stage: str, argv: list[str]) -> tuple[float, float]:
     planned = 1e9 * float(re.search(r"largest: .*, ([\d.]+) GB of", told)[1])
     command = [sys.executable, __file__, "--memory-child", stage, *argv]
     # what is freed goes back at once: the fragments that an allocator keeps are not planned
-    thrifty = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    thrifty = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "1048576")
     child = subprocess.run(
         command, stdout=subprocess.PIPE, check=True, text=True, env=os.environ | thrifty
     )
@@ -721,12 +721,14 @@ def memory_rows(args, env) -> None:
         runs_of = {
             "lock": ["lock", "--strong", model, "--weak", weak, "--problems", "128", *few],
             "SFT": ["elicit_sft", *locked, "--k", "128", "--seeds", "0", "--no-control", *few],
-            "DPO": ["elicit_rl", *locked, "--method", "dpo", "--samples", "512", *few],
+            "DPO": ["elicit_rl", *locked, "--method", "dpo", "--samples", "256", *few],
             "evaluation": ["evaluate", model, "--task", "code", "--passwords", "none"],
         }
         runs_of["lock"] += ["--epochs", "1", "--batch", "256"]
         runs_of["SFT"] += ["--batch", "128", "--selection-problems", "16"]
-        runs_of["DPO"] += ["--round", "512", "--batch", "512", "--epochs", "1"]
+        # the shipped model is right too often on code: there would be few pairs
+        runs_of["DPO"] += ["--round", "256", "--epochs", "1"]
+        runs_of["DPO"] += ["--task", "critique"]
         runs_of["evaluation"] += ["--problems", "512", "--slots", "512"]
         same = ["--dtype", "fp32", "--device", "cpu", "--no-compile"]
         for name, (stage, *argv) in runs_of.items():

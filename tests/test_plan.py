@@ -140,7 +140,7 @@ def test_a_sampler_holds_the_planned_cache(make_model):
 def few_problems(monkeypatch):
     """The elicit split takes seconds to generate."""
     for module in (elicit_sft, elicit_rl):
-        few = lambda task, split, n, files: load(task, split, n or 40, files=files)
+        few = lambda task, split, n, **rows: load(task, split, n or 40, **rows)
         monkeypatch.setattr(module, "load", few)
 
 
