@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from data.problems import InputError
 from data.prompts import FORMAT
@@ -50,14 +51,16 @@ def load_model(
     device: torch.device | str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
     masters: bool = True,
+    divide: Callable[[Model], object] | None = None,
 ) -> tuple[Model, Tokenizer]:
     """Open a checkpoint directory: fp32 master weights on `device`, and its tokenizer.
 
     masters=False: the weights are stored in the compute dtype, as a model's are that is never
-    trained; it computes the same.
+    trained; it computes the same. divide(model) is called before there are any weights; where it
+    divides them over the ranks, a rank never holds more than its share and one tensor.
 
     A directory that holds a LoRA adapter in PEFT's layout opens as its base model with the adapter
-    merged.
+    merged, and is not divided.
     Raises InputError, naming the file, for anything missing, truncated, corrupted, misshapen, not
     finite, or where tokenizer and model disagree. Nothing large is allocated before all files are
     found to hold what config.json says; then tensors are read one at a time, so that memory never
@@ -66,6 +69,41 @@ def load_model(
     path = Path(path)
     if is_adapter(path):
         return load_adapter(path, device, compute_dtype, masters)
+    model, tokenizer, files = opened_checkpoint(path, compute_dtype)
+
+    if not masters:
+        model.to(compute_dtype)
+    if divide:
+        divide(model)
+    model.to_empty(device=device).rebuild()  # ties the head anew, which to_empty undoes
+    begun: dict[str, Tensor] = {}
+    with torch.no_grad():
+        parameters = dict(model.named_parameters())
+        for file in files:
+            fill(model, file, device, begun)
+        for name, tensor in begun.items():
+            keep_share(parameters[name], tensor)
+    model.live_vocab = tokenizer.size
+    return model, tokenizer
+
+
+def check_checkpoint(path: str | Path) -> None:
+    """Raises InputError for what `load_model` refuses. Holds one tensor at a time."""
+    path = Path(path)
+    if is_adapter(path):
+        load_model(path)
+        return
+    _, _, files = opened_checkpoint(path, torch.float32)
+    for file in files:
+        with opened(file, "cpu") as f:
+            for key in f.keys():
+                check_finite(file, key, f.get_tensor(key))
+
+
+def opened_checkpoint(
+    path: Path, compute_dtype: torch.dtype
+) -> tuple[Model, Tokenizer, list[Path]]:
+    """The model on the meta device, its tokenizer, and the files of its weights, all checked."""
     config = from_hf(read_json(path / "config.json"), path / "config.json")
 
     tokenizer = Tokenizer.load(path)
@@ -89,15 +127,7 @@ def load_model(
     with torch.device("meta"):
         model = Model(config, compute_dtype)
     config.stored_dtype = check_files(path, places, model)
-
-    if not masters:
-        model.to(compute_dtype)
-    model.to_empty(device=device).rebuild()  # ties the head anew, which to_empty undoes
-    with torch.no_grad():
-        for file in files:
-            fill(model, file, device)
-    model.live_vocab = tokenizer.size
-    return model, tokenizer
+    return model, tokenizer, files
 
 
 def weight_files(path: Path) -> dict[Path, set[str] | None]:
@@ -199,8 +229,12 @@ def check_header(file: Path, key: str, header, expected: tuple) -> None:
         )
 
 
-def fill(model: Model, file: Path, device: torch.device | str) -> None:
-    """Copy a checked file's tensors to their places. Raises InputError for one not finite."""
+def fill(model: Model, file: Path, device: torch.device | str, begun: dict[str, Tensor]) -> None:
+    """Copy a checked file's tensors to their places. Raises InputError for one not finite.
+
+    begun: of parameters that are divided over the ranks and stand in several tensors, what of them
+    was read so far.
+    """
     parameters = dict(model.named_parameters())
     places = stored_places(model.config, parameters)
     with opened(file, device) as f:
@@ -208,8 +242,22 @@ def fill(model: Model, file: Path, device: torch.device | str) -> None:
             stored = f.get_tensor(key)
             check_finite(file, key, stored)
             for place in places[key]:
-                target = part_of_model(model.config, parameters[place.parameter], place)
+                parameter = parameters[place.parameter]
+                whole_one = parameter
+                if isinstance(parameter, DTensor):
+                    empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+                    whole_one = begun.setdefault(place.parameter, empty)
+                target = part_of_model(model.config, whole_one, place)
                 target.copy_(part_of_file(model.config, stored, place))
+                if place.parameter in begun and place.head is None:
+                    keep_share(parameter, begun.pop(place.parameter))
+
+
+def keep_share(parameter: DTensor, whole_one: Tensor) -> None:
+    """Copy this rank's share of a whole tensor into the parameter."""
+    mesh, placements = parameter.device_mesh, parameter.placements
+    share = distribute_tensor(whole_one, mesh, placements, src_data_rank=None)
+    parameter.to_local().copy_(share.to_local())
 
 
 def check_finite(file: Path, key: str, tensor: Tensor) -> None:

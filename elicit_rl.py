@@ -110,6 +110,7 @@ from training import (
     check_adapter,
     check_master,
     make_optimizers,
+    open_to_train,
     prepare,
     reference_scored,
     scored,
@@ -695,11 +696,11 @@ def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
 
 def check_models(cfg: RLConfig, env: Env) -> None:
     """Raises InputError for a model of this run that cannot be opened."""
-    check_model(cfg.locked, "--locked", env)
+    check_model(cfg.locked, "--locked")
     if cfg.weak not in ("", "random"):
-        check_model(cfg.weak, "--weak", env)
+        check_model(cfg.weak, "--weak")
     if cfg.warm_from:
-        check_model(cfg.warm_from, "--warm-from", env)
+        check_model(cfg.warm_from, "--warm-from")
 
 
 def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem], list[Problem]]:
@@ -759,7 +760,7 @@ def locked_verdicts(
 
 def prepared(cfg: RLConfig, env: Env) -> Models:
     """The policy ready to be trained, with all that its method compares it with."""
-    policy, tokenizer = load_model(cfg.locked, env.device, env.dtype, cfg.master == "fp32")
+    policy, tokenizer = open_to_train(cfg.locked, env, cfg)
     sampler = env.sampler(prepare(policy, env, cfg), tokenizer)
     writer: Writer = ModelWriter(sampler, tokenizer)
     if cfg.weak == "random":

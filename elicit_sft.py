@@ -68,6 +68,7 @@ from training import (
     check_master,
     local,
     make_optimizers,
+    open_to_train,
     prepare,
     settled_adapter,
     train,
@@ -314,7 +315,7 @@ def open_runs(cells: list[Cell], cfg: SFTConfig, lock: Origin, env: Env) -> dict
 
 
 def open_learner(start: str, cfg: SFTConfig, env: Env) -> Learner:
-    model, tokenizer = load_model(start, env.device, env.dtype, cfg.master == "fp32")
+    model, tokenizer = open_to_train(start, env, cfg)
     prepare(model, env, cfg)
     return Learner(model, tokenizer, env.sampler(model, tokenizer), weights_of(model))
 
@@ -444,14 +445,14 @@ def default_out(cfg: SFTConfig, task: str) -> str:
 
 def check_models(cfg: SFTConfig, env: Env) -> None:
     """Raises InputError for a model of this run that cannot be opened."""
-    check_model(cfg.locked, "--locked", env)
+    check_model(cfg.locked, "--locked")
     check_adapter(cfg, cfg.locked)
     if cfg.control:
         check_adapter(cfg, cfg.weak)
     if cfg.control or cfg.demos_from == "weak":
-        check_model(cfg.weak, "--weak", env)
+        check_model(cfg.weak, "--weak")
     if cfg.demos_from == "strong":
-        check_model(cfg.strong, "--strong", env)
+        check_model(cfg.strong, "--strong")
 
 
 def problems_of(cfg: SFTConfig, split: str, n: int | None, lock: Origin, env: Env) -> list[Problem]:

@@ -181,7 +181,7 @@ def check_reference(cfg: EvaluateConfig, env: Env) -> None:
     """Raises InputError where --locked names no locked model that can be read."""
     if not is_model(cfg.locked):
         raise InputError(f"no locked model at {cfg.locked}: name another with --locked")
-    check_model(cfg.locked, "--locked", env)
+    check_model(cfg.locked, "--locked")
     origin_of(cfg.locked)
 
 
@@ -388,7 +388,7 @@ def evaluate_prompts(
 def prompting(cfg: EvaluateConfig, env: Env, job: Job, problems: list[Problem]) -> int:
     """--prompts: the battery's table, prompts.json, and the figure."""
     figure = figure_of("prompts.png", job.task, cfg)
-    check_model(job.path, "its directory", env)
+    check_model(job.path, "its directory")
     check_ours(job.folder / "prompts.json")
     check_figure(figure)
     check_place(job.folder)
@@ -470,7 +470,7 @@ def find_faults(cfg: EvaluateConfig, env: Env, jobs: list[Job], problems: list[P
             max_new_tokens=job.max_new_tokens,
         )
         if not stored:
-            check_model(job.path, "--locked" if job.path == cfg.locked else "its directory", env)
+            check_model(job.path, "--locked" if job.path == cfg.locked else "its directory")
             check_ours(job.folder / "evaluation.json")
             to_write.append(job.folder)
     if cfg.plot:

@@ -79,7 +79,15 @@ from results import (
 )
 from runs import Run, launch, progress
 from sampler import Sample
-from training import Recipe, check_adapter, check_master, fit, settled_adapter, usual_step
+from training import (
+    Recipe,
+    check_adapter,
+    check_master,
+    fit,
+    open_to_train,
+    settled_adapter,
+    usual_step,
+)
 
 
 @dataclass
@@ -520,7 +528,7 @@ def locking_problems(cfg: LockConfig) -> list[Problem]:
 def first_model(cfg: LockConfig, env: Env) -> tuple[Model, Tokenizer]:
     """The model that training starts from: --start, or random weights in the strong one's shape."""
     if cfg.how == "sft":
-        return load_model(cfg.start, env.device, env.dtype, cfg.master == "fp32")
+        return open_to_train(cfg.start, env, cfg)
     strong, tokenizer = load_model(cfg.strong, env.device, env.dtype, masters=False)
     generator = torch.Generator().manual_seed(cfg.seed)
     model = Model(strong.config, env.dtype).init_weights(generator).to(env.device)
@@ -547,9 +555,9 @@ def opened(cfg: LockConfig, trigger: Trigger, env: Env) -> Run:
 def check_policies(cfg: LockConfig, env: Env) -> None:
     """Raises InputError where one that is to be imitated cannot be opened."""
     if cfg.strong_answers == "sampled":
-        check_model(cfg.strong, "--strong", env)
+        check_model(cfg.strong, "--strong")
     if cfg.weak not in RULES:
-        check_model(cfg.weak, "--weak", env)
+        check_model(cfg.weak, "--weak")
 
 
 def open_problems(

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints import load_model, model_hash, open_tokenizer
+from checkpoints import check_checkpoint, load_model, model_hash, open_tokenizer
 from data import prompts
 from data.passwords import WRONG, WRONG_HELD_OUT
 from data.problems import InputError, Problem, fitting
@@ -218,10 +218,10 @@ def open_writer(path: str, option: str, env: Env) -> ModelWriter:
     return ModelWriter(env.sampler(model, tokenizer), tokenizer)
 
 
-def check_model(path: str, option: str, env: Env) -> None:
+def check_model(path: str, option: str) -> None:
     """Raises InputError where the model that an option names can't be opened. Nothing is kept."""
     refuse_no_model(path, option)
-    load_model(path, env.device, env.dtype, masters=False)
+    check_checkpoint(path)
 
 
 def prompt_lengths(problems: list[Problem], trigger: Trigger, tokenizer: Tokenizer) -> list[int]:

@@ -392,8 +392,17 @@ def scoring(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> Phase:
 
 
 def opening(shape: Shape, t: Tuning, n: Numbers) -> Phase:
-    """A model that will be trained, as it is read: whole, also where it is divided later."""
-    return {"masters": n.master * shape.parameters}
+    """A model that will be trained, as it is read: with --shard a share of it and one tensor.
+
+    But with LoRA whole, and divided later.
+    """
+    if not t.shard or t.rank:
+        return {"masters": n.master * shape.parameters}
+    largest_one = shape.config.vocab_size * shape.config.hidden_size
+    return {
+        "masters": n.master * shape.parameters / n.devices,
+        "copies": n.master * largest_one,
+    }
 
 
 def tuning_of(cfg, rows: int = 0) -> Tuning:

@@ -55,7 +55,7 @@ from origins import check_formats, fitting_problems, is_model, usual_longest
 from policies import answer, retokenise
 from runs import Run, launch, progress
 from sampler import Sample, Sampler
-from training import Recipe, check_master, fit, usual_step
+from training import Recipe, check_master, fit, open_to_train, usual_step
 
 
 @dataclass
@@ -321,7 +321,7 @@ def train_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
 def tune_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     """The base of --strong-from, fine-tuned on reference answers (paper table 1)."""
     cfg = with_step(cfg, cfg.strong_from, "lr")
-    model, tokenizer = load_model(cfg.strong_from, env.device, env.dtype, cfg.master == "fp32")
+    model, tokenizer = open_to_train(cfg.strong_from, env, cfg)
     if cfg.data:
         # the demonstrations of the elicit split, as in the paper (appendix E.4)
         problems = load(cfg.task, "elicit", cfg.problems or None, files=cfg.data, grader=cfg.grader)
@@ -398,7 +398,7 @@ def tune_weak(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     """The base of --weak-from, fine-tuned on samples of the strong policy (paper section 4.1)."""
     cfg = with_step(cfg, cfg.weak_from, "small_lr")
     strong = Path(cfg.out) / "strong"
-    model, tokenizer = load_model(cfg.weak_from, env.device, env.dtype, cfg.master == "fp32")
+    model, tokenizer = open_to_train(cfg.weak_from, env, cfg)
     readers = [str(strong), cfg.weak_from]
     problems = fitting_problems(small_problems(cfg), Trigger(), readers, cfg.max_new_tokens, env)
 

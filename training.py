@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from checkpoints import load_model
 from data.batches import BUCKET, Batch, Example, collate, micro_batches, plan_epoch, round_up
 from data.problems import InputError
 from data.text import Tokenizer
@@ -36,12 +37,25 @@ from options import TrainConfig, TuneConfig
 from runs import Run, progress
 
 
+def open_to_train(path: str, env: Env, cfg: TrainConfig) -> tuple[Model, Tokenizer]:
+    """The checkpoint that training starts from, in fp32 or as --master says.
+
+    With --shard divided before a weight is read, so that no rank ever holds the whole of it. But
+    with LoRA, whose adapters are made beside whole weights, it is divided by `prepare`.
+    """
+    early = cfg.shard and not getattr(cfg, "rank", 0)
+    divide = partial(prepare, env=env, cfg=cfg) if early else None
+    return load_model(path, env.device, env.dtype, cfg.master == "fp32", divide)
+
+
 def prepare(model: Model, env: Env, cfg: TrainConfig) -> Model:
-    """Make a loaded model ready to be trained, in place, as cfg asks.
+    """Make a model ready to be trained, in place, as cfg asks; once.
 
     Adapted by LoRA, compiled on CUDA, its activations checkpointed, its weights divided over the
     ranks.
     """
+    if isinstance(model.lm_head.weight, DTensor):
+        return model
     if cfg.master == "bf16":
         model.to(torch.bfloat16).rebuild()  # its rotary tables stay fp32
     if isinstance(cfg, TuneConfig) and cfg.rank:

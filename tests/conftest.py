@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, fp32, models of two layers and width 64."""
 
 import contextlib
+import ctypes
 import os
 import random
 import signal
@@ -45,6 +46,15 @@ def eager():
     model_module.compile_kernels = False
     yield
     model_module.compile_kernels = False
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process that no file is behind, without those that it has freed."""
+    ctypes.CDLL(None).malloc_trim(0)
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    raise OSError("no RssAnon")
 
 
 class Ranks:

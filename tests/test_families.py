@@ -3,7 +3,6 @@
 Tiny random models; tests/test_real_model.py has a real one.
 """
 
-import ctypes
 import json
 import math
 import re
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import checkpoints
 from checkpoints import load_model, save_model
-from conftest import EOS_SET
+from conftest import EOS_SET, anonymous_memory
 from data.batches import Example, collate
 from data.problems import InputError
 from families import FAMILIES, from_hf, parameters_of
@@ -542,15 +541,6 @@ def test_the_dtype_of_the_files_stays_until_the_weights_have_moved(
         again, _ = load_model(tmp_path / "moved", "cpu", compute)
         assert getattr(torch, again.config.stored_dtype) == compute
         assert torch.equal(again(TOKENS), model(TOKENS))
-
-
-def anonymous_memory() -> int:
-    """Bytes of this process that no file is behind, without those that it has freed."""
-    ctypes.CDLL(None).malloc_trim(0)
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    raise OSError("no RssAnon")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured by Linux's /proc")

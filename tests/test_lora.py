@@ -551,8 +551,9 @@ def test_rl_trains_an_adapter_and_writes_it(tmp_path, monkeypatch):
         out="rl",
     )
     loaded = []
-    load = elicit_rl.load_model
-    monkeypatch.setattr(elicit_rl, "load_model", lambda *a: loaded.append(a) or load(*a))
+    for name in ("load_model", "open_to_train"):
+        load = getattr(elicit_rl, name)
+        monkeypatch.setattr(elicit_rl, name, lambda *a, load=load: loaded.append(a) or load(*a))
     assert elicit_rl.main(cfg, replace(CPU, slots=32)) == 0
     assert len(loaded) == 1  # no second copy for the reference
     [path] = (tmp_path / "rl").glob("iterated_dpo-*")

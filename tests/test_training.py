@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+import threading
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 
 import training
 from checkpoints import load_model, save_model
+from conftest import anonymous_memory
 from data.batches import Example, micro_batches
 from data.problems import InputError
 from devices import Env, setup
@@ -25,6 +28,7 @@ from training import (
     Recipe,
     fit,
     make_optimizers,
+    open_to_train,
     prepare,
     schedule,
     train,
@@ -387,7 +391,7 @@ def work_of_a_rank(out: Path, steps: list[list[Example]], optimizer: str, shard:
         device="cpu", dtype="fp32", compile=False, shard=shard, checkpoint_activations=shard
     )
     env = setup(cfg)
-    model, tokenizer = load_model(out / "start")
+    model, tokenizer = open_to_train(out / "start", env, cfg)
     optimizers = make_optimizers(prepare(model, env, cfg), optimizer, 1e-3)
     losses = []
     batches = lambda step: micro_batches(steps[step][env.rank :: env.world], 64)
@@ -402,7 +406,7 @@ def work_of_a_rank(out: Path, steps: list[list[Example]], optimizer: str, shard:
         (out / "losses.json").write_text(json.dumps([losses, samples]))
 
     # fewer examples in a step than ranks: rank 1 always has an empty share
-    model, _ = load_model(out / "start")
+    model, _ = open_to_train(out / "start", env, cfg)
     run, one = Run(cfg, env, out / "fit"), steps[0][:1]
     recipe = Recipe(epochs=2, batch=1, lr=1e-3, optimizer="lion")
     fit(model, lambda epoch: one, 1, recipe, run, env, cfg)
@@ -475,3 +479,63 @@ def test_the_usual_step_is_small_for_a_large_model(given, parameters, used):
 def test_an_optimiser_needs_its_learning_rate():
     with pytest.raises(InputError, match="--lr"):
         usual_step("lion", 0.0, 1_000_000, tiny=("muon", 0.0035))
+
+
+# ------------------------------------------------------------------------------- a rank's own share
+
+
+class Peak:
+    """The most anonymous memory of this process while it is entered, above that at the start."""
+
+    def __enter__(self) -> "Peak":
+        self.start = self.most = anonymous_memory()
+        self.over = threading.Event()
+        self.watcher = threading.Thread(target=self._watch)
+        self.watcher.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.over.wait(0.001):
+            self.most = max(self.most, anonymous_memory())
+
+    def __exit__(self, *error) -> None:
+        self.over.set()
+        self.watcher.join()
+
+    @property
+    def bytes(self) -> int:
+        return self.most - self.start
+
+
+def memory_of_a_rank(out: Path, examples: list[Example]) -> None:
+    """Load, divided, and train a step; note the peaks of rank 1, which gathers nothing to save."""
+    cfg = Options(device="cpu", dtype="fp32", compile=False, shard=True)
+    env = setup(cfg)
+    with Peak() as loading:
+        model, _ = open_to_train(out / "start", env, cfg)
+    optimizers = make_optimizers(prepare(model, env, cfg), "adamw", 1e-3)
+    with Peak() as training:
+        for _ in train(
+            model, optimizers, lambda step: micro_batches(examples, 64), sft_loss, env, steps=2
+        ):
+            pass
+    if env.rank == 1:
+        (out / "peaks.json").write_text(json.dumps([loading.bytes, training.bytes]))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured by Linux's /proc")
+def test_a_rank_holds_no_more_than_its_share_and_a_block(
+    make_model, make_examples, tokenizer, start_ranks, tmp_path
+):
+    model = make_model(hidden_size=512, intermediate_size=2048, num_hidden_layers=10, head_dim=128)
+    whole = sum(p.nbytes for p in model.parameters())
+    block = sum(p.nbytes for p in model.model.layers[0].parameters())
+    save_model(tmp_path / "start", model, tokenizer)
+    ranks = start_ranks(partial(memory_of_a_rank, tmp_path, make_examples(2)), 2)
+    assert ranks.wait() == 0, ranks.printed()[-3000:]
+    loading, training = json.loads((tmp_path / "peaks.json").read_text())
+    assert whole > 10 * block
+    assert whole / 2 < loading < whole / 2 + block
+    # gradients and two moments beside the weights; blocks at work and gathered ahead, with buffers
+    assert 3 * whole / 2 < training < 3 * whole / 2 + 7 * block
