@@ -297,8 +297,12 @@ def training(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> list[Phase]:
         cast = n.wide * shape.matrices
         if t.checkpointing or n.fused:
             cast /= layers
-    if t.shard:  # gathered: the tables, the block at work and the next one
+    if t.shard and t.rank:  # gathered: the tables, the block at work and the next one
         cast += n.master * (shape.tables + 2 * shape.matrices / layers)
+    elif t.shard:
+        # in the compute dtype two blocks and the buffers that they come through, one's gradients
+        # and, in fp32, the buffer that they are added in
+        cast = n.master * shape.tables + (5 * n.wide + 4) * shape.matrices / layers
     tables = n.master * config.vocab_size * config.hidden_size  # the head's gradient
     everything = n.master * trained
     before = everything if several else 0

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
@@ -65,10 +65,25 @@ def prepare(model: Model, env: Env, cfg: TrainConfig) -> Model:
     if env.compile and env.device.type == "cuda":
         compile_model(model, by_block=cfg.shard)
     if cfg.shard:
-        mesh = init_device_mesh(env.device.type, (env.world,))
-        for part in (*model.model.layers, model):
-            fully_shard(part, mesh=mesh)
+        shard(model, env, cfg)
     return model
+
+
+def shard(model: Model, env: Env, cfg: TrainConfig) -> None:
+    """Divide a model over the ranks, in place (FSDP2).
+
+    Blocks are gathered in the compute dtype, in which they are used anyway, and their gradients are
+    added in fp32. Embedding and head stay fp32: the gradient of a head is. So do blocks with LoRA,
+    whose adapters are computed in fp32.
+    """
+    mesh = init_device_mesh(env.device.type, (env.world,))
+    policy = MixedPrecisionPolicy()
+    if not getattr(cfg, "rank", 0):
+        # the rotary tables that a block is given stay fp32
+        policy = MixedPrecisionPolicy(env.dtype, torch.float32, cast_forward_inputs=False)
+    for block in model.model.layers:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh)
 
 
 def settled_adapter(cfg: TuneConfig) -> TuneConfig:

@@ -459,6 +459,51 @@ def test_two_ranks_are_one_process(
     )
 
 
+def work_in_bf16(out: Path, steps: list[list[Example]]) -> None:
+    """Train, divided, in bf16; note the losses and the dtype that a block's weights are used in."""
+    cfg = Options(device="cpu", dtype="bf16", compile=False, shard=True)
+    env = setup(cfg)
+    model, tokenizer = open_to_train(out / "start", env, cfg)
+    used = []
+    block = model.model.layers[0]
+    block.mlp.register_forward_hook(lambda mlp, *_: used.append(str(mlp.up_proj.weight.dtype)))
+    batches = lambda step: micro_batches(steps[step][env.rank :: env.world], 64)
+    losses = []
+    for _, metrics in train(
+        model, make_optimizers(model, "adamw", 1e-3), batches, sft_loss, env, steps=len(steps)
+    ):
+        losses.append(metrics["loss"])
+    save_model(out / "end", model, tokenizer, env.main)
+    if env.main:
+        (out / "losses.json").write_text(json.dumps([losses, sorted(set(used))]))
+    torch.distributed.destroy_process_group()
+
+
+def test_divided_blocks_are_gathered_in_bf16_and_learn_the_same(
+    make_model, make_examples, tokenizer, start_ranks, tmp_path
+):
+    examples = make_examples(8)
+    steps = [examples[:4], examples[4:]]
+    save_model(tmp_path / "start", make_model(), tokenizer)
+    ranks = start_ranks(partial(work_in_bf16, tmp_path, steps), 2)
+    assert ranks.wait() == 0, ranks.printed()[-3000:]
+    theirs, used = json.loads((tmp_path / "losses.json").read_text())
+    assert used == ["torch.bfloat16"]
+
+    before, _ = load_model(tmp_path / "start")
+    model, _ = load_model(tmp_path / "start", compute_dtype=torch.bfloat16)
+    optimizers = make_optimizers(model, "adamw", 1e-3)
+    batches = lambda step: micro_batches(steps[step], 64)
+    losses = []
+    for _, metrics in train(model, optimizers, batches, sft_loss, CPU, steps=len(steps)):
+        losses.append(float(metrics["loss"]))
+    assert theirs == pytest.approx(losses, rel=1e-3)
+    # what is left of the fp32 masters after rounding gradients in another order
+    end, _ = load_model(tmp_path / "end")
+    for old, ours, divided in zip(before.parameters(), model.parameters(), end.parameters()):
+        assert (ours - divided).norm() < 0.1 * (ours - old).norm()
+
+
 # --------------------------------------------------------------------------------------- defaults
 
 
