@@ -277,3 +277,20 @@ def test_one_compiled_decode_block_serves_all_layers(make_model, monkeypatch, pa
     near(step(first, M.decode_block), step(first, M.decode_block.eager))
     with torch.compiler.set_stance("fail_on_recompile"):
         near(step(second, M.decode_block), step(second, M.decode_block.eager))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_is_one_graph_where_it_is_not_a_cpu(make_model, make_examples, dtype):
+    """On the meta device, which takes the ways of CUDA: a graph break is an error of fullgraph."""
+    model = make_model(dtype=dtype).to("meta")
+    for part in (model, model.model.layers[0]):
+        part.compile(fullgraph=True, dynamic=True, backend="eager")
+    batch = collate(make_examples(3))
+    tokens = batch.tokens.to("meta")
+    hidden = model(tokens)
+    assert hidden.dtype == dtype and hidden.shape == (*tokens.shape, model.config.hidden_size)
+
+    supervised = hidden.flatten(0, 1)[batch.index.to("meta")]
+    logps = linear_logps(supervised, model.head_weight, batch.targets.to("meta"))
+    logps.sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())

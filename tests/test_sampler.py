@@ -311,3 +311,20 @@ def test_slots_follow_free_memory_and_prefills_their_tokens(make_model, monkeypa
     monkeypatch.setattr(S, "free_bytes", lambda device: 0)
     least = Sampler(model, EOS_SET, 8)
     assert content(least(PROMPTS, max_new_tokens=4)) and least.slots == 1
+
+
+# ------------------------------------------------------------------------- as CUDA would compile it
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_is_one_graph_where_it_is_not_a_cpu(make_model, dtype):
+    """On the meta device, which takes the ways of CUDA: a graph break is an error of fullgraph."""
+    model = make_model(dtype=dtype).to("meta")
+    sampler = Sampler(model, EOS_SET, slots=4)
+    sampler.net.to("meta")  # of a copy, the rotary tables
+    sampler._allocate(40, 8)
+    step = torch.compile(sampler._step, fullgraph=True, backend="eager")
+    heat = torch.tensor(1.0, device="meta")
+    for live in (32, 40):
+        step(heat, live)
+    assert sampler.out_ids.shape == (4, 8) and sampler.tokens.device.type == "meta"
