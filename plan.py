@@ -36,7 +36,7 @@ from files import read_json
 from lora import base_of
 from model import CHUNK, SHORT, SMALL, Model, ModelConfig
 from options import PlanConfig
-from sampler import Sampler, cache_bucket, cache_bytes
+from sampler import Sampler, cache_bucket, cache_bytes, padded_length
 
 PARTS = ("weights", "masters", "gradients", "moments")
 PARTS += ("activations", "logits", "cache", "copies")
@@ -340,7 +340,7 @@ def of_sampler(shape: Shape, texts: Texts, slots: int, n: Numbers) -> Phase:
         step["activations"] = slots * cells * (4 * width + (4 * kv if wide == 2 else 0))
 
     # a prefill: keys and values of all layers, and one block's attention or MLP
-    length = round_up(texts.prompt, Sampler.BUCKET)
+    length = padded_length(texts.prompt)
     tokens = length * max(1, min(Sampler.PREFILL_ROWS, Sampler.PREFILL_TOKENS // length))
     attention = 3 * width + 2 * kv
     if not n.cuda and length <= SHORT:

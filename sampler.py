@@ -89,6 +89,12 @@ def cache_bucket(cells: int) -> int:
     return round_up(cells, max(32, 1 << cells.bit_length() >> 4))
 
 
+def padded_length(length: int) -> int:
+    """To how many tokens a prompt is padded: an eighth more at most from 128 on. Of few sizes,
+    because prompts of one size are read together."""
+    return round_up(length, max(16, 1 << length.bit_length() >> 4))
+
+
 ROOM = 0.8  # of the memory that is free, for a cache
 
 
@@ -147,8 +153,7 @@ class Sampler:
 
     CHECK = 8  # decode steps between two looks at the device
     PREFILL_ROWS = 32  # prompts that a prefill computes, however few are new,
-    PREFILL_TOKENS = 16384  # but no more than so many padded tokens, where it is several prompts
-    BUCKET = 16  # prompts are padded to multiples of this
+    PREFILL_TOKENS = 4096  # but no more than so many padded tokens, where it is several prompts
 
     def __init__(self, model: Model, eos_ids: list[int], slots: int = 256):
         self.model = model
@@ -274,7 +279,7 @@ class Sampler:
         groups: list[list[Slot]] = []
         length, members = 0, set()
         for slot in admitted:
-            padded = round_up(len(prompts[slot.prompt]), self.BUCKET)
+            padded = padded_length(len(prompts[slot.prompt]))
             is_full = slot.prompt not in members and len(members) == self.lines_of(padded)
             if padded != length or is_full:
                 groups.append([])
@@ -303,7 +308,7 @@ class Sampler:
         """Read the group's prompts once each; copy keys, values and logits to their slots' rows."""
         device = self.model.device
         members = list(dict.fromkeys(slot.prompt for slot in group))
-        length = round_up(len(prompts[members[0]]), self.BUCKET)
+        length = padded_length(len(prompts[members[0]]))
 
         # One line a prompt, always as many lines: one shape for each padded length.
         tokens = torch.zeros(self.lines_of(length), length, dtype=torch.long)

@@ -299,8 +299,9 @@ def test_slots_follow_free_memory_and_prefills_their_tokens(make_model, monkeypa
     model = make_model()
     sampler = Sampler(model, EOS_SET, 8)
     before = content(sampler(PROMPTS, 2, max_new_tokens=8, seed=1, temperature=1.0))
-    assert sampler.slots == 8 and sampler.lines_of(16) == sampler.lines_of(512) == 32
-    assert sampler.lines_of(4096) == 4 and sampler.lines_of(30_000) == 1
+    assert sampler.slots == 8 and sampler.lines_of(16) == sampler.lines_of(128) == 32
+    assert sampler.lines_of(1024) == 4 and sampler.lines_of(30_000) == 1
+    assert [S.padded_length(n) for n in (1, 17, 255, 257, 513)] == [16, 32, 256, 288, 576]
 
     slot = S.cache_bytes(model.config, 1, sampler.capacity, 4)
     monkeypatch.setattr(S, "free_bytes", lambda device: 3.9 * slot)  # of which 0.8 are taken
