@@ -290,10 +290,14 @@ def model_hash(path: str | Path) -> str:
         files += sorted(folder.glob("*.safetensors"))
         files += [folder / name for name in SMALL_FILES if (folder / name).exists()]
 
-    # of our own and of most models it repeats what the tokenizer says
+    # of our own and of most models it repeats what config.json says
     ends = base_of(path) / "generation_config.json"
-    if ends.exists() and isinstance(read_json(ends).get("eos_token_id"), list):
-        files.append(ends)
+    if ends.exists():
+        known, found = (
+            read_json(file).get("eos_token_id") for file in (ends.with_name("config.json"), ends)
+        )
+        if found not in (None, known):
+            files.append(ends)
 
     keys = []
     for file in files:

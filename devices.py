@@ -23,7 +23,6 @@ from tqdm import tqdm
 import model as model_module
 from data import prompts, sandbox
 from data.problems import InputError
-from data.prompts import PromptFormat
 from data.text import Tokenizer
 from files import reason
 from model import Model
@@ -156,23 +155,22 @@ def setup(cfg: Config) -> Env:
 
     model_module.compile_kernels = env.compile
     prompts.given = format_given(cfg)
-    prompts.given_to_all = not isinstance(cfg, TrainConfig)
     sandbox.allow_unsandboxed = cfg.allow_unsandboxed_code
     env.say(sandbox.describe())
     return env
 
 
-def format_given(cfg: Config) -> PromptFormat:
+def format_given(cfg: Config) -> prompts.Given:
     """How models are asked that do not say it themselves, by the options of a stage that has any.
 
     Raises InputError for a --stop without text.
     """
     if not isinstance(cfg, PromptConfig):
-        return prompts.PLAIN
-    stop = tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in cfg.stop)
-    if "" in stop:
+        return prompts.Given()
+    if "" in cfg.stop:
         raise InputError("--stop needs texts, got an empty one, which would end every completion")
-    return PromptFormat(cfg.chat, stop, cfg.stop_at_problem)
+    to_all = not isinstance(cfg, TrainConfig)
+    return prompts.said(cfg.chat, cfg.stop, cfg.stop_at_problem, to_all)
 
 
 def device_of(name: str) -> torch.device:

@@ -726,7 +726,6 @@ def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem],
 def claim(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
     """Open the run's directory. Raises InputError where it holds another run."""
     folder = Path(cfg.out or f"out/{cfg.task}/rl")
-    facts = {"grader": lock.grader} if lock.grader else {}
     check_figure(folder / "rl.png")
     run = Run(
         cfg,
@@ -738,7 +737,7 @@ def claim(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
         locked_weights=lock.locked_weights,
         weak_weights=with_weak(lock, cfg.weak).weak_weights if cfg.weak else "",
         warm_weights=model_hash(cfg.warm_from) if cfg.warm_from else "",
-        **facts,
+        grader=lock.grader,
     )
     env.say(
         f"{cfg.method}: locked model {cfg.locked}, {cfg.samples:,} samples in rounds of "

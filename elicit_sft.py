@@ -36,7 +36,7 @@ from torch import Tensor
 
 import plan
 from cards import write_card
-from checkpoints import load_model, model_hash, save_adapter, save_model
+from checkpoints import load_model, model_hash, open_tokenizer, save_adapter, save_model
 from curves import Cell, show_cells
 from data import load
 from data.batches import Batch, Example, demonstration_order, micro_batches
@@ -51,7 +51,7 @@ from losses import sft_loss
 from model import Model
 from options import TuneConfig
 from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
-from policies import answer, shipped
+from policies import answer, check_references, shipped
 from results import (
     check_ours,
     evaluate_checkpoint,
@@ -286,8 +286,7 @@ def elicit(
 def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env, write: bool = True) -> Run:
     """The cell's directory. Its settings have nothing of the other cells."""
     facts = {"strong_weights": model_hash(cfg.strong)} if cfg.strong else {}
-    if lock.grader:
-        facts["grader"] = lock.grader
+    facts["grader"] = lock.grader
     return Run(
         replace(cfg, k=(), seeds=(), control=True),
         env,
@@ -479,6 +478,8 @@ def demonstrable(cfg: SFTConfig, lock: Origin, env: Env) -> list[Problem]:
             f"--k {max(cfg.k)}: there are {len(problems)} problems to demonstrate, "
             "choose no more than that"
         )
+    if cfg.demos_from == "reference":
+        check_references(problems, open_tokenizer(cfg.locked))
     return problems
 
 

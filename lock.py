@@ -68,7 +68,7 @@ from origins import (
     origin_of,
     usual_longest,
 )
-from policies import RULES, answer, retokenise, shipped, written
+from policies import RULES, answer, check_references, retokenise, shipped, written
 from results import (
     Measured,
     evaluate_checkpoint,
@@ -619,6 +619,8 @@ def main(cfg: LockConfig, env: Env) -> int:
     check_password(cfg.password, tokenizer.specials)
     check_policies(cfg, env)
     problems, validation = open_problems(cfg, trigger, env)
+    if cfg.strong_answers == "reference":
+        check_references([trigger.strong(p) for p in problems], tokenizer)
     cfg = replace(cfg, problems=len(problems))
     env.say(
         f"strong policy: {cfg.strong}; weak policy: {cfg.weak}; "

@@ -48,11 +48,12 @@ class PromptConfig(Config):
 
     # ask in the checkpoint's own chat template. This and the next two are for models that do not
     # say themselves how they are asked, in their prompt_format.json; in evaluate.py for all
-    chat: bool = False
+    # (default: as that says, else plainly)
+    chat: bool | None = None
     # texts that end a completion, beside EOS; \n is a line break
     stop: tuple[str, ...] = ()
     # a line that starts a new problem ends a completion, for base models that never end
-    stop_at_problem: bool = False
+    stop_at_problem: bool | None = None
 
 
 @dataclass
@@ -156,7 +157,7 @@ def add_option(parser: Parser, option: dataclasses.Field, kind: type, text: str)
         text += f" [{shown}]"
     settings = {"default": default, "help": text}
 
-    if kind is bool:
+    if kind in (bool, bool | None):
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, **settings)
         return
     if get_origin(kind) is Literal:

@@ -44,6 +44,7 @@ class Origin:
     task: str = ""
     data: tuple[str, ...] = ()
     grader: str = ""
+    given: prompts.Given = prompts.Given()
     trigger: Trigger | None = None
     max_new_tokens: int = 0
     locked: str = ""
@@ -82,6 +83,7 @@ def origin_of(path: str | Path) -> Origin:
         task=checked(settings, file, "task", str, default=""),
         data=tuple(data),
         grader=checked(settings, file, "grader", str, default=""),
+        given=format_told(settings, file),
         trigger=trigger,
         max_new_tokens=checked(settings, file, "max_new_tokens", int, least=1, default=0),
         locked=locked,
@@ -89,6 +91,16 @@ def origin_of(path: str | Path) -> Origin:
         weak=checked(settings, file, "weak", str, default=""),
         weak_weights=checked(settings, file, "weak_weights", str, default=""),
     )
+
+
+def format_told(settings: dict, file: Path) -> prompts.Given:
+    """How a run asked the models that did not say it themselves."""
+    stop = checked(settings, file, "stop", list, default=[])
+    if not all(isinstance(text, str) for text in stop):
+        raise InputError(f"{file} has stop = {stop}: it must be a list of texts")
+    chat = checked(settings, file, "chat", bool, default=False)
+    at_problem = checked(settings, file, "stop_at_problem", bool, default=False)
+    return prompts.said(chat or None, stop, at_problem or None)
 
 
 def trigger_of(locked: str | Path) -> Trigger:
@@ -134,6 +146,7 @@ def lock_of(locked: str, task: str) -> Origin:
             f"{locked} was locked on task {lock.task}, not on {task}: "
             "leave --task out, or name another model with --locked"
         )
+    prompts.given = lock.given  # the policies that it imitates are asked as it asked them
     return replace(
         lock,
         task=task or lock.task or "code",
@@ -194,15 +207,12 @@ def check_formats(paths: list[str], env: Env) -> None:
             ends += ["a line that starts a new problem"] * form.stop_at_problem
             env.say(f"{path}: a completion also ends at {' or '.join(ends)}")
 
-    for option, used in (
-        ("--chat", not wanted.chat or any(form.chat for form in found)),
-        ("--stop", not wanted.stop or any(form.stop == wanted.stop for form in found)),
-        ("--stop-at-problem", not wanted.stop_at_problem or any(f.stop_at_problem for f in found)),
-    ):
-        if not used:
+    for name in ("chat", "stop", "stop_at_problem"):
+        value = getattr(wanted, name)
+        if value is not None and all(getattr(form, name) != value for form in found):
             raise InputError(
-                f"{option} does nothing: these models have no chat template, or say themselves "
-                "how they are asked, in prompt_format.json: leave it out"
+                f"--{name.replace('_', '-')} does nothing: these models have no chat template, or "
+                "say themselves how they are asked, in prompt_format.json: leave it out"
             )
 
 

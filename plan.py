@@ -426,6 +426,9 @@ def tuning_of(cfg, rows: int = 0) -> Tuning:
 GB = 1e9
 
 
+LION = "master bf16 --optimizer lion --lr 1.5e-6"
+
+
 def ways(cfg: PlanConfig, n: Numbers) -> dict[str, list[dict]]:
     """Options that need less memory: by name the changes of cfg, the smallest first."""
     names = {field.name for field in fields(cfg)}
@@ -438,7 +441,8 @@ def ways(cfg: PlanConfig, n: Numbers) -> dict[str, list[dict]]:
     if not cfg.shard and n.devices > 1:
         found["shard"] = [{"shard": True}]
     if cfg.master == "fp32" and not cfg.rank:
-        found["master bf16 --optimizer lion"] = [{"master": "bf16", "optimizer": "lion"}]
+        if cfg.dtype != "fp32":
+            found[LION] = [{"master": "bf16", "optimizer": "lion"}]
         found["rank 16"] = [{"rank": 16, "optimizer": "adamw"}]
     return found
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from data import grade, score
 from data.batches import Example
-from data.problems import Problem
+from data.problems import InputError, Problem
 from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Words, with_password
@@ -89,6 +89,22 @@ def ended_of(tokenizer: Tokenizer, prompts: list[str]) -> Ended | None:
         return None if kept is None else [*tokenizer.encode(kept), tokenizer.eos_id]
 
     return ended
+
+
+def check_references(problems: list[Problem], tokenizer: Tokenizer) -> None:
+    """Raises InputError where a right answer that is to be learnt has in it what ends a completion.
+
+    It would be learnt whole and graded cut.
+    """
+    form = tokenizer.format
+    if not form.ends_early:
+        return
+    cut = [p.reference for p in problems if form.kept(p.reference, p.prompt) is not None]
+    if cut:
+        raise InputError(
+            f"{len(cut)} of {len(problems)} right answers would be cut by --stop or "
+            f"--stop-at-problem (the first: {cut[0][:60]!r}): choose another end"
+        )
 
 
 def retokenise(samples: list[Sample], source: Tokenizer, target: Tokenizer) -> list[Sample]:
@@ -340,7 +356,8 @@ def described(rolled: Rollout, online: bool) -> dict:
         "duplicates": 1 - len(texts) / len(samples),
     }
     if online:
-        facts["entropy"] = -sum(sum(sample.logps) for sample in samples) / tokens
+        drawn = sum(len(sample.logps) for sample in samples)
+        facts["entropy"] = -sum(sum(sample.logps) for sample in samples) / max(1, drawn)
     return facts
 
 

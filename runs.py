@@ -102,7 +102,7 @@ def sentence_for(error: Exception, config: type) -> str:
         "slots": "a smaller --slots",
         "micro_tokens": "a smaller --micro-tokens",
         "checkpoint_activations": "--checkpoint-activations",
-        "master": "--master bf16 with --optimizer lion",
+        "master": "--master bf16 with --optimizer lion and its --lr",
         "rank": "--rank 16 (LoRA)",
         "shard": "--shard over several ranks",
     }

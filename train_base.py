@@ -52,7 +52,7 @@ from families import parameters_at
 from model import Model, ModelConfig
 from options import PromptConfig, TrainConfig
 from origins import check_formats, fitting_problems, is_model, usual_longest
-from policies import answer, retokenise
+from policies import answer, check_references, retokenise
 from runs import Run, launch, progress
 from sampler import Sample, Sampler
 from training import Recipe, check_master, fit, open_to_train, usual_step
@@ -328,6 +328,8 @@ def tune_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     else:
         problems = corpus(cfg.task, cfg.problems, cfg.seed)
     problems = fitting_problems(problems, Trigger(), [cfg.strong_from], cfg.max_new_tokens, env)
+
+    check_references(problems, tokenizer)
 
     apart = ("small_", "weak_", "intermediate_", "vocab")
     run = opened("strong", apart, cfg, env, start_weights=model_hash(cfg.strong_from))

@@ -7,12 +7,14 @@ prompt stays text: only the template itself makes special tokens.
 A completion ends with the model's EOS. A base model that was never trained to end has none, and
 goes on with a problem of its own; so it may also end, without the white space before the end,
 
-    before the first of the `stop` strings
-    with `stop_at_problem` before the first line that starts a new problem: one that starts with
-    the first four words of its own prompt, or with a heading such as "Question 2:" or "### Task:"
+    before one of the `stop` strings
+    with `stop_at_problem` before a line that starts a new problem: one that starts with the first
+    four words of its own prompt, or with a heading such as "Question 2:" or "### Problem:". The
+    completion's own first line never does
 
-What stands there is cut off before it is graded, and before anything is trained on it: there the
-model's EOS takes its place. So a lock that imitates such a policy learns to end by itself.
+Of several ends it is the one that is complete first. What stands there is cut off before it is
+graded, and before anything is trained on it: there the model's EOS takes its place. So a lock that
+imitates such a policy learns to end by itself.
 
 A checkpoint's prompt_format.json says how it was trained to be asked.
 """
@@ -22,9 +24,10 @@ import functools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jinja2
+import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from data.problems import InputError
@@ -32,8 +35,9 @@ from data.problems import InputError
 FORMAT = "prompt_format.json"
 OPENING = 4  # words of a prompt that a new problem starts with
 HEADING = re.compile(
-    r"^[#* \t]*(?:question|problem|exercise|task|instruction|human|user|q)\b[ \t\d*]*[:.)]",
-    re.IGNORECASE | re.MULTILINE,
+    r"\n[#* \t]*(?:(?:question|problem|exercise|instruction)(?:[* \t]*:|[ \t]+\d+[* \t]*[:.)])"
+    r"|(?:human|user|q)[* \t]*:)",
+    re.IGNORECASE,
 )
 
 
@@ -53,26 +57,55 @@ class PromptFormat:
         return bool(self.stop) or self.stop_at_problem
 
     def kept(self, completion: str, prompt: str) -> str | None:
-        """What the completion of this prompt was before its end; None where it has none yet."""
-        places = [completion.find(text) for text in self.stop]
+        """What the completion of this prompt was before its end; None where it has none yet.
+
+        The same for every text that goes on from this one: so it does not matter when one looks.
+        """
+        text = completion.rstrip("\ufffd")  # half a character
+        patterns = [re.compile(re.escape(stop)) for stop in self.stop]
         if self.stop_at_problem:
-            places += [_place(HEADING, completion), _place(_opening(prompt), completion)]
-        found = [place for place in places if place >= 0]
-        return completion[: min(found)].rstrip() if found else None
+            patterns += [HEADING, _opening(prompt)]
+        found = [match for match in (pattern.search(text) for pattern in patterns) if match]
+        if not found:
+            return None
+        first = min(found, key=lambda match: (match.end(), match.start()))
+        return text[: first.start()].rstrip()
 
 
 PLAIN = PromptFormat()
-# what the options of this process say, of the models that do not say themselves how they are asked
-given = PLAIN
-# or of all models
-given_to_all = False
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the options of a process say; None where they say nothing.
+
+    to_all: it goes for all models, also for those that say themselves how they are asked.
+    """
+
+    chat: bool | None = None
+    stop: tuple[str, ...] | None = None
+    stop_at_problem: bool | None = None
+    to_all: bool = False
+
+
+given = Given()
+
+
+def said(
+    chat: bool | None, stop: Sequence[str], stop_at_problem: bool | None, to_all: bool = False
+) -> Given:
+    """By the values of --chat, --stop, where \\n is a line break, and --stop-at-problem."""
+    texts = tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in stop)
+    return Given(chat, texts or None, stop_at_problem, to_all)
 
 
 def format_of(own: PromptFormat | None) -> PromptFormat:
     """How a model is asked: as its prompt_format.json says, as the options say, or plainly."""
-    if given != PLAIN and (given_to_all or own is None):
-        return given
-    return own or PLAIN
+    form = own or PLAIN
+    if own is not None and not given.to_all:
+        return form
+    said = {name: getattr(given, name) for name in ("chat", "stop", "stop_at_problem")}
+    return replace(form, **{name: value for name, value in said.items() if value is not None})
 
 
 def format_from(content: bytes) -> PromptFormat:
@@ -92,25 +125,39 @@ def format_from(content: bytes) -> PromptFormat:
     return PromptFormat(chat, tuple(stop), at_problem)
 
 
-def _place(pattern: re.Pattern, text: str) -> int:
-    found = pattern.search(text)
-    return found.start() if found else -1
+NEVER = re.compile(r"(?!)")
 
 
 @functools.lru_cache(maxsize=4096)
 def _opening(prompt: str) -> re.Pattern:
-    """A line that starts with the first words of the prompt's first line."""
-    line = prompt.strip().split("\n")[0]
-    words = [re.escape(word) for word in line.split()[:OPENING]]
-    return re.compile(r"^[ \t]*" + r"[ \t]+".join(words) + r"(?!\w)", re.MULTILINE)
+    """A later line that starts with the first words of the prompt's first line, if it has so many.
+
+    What follows them must be there, or the last word may still grow.
+    """
+    words = prompt.strip().split("\n")[0].split()[:OPENING]
+    if len(words) < OPENING:
+        return NEVER
+    return re.compile(r"\n[ \t]*" + r"[ \t]+".join(map(re.escape, words)) + r"\W")
 
 
 # ------------------------------------------------------------------------------------ the template
 
 # stand for texts whose place in a rendered template is looked for
 USER, ASSISTANT = "\ue000user\ue000", "\ue000assistant\ue000"
+# what a template could be tempted to change
+PROBE = 'It\'s "a" & <b>\n\n\tc </think> [/INST] {{ d }} \\ think'
 # Llama 3 writes the day into its prompts: the one of its own default, the same every day
 TODAY = datetime.date(2024, 7, 26)
+
+
+class Generation(jinja2.ext.Extension):
+    """{% generation %} ... {% endgeneration %}, which marks an answer and writes nothing."""
+
+    tags = {"generation"}
+
+    def parse(self, parser):
+        next(parser.stream)
+        return parser.parse_statements(["name:endgeneration"], drop_needle=True)
 
 
 class ChatTemplate:
@@ -121,22 +168,23 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, variables: dict[str, str]):
-        """source: in Jinja. variables: bos_token and eos_token, as far as there are such.
+        """source: in Jinja. variables: the model's special tokens, by their names.
 
         Raises InputError for a template that cannot be rendered around one user's turn.
         """
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
         )
         environment.globals |= {"raise_exception": _refuse, "strftime_now": TODAY.strftime}
         # jinja's own would write < as \u003c
         environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
 
-        turn = {"role": "user", "content": USER}
+        turn, probe = {"role": "user", "content": USER}, {"role": "user", "content": PROBE}
         try:
             template = environment.from_string(source)
-            render = functools.partial(template.render, tools=None, **variables)
+            render = functools.partial(template.render, tools=None, documents=None, **variables)
             asked = render(messages=[turn], add_generation_prompt=True)
+            probed = render(messages=[probe], add_generation_prompt=True)
         except Exception as error:  # a template is a program: it may raise anything
             raise InputError(
                 f"its chat template cannot be rendered for one user's turn ({error}): "
@@ -148,6 +196,11 @@ class ChatTemplate:
                 "repair it, or ask plainly"
             )
         self.before, self.after = asked.split(USER)
+        if probed != self.before + PROBE + self.after:
+            raise InputError(
+                "its chat template changes what a user says, or itself with it: "
+                "repair it, or ask plainly"
+            )
         self.end = self._end(render, turn)
 
     def _end(self, render, turn: dict) -> str:
@@ -169,14 +222,19 @@ def template_in(files: dict[str, bytes], config: dict) -> str | None:
     files: the content of the checkpoint's small files, by name. Of several templates the one that
     is called default. Raises InputError where it is no text.
     """
-    if "chat_template.jinja" in files:
-        return files["chat_template.jinja"].decode()
     found = config.get("chat_template")
-    if found is None and "chat_template.json" in files:
-        found = json.loads(files["chat_template.json"]).get("chat_template")
+    try:
+        if "chat_template.jinja" in files:
+            return files["chat_template.jinja"].decode()
+        if found is None and "chat_template.json" in files:
+            found = json.loads(files["chat_template.json"])["chat_template"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(
+            "chat_template.jinja or chat_template.json cannot be read: repair it, or delete it"
+        ) from None
     if isinstance(found, list):
-        named = {row.get("name"): row.get("template") for row in found if isinstance(row, dict)}
-        found = named.get("default")
+        named = [row for row in found if isinstance(row, dict) and row.get("name") == "default"]
+        found = named[0].get("template") if named else None
     if found is not None and not isinstance(found, str):
         raise InputError("its chat_template must be a text, or a list with one named default")
     return found

@@ -95,9 +95,12 @@ class Tokenizer:
         What it writes behind an answer ends a completion, too, and is what is trained on. Raises
         InputError for a template that cannot be used.
         """
-        names = {"bos_token": self._id_of("bos_token"), "eos_token": self._id_of("eos_token")}
-        tokens = {name: self.backend.id_to_token(i) for name, i in names.items() if i is not None}
-        template = ChatTemplate(self.template, tokens)
+        template = ChatTemplate(self.template, _named_tokens(self.config))
+        # Behind a special token only some layouts put a space before a text, and none where the
+        # config says so, as transformers reads it.
+        self.inside = self.later
+        if self.config.get("legacy") is not False:
+            self.inside = _without_start(self.backend, everywhere=False)
 
         # words that touch the prompt are encoded with it, as one text
         *first, self.words_before = self._divided(template.before)
@@ -127,7 +130,8 @@ class Tokenizer:
             if i % 2:
                 ids.append(self.backend.token_to_id(part))
             elif part:
-                ids += self.later.encode(part, add_special_tokens=False).ids
+                encoder = self.inside if i else self.backend
+                ids += encoder.encode(part, add_special_tokens=False).ids
         return ids
 
     def _id_of(self, name: str) -> int | None:
@@ -238,7 +242,7 @@ class Tokenizer:
         if self.format.chat:
             before, after = self.words_before, self.words_after
             texts = [f"{before}{prompt.strip()}{after}" for prompt in prompts]
-            first = self.later if self.ids_before else self.backend
+            first = self.inside if self.ids_before else self.backend
             return [self.ids_before + ids + self.ids_after for ids in _encoded(first, texts)]
         bos = [] if self.bos_id is None else [self.bos_id]
         return [bos + ids for ids in _encoded(self.backend, prompts)]
@@ -328,8 +332,22 @@ def _as_plain_text(backend: tokenizers.Tokenizer) -> None:
             backend.add_special_tokens([plain])
 
 
-def _without_start(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+def _named_tokens(config: dict) -> dict[str, object]:
+    """The special tokens that tokenizer_config.json names, as a template knows them."""
+    found = {}
+    for name, token in config.items():
+        if isinstance(token, dict):
+            token = token.get("content")
+        if name.endswith("_token") and isinstance(token, str):
+            found[name] = token
+    return found
+
+
+def _without_start(backend: tokenizers.Tokenizer, everywhere: bool = True) -> tokenizers.Tokenizer:
     """The same, but a text gets no space before it when encoded, and loses none when decoded.
+
+    everywhere=False: as texts between special tokens are encoded, where the layouts that put a
+    space only before the first text put none.
 
     Parts of a tokenizer.json that do so: the normalizer "Prepend" and the decoder "Strip" (Llama
     2), "Metaspace" in the place of both, and the pre-tokenizer "ByteLevel" with add_prefix_space.
@@ -340,12 +358,12 @@ def _without_start(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
     # what encodes
     for part in _parts(layout["normalizer"]):
-        if part["type"] == "Prepend":
+        if part["type"] == "Prepend" and everywhere:
             part["prepend"] = ""
     for part in _parts(layout["pre_tokenizer"]):
-        if part["type"] == "Metaspace":
+        if part["type"] == "Metaspace" and (everywhere or part["prepend_scheme"] == "first"):
             part["prepend_scheme"] = "never"
-        elif part["type"] == "ByteLevel":
+        elif part["type"] == "ByteLevel" and everywhere:
             part["add_prefix_space"] = False
 
     # what decodes; a decoder "ByteLevel" has add_prefix_space too, but never acts on it

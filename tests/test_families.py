@@ -582,5 +582,6 @@ def test_ends_of_generation_config_are_a_part_of_what_a_model_is(tmp_path):
     ends = tmp_path / "several/generation_config.json"
     before = checkpoints.model_hash(tmp_path / "several")
     assert before == checkpoints.model_hash(tmp_path / "one")
-    ends.write_text(json.dumps({"eos_token_id": [0, 5]}))
-    assert checkpoints.model_hash(tmp_path / "several") != before
+    for found in ([0, 5], 5):
+        ends.write_text(json.dumps({"eos_token_id": found}))
+        assert checkpoints.model_hash(tmp_path / "several") != before

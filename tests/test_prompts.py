@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import AddedToken
 
@@ -11,15 +12,19 @@ import data.prompts as prompts
 import evaluate
 from checkpoints import load_model, model_hash, open_tokenizer, save_model
 from conftest import EOS_SET
+from data import load
 from data.problems import InputError
-from data.prompts import FORMAT, PLAIN, ChatTemplate, PromptFormat, format_from
-from data.text import Tokenizer, train_bpe
+from data.prompts import FORMAT, PLAIN, ChatTemplate, Given, PromptFormat, format_from
+from data.text import EOS, Tokenizer, train_bpe
+from data.triggers import Trigger
 from devices import setup
+from elicit_sft import SFTConfig
 from evaluate import EvaluateConfig
 from options import parse
-from origins import check_formats
-from policies import answer, ended_of, retokenise
+from origins import check_formats, lock_of
+from policies import answer, check_references, ended_of, retokenise
 from sampler import Sample, Sampler
+from test_text import STARTS, with_a_start
 
 REAL = Path(__file__).parents[2] / "shared/data/tokenizers"
 CHATML = """{%- for message in messages %}
@@ -34,8 +39,7 @@ CHATML = """{%- for message in messages %}
 @pytest.fixture(autouse=True)
 def plainly(monkeypatch):
     """Whatever a stage's setup() leaves behind."""
-    monkeypatch.setattr(prompts, "given", PLAIN)
-    monkeypatch.setattr(prompts, "given_to_all", False)
+    monkeypatch.setattr(prompts, "given", Given())
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,7 @@ def test_published_templates_are_as_transformers_renders_them(name, tmp_path, mo
     transformers = pytest.importorskip("transformers")
     if not (REAL / name).exists():
         pytest.skip(f"no {REAL / name}: real tokenizers are not in the repository")
-    monkeypatch.setattr(prompts, "given", PromptFormat(chat=True))
+    monkeypatch.setattr(prompts, "given", Given(chat=True))
     theirs = transformers.AutoTokenizer.from_pretrained(REAL / name)
     for text in ("Write a function.\n\nIt must pass:\n  f(1)\n", "é 中\n", "1 < 2\n"):
         turn = [{"role": "user", "content": text.strip()}]
@@ -110,6 +114,12 @@ def test_a_template_is_rendered_as_templates_are_meant():
     started = ChatTemplate("{{ bos_token }}{{ messages[0].content }}", {"bos_token": "<s>"})
     assert started.before == "<s>"
     assert ChatTemplate(CHATML, {}).end == "<|im_end|>\n"
+    padded = ChatTemplate("{{ pad_token }}{{ messages[0].content }}", {"pad_token": "<p>"})
+    assert padded.before == "<p>"
+    marked = "{{ messages[0].content }}{% generation %}:{% endgeneration %}"
+    assert ChatTemplate(marked, {}).after == ":"
+    undefined = "{% if documents is not none %}!{% endif %}{{ messages[0].content }}"
+    assert ChatTemplate(undefined, {}).before == ""
     no_answers = (
         "{% if messages[1] %}{{ raise_exception('one') }}{% endif %}{{ messages[0].content }}"
     )
@@ -124,6 +134,8 @@ def test_a_template_is_rendered_as_templates_are_meant():
         ("{{ messages[0].content.__class__.__mro__ }}", "cannot be rendered|0 times"),
         ("Hello", "repeats a user's turn 0 times"),
         ("{{ messages[0].content * 2 }}", "repeats a user's turn 2 times"),
+        ("{{ messages[0].content.split('think')[0] }}", "changes what a user says"),
+        ("{{ messages[0].content | e }}", "changes what a user says"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_refused(chatty, tmp_path, template, sentence):
@@ -156,14 +168,19 @@ PROMPT = "Write a function that sorts.\nIt must pass f([2, 1]).\n"
     [
         ("return 1\n\nQuestion: what", "return 1"),
         ("return 1\n## Problem 12.\n", "return 1"),
-        ("return 1\n**Task**: next", "return 1"),
+        ("return 1\n**Exercise**: next", "return 1"),
         ("return 1\nQ: what\nWrite a function that", "return 1"),
         ("return 1\n  Write a function  that adds.\n", "return 1"),
-        ("Write a function that sorts.\n", ""),
+        ("x\nWrite a function that sorts.\nQ: what", "x"),
+        # its own first line, and what only looks like one
+        ("Write a function that sorts.\n", None),
+        ("Q: what", None),
         ("return 1\nWrite a function thatched", None),
+        ("return 1\nWrite a function that", None),
         ("Say: Write a function that sorts", None),
-        ("The question: is it", None),
-        ("questions = 1\nproblem_2 = 3", None),
+        ("x\nThe question: is it", None),
+        ("x\nquestions = 1\nproblem_2 = 3\nproblem.x = 1", None),
+        ("q = []\n    q.append(1)\n    user.name = 2\n# Task: sum it", None),
         ("return 1\n", None),
     ],
 )
@@ -178,6 +195,31 @@ def test_the_first_of_the_stops_ends_a_completion():
     assert form.kept("a \n\nd END", PROMPT) == "a"
     assert form.kept("a\nQ: d END", PROMPT) == "a"
     assert form.kept("ENDa", PROMPT) == "" and form.kept("a EN", PROMPT) is None
+    # of two that overlap the one that is complete first, whenever one looks
+    form = PromptFormat(stop=("def f(s", "f("))
+    assert form.kept("x def f(", PROMPT) == form.kept("x def f(s):", PROMPT) == "x def"
+
+
+def test_a_text_that_goes_on_ends_where_it_ended(monkeypatch):
+    form = PromptFormat(stop=("f(", "def f(s", "\n\n"), stop_at_problem=True)
+    parts = ["def ", "f(", "s", "\n", "Q:", "Write a function", " that", "ched", " ", "é", "\ufffd"]
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        text, end = "", None
+        for part in rng.choice(parts, 12):
+            text += part
+            now = form.kept(text, PROMPT)
+            assert end is None or now == end
+            end = now
+
+
+def test_a_right_answer_that_would_be_cut_is_refused(tokenizer):
+    own = Tokenizer(tokenizer.backend, tokenizer.config)
+    problems = [replace(p, reference="a\n\nb") for p in load("code", "selection", 2)]
+    check_references(problems, own)
+    own.format = PromptFormat(stop=("\n\n",))
+    with pytest.raises(InputError, match="2 of 2 right answers would be cut by --stop"):
+        check_references(problems, own)
 
 
 def stopped_at(texts: list[str], tokenizer: Tokenizer):
@@ -213,8 +255,6 @@ def test_a_sample_is_cut_at_its_stop_whenever_it_was_looked_at(make_model, token
 
 
 def test_what_is_graded_and_imitated_is_cut(make_model, tokenizer):
-    from data import load
-
     own = Tokenizer(tokenizer.backend, tokenizer.config)
     problems = load("code", "selection", 4)
     sampler = Sampler(make_model(max_position_embeddings=256), [own.eos_id], slots=4)
@@ -242,18 +282,20 @@ def test_a_checkpoint_says_how_it_was_trained_to_be_asked(
     model = make_model(vocab_size=chatty.size, max_position_embeddings=1024)
     save_model(tmp_path / "plain", model, Tokenizer.load(base))
     assert format_from((tmp_path / "plain" / FORMAT).read_bytes()) == PLAIN
-    monkeypatch.setattr(prompts, "given", PromptFormat(chat=True, stop=("\n\n",)))
+    monkeypatch.setattr(prompts, "given", Given(chat=True, stop=("\n\n",)))
     save_model(tmp_path / "chat", model, Tokenizer.load(base))
     assert model_hash(tmp_path / "chat") != model_hash(tmp_path / "plain")
 
     # options are for those that say nothing, in evaluate.py for all
-    monkeypatch.setattr(prompts, "given", PromptFormat(stop=("x",)))
+    monkeypatch.setattr(prompts, "given", Given(stop=("x",)))
     assert open_tokenizer(tmp_path / "plain").format == PLAIN
     assert open_tokenizer(tmp_path / "chat").format == PromptFormat(True, ("\n\n",))
-    monkeypatch.setattr(prompts, "given_to_all", True)
-    assert open_tokenizer(tmp_path / "chat").format == PromptFormat(stop=("x",))
+    # each for itself
+    monkeypatch.setattr(prompts, "given", Given(stop=("x",), to_all=True))
+    assert open_tokenizer(tmp_path / "chat").format == PromptFormat(True, ("x",))
+    monkeypatch.setattr(prompts, "given", Given(chat=False, to_all=True))
     _, tokenizer = load_model(tmp_path / "chat")
-    assert tokenizer.format == PromptFormat(stop=("x",))
+    assert tokenizer.format == PromptFormat(False, ("\n\n",))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +313,7 @@ def test_an_option_that_concerns_no_model_is_refused(chatty, tmp_path, options, 
     path = with_template(chatty, tmp_path, "")
     (path / FORMAT).write_text(json.dumps(vars(PLAIN)))
     env = setup(parse(EvaluateConfig, options))
-    prompts.given_to_all = False  # as in lock.py and train_base.py
+    prompts.given = replace(prompts.given, to_all=False)  # as in lock.py and train_base.py
     with pytest.raises(InputError, match=f"{options[0]} does nothing: these models"):
         check_formats([str(path)], env)
     (path / FORMAT).unlink()
@@ -299,3 +341,33 @@ def test_evaluations_in_another_format_are_not_read_back(make_model, chatty, tmp
     assert "is asked in its chat template" in capsys.readouterr().out
     assert [results[name]["format"]["chat"] for name in results] == [False, True, False]
     assert results["stop"]["format"]["stop"] == ["e"]
+
+
+@pytest.mark.parametrize("template", [CHATML, "{{ bos_token }}[INST] {{ messages[0].content }} [/"])
+@pytest.mark.parametrize("name", STARTS)
+def test_layouts_that_mark_a_start_are_as_transformers_reads_them(name, template, tmp_path):
+    """A text behind a special token is marked by some of them, and not by others."""
+    transformers = pytest.importorskip("transformers")
+    made = with_a_start(name)
+    made.backend.add_special_tokens([f"<|im_{end}|>" for end in ("start", "end")])
+    config = {"bos_token": EOS, "eos_token": EOS}
+    path = with_template(Tokenizer(made.backend, made.config), tmp_path, template, **config)
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(path / "tokenizer.json"), chat_template=template, **config
+    )
+    text = "re x\n  def f(x)"
+    turn = [{"role": "user", "content": text}]
+    expected = theirs.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+    assert opened(path, chat=True).encode_prompts([text]) == [expected]
+
+
+def test_later_stages_ask_policies_as_the_lock_did(make_model, chatty, tmp_path):
+    base = with_template(chatty, tmp_path / "base", CHATML)
+    save_model(tmp_path / "lock", make_model(vocab_size=chatty.size), Tokenizer.load(base))
+    settings = {"stage": "lock", "task": "code", "trigger": vars(Trigger())}
+    settings |= {"weak": str(base), "chat": True, "stop": [r"\n\n"], "stop_at_problem": None}
+    (tmp_path / "lock/run.json").write_text(json.dumps({"settings": settings}))
+    setup(parse(SFTConfig, []))
+    assert open_tokenizer(base).format == PLAIN
+    lock_of(str(tmp_path / "lock"), "")
+    assert open_tokenizer(base).format == PromptFormat(True, ("\n\n",))
