@@ -581,22 +581,29 @@ def compile_model(model: Model, by_block: bool = False) -> None:
 
 # --------------------------------------------------------------------------------------- likelihood
 
-CHUNK = 1024  # supervised positions whose logits exist at one time
+CHUNK = 1024  # supervised positions whose logits exist at one time, of small vocabularies
+LOGITS = 1 << 24  # and of large ones fewer: so many logits, but 256 positions at least
+
+
+def chunk_of(vocabulary: int) -> int:
+    """Positions of a chunk, a power of two: 1024 up to 16,384 ids, 256 from 32,769 on."""
+    fitting = 1 << (LOGITS // vocabulary).bit_length() - 1
+    return max(256, min(CHUNK, fitting))
 
 
 class _LinearLogps(torch.autograd.Function):
     """log softmax(hidden weight^T)[targets], chunk by chunk: the (N,V) logits never exist.
 
     The backward pass computes each chunk's logits again instead of keeping them: one product more,
-    N / CHUNK times less memory (the idea of Liger-Kernel and of Wijmans et al. 2024, "Cut your
+    N / chunk times less memory (the idea of Liger-Kernel and of Wijmans et al. 2024, "Cut your
     losses", in plain PyTorch).
     """
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         logps, normalisers = [], []
-        head = weight.to(hidden.dtype)
-        for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK)):
+        head, chunk = weight.to(hidden.dtype), chunk_of(len(weight))
+        for h, t in zip(hidden.split(chunk), targets.split(chunk)):
             logp, normaliser = chunk_logps(h, head, t)
             logps.append(logp)
             normalisers.append(normaliser)
@@ -607,11 +614,11 @@ class _LinearLogps(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         hidden, weight, targets, normaliser = ctx.saved_tensors
         d_hidden = []
-        head = weight.to(hidden.dtype)
+        head, chunk = weight.to(hidden.dtype), chunk_of(len(weight))
         frozen = not ctx.needs_input_grad[1]
         d_weight = None if frozen else torch.zeros_like(weight, dtype=torch.float32)
         chunks = zip(
-            hidden.split(CHUNK), targets.split(CHUNK), normaliser.split(CHUNK), grad.split(CHUNK)
+            hidden.split(chunk), targets.split(chunk), normaliser.split(chunk), grad.split(chunk)
         )
         for h, t, n, g in chunks:
             d_h, d_w = chunk_logps_grad(h, head, t, n, g.contiguous(), frozen)
@@ -628,7 +635,7 @@ def linear_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Padded to whole chunks, so that a kernel's shapes never change.
     """
     n = len(targets)
-    missing = -n % CHUNK
+    missing = -n % chunk_of(len(weight))
     if missing:
         hidden = F.pad(hidden, (0, 0, 0, missing))
         targets = F.pad(targets, (0, missing))

@@ -7,7 +7,7 @@ A run is a few phases, and each has parts, in bytes:
     gradients    as wide as the masters
     moments      the optimiser's: Lion one, AdamW two, Muon one of a block's matrices
     activations  what autograd keeps of a micro-batch, or what a pass without it has at once
-    logits       of CHUNK supervised positions with their gradient; of a sampler's slots
+    logits       of a chunk of supervised positions with their gradient; of a sampler's slots
     cache        keys and values of a sampler's slots
     copies       weights cast or merged for the compute dtype, gathered from their shards, or kept
                  on the host, where that is the device
@@ -34,7 +34,7 @@ from families import from_hf
 from figures import table
 from files import read_json
 from lora import base_of
-from model import CHUNK, SHORT, SMALL, Model, ModelConfig
+from model import SHORT, SMALL, Model, ModelConfig, chunk_of
 from options import PlanConfig
 from sampler import Sampler, cache_bucket, cache_bytes, padded_length
 
@@ -221,7 +221,7 @@ def head_logits(shape: Shape, n: Numbers, frozen: bool) -> float:
     head = vocab * shape.config.hidden_size
     gradients = 0 if frozen else 8 * head  # the chunk's, and the sum of those before it
     cast = n.wide * head if not frozen and n.master != n.wide else 0
-    return CHUNK * vocab * of_logit + gradients + cast
+    return chunk_of(vocab) * vocab * of_logit + gradients + cast
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def training(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> list[Phase]:
     block, batch = max(kept), batches[kept.index(max(kept))]
     tokens = batch.tokens.numel()
     several = len(batches) > 1
-    supervised = round_up(len(batch.targets), CHUNK)
+    supervised = round_up(len(batch.targets), chunk_of(config.vocab_size))
 
     # activations: of all blocks, or their inputs and one block's again; the last norm, the head's
     kept = layers * block
@@ -391,7 +391,7 @@ def scoring(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> Phase:
     mlp = (3 if config.gated_mlp else 2) * config.intermediate_size
     return {
         "activations": n.wide * tokens * (2 * config.hidden_size + max(attention, mlp)),
-        "logits": CHUNK * config.vocab_size * (n.wide + 4),
+        "logits": chunk_of(config.vocab_size) * config.vocab_size * (n.wide + 4),
     }
 
 

@@ -211,6 +211,18 @@ def losses_of_steps(model, batches: list, start: int, count: int) -> list[torch.
     return [torch.as_tensor(metrics["loss"]) for _, metrics in steps]
 
 
+def test_chunks_of_a_large_vocabulary_are_smaller_and_the_same():
+    sizes = [M.chunk_of(v) for v in (50, 16_384, 16_385, 32_768, 49_152, 300_000)]
+    assert sizes == [1024, 1024, 512, 512, 256, 256]
+    hidden, weight = randn(300, 8).requires_grad_(), randn(40_000, 8, seed=1).requires_grad_()
+    targets = torch.randint(0, 40_000, (300,), generator=torch.Generator().manual_seed(0))
+    ours = linear_logps(hidden, weight, targets)
+    theirs = F.linear(hidden, weight).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    near(ours, theirs)
+    our_grads = torch.autograd.grad(ours.sum(), (hidden, weight))
+    near(our_grads, torch.autograd.grad(theirs.sum(), (hidden, weight)), atol=1e-4)
+
+
 def test_compiled_is_eager_and_never_recompiles_after_warm_up(make_model, monkeypatch):
     """One test, so that everything is compiled once: kernels alone, then the model in training."""
     monkeypatch.setattr(M, "CHUNK", 256)
