@@ -65,7 +65,8 @@ class PromptFormat:
         patterns = [re.compile(re.escape(stop)) for stop in self.stop]
         if self.stop_at_problem:
             patterns += [HEADING, _opening(prompt)]
-        found = [match for match in (pattern.search(text) for pattern in patterns) if match]
+        matches = [pattern.search(text) for pattern in patterns]
+        found = [match for match in matches if match]
         if not found:
             return None
         first = min(found, key=lambda match: (match.end(), match.start()))
