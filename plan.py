@@ -14,8 +14,9 @@ A run is a few phases, and each has parts, in bytes:
 
 Counted are tensors: what model.py, the optimisers and the sampler hold by their shapes, as eager
 PyTorch holds them. torch.compile keeps no more of them. Lengths are the longest prompt of the
-stage's problems and the longest completion, so a plan is an upper bound. Not counted are PyTorch
-itself, the problems, and the fragments of an allocator.
+stage's problems and the longest completion; of training examples a completion is taken to be as
+long as its problem's reference, so a plan is an estimate. Not counted are PyTorch itself, the
+problems, and the fragments of an allocator.
 
 Read in this order: `saved_by_block`, `training`, `sampling`, and `report`, which prints.
 """
@@ -499,7 +500,8 @@ def report(phases_of: Plan, cfg: PlanConfig, texts: Texts, env: Env) -> int:
     n = numbers_of(cfg, env)
     limit = cfg.device_memory * GB or memory_of(env.device)
     phases = phases_of(cfg)
-    parts = [part for part in PARTS if any(phase.get(part) for phase in phases.values())]
+    used = added(*phases.values())
+    parts = [part for part in PARTS if used.get(part)]
     rows = []
     for name, phase in phases.items():
         sizes = [f"{phase.get(part, 0) / GB:.3f}" for part in parts]
