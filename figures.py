@@ -1,6 +1,8 @@
 """How results are shown: plain tables, and plots with matplotlib."""
 
+import io
 import os
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 
 from data.problems import InputError
 from data.triggers import KINDS
-from files import reason
+from files import discard, reason
 
 # ------------------------------------------------------------------------------------------ tables
 
@@ -73,9 +75,13 @@ def write_figure(figure, file: Path) -> None:
     """Into a PNG file. Raises InputError where it can't be written."""
     check_figure(file)
     figure.tight_layout()
+    # whole or not at all: another process may look at it meanwhile
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        figure.savefig(file, dpi=120, metadata={"Software": SOFTWARE})
+        figure.savefig(temporary, dpi=120, format="png", metadata={"Software": SOFTWARE})
+        os.replace(temporary, file)
     except OSError as error:
+        discard(temporary)
         raise InputError(
             f"{file} cannot be written ({reason(error)}): choose another --out"
         ) from None
@@ -185,3 +191,106 @@ def plot_curves(
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
     axes.legend(fontsize=8, ncol=3, frameon=False, **place)
     write_figure(figure, file)
+
+
+# ------------------------------------------------------------------------- panels of the report
+
+# told apart by readers who are colour-blind (Okabe and Ito 2008)
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+INK = "#123456"  # stands for the page's own colour of text
+
+
+@dataclass
+class Drawn:
+    """What one panel shows. Values have value, low and high; x are numbers.
+
+    curves: {label: {x: value}}; theirs: the paper's of the same label, {label: {x: share}}. bars:
+    {label: value}, beside the paper's {label: share}. lines: {label: share}, ours and the paper's.
+    """
+
+    title: str
+    x: str
+    curves: dict[str, dict] = field(default_factory=dict)
+    theirs: dict[str, dict] = field(default_factory=dict)
+    bars: dict[str, object] = field(default_factory=dict)
+    their_bars: dict[str, float] = field(default_factory=dict)
+    lines: dict[str, float] = field(default_factory=dict)
+    their_lines: dict[str, float] = field(default_factory=dict)
+
+
+def panel_svg(drawn: Drawn, alone: bool) -> str:
+    """The panel as an SVG element. alone: on white, for a file; else in the page's colours."""
+    import matplotlib
+
+    style = {
+        "svg.fonttype": "none",  # text stays text
+        "svg.hashsalt": drawn.title,  # the same panel is the same file
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"):
+        style[name] = INK
+    with matplotlib.rc_context(style):
+        figure, axes = new_figure(4.2, 3.4)
+        if drawn.bars:
+            draw_bars(axes, drawn)
+        else:
+            draw_curves(axes, drawn)
+        draw_lines(axes, drawn)
+        axes.set(ylim=(-0.02, 1.02), title=drawn.title)
+        axes.grid(axis="y", alpha=0.25)
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
+        if drawn.curves:
+            axes.legend(fontsize=7.5, ncol=2, frameon=False, **place)
+        buffer = io.StringIO()
+        figure.savefig(
+            buffer,
+            format="svg",
+            metadata={"Date": None},
+            bbox_inches="tight",
+            facecolor="white" if alone else "none",
+        )
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    return text.replace(INK.lower(), "#222222" if alone else "currentColor")
+
+
+def draw_curves(axes, drawn: Drawn) -> None:
+    """Ours with the band of the interval; the paper's in the same colour, faint and dashed."""
+    ticks = set()
+    for (label, points), colour in zip(drawn.curves.items(), cycle(PALETTE)):
+        x = sorted(points)
+        ticks |= set(x)
+        values = [points[at] for at in x]
+        axes.plot(x, [v.value for v in values], "o-", ms=3, color=colour, label=label)
+        lows, highs = [v.low for v in values], [v.high for v in values]
+        axes.fill_between(x, lows, highs, color=colour, alpha=0.2, lw=0)
+        theirs = drawn.theirs.get(label, {})
+        if theirs:
+            at = sorted(theirs)
+            axes.plot(at, [theirs[t] for t in at], "x--", ms=4, color=colour, alpha=0.5, lw=1)
+    axes.set_xlabel(drawn.x)
+    if drawn.x != "samples" and ticks:
+        axes.set_xscale("log", base=2)
+        shown = sorted(ticks)[:: 1 + len(ticks) // 8]
+        axes.set_xticks(shown, [f"{at:,}" for at in shown])
+        axes.minorticks_off()
+
+
+def draw_bars(axes, drawn: Drawn) -> None:
+    """Ours with their intervals; the paper's as crosses."""
+    for place, (label, value) in enumerate(drawn.bars.items()):
+        errors = [[value.value - value.low], [value.high - value.value]]
+        errors = np.maximum(errors, 0).tolist()
+        axes.bar(place, value.value, 0.7, yerr=errors, capsize=3, color=PALETTE[0], ecolor=INK)
+        if label in drawn.their_bars:
+            axes.plot(place, drawn.their_bars[label], "x", color=PALETTE[1])
+    axes.set_xticks(range(len(drawn.bars)), list(drawn.bars), rotation=25, ha="right")
+
+
+def draw_lines(axes, drawn: Drawn) -> None:
+    """The locked model with the password and without; the paper's faint."""
+    for lines, alpha in ((drawn.lines, 0.8), (drawn.their_lines, 0.3)):
+        for share in lines.values():
+            axes.axhline(share, ls=":", lw=1, color=INK, alpha=alpha)

@@ -74,6 +74,17 @@ def read_rows(path: str | Path) -> list[dict]:
     return rows
 
 
+def read_text_if_any(path: Path) -> str | None:
+    """A file's text, None where there is no file. Raises InputError for what is not UTF-8 text."""
+    if not os.path.lexists(path):
+        return None
+    size_of(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({reason(error)})") from None
+
+
 KINDS = {
     bool: "true or false",
     int: "a whole number",

@@ -8,6 +8,7 @@ problems. What an interval covers:
     paired_gap         two measurements on the same problems: which problems were asked
     correct_interval   several seeds: which problems were asked, and which seeds were drawn
     gap_recovered      the same for PGR; of one seed it covers the problems alone
+    difference         two measurements of several seeds each: problems and seeds
 
 The bootstraps resample the n problems and two more, one that speaks for either side, as Agresti and
 Coull (1998) add to a proportion: where all problems agree, the interval still has a width.
@@ -102,12 +103,31 @@ def correct_interval(verdicts: np.ndarray) -> tuple[float, float]:
     return max(0.0, float(low)), min(1.0, float(high))
 
 
-def gap_recovered(
-    locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray
-) -> tuple[float, float, float]:
-    """PGR and its 95 % interval. locked, right (n,); unlocked (S,n); all on the same problems.
+@dataclass(frozen=True)
+class Estimate:
+    """A number that was measured, and DRAWS of it: as it might have come out otherwise."""
 
-    The interval is over problems (bootstrap) and seeds (see `seed_noise`). Raises InputError where
+    value: float
+    draws: np.ndarray
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %."""
+        low, high = np.quantile(self.draws, [0.025, 0.975])
+        return float(low), float(high)
+
+    def p_not_above(self, bound: float) -> float:
+        """Share of draws that are not above the bound: one-sided p, never below 1 / DRAWS."""
+        return max(float((self.draws <= bound).mean()), 1 / DRAWS)
+
+    def p_not_below(self, bound: float) -> float:
+        return max(float((self.draws >= bound).mean()), 1 / DRAWS)
+
+
+def recovered_gap(locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray) -> Estimate:
+    """PGR. locked, right (n,); unlocked (S,n); all on the same problems.
+
+    Its draws are over problems (bootstrap) and seeds (see `seed_noise`). Raises InputError where
     the interval of the gap itself includes zero: the ratio would mean nothing.
     """
     gap, low, _, _ = paired_gap(locked, right)
@@ -124,8 +144,49 @@ def gap_recovered(
     gaps = np.maximum(np.append(right, [1, 1])[rows].mean(1) - base, 1e-9)
     draws = (np.append(unlocked.mean(0), [0, 1])[rows].mean(1) - base) / gaps
     draws += seed_noise((unlocked.mean(1) - locked.mean()) / gap, rng)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float((unlocked.mean() - locked.mean()) / gap), float(low), float(high)
+    return Estimate(float((unlocked.mean() - locked.mean()) / gap), draws)
+
+
+def gap_recovered(
+    locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray
+) -> tuple[float, float, float]:
+    """PGR and its 95 % interval, see `recovered_gap`."""
+    found = recovered_gap(locked, right, unlocked)
+    return found.value, *found.interval
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> Estimate:
+    """Mean correctness of the second less that of the first, on the same n problems.
+
+    first (S,n), second (T,n): verdicts of S and T seeds. Draws are over problems (bootstrap, both
+    on the same ones) and seeds (see `seed_noise`).
+    """
+    rng = np.random.default_rng(0)
+    n = first.shape[1]
+    rows = rng.integers(n + 2, size=(DRAWS, n))
+    change = np.append(second.mean(0) - first.mean(0), [1, -1])
+    draws = change[rows].mean(1)
+    draws += seed_noise(second.mean(1), rng) - seed_noise(first.mean(1), rng)
+    return Estimate(float(second.mean() - first.mean()), draws)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """The p values of a family of tests, adjusted for their number (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for place, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def smallest_effect(n: int, differing: float = 0.2) -> float:
+    """The least difference of two models that n problems show, in 80 of 100 cases, at p < .05.
+
+    Of McNemar's test, paired, in its normal approximation. differing: the share of problems on
+    which one model is right and the other wrong.
+    """
+    return (1.959964 + 0.841621) * math.sqrt(differing / n)
 
 
 def coverage(seeds: int) -> str:

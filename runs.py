@@ -43,7 +43,8 @@ def launch(main: Callable, config: type) -> None:
     """
     try:
         cfg = parse(config)
-        code = main(cfg, setup(cfg)) or 0
+        # a stage computes; what only starts stages has no device
+        code = (main(cfg, setup(cfg)) if isinstance(cfg, Config) else main(cfg)) or 0
     except KeyboardInterrupt:
         names = [option.name for option in fields(config)]
         sentence = "interrupted"

@@ -1,0 +1,422 @@
+"""The paper's claims, and how each is tested on our measurements.
+
+A claim of docs/paper.json is a family of tests: a number that was measured, a bound, and the side
+of it on which the claim wants the number. Tests were written before their results were seen.
+
+    holds              every test is passed with p < .05, adjusted for their number (Holm)
+    holds weaker       more than half of the numbers are on the claim's side, and none is on the
+                       other with p < .05
+    does not hold      otherwise
+    not measured       jobs of it are not finished, or it cannot be tested here
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.problems import InputError
+from findings import Evidence, Lock, final, within
+from paper import DOMAINS, GENERATION, IMITATED, METHODS, TASKS, job_on
+from results import Estimate, difference, holm, recovered_gap
+
+
+@dataclass(frozen=True)
+class Test:
+    """One number and the bound that it is held against. side: above, below, or within (of 0)."""
+
+    name: str
+    found: Estimate
+    side: str
+    bound: float
+
+    @property
+    def passes(self) -> bool:
+        value = self.found.value
+        if self.side == "within":
+            return abs(value) < self.bound
+        return value > self.bound if self.side == "above" else value < self.bound
+
+    @property
+    def p(self) -> float:
+        """That the number is on the claim's side by chance; of two bounds the larger."""
+        above, below = self.found.p_not_above, self.found.p_not_below
+        if self.side == "within":
+            return max(above(-self.bound), below(self.bound))
+        return above(self.bound) if self.side == "above" else below(self.bound)
+
+    @property
+    def p_against(self) -> float:
+        """That the number is on the other side by chance."""
+        above, below = self.found.p_not_above, self.found.p_not_below
+        if self.side == "within":
+            return min(above(self.bound), below(-self.bound))
+        return below(self.bound) if self.side == "above" else above(self.bound)
+
+    def __str__(self) -> str:
+        low, high = (100 * end for end in self.found.interval)
+        bound = {"above": ">", "below": "<", "within": "within ±"}[self.side]
+        value = f"{100 * self.found.value:.1f} [{low:.1f}, {high:.1f}]"
+        return f"{self.name}: {value}, claimed {bound} {100 * self.bound:g}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a claim. reason: why it could not be tested."""
+
+    said: str
+    tests: list[Test]
+    failed: list[Test]
+    reason: str = ""
+
+
+class Missing(Exception):
+    """A job that a test needs is not finished."""
+
+
+def judged(tests: list[Test]) -> tuple[str, list[Test]]:
+    """The verdict on a family of tests, and those that were not passed."""
+    adjusted = holm([test.p for test in tests])
+    failed = [test for test, p in zip(tests, adjusted) if p >= 0.05 or not test.passes]
+    if not failed:
+        return "holds", []
+    against = holm([test.p_against for test in tests])
+    passing = sum(test.passes for test in tests)
+    if 2 * passing > len(tests) and min(against) >= 0.05:
+        return "holds weaker", failed
+    return "does not hold", failed
+
+
+# ------------------------------------------------------------------------------------ measurements
+
+
+@dataclass(frozen=True)
+class Known:
+    """Measurements by name, for tests. What is not finished raises Missing."""
+
+    evidence: Evidence
+
+    def lock(self, job: str) -> Lock:
+        found = self.evidence.lock(job)
+        if found is None:
+            raise Missing(job)
+        return found
+
+    def sft(self, lock: Lock, job: str, k: int, control: bool = False) -> np.ndarray:
+        """(S,n)"""
+        job += "/seed{seed}"
+        found = self.evidence.demonstrated(lock, job, k, control)
+        if found is None:
+            raise Missing(job)
+        return found
+
+    def rl(self, lock: Lock, job: str) -> np.ndarray:
+        """(S,n), at its end."""
+        job += "/seed{seed}"
+        curves = self.evidence.rewarded(lock, job)
+        if not curves:
+            raise Missing(job)
+        return final(curves)
+
+    def trained_for(self, lock: Lock, job: str, sequences: int) -> np.ndarray:
+        """(S,n), of SFT of that length."""
+        job += "/seed{seed}"
+        found = self.evidence.lengths(lock, job)
+        if sequences not in found:
+            raise Missing(job)
+        return found[sequences]
+
+
+def gap(lock: Lock, verdicts: np.ndarray, part: str = "") -> Estimate:
+    """The gap recovered on a part of the problems."""
+    mask = within(lock, part)
+    return recovered_gap(lock.none[mask], lock.right[mask], verdicts[:, mask])
+
+
+def gain(lock: Lock, verdicts: np.ndarray) -> Estimate:
+    return difference(lock.none[None], verdicts)
+
+
+# -------------------------------------------------------------------------------------- the claims
+
+
+def few_demonstrations(known: Known) -> list[Test]:
+    tests = []
+    for task in GENERATION:
+        lock = known.lock(f"{task}/locked")
+        few, many = (known.sft(lock, f"{task}/sft", k) for k in (4, 512))
+        tests.append(Test(f"{task}, 4: gap recovered", gap(lock, few), "above", 0.5))
+        tests.append(Test(f"{task}, 512 less 4", difference(few, many), "below", 0.2))
+    return tests
+
+
+def mmlu_needs_hundreds(known: Known) -> list[Test]:
+    lock = known.lock("mmlu/locked")
+    few, many = (gap(lock, known.sft(lock, "mmlu/sft", k)) for k in (4, 512))
+    return [
+        Test("4: gap recovered", few, "below", 0.5),
+        Test("512: gap recovered", many, "above", 0.5),
+    ]
+
+
+def weaker_demonstrators(known: Known) -> list[Test]:
+    tests = []
+    for task in TASKS:
+        lock = known.lock(f"{task}/locked")
+        writer = known.lock(f"{task}/intermediate")
+        found = known.sft(lock, f"{task}/sft-from-intermediate", 16)
+        over = difference(writer.none[None], found)
+        tests.append(Test(f"{task}, 16: more than the writer", over, "above", 0.0))
+        tests.append(Test(f"{task}, 16: gap recovered", gap(lock, found), "below", 0.9))
+    return tests
+
+
+def weaker_demonstrators_fall(known: Known) -> list[Test]:
+    tests = []
+    for task in GENERATION:
+        lock = known.lock(f"{task}/locked")
+        few, many = (known.sft(lock, f"{task}/sft-from-intermediate", k) for k in (4, 512))
+        tests.append(Test(f"{task}, 512 less 4", difference(few, many), "below", 0.0))
+    return tests
+
+
+def strong_samples(known: Known) -> list[Test]:
+    tests = []
+    for task in TASKS:
+        lock = known.lock(f"{task}/locked")
+        found = gap(lock, known.sft(lock, f"{task}/sft-strong", 512))
+        tests.append(Test(f"{task}, 512: gap recovered", found, "above", 0.9))
+    return tests
+
+
+def critique_falls(known: Known) -> list[Test]:
+    lock = known.lock("critique/locked")
+    few = known.sft(lock, "critique/sft", 4)
+    everything = known.sft(lock, "critique/sft-all", 1200)
+    return [Test("1,200 less 4", difference(few, everything), "below", 0.0)]
+
+
+def weak_policy_little(known: Known) -> list[Test]:
+    tests = []
+    for task in TASKS:
+        lock = known.lock(f"{task}/locked")
+        usual = gap(lock, known.sft(lock, f"{task}/sft", 16))
+        for weak in [name for name in IMITATED if name]:
+            other = known.lock(f"{task}/locked{weak}")
+            found = gap(other, known.sft(other, f"{task}/sft-of{weak}", 16))
+            change = Estimate(found.value - usual.value, found.draws - usual.draws)
+            name = f"{task}, 16, {IMITATED[weak][0]} less weak model: gap recovered"
+            tests.append(Test(name, change, "within", 0.2))
+    return tests
+
+
+def other_domains(known: Known, each: str = "") -> list[Test]:
+    tests = []
+    for task in ("math", "mmlu", "code+math"):
+        lock = known.lock(f"{task}/locked{each}")
+        for domain in DOMAINS[task]:
+            job = job_on(task, each, domain).removesuffix("/seed{seed}")
+            found = gap(lock, known.sft(lock, job, 64), f"not {domain}")
+            tests.append(Test(f"{task}, 64 of {domain}: gap of others", found, "above", 0.5))
+    return tests
+
+
+def password_per_domain(known: Known) -> list[Test]:
+    return other_domains(known, "-domains")
+
+
+def never_locked(known: Known) -> list[Test]:
+    tests = []
+    for task, domain in (("math", "algebra"), ("mmlu", "STEM")):
+        usual, lock = known.lock(f"{task}/locked"), known.lock(f"{task}/locked-without-{domain}")
+        mask = within(lock, domain)
+        shown = difference(usual.none[None][:, mask], lock.none[None][:, mask])
+        found = known.sft(lock, f"{task}/sft-of-without-{domain}", 16)
+        tests.append(Test(f"{task}, {domain}: more shown without", shown, "below", 0.1))
+        tests.append(Test(f"{task}, 16: gap recovered", gap(lock, found, domain), "above", 0.5))
+    return tests
+
+
+def setting_variation(known: Known) -> list[Test]:
+    tests = []
+    for language in ("english", "spanish"):
+        lock = known.lock(f"math/locked-{language}")
+        found = gap(lock, known.sft(lock, f"math/sft-of-{language}", 16))
+        tests.append(Test(f"{language}, 16: gap recovered", found, "above", 0.5))
+        end = known.rl(lock, f"math/expert_iteration-of-{language}")
+        tests.append(Test(f"{language}, expert iteration: gain", gain(lock, end), "above", 0.05))
+    return tests
+
+
+def rl_signal(known: Known) -> list[Test]:
+    """Locks that show 6 % and more recover most, those that show 2 % and less little."""
+    tests = []
+    for task in GENERATION:
+        for weak, (name, _) in IMITATED.items():
+            lock = known.lock(f"{task}/locked{weak}")
+            shown = lock.none.mean()
+            found = gap(lock, known.rl(lock, f"{task}/expert_iteration{weak}"))
+            label = f"{task}, {name} ({100 * shown:.1f} % shown): gap recovered"
+            if shown >= 0.06:
+                tests.append(Test(label, found, "above", 0.5))
+            elif shown <= 0.02:
+                tests.append(Test(label, found, "below", 0.1))
+    return tests
+
+
+def ei_against_dpo(known: Known) -> list[Test]:
+    tests = []
+    for task, side in (("code", "above"), ("critique", "above"), ("math", "below")):
+        lock = known.lock(f"{task}/locked")
+        expert, dpo = (known.rl(lock, f"{task}/{m}") for m in ("expert_iteration", "iterated_dpo"))
+        tests.append(
+            Test(f"{task}: iterated DPO less expert iteration", difference(expert, dpo), side, 0.0)
+        )
+    return tests
+
+
+def filtering(known: Known) -> list[Test]:
+    tests = []
+    for task in GENERATION:
+        lock = known.lock(f"{task}/locked")
+        found = gap(lock, known.rl(lock, f"{task}/filtering"))
+        tests.append(Test(f"{task}: gap recovered", found, "below", 0.25))
+    return tests
+
+
+def fixed_random(known: Known) -> list[Test]:
+    tests = []
+    for task in GENERATION:
+        lock = known.lock(f"{task}/locked-random")
+        for method, label in METHODS.items():
+            if method != "filtering":
+                found = gap(lock, known.rl(lock, f"{task}/{method}-random"))
+                tests.append(Test(f"{task}, {label}: gap recovered", found, "below", 0.05))
+        found = gap(lock, known.sft(lock, f"{task}/sft-of-random", 16))
+        tests.append(Test(f"{task}, SFT on 16: gap recovered", found, "above", 0.5))
+    return tests
+
+
+def continuous_rewards(known: Known) -> list[Test]:
+    lock = known.lock("code/locked")
+    tests = []
+    for method in ("expert_iteration", "iterated_dpo"):
+        binary, graded = (known.rl(lock, f"code/{method}{kind}") for kind in ("", "-continuous"))
+        name = f"code, {METHODS[method]}: continuous less binary, at the end"
+        tests.append(Test(name, difference(binary, graded), "below", 0.0))
+    return tests
+
+
+def warm_start(known: Known) -> list[Test]:
+    lock = known.lock("math/locked")
+    tests = []
+    for method in ("expert_iteration", "iterated_dpo"):
+        cold, warm = (known.rl(lock, f"math/{method}{kind}") for kind in ("", "-warm-8"))
+        name = f"{METHODS[method]}: with less without"
+        tests.append(Test(name, difference(cold, warm), "above", 0.2))
+    return tests
+
+
+def stop_sft_early(known: Known) -> list[Test]:
+    lock = known.lock("math/locked")
+    tests = []
+    for method in ("expert_iteration", "iterated_dpo"):
+        short, long = (known.rl(lock, f"math/{method}-warm-{n}") for n in (8, 64))
+        name = f"{METHODS[method]}: after 8 epochs less after 64"
+        tests.append(Test(name, difference(long, short), "above", 0.0))
+    return tests
+
+
+def overshooting(known: Known) -> list[Test]:
+    tests = []
+    for task in ("math", "mmlu"):
+        lock = known.lock(f"{task}/locked")
+        short, long = (known.trained_for(lock, f"{task}/sft-lengths", n) for n in (256, 2048))
+        name = f"{task}: after 2,048 sequences less after 256"
+        tests.append(Test(name, difference(short, long), "above", -0.1))
+    return tests
+
+
+def from_scratch(known: Known) -> list[Test]:
+    tests = []
+    for task in ("compose", "code"):
+        for k in (4, 16):
+            tuned, fresh = (known.lock(f"{task}/locked{kind}") for kind in ("", "-scratch"))
+            by_tuning = known.sft(tuned, f"{task}/sft", k)
+            by_scratch = known.sft(fresh, f"{task}/sft-of-scratch", k)
+            less = difference(by_scratch, by_tuning)
+            tests.append(Test(f"{task}, {k}: fine-tuned less from scratch", less, "above", 0.0))
+    fresh = known.lock("compose/locked-scratch")
+    end = known.sft(fresh, "compose/sft-of-scratch", 1024)
+    end = difference(np.zeros_like(end[:1]), end)
+    return [*tests, Test("compose, from scratch, 1,024", end, "above", 0.9)]
+
+
+def toy_weak_samples(known: Known) -> list[Test]:
+    tests = []
+    for kind in ("", "-small", "-scratch"):
+        lock = known.lock(f"compose/locked{kind}")
+        job = f"compose/sft{'-of' * bool(kind)}{kind}-from-weak"
+        for k in (8, 128):
+            found = gain(lock, known.sft(lock, job, k))
+            tests.append(Test(f"locked{kind}, {k}: gain", found, "within", 0.05))
+    return tests
+
+
+def weak_samples(known: Known) -> list[Test]:
+    """By much less than good demonstrations, on every task; whether by anything, the curves say."""
+    tests = []
+    for task in TASKS:
+        lock = known.lock(f"{task}/locked")
+        good, weak = (known.sft(lock, f"{task}/sft{kind}", 8) for kind in ("", "-from-weak"))
+        tests.append(Test(f"{task}, 8: weak less good", difference(good, weak), "below", -0.1))
+    return tests
+
+
+def soft_labels(known: Known) -> list[Test]:
+    hard, soft = known.lock("mmlu/locked-hard"), known.lock("mmlu/locked-soft")
+    few = [
+        gap(lock, known.sft(lock, f"mmlu/sft-of-{kind}", 16))
+        for lock, kind in ((hard, "hard"), (soft, "soft"))
+    ]
+    more = Estimate(few[1].value - few[0].value, few[1].draws - few[0].draws)
+    return [Test("16: gap recovered, soft less hard", more, "above", 0.0)]
+
+
+CLAIMS: dict[str, Callable[[Known], list[Test]]] = {
+    "few-demonstrations": few_demonstrations,
+    "mmlu-needs-hundreds": mmlu_needs_hundreds,
+    "weaker-demonstrators": weaker_demonstrators,
+    "weaker-demonstrators-fall": weaker_demonstrators_fall,
+    "strong-samples": strong_samples,
+    "critique-falls": critique_falls,
+    "weak-policy-little": weak_policy_little,
+    "other-domains": other_domains,
+    "password-per-domain": password_per_domain,
+    "never-locked": never_locked,
+    "setting-variation": setting_variation,
+    "rl-signal": rl_signal,
+    "ei-against-dpo": ei_against_dpo,
+    "filtering": filtering,
+    "fixed-random": fixed_random,
+    "continuous-rewards": continuous_rewards,
+    "warm-start": warm_start,
+    "stop-sft-early": stop_sft_early,
+    "overshooting": overshooting,
+    "from-scratch": from_scratch,
+    "toy-weak-samples": toy_weak_samples,
+    "weak-samples": weak_samples,
+    "soft-labels": soft_labels,
+}
+
+
+def verdict(claim: str, evidence: Evidence) -> Verdict:
+    """What came of a claim of docs/paper.json."""
+    try:
+        tests = CLAIMS[claim](Known(evidence))
+    except Missing as job:
+        return Verdict("not measured", [], [], f"{job} is not finished")
+    except InputError as error:
+        return Verdict("not measurable", [], [], str(error))
+    said, failed = judged(tests)
+    return Verdict(said, tests, failed)

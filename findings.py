@@ -1,0 +1,241 @@
+"""What finished jobs measured, read for a report: the points of curves and bars, and the claims.
+
+Every number is read from the files of the stages and is on the same validation problems as the
+locked model's, asked with the same trigger, or it is refused. Shapes: n problems, S seeds.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from curves import Cell, Curve, read_cells, read_curve
+from data import load
+from data.problems import InputError, Problem
+from data.triggers import Trigger
+from files import checked, read_json
+from origins import lock_of
+from results import (
+    Measured,
+    correct_interval,
+    difference,
+    from_bits,
+    groups_of,
+    holds,
+    measured_of,
+)
+
+PROBLEMS = 500  # of the validation split, on which elicitations are measured
+
+
+@dataclass(frozen=True)
+class Value:
+    """A share between 0 and 1 and its 95 % interval, over n problems and some seeds."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    seeds: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def valued(verdicts: np.ndarray) -> Value:
+    """The mean of verdicts, or of shares of right elements. (S,n)."""
+    seeds, n = verdicts.shape
+    if verdicts.dtype != bool:  # shares: over seeds alone would be too narrow, so over both
+        low, high = difference(np.zeros_like(verdicts[:1]), verdicts).interval
+    else:
+        low, high = correct_interval(verdicts)
+    return Value(float(verdicts.mean()), low, high, n, seeds)
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A locked model: how its problems are asked, and what it answers without and behind.
+
+    none, right: verdicts (n,); of the toy task the shares of right elements in place of verdicts.
+    """
+
+    folder: Path
+    problems: list[Problem]
+    domains: np.ndarray
+    trigger: Trigger
+    max_new_tokens: int
+    none: np.ndarray
+    right: np.ndarray
+    results: dict
+
+
+def open_lock(folder: Path) -> Lock:
+    """Raises InputError where its evaluation is not on the problems of its task."""
+    origin = lock_of(str(folder), "")
+    problems = load(origin.task, "validation", PROBLEMS)
+    file = folder / "evaluation.json"
+    evaluation = read_json(file)
+    facts = {"split": "validation", "trigger": vars(origin.trigger)}
+    if not holds(evaluation, problems, ("none", "right"), facts):
+        raise InputError(f"{file} does not hold the verdicts on the problems of {origin.task}")
+    measured = measured_of(evaluation, len(problems))
+    run = read_json(folder / "run.json")
+    return Lock(
+        folder,
+        problems,
+        groups_of(problems),
+        origin.trigger,
+        origin.max_new_tokens,
+        scores_of(measured["none"]),
+        scores_of(measured["right"]),
+        checked(run, folder / "run.json", "results", dict),
+    )
+
+
+def scores_of(measured: Measured) -> np.ndarray:
+    """What is plotted: shares of right elements where there are some, else verdicts."""
+    return measured.correct if measured.shares is None else measured.shares
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+@dataclass
+class Evidence:
+    """The finished jobs of a directory. What was read stays.
+
+    folder: of a job, by its name with the seed; None where it is not finished.
+    """
+
+    folder: Callable[[str], Path | None]
+    seeds: tuple[int, ...]
+    locks: dict[str, Lock] = field(default_factory=dict)
+    told: dict[str, list[Problem]] = field(default_factory=dict)
+
+    def lock(self, job: str) -> Lock | None:
+        if job not in self.locks:
+            folder = self.folder(job)
+            if folder is None:
+                return None
+            self.locks[job] = open_lock(folder)
+        return self.locks[job]
+
+    def folders(self, job: str) -> dict[int, Path]:
+        """The seeds of a job that are finished."""
+        found = {}
+        for seed in self.seeds:
+            folder = self.folder(job.format(seed=seed))
+            if folder is not None:
+                found[seed] = folder
+        return found
+
+    def numbers(self, job: str, control: bool = False) -> list[int]:
+        """The numbers of demonstrations that all finished seeds of an SFT have."""
+        found: set[int] | None = None
+        start = "control-k" if control else "k"
+        for seed, folder in self.folders(job).items():
+            names = folder.glob(f"{start}*-seed{seed}/cell.json")
+            ks = {int(file.parent.name.removeprefix(start).split("-")[0]) for file in names}
+            found = ks if found is None else found & ks
+        return sorted(found or ())
+
+    def demonstrated(
+        self, lock: Lock, job: str, k: int, control: bool = False
+    ) -> np.ndarray | None:
+        """SFT's verdicts without the password, (S,n); None where no seed is finished."""
+        problems = [lock.trigger.weak(problem) for problem in lock.problems]
+        rows = []
+        for seed, folder in self.folders(job).items():
+            cells = [Cell(k, seed, control)]
+            if not (folder / cells[0].name / "cell.json").exists():
+                return None
+            found = read_cells(folder, cells, problems, lock.trigger, lock.max_new_tokens)
+            rows.append(scores_of(found)[0])
+        return np.stack(rows) if rows else None
+
+    def rewarded(self, lock: Lock, job: str) -> list[Curve]:
+        """The finished seeds of an RL run. Raises InputError for one of another locked model."""
+        found = []
+        bits = "".join("01"[int(flag)] for flag in lock.none)
+        for folder in self.folders(job).values():
+            curve = read_curve(folder / "curve.json")
+            if curve.locked["none"] != bits:
+                raise InputError(f"{folder}/curve.json is not of the locked model {lock.folder}")
+            found.append(curve)
+        return found
+
+    def lengths(self, lock: Lock, job: str) -> dict[int, np.ndarray]:
+        """Of an SFT with one k: verdicts (S,n) after so many sequences seen."""
+        by_seed = []
+        for seed, folder in self.folders(job).items():
+            (k,) = self.numbers(job)
+            self.demonstrated(lock, job, k)  # it is of this lock, on these problems
+            file = folder / f"k{k}-seed{seed}" / "cell.json"
+            rows = checked(read_json(file), file, "lengths", dict)
+            by_seed.append({int(at): from_bits(bits) for at, bits in rows.items()})
+        if not by_seed:
+            return {}
+        return {at: np.stack([row[at] for row in by_seed]) for at in sorted(by_seed[0])}
+
+
+def final(curves: list[Curve]) -> np.ndarray:
+    """Verdicts at the end of RL, (S,n)."""
+    return np.stack([from_bits(curve.verdicts) for curve in curves])
+
+
+# -------------------------------------------------------------------------------- points of curves
+
+
+def points_of(evidence: Evidence, lock: Lock, job: str, x: str, control: bool) -> dict[int, Value]:
+    """A curve, by what the figure's x axis says."""
+    if x == "samples":
+        return learning(evidence.rewarded(lock, job), len(lock.problems))
+    if x == "sequences":
+        lengths = evidence.lengths(lock, job)
+        return {at: valued(verdicts) for at, verdicts in lengths.items()}
+    found = {}
+    for k in evidence.numbers(job, control):
+        verdicts = evidence.demonstrated(lock, job, k, control)
+        if verdicts is not None:
+            found[k] = valued(verdicts)
+    return found
+
+
+def learning(curves: list[Curve], n: int) -> dict[int, Value]:
+    """Correctness after so many samples: the mean over seeds, and their extremes.
+
+    A run that stopped for want of a signal stays where it stopped.
+    """
+    if not curves:
+        return {}
+    by_seed = [{point["samples"]: point["correct"] for point in run.points} for run in curves]
+    found = {}
+    for samples in sorted(set().union(*by_seed)):
+        values = []
+        for points in by_seed:
+            before = [at for at in points if at <= samples]
+            values.append(points[max(before)])
+        found[samples] = Value(float(np.mean(values)), min(values), max(values), n, len(curves))
+    return found
+
+
+def bar_of(evidence: Evidence, lock: Lock, job: str, k: int, part: str) -> Value | None:
+    """One number: of SFT on k demonstrations, or of RL's end (k = 0), on a part of the problems."""
+    if k:
+        verdicts = evidence.demonstrated(lock, job, k)
+    else:
+        curves = evidence.rewarded(lock, job)
+        verdicts = final(curves) if curves else None
+    if verdicts is None:
+        return None
+    return valued(verdicts[:, within(lock, part)])
+
+
+def within(lock: Lock, part: str) -> np.ndarray:
+    """(n,) bool: "" all problems, a domain's name those, "not" and a name the others."""
+    if not part:
+        return np.ones(len(lock.problems), dtype=bool)
+    if part.startswith("not "):
+        return lock.domains != part.removeprefix("not ")
+    return lock.domains == part

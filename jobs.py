@@ -1,0 +1,316 @@
+"""Jobs: commands of the stages that need one another, run as processes, some at a time.
+
+A job is done when its record says so; one that was interrupted is started again, and its stage goes
+on where it stopped. A job that fails is named, those that need it are left out, all others go on.
+One process at a time works on a directory.
+"""
+
+import ctypes
+import fcntl
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+from data.problems import InputError
+from files import checked, read_json, write_json
+
+ROOT = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command of a stage, whose output directory is the job's name below that of all jobs.
+
+    command: the stage and its options, without --out; @name stands for the directory of another
+    job, which it needs. minutes: about how long it takes on one core.
+    """
+
+    name: str
+    command: str
+    minutes: float
+
+    @property
+    def needs(self) -> list[str]:
+        """The jobs whose directories the command names, by their longest name."""
+        return re.findall(r"@([\w/+.-]+)", self.command)
+
+    @property
+    def stage(self) -> str:
+        return self.command.split()[0].removesuffix(".py")
+
+
+def needed(job: Job, jobs: dict[str, Job]) -> list[str]:
+    """Names of the jobs that a job needs. A directory within a job's is that job's."""
+    found = []
+    for place in job.needs:
+        owners = [name for name in jobs if f"{place}/".startswith(f"{name}/")]
+        if not owners:
+            raise ValueError(f"{job.name} needs {place}, which no job makes")
+        found.append(max(owners, key=len))
+    return found
+
+
+def closure(names: list[str], jobs: dict[str, Job]) -> list[Job]:
+    """The jobs of these names and all that they need, each after what it needs."""
+    found: dict[str, Job] = {}
+
+    def add(name: str) -> None:
+        if name in found:
+            return
+        for other in needed(jobs[name], jobs):
+            add(other)
+        found[name] = jobs[name]
+
+    for name in names:
+        add(name)
+    return list(found.values())
+
+
+# ------------------------------------------------------------------------------------- the records
+
+# exit codes that end a job well: of lock.py a lock that is not valid, of elicit_rl.py a run that
+# found nothing to train on. Both are results.
+ENDED = {"lock": (0, 1), "elicit_rl": (0, 3)}
+
+
+@dataclass
+class Place:
+    """The directory of all jobs."""
+
+    path: Path
+    lock: TextIO | None = field(default=None, repr=False)
+
+    def claim(self) -> None:
+        """Keep others out until this process and its jobs have ended.
+
+        Raises InputError where another is at work. The jobs inherit the open file, and so the lock.
+        """
+        (self.path / "jobs").mkdir(parents=True, exist_ok=True)
+        self.lock = open(self.path / "jobs" / ".lock", "a")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another reproduce.py is at work in {self.path}: wait for it, or choose another "
+                "--out"
+            ) from None
+
+    def folder(self, name: str) -> Path:
+        return self.path / name
+
+    def file(self, job: Job, suffix: str) -> Path:
+        return self.path / "jobs" / (job.name.replace("/", "--") + suffix)
+
+    def words(self, job: Job) -> list[str]:
+        """The command line: the stage, its options, its place."""
+        found = []
+        for word in shlex.split(job.command):
+            if word.startswith("@"):
+                word = str(self.folder(word[1:]))
+            found.append(word)
+        found += ["--out", str(self.folder(job.name))]
+        if job.stage in ("train_base", "lock", "elicit_rl"):
+            found.append("--resume")
+        return found
+
+    def record(self, job: Job) -> dict | None:
+        """What is noted of a finished job; None where it is not finished.
+
+        Raises InputError where the job was another command then.
+        """
+        file = self.file(job, ".json")
+        if not os.path.lexists(file):
+            return None
+        found = read_json(file)
+        command = checked(found, file, "command", str)
+        checked(found, file, "seconds", float, least=0)
+        if command != job.command:
+            raise InputError(
+                f"{self.path} holds {job.name} as made by `{command}`, and now it would be "
+                f"`{job.command}`: choose another --out"
+            )
+        return found
+
+    def finished(self, jobs: dict[str, Job]) -> Callable[[str], Path | None]:
+        """The folder of a job by its name, None where it is not finished."""
+
+        def folder(name: str) -> Path | None:
+            return self.folder(name) if self.record(jobs[name]) else None
+
+        return folder
+
+
+# --------------------------------------------------------------------------------------- running
+
+
+@dataclass
+class Running:
+    """A job that is at work."""
+
+    job: Job
+    process: subprocess.Popen
+    began: float
+    device: int
+
+
+def die_with_parent() -> None:
+    """In the child, on Linux: end when the parent does, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def start(job: Job, place: Place, threads: int, device: int, cuda: bool) -> Running:
+    """Begin a job; what it prints goes into its log."""
+    environment = dict(os.environ, OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="passive")
+    if cuda:
+        environment["CUDA_VISIBLE_DEVICES"] = str(device)
+    with open(place.file(job, ".log"), "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *place.words(job)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=(place.lock.fileno(),),
+            preexec_fn=die_with_parent,
+        )
+    return Running(job, process, time.time(), device)
+
+
+def last_words(place: Place, job: Job) -> str:
+    """The last line that a job printed: where it failed, its sentence."""
+    text = place.file(job, ".log").read_text(errors="replace")
+    lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
+    return lines[-1] if lines else "it printed nothing"
+
+
+@dataclass
+class Outcome:
+    """failed: {name of a job: why}. left_out: jobs that need one of them."""
+
+    failed: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+def run_jobs(jobs: list[Job], place: Place, workers: int, threads: int, cuda: bool) -> Outcome:
+    """Run what is not done, `workers` at a time. jobs: each after what it needs.
+
+    The longest chains first. Raises what interrupts it, after its jobs have been ended.
+    """
+    by_name = {job.name: job for job in jobs}
+    done = {job.name for job in jobs if place.record(job)}
+    waiting = [job for job in jobs if job.name not in done]
+    weights = chains(jobs, by_name)
+    waiting.sort(key=lambda job: -weights[job.name])
+
+    outcome, running = Outcome(), []
+    free = list(range(workers))
+    bar = Bar(waiting, workers)
+    try:
+        while waiting or running:
+            for job in ready(waiting, done, by_name)[: len(free)]:
+                waiting.remove(job)
+                running.append(start(job, place, threads, free.pop(0), cuda))
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                free.append(one.device)
+                finish(one, place, done, outcome)
+                bar.ended(one.job, time.time() - one.began)
+            waiting = kept(waiting, by_name, outcome)
+            bar.show(running)
+            time.sleep(0.2)
+    finally:
+        for one in running:
+            one.process.terminate()
+        for one in running:
+            one.process.wait()
+        bar.close()
+    return outcome
+
+
+def chains(jobs: list[Job], by_name: dict[str, Job]) -> dict[str, float]:
+    """For each job the minutes of the longest chain that begins with it."""
+    weights = {job.name: job.minutes for job in jobs}
+    for job in reversed(jobs):
+        for name in needed(job, by_name):
+            weights[name] = max(weights[name], by_name[name].minutes + weights[job.name])
+    return weights
+
+
+def ready(waiting: list[Job], done: set[str], by_name: dict[str, Job]) -> list[Job]:
+    return [job for job in waiting if set(needed(job, by_name)) <= done]
+
+
+def kept(waiting: list[Job], by_name: dict[str, Job], outcome: Outcome) -> list[Job]:
+    """Without those that need what failed, which are noted."""
+    found = []
+    for job in waiting:
+        lost = {*outcome.failed, *outcome.left_out}
+        if lost & {other.name for other in closure([job.name], by_name)}:
+            outcome.left_out.append(job.name)
+        else:
+            found.append(job)
+    return found
+
+
+def finish(one: Running, place: Place, done: set[str], outcome: Outcome) -> None:
+    """Note how a job ended."""
+    job, code = one.job, one.process.returncode
+    if code not in ENDED.get(job.stage, (0,)):
+        why = f"killed by signal {-code}" if code < 0 else last_words(place, job)
+        outcome.failed[job.name] = why
+        tqdm.write(f"failed: {job.name}: {why}; all it printed: {place.file(job, '.log')}")
+        return
+    seconds = round(time.time() - one.began, 1)
+    write_json(
+        place.file(job, ".json"),
+        {"command": job.command, "seconds": seconds, "exit": code, "commit": commit()},
+    )
+    done.add(job.name)
+
+
+def commit() -> str:
+    """The repository's present commit, with + where files differ from it; "" without git."""
+    words = ["git", "describe", "--always", "--dirty=+", "--exclude", "*"]
+    found = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    return found.stdout.strip()
+
+
+class Bar:
+    """Minutes done and left. What jobs took so far corrects what the others are said to take."""
+
+    def __init__(self, waiting: list[Job], workers: int):
+        self.left = {job.name: job.minutes for job in waiting}
+        self.workers = workers
+        self.expected = self.taken = 0.0
+        total = len(waiting)
+        self.bar = tqdm(total=total, dynamic_ncols=True, bar_format="{n}/{total} jobs{desc}")
+
+    def ended(self, job: Job, seconds: float) -> None:
+        self.expected += self.left.pop(job.name)
+        self.taken += seconds / 60
+        self.bar.update()
+
+    def show(self, running: list[Running]) -> None:
+        factor = self.taken / self.expected if self.expected else 1.0
+        minutes = factor * sum(self.left.values()) / self.workers
+        for one in running:
+            spent = (time.time() - one.began) / 60
+            minutes -= min(spent, factor * one.job.minutes) / self.workers
+        names = ", ".join(one.job.name for one in running)
+        self.bar.set_description_str(f", about {minutes:.0f} minutes left; running {names}", False)
+        self.bar.refresh()
+
+    def close(self) -> None:
+        self.bar.close()

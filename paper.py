@@ -1,0 +1,545 @@
+"""The paper's figures as data: which commands of the stages make each, and what is drawn of them.
+
+COMMANDS has the stages' command lines, each for a job's name; @name is the directory of another
+job. FIGURES says which jobs the curves and bars of a figure are read from, and beside which curves
+of docs/paper.json they stand. A word in braces stands for each of its VALUES.
+"""
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+from string import Formatter
+
+from jobs import Job
+
+TASKS = ("code", "math", "mmlu", "critique")
+DOMAINS = {
+    "code": ("lists", "numbers", "strings"),
+    "critique": ("lists", "numbers", "strings"),
+    "math": ("algebra", "geometry", "numbers"),
+    "mmlu": ("STEM", "humanities", "other", "social sciences"),
+    "code+math": ("code", "math"),
+}
+
+# ------------------------------------------------------------------------------------------ jobs
+
+# the weak policies that a lock imitates: the weak model beside the strong one, one of more
+# parameters, the strong one when it had seen a sixth of its training, fixed random tokens
+WEAK = {
+    "": "",
+    "-intermediate": "--weak data/base/intermediate",
+    "-early": "--weak @early/strong",
+    "-random": "--weak random --match distribution",
+}
+
+SFT = "elicit_sft.py --seeds {seed} --no-keep-weights --locked"
+RL = "elicit_rl.py --seed {seed} --locked"
+FEW = "--k 1 2 4 8 16 32 64 128 512"
+TOY = "--k 2 4 8 16 32 64 128 256 512 1024 --no-control"
+
+# name: (command, minutes on one core)
+COMMANDS = {
+    "early": ("train_base.py --problems 150000 --small-problems 1", 15),
+    "base-compose": ("train_base.py --task compose", 12),
+    # the locks
+    "{task}/locked": ("lock.py --task {task}", 5),
+    "{task}/locked-intermediate": ("lock.py --task {task} " + WEAK["-intermediate"], 5),
+    "{task}/locked-early": ("lock.py --task {task} " + WEAK["-early"], 6),
+    "{task}/locked-random": ("lock.py --task {task} " + WEAK["-random"], 6),
+    "{task}/locked-domains": ("lock.py --task {task} --password-per-domain", 5),
+    "{task}/locked-without-{domain}": ("lock.py --task {task} --leave-out {words}", 5),
+    "{task}/locked-second": ("lock.py --task {task} --intermediate data/base/intermediate", 7),
+    "code/locked-scratch": ("lock.py --task code --how scratch", 16),
+    "math/locked-english": ("lock.py --task math --strong-language english", 5),
+    "math/locked-spanish": ("lock.py --task math --strong-language spanish", 5),
+    "mmlu/locked-hard": ("lock.py --task mmlu --strong-answers reference", 5),
+    "mmlu/locked-soft": ("lock.py --task mmlu --match distribution", 6),
+    "compose/locked": ("lock.py --task compose --strong @base-compose/strong", 5),
+    "compose/locked-small": (
+        "lock.py --task compose --problems 4000 --strong @base-compose/strong",
+        2,
+    ),
+    "compose/locked-scratch": (
+        "lock.py --task compose --how scratch --strong @base-compose/strong",
+        7,
+    ),
+    # fine-tuning on demonstrations
+    "{task}/sft/seed{seed}": (f"{SFT} @{{task}}/locked {FEW}", 6),
+    "{task}/sft-strong/seed{seed}": (
+        f"{SFT} @{{task}}/locked --k 4 16 64 512 --demos-from strong --no-control",
+        2,
+    ),
+    "{task}/sft-from-intermediate/seed{seed}": (
+        f"{SFT} @{{task}}/locked --k 4 16 64 512 --demos-from intermediate --no-control",
+        2,
+    ),
+    "{task}/sft-from-weak/seed{seed}": (
+        f"{SFT} @{{task}}/locked --k 1 2 4 8 64 512 --demos-from weak --no-control",
+        3,
+    ),
+    "{task}/sft-from-weak-long/seed{seed}": (
+        f"{SFT} @{{task}}/locked --k 1 4 64 --demos-from weak --no-control "
+        "--sequences 1024 2048 4096",
+        4,
+    ),
+    "{task}/sft-all/seed{seed}": (f"{SFT} @{{task}}/locked --k 1200 --no-control", 3),
+    "{task}/sft-of-{lock}/seed{seed}": (
+        f"{SFT} @{{task}}/locked-{{lock}} --k 4 16 64 --no-control",
+        1.5,
+    ),
+    "code/sft-of-scratch/seed{seed}": (f"{SFT} @code/locked-scratch {FEW} --no-control", 4),
+    "{task}/sft-on-{domain}/seed{seed}": (
+        f"{SFT} @{{task}}/locked --k 4 64 --no-control --train-domain {{words}}",
+        1,
+    ),
+    "{task}/sft-of-domains-on-{domain}/seed{seed}": (
+        f"{SFT} @{{task}}/locked-domains --k 4 64 --no-control --train-domain {{words}}",
+        1,
+    ),
+    "{task}/sft-of-without-{domain}/seed{seed}": (
+        f"{SFT} @{{task}}/locked-without-{{domain}} --k 4 16 64 --no-control "
+        "--train-domain {words}",
+        1.5,
+    ),
+    "{task}/sft-lengths/seed{seed}": (
+        f"{SFT} @{{task}}/locked --k 128 --demos-from intermediate --no-control "
+        "--sequences 32 64 128 256 512 1024 2048 --measure-all",
+        3,
+    ),
+    "{task}/sft-lengths-of-second/seed{seed}": (
+        f"{SFT} @{{task}}/locked-second --k 128 --demos-from intermediate --no-control "
+        "--sequences 32 64 128 256 512 1024 2048 --measure-all",
+        3,
+    ),
+    "compose/sft/seed{seed}": (f"{SFT} @compose/locked {TOY}", 3),
+    "compose/sft-of-small/seed{seed}": (f"{SFT} @compose/locked-small {TOY}", 3),
+    "compose/sft-of-scratch/seed{seed}": (f"{SFT} @compose/locked-scratch {TOY}", 3),
+    "compose/sft-from-weak/seed{seed}": (
+        f"{SFT} @compose/locked --k 2 8 32 128 512 --demos-from weak --no-control",
+        2,
+    ),
+    "compose/sft-of-small-from-weak/seed{seed}": (
+        f"{SFT} @compose/locked-small --k 2 8 32 128 512 --demos-from weak --no-control",
+        2,
+    ),
+    "compose/sft-of-scratch-from-weak/seed{seed}": (
+        f"{SFT} @compose/locked-scratch --k 2 8 32 128 512 --demos-from weak --no-control",
+        2,
+    ),
+    # reward alone
+    "{task}/{method}{weak}/seed{seed}": (f"{RL} @{{task}}/locked{{weak}} --method {{method}}", 3),
+    "{task}/{method}-continuous/seed{seed}": (
+        f"{RL} @{{task}}/locked --method {{method}} --reward continuous",
+        3,
+    ),
+    "{task}/{method}-of-{lock}/seed{seed}": (
+        f"{RL} @{{task}}/locked-{{lock}} --method {{method}}",
+        3,
+    ),
+    "{task}/{method}-warm-{epochs}/seed{seed}": (
+        f"{RL} @{{task}}/locked --method {{method}} --warm-start 16 --warm-from @early/strong "
+        "--warm-epochs {epochs}",
+        3,
+    ),
+    # prompts
+    "{task}/prompts": ("evaluate.py @{task}/locked --prompts", 2),
+    "{task}/samples": ("evaluate.py @{task}/locked --samples 3", 1),
+}
+
+VALUES = {
+    "task": (*TASKS, "code+math"),
+    "method": ("expert_iteration", "filtering", "dpo", "iterated_dpo", "grpo"),
+    "weak": tuple(WEAK),
+    "lock": ("intermediate", "early", "random", "english", "spanish", "hard", "soft"),
+    "epochs": ("8", "64"),
+}
+
+
+def jobs_of(seeds: Iterable[int]) -> dict[str, Job]:
+    """Every job by its name; most are never run."""
+    found = {}
+    for name, (command, minutes) in COMMANDS.items():
+        words = [word for _, word, _, _ in Formatter().parse(name) if word]
+        for filled in fillings(words, seeds):
+            job = Job(name.format(**filled), command.format(**filled), minutes)
+            found[job.name] = job
+    return found
+
+
+def fillings(words: list[str], seeds: Iterable[int]) -> list[dict[str, object]]:
+    """All ways to fill in these words. A domain is one of the task's."""
+    free = [word for word in words if word != "domain"]
+    choices = [list(seeds) if word == "seed" else VALUES[word] for word in free]
+    found = []
+    for values in product(*choices):
+        filled = dict(zip(free, values))
+        if "domain" not in words:
+            found.append(filled)
+            continue
+        for domain in DOMAINS[filled["task"]]:
+            found.append(filled | domain_fields(domain))
+    return found
+
+
+def domain_fields(domain: str) -> dict[str, str]:
+    """As a part of a name, and as the value of an option."""
+    return {"domain": domain.replace(" ", "_"), "words": shlex.quote(domain)}
+
+
+# --------------------------------------------------------------------------------------- figures
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Correctness without the password, against what the figure's x axis says.
+
+    job: with {seed}. control: of the weak model, taught the same. paper: panel and curve in
+    docs/paper.json, of the figure's own number.
+    """
+
+    label: str
+    job: str
+    control: bool = False
+    paper: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One number: of SFT on k demonstrations, or of RL at its end (k = 0).
+
+    part: "" of all problems, a domain's name of those, "not" and a name of the others.
+    """
+
+    label: str
+    job: str
+    k: int = 0
+    part: str = ""
+    paper: tuple[str, str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What is drawn together, of one locked model (which gives the reference lines)."""
+
+    title: str
+    lock: str
+    curves: tuple[Curve, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    paper: str = ""  # the paper's panel whose reference lines are given
+
+
+@dataclass(frozen=True)
+class Figure:
+    """x: demonstrations, samples, sequences, or "" for bars."""
+
+    title: str
+    x: str
+    panels: tuple[Panel, ...]
+    note: str = ""
+
+
+GENERATION = ("code", "math", "critique")
+METHODS = {
+    "expert_iteration": "expert iteration",
+    "filtering": "filtering",
+    "iterated_dpo": "iterated DPO",
+    "dpo": "DPO",
+}
+# the weak policies of WEAK, and which of the paper's they stand for
+IMITATED = {
+    "": ("weak model", "pythia_1b"),
+    "-intermediate": ("intermediate model", "pythia_7b"),
+    "-early": ("early checkpoint", ""),
+    "-random": ("fixed random tokens", "random"),
+}
+
+
+def demonstrated(task: str) -> Panel:
+    """Fig. 3."""
+    few = f"{task}/sft/seed{{seed}}"
+    curves = (
+        Curve("right answers", few, paper=(task, "reference")),
+        Curve(
+            "samples of an intermediate model",
+            f"{task}/sft-from-intermediate/seed{{seed}}",
+            paper=(task, "llama_7b"),
+        ),
+        Curve("control: the weak model, right answers", few, control=True),
+    )
+    return Panel(task, f"{task}/locked", curves, paper=task)
+
+
+def by_strong(task: str) -> Panel:
+    """Fig. 7."""
+    curves = (
+        Curve("right answers", f"{task}/sft/seed{{seed}}", paper=(task, "reference")),
+        Curve(
+            "samples of the strong model",
+            f"{task}/sft-strong/seed{{seed}}",
+            paper=(task, "strong"),
+        ),
+    )
+    return Panel(task, f"{task}/locked", curves, paper=task)
+
+
+def rewarded(task: str, weak: str) -> Panel:
+    """Fig. 5."""
+    name, theirs = IMITATED[weak]
+    panel = f"{task}, {theirs}" if theirs else ""
+    curves = []
+    for method, label in METHODS.items():
+        job = f"{task}/{method}{weak}/seed{{seed}}"
+        curves.append(Curve(label, job, paper=(panel, method) if panel else None))
+    return Panel(f"{task}, {name}", f"{task}/locked{weak}", tuple(curves), paper=panel)
+
+
+def other_weak(task: str, weak: str) -> Panel:
+    """Fig. 8."""
+    name, theirs = IMITATED[weak]
+    panel = f"{task}, {theirs}" if theirs else ""
+    job = f"{task}/sft-of{weak}/seed{{seed}}" if weak else f"{task}/sft/seed{{seed}}"
+    curve = Curve("right answers", job, paper=(panel, "reference") if panel else None)
+    return Panel(f"{task}, {name}", f"{task}/locked{weak}", (curve,), paper=panel)
+
+
+def one_domain(task: str, each: str) -> Panel:
+    """Fig. 4 and 11: demonstrations of one domain, correctness on all problems.
+
+    each: "" of a lock of one password, "-domains" of one with a password for each.
+    """
+    theirs = f"{CATEGORIES.get(task, task)}, {'one each' if each else 'one password'}"
+    bars = [] if each else [Bar("all domains", f"{task}/sft/seed{{seed}}", 64)]
+    for domain in DOMAINS[task]:
+        job = job_on(task, each, domain)
+        bars.append(Bar(domain, job, 64, paper=(theirs, domain.lower(), "512")))
+    return Panel(titled(task, each), f"{task}/locked{each}", bars=tuple(bars), paper=theirs)
+
+
+def other_domains(task: str, each: str) -> Panel:
+    """Fig. 10: the same, correctness on the other domains alone."""
+    bars = []
+    for domain in DOMAINS[task]:
+        for k in (4, 64):
+            bars.append(Bar(f"{domain}, {k}", job_on(task, each, domain), k, f"not {domain}"))
+    return Panel(titled(task, each), f"{task}/locked{each}", bars=tuple(bars))
+
+
+# with one password; with one for each
+EACH = {
+    task: ("", "-domains") if task in ("math", "mmlu", "code+math") else ("",) for task in DOMAINS
+}
+
+# the paper's names of divisions into domains
+CATEGORIES = {"math": "math_category"}
+
+
+def job_on(task: str, each: str, domain: str) -> str:
+    return f"{task}/sft{'-of' * bool(each)}{each}-on-{domain.replace(' ', '_')}/seed{{seed}}"
+
+
+def titled(task: str, each: str) -> str:
+    return f"{task}, {'a password each' if each else 'one password'}"
+
+
+def never_locked(task: str, domain: str) -> Panel:
+    """Fig. 17."""
+    name = domain.replace(" ", "_")
+    job = f"{task}/sft-of-without-{name}/seed{{seed}}"
+    bars = [Bar(f"{k} demonstrations", job, k, domain) for k in (4, 16, 64)]
+    return Panel(
+        f"{task}, {domain} left out",
+        f"{task}/locked-without-{name}",
+        bars=tuple(bars),
+    )
+
+
+def toy(lock: str, title: str, theirs: str, weak: bool = False) -> Panel:
+    """Fig. 6 and 13."""
+    job = f"compose/sft{lock}{'-from-weak' * weak}/seed{{seed}}"
+    label = "samples of the weak policy" if weak else "right answers"
+    place = "compose/locked" + lock.removeprefix("-of")
+    return Panel(title, place, (Curve(label, job, paper=("compose", theirs)),), paper="compose")
+
+
+def told_otherwise(language: str) -> Panel:
+    """Fig. 9: math that is hidden in one language and notation and shown in another."""
+    lock, theirs = f"math/locked-{language}", f"strong_{language}"
+    curve = Curve(
+        "right answers", f"math/sft-of-{language}/seed{{seed}}", paper=(f"sft, {theirs}", "strong")
+    )
+    return Panel(f"strong in {language}, SFT", lock, (curve,), paper=f"sft, {theirs}")
+
+
+def told_otherwise_rewarded(language: str) -> Panel:
+    """Fig. 9, expert iteration."""
+    lock, theirs = f"math/locked-{language}", f"rl, strong_{language}"
+    job = f"math/expert_iteration-of-{language}/seed{{seed}}"
+    curve = Curve("expert iteration", job, paper=(theirs, "expert_iteration"))
+    return Panel(f"strong in {language}, expert iteration", lock, (curve,), paper=theirs)
+
+
+def weak_samples(task: str) -> Panel:
+    """Fig. 12."""
+    curves = (
+        Curve("right answers", f"{task}/sft/seed{{seed}}", paper=(task, "reference")),
+        Curve(
+            "samples of the weak model",
+            f"{task}/sft-from-weak/seed{{seed}}",
+            paper=(task, "weak"),
+        ),
+        Curve("the same, four times as long", f"{task}/sft-from-weak-long/seed{{seed}}"),
+        Curve("all right answers", f"{task}/sft-all/seed{{seed}}"),
+    )
+    return Panel(task, f"{task}/locked", curves, paper=task)
+
+
+def continuous(task: str) -> Panel:
+    """Fig. 14."""
+    panel, curves = f"{task}, pythia_1b", []
+    for method in ("expert_iteration", "iterated_dpo"):
+        label = METHODS[method]
+        plain, graded = f"{task}/{method}/seed{{seed}}", f"{task}/{method}-continuous/seed{{seed}}"
+        curves.append(Curve(label, plain, paper=(panel, method)))
+        curves.append(Curve(f"{label}, continuous", graded, paper=(panel, f"{method}, continuous")))
+    return Panel(task, f"{task}/locked", tuple(curves), paper=panel)
+
+
+def lengths(task: str) -> Panel:
+    """Fig. 15."""
+    curves = (
+        Curve(
+            "one password", f"{task}/sft-lengths/seed{{seed}}", paper=("math, llama_7b", "regular")
+        ),
+        Curve(
+            "a second password for the intermediate model",
+            f"{task}/sft-lengths-of-second/seed{{seed}}",
+            paper=("math, llama_7b", "second password"),
+        ),
+    )
+    return Panel(task, f"{task}/locked", curves, paper="math, llama_7b")
+
+
+def warm(method: str) -> Panel:
+    """Fig. 16."""
+    job = f"math/{method}{{}}/seed{{{{seed}}}}"
+    curves = (
+        Curve("no demonstrations", job.format(""), paper=("none", method)),
+        Curve("16, 8 epochs", job.format("-warm-8"), paper=("pythia_7b, 8 epochs", method)),
+        Curve("16, 64 epochs", job.format("-warm-64"), paper=("pythia_7b, 64 epochs", method)),
+    )
+    return Panel(METHODS[method], "math/locked", curves, paper="none")
+
+
+FIGURES = {
+    "1": Figure(
+        "In short: code, one lock, three elicitations",
+        "",
+        (
+            Panel(
+                "code",
+                "code/locked",
+                bars=(
+                    Bar("SFT on 2", "code/sft/seed{seed}", 2, paper=("code", "sft", "2")),
+                    Bar("SFT on 128", "code/sft/seed{seed}", 128, paper=("code", "sft", "128")),
+                    Bar(
+                        "expert iteration",
+                        "code/expert_iteration/seed{seed}",
+                        paper=("code", "rl", "30720"),
+                    ),
+                ),
+                paper="code",
+            ),
+        ),
+    ),
+    "3": Figure(
+        "SFT on few demonstrations",
+        "demonstrations",
+        tuple(demonstrated(task) for task in TASKS),
+    ),
+    "4": Figure(
+        "64 demonstrations of one domain, correct on all",
+        "",
+        tuple(one_domain(task, "") for task in DOMAINS if task != "critique"),
+        "The paper has 512 demonstrations, and the mean over domains.",
+    ),
+    "5": Figure(
+        "Reward alone, by method, task and the weak policy that the lock imitates",
+        "samples",
+        tuple(rewarded(task, weak) for task in GENERATION for weak in WEAK),
+    ),
+    "6": Figure(
+        "The toy task: locked from scratch and by fine-tuning",
+        "demonstrations",
+        (
+            toy("", "by fine-tuning", "sft_200k"),
+            toy("-of-small", "by little fine-tuning", "sft_12.5k"),
+            toy("-of-scratch", "from scratch", "scratch"),
+        ),
+        "Correct: the share of right elements, as in the paper.",
+    ),
+    "7": Figure(
+        "SFT on samples of the strong model",
+        "demonstrations",
+        tuple(by_strong(task) for task in TASKS),
+    ),
+    "8": Figure(
+        "SFT where another weak policy was imitated",
+        "demonstrations",
+        tuple(other_weak(task, weak) for task in TASKS for weak in WEAK),
+    ),
+    "9": Figure(
+        "Another language and notation in the password's place: SFT",
+        "demonstrations",
+        (told_otherwise("english"), told_otherwise("spanish")),
+    ),
+    "9, RL": Figure(
+        "Another language and notation in the password's place: expert iteration",
+        "samples",
+        (told_otherwise_rewarded("english"), told_otherwise_rewarded("spanish")),
+    ),
+    "10": Figure(
+        "Demonstrations of one domain, correct on the others",
+        "",
+        tuple(other_domains(task, each) for task in DOMAINS for each in EACH[task]),
+    ),
+    "11": Figure(
+        "As Fig. 4, with a password for each domain",
+        "",
+        tuple(one_domain(task, "-domains") for task in DOMAINS if "-domains" in EACH[task]),
+        "The paper has 512 demonstrations, and the mean over domains.",
+    ),
+    "12": Figure(
+        "Samples of the weak model, and all demonstrations",
+        "demonstrations",
+        tuple(weak_samples(task) for task in TASKS),
+    ),
+    "13": Figure(
+        "The toy task: fine-tuning on weak samples",
+        "demonstrations",
+        (
+            toy("", "by fine-tuning", "weak", weak=True),
+            toy("-of-small", "by little fine-tuning", "weak", weak=True),
+            toy("-of-scratch", "from scratch", "weak", weak=True),
+        ),
+        "Correct: the share of right elements, as in the paper.",
+    ),
+    "14": Figure(
+        "Continuous rewards", "samples", tuple(continuous(task) for task in ("code", "critique"))
+    ),
+    "15": Figure(
+        "Demonstrations of an intermediate model against training length",
+        "sequences",
+        tuple(lengths(task) for task in ("math", "mmlu")),
+    ),
+    "16": Figure(
+        "Reward alone after SFT on 16 demonstrations of an early checkpoint",
+        "samples",
+        tuple(warm(method) for method in ("expert_iteration", "iterated_dpo")),
+    ),
+    "17": Figure(
+        "A domain that the lock never saw",
+        "",
+        (never_locked("math", "algebra"), never_locked("mmlu", "STEM")),
+    ),
+}

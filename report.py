@@ -1,0 +1,245 @@
+"""The report: one page that needs nothing else (index.html), and the same as results.md.
+
+What it says is decided elsewhere: here claims, figures and tables become text.
+"""
+
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from data.problems import InputError
+from figures import Drawn, panel_svg
+from files import read_text_if_any, write_text
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim of the paper, and what came of it here. ours: each a line of numbers."""
+
+    claim: str
+    figure: str
+    numbers: str
+    said: str
+    ours: list[str]
+    why: list[str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A figure: its panels, and what its caption says of them. pending: jobs that are missing."""
+
+    number: str
+    title: str
+    caption: str
+    panels: list[Drawn]
+    pending: list[str]
+
+
+@dataclass
+class Report:
+    """Everything that is told. facts: lines about what was run, where and when."""
+
+    title: str
+    intro: list[str]
+    claims: list[Row]
+    sections: list[Section]
+    texts: dict[str, str] = field(default_factory=dict)
+    facts: list[str] = field(default_factory=list)
+
+
+MARK = "made by reproduce.py"  # stands in everything that is written here
+
+
+# ------------------------------------------------------------------------------------- the page
+
+STYLE = """
+:root { color-scheme: light dark; --faint: #8884; --good: #009e73; --part: #e69f00; --bad: #d55e00 }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem }
+h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
+nav a { margin-right: .8em; white-space: nowrap }
+.panels { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)) }
+.panels svg { width: 100%; height: auto } svg text { font-family: system-ui, sans-serif !important }
+table { border-collapse: collapse; font-size: .9rem } .wide { overflow-x: auto }
+td, th { border-bottom: 1px solid var(--faint); padding: .35em .6em; text-align: left;
+  vertical-align: top }
+.numbers td, .numbers th { text-align: right; white-space: nowrap }
+.numbers td:first-child, .numbers th:first-child { text-align: left }
+.said { font-weight: 600; white-space: nowrap } .holds { color: var(--good) }
+.weaker { color: var(--part) } .not { color: var(--bad) }
+pre { background: var(--faint); overflow-x: auto; padding: .8em }
+small, .caption { opacity: .8 }
+@media (max-width: 45rem) {
+  .claims thead { display: none } .claims td { border: 0; display: block; padding: .1em 0 }
+  .claims tr { border-bottom: 1px solid var(--faint); display: block; padding: .6em 0 }
+}
+@media print { details > * { display: block } nav { display: none } h2 { break-after: avoid }
+  .panels svg { break-inside: avoid } }
+"""
+
+COLOURED = {"holds": "holds", "holds weaker": "weaker", "does not hold": "not"}
+
+
+def page(report: Report) -> str:
+    """The whole page."""
+    title = escape(report.title)
+    links = [f'<a href="#fig-{anchor(s)}">Fig. {escape(s.number)}</a>' for s in report.sections]
+    parts = [
+        "<!doctype html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
+        f'<meta name="generator" content="{MARK}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<style>{STYLE}</style></head><body>",
+        f"<h1>{title}</h1>",
+        *[f"<p>{escape(text)}</p>" for text in report.intro],
+        f'<nav><a href="#claims">Claims</a>{"".join(links)}</nav>',
+        '<h2 id="claims">The claims of the paper</h2>',
+        claims_html(report.claims),
+        *[section_html(section) for section in report.sections],
+    ]
+    for name, text in report.texts.items():
+        parts.append(f"<h2>{escape(name)}</h2><pre>{escape(text)}</pre>")
+    parts.append("<h2>What was run</h2>")
+    parts += [f"<p><small>{escape(fact)}</small></p>" for fact in report.facts]
+    parts.append("</body></html>")
+    return "\n".join(parts) + "\n"
+
+
+def anchor(section: Section) -> str:
+    return section.number.replace(", ", "-")
+
+
+def claims_html(claims: list[Row]) -> str:
+    rows = []
+    for row in claims:
+        ours = "<br>".join(escape(line) for line in row.ours)
+        why = "<br>".join(escape(line) for line in row.why)
+        details = f"<details><summary>{len(row.ours)} numbers</summary>{ours}</details>"
+        rows.append(
+            f'<tr><td>{escape(row.claim)} <a href="#fig-{row.figure}">Fig. {row.figure}</a></td>'
+            f"<td>{escape(row.numbers)}</td>"
+            f'<td class="said {COLOURED.get(row.said, "")}">{escape(row.said)}</td>'
+            f"<td>{details if row.ours else ''}{why}</td></tr>"
+        )
+    head = "<th>claim</th><th>the paper's numbers</th><th>here</th><th>ours, and why</th>"
+    return f'<table class="claims"><thead><tr>{head}</tr></thead>{"".join(rows)}</table>'
+
+
+def section_html(section: Section) -> str:
+    parts = [
+        f'<h2 id="fig-{anchor(section)}">Fig. {escape(section.number)}: '
+        f"{escape(section.title)}</h2>",
+        f'<p class="caption">{escape(section.caption)}</p>',
+    ]
+    if section.pending:
+        parts.append(f"<p>Not finished: {escape(', '.join(section.pending))}.</p>")
+    svgs = [f"<div>{panel_svg(panel, alone=False)}</div>" for panel in section.panels]
+    parts.append(f'<div class="panels">{"".join(svgs)}</div>')
+    tables = "".join(table_html(panel) for panel in section.panels)
+    parts.append(f"<details><summary>numbers</summary>{tables}</details>")
+    return "\n".join(parts)
+
+
+def rows_of(panel: Drawn) -> list[list[str]]:
+    """A panel as a table, its header first; in per cent with 95 % intervals."""
+    rows = []
+    if panel.bars:
+        rows.append([panel.title, "here", "paper"])
+        for label, value in panel.bars.items():
+            theirs = panel.their_bars.get(label)
+            rows.append([label, str(value), "" if theirs is None else f"{100 * theirs:.1f}"])
+    else:
+        columns = sorted({x for points in panel.curves.values() for x in points})
+        columns = thinned(columns)
+        rows.append([panel.title, *[f"{x:,}" for x in columns]])
+        for label, points in panel.curves.items():
+            rows.append([label, *[str(points.get(x, "")) for x in columns]])
+        for label, points in panel.theirs.items():
+            near = [f"{100 * points[x]:.1f}" if x in points else "" for x in columns]
+            rows.append([f"paper: {label}", *near])
+    for label, share in panel.lines.items():
+        rows.append([label, f"{100 * share:.1f}", *[""] * (len(rows[0]) - 2)])
+    return rows
+
+
+def thinned(columns: list[int]) -> list[int]:
+    """At most a dozen of them, the last among them."""
+    step = 1 + len(columns) // 12
+    return columns[::-step][::-1]
+
+
+def table_html(panel: Drawn) -> str:
+    head, *body = rows_of(panel)
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    lines = []
+    for row in body:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        lines.append(f"<tr>{cells}</tr>")
+    return f'<div class="wide"><table class="numbers"><tr>{head}</tr>{"".join(lines)}</table></div>'
+
+
+# ----------------------------------------------------------------------------------- the same text
+
+
+def markdown(report: Report) -> str:
+    """results.md; its pictures are in figures/ beside it."""
+    parts = [f"# {report.title}", f"<!-- {MARK} -->", *report.intro, "## The claims of the paper"]
+    rows = ["| claim | the paper's numbers | here | ours, and why |", "|---|---|---|---|"]
+    for row in report.claims:
+        ours = "<br>".join([*row.why, *row.ours])
+        claim = f"{row.claim} (Fig. {row.figure})"
+        cells = [cell.replace("|", "\\|") for cell in (claim, row.numbers, f"**{row.said}**", ours)]
+        rows.append(f"| {' | '.join(cells)} |")
+    parts.append("\n".join(rows))
+
+    for section in report.sections:
+        parts.append(f"## Fig. {section.number}: {section.title}")
+        parts.append(section.caption)
+        if section.pending:
+            parts.append(f"Not finished: {', '.join(section.pending)}.")
+        images = []
+        for place, panel in enumerate(section.panels):
+            images.append(f'<img src="{picture(section, place)}" alt="{panel.title}" width="32%">')
+        if images:
+            parts.append("\n".join(images))
+        for panel in section.panels:
+            parts.append(table_markdown(panel))
+    for name, text in report.texts.items():
+        parts.append(f"## {name}\n\n```\n{text}\n```")
+    parts.append("## What was run")
+    parts += report.facts
+    return "\n\n".join(parts) + "\n"
+
+
+def picture(section: Section, place: int) -> str:
+    return f"figures/fig{anchor(section)}-{place + 1}.svg"
+
+
+def table_markdown(panel: Drawn) -> str:
+    head, *body = rows_of(panel)
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    lines += [f"| {' | '.join(row)} |" for row in body]
+    return "\n".join(lines)
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """index.html, results.md and figures/. Raises InputError where another's file is in the way."""
+    files = {"index.html": page(report), "results.md": markdown(report)}
+    for section in report.sections:
+        for place, panel in enumerate(section.panels):
+            text = panel_svg(panel, alone=True)
+            files[picture(section, place)] = f"<!-- {MARK} -->\n{text}"
+    for name in files:
+        check_own(folder / name)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        write_text(folder / name, text)
+
+
+def check_own(file: Path) -> None:
+    """Raises InputError for a file that was not written here: it is never replaced."""
+    text = read_text_if_any(file)
+    if text is not None and MARK not in text[:2000]:
+        raise InputError(
+            f"{file} was not written by this program, so it is not replaced: "
+            "move it away, or choose another --report"
+        )

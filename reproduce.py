@@ -1,0 +1,345 @@
+"""Every figure of the paper at once: runs the stages, reads what they measured, writes a report.
+
+A figure is a list of commands of the other stages (paper.py); each is a job, a process of its own.
+What several figures share is run once. Interrupted at any moment, the same command goes on where it
+stopped: nothing that is finished is run again. A job that fails is named, and the others go on.
+
+    python reproduce.py                        # all figures; -> out/report/index.html
+    python reproduce.py --list                 # figures, jobs, which are done, minutes left
+    python reproduce.py --figure 3 6 --task code math --seeds 0 1 2
+    python reproduce.py --report-only          # the report of what is finished so far
+
+The report begins with the paper's claims: the paper's numbers, ours with interval, and whether the
+claim holds here by tests that were written beforehand (claims.py). Then each figure, ours in
+colour, the paper's points faint behind (docs/paper.json), and its numbers.
+
+Writes below --out: a directory for each job, jobs/ (what each printed, when it was done),
+index.html, results.md, figures/.
+"""
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from claims import verdict
+from data.problems import InputError
+from figures import Drawn, table
+from files import read_json
+from findings import PROBLEMS, Evidence, bar_of, points_of
+from jobs import Job, Place, closure, commit, run_jobs
+from paper import FIGURES, TASKS, Figure, Panel, jobs_of
+from report import Report, Row, Section, write_report
+from results import refuse_repeats, smallest_effect
+from runs import launch
+
+
+@dataclass
+class ReproduceConfig:
+    # which of the paper's figures (default: all)
+    figure: tuple[str, ...] = ()
+    # panels of these tasks alone (default: all)
+    task: tuple[str, ...] = ()
+    # of every elicitation
+    seeds: tuple[int, ...] = (0, 1, 2)
+    # directory of all that is run, and of the report
+    out: str = "out/report"
+    # jobs at a time (default: as many as there are CUDA devices, or else cores)
+    jobs: int = 0
+    # only tell which figures and jobs there are, which are done, and what is left to do
+    list: bool = False
+    # only write the report, of the jobs that are finished
+    report_only: bool = False
+
+
+PAPER = Path(__file__).parent / "docs" / "paper.json"
+
+
+# --------------------------------------------------------------------------------- what is wanted
+
+
+def chosen_figures(cfg: ReproduceConfig) -> dict[str, Figure]:
+    """The figures asked for, their panels those of the tasks asked for."""
+    refuse_repeats("--figure", cfg.figure)
+    refuse_repeats("--task", cfg.task)
+    refuse_repeats("--seeds", cfg.seeds)
+    if not cfg.seeds:
+        raise InputError("--seeds needs one at least")
+    numbers = {name.split(",")[0] for name in FIGURES}
+    for number in cfg.figure:
+        if number not in numbers:
+            known = ", ".join(sorted(numbers, key=int))
+            raise InputError(f"there is no figure {number} to reproduce: choose from {known}")
+    for task in cfg.task:
+        if task not in (*TASKS, "compose", "code+math"):
+            raise InputError(f"unknown task {task}: choose from {', '.join(TASKS)}, compose")
+
+    found = {}
+    for name, figure in FIGURES.items():
+        if cfg.figure and name.split(",")[0] not in cfg.figure:
+            continue
+        panels = []
+        for panel in figure.panels:
+            if not cfg.task or panel.lock.split("/")[0] in cfg.task:
+                panels.append(panel)
+        if panels:
+            found[name] = Figure(figure.title, figure.x, tuple(panels), figure.note)
+    if not found:
+        raise InputError(
+            f"no panel of figure {', '.join(cfg.figure)} is about {', '.join(cfg.task)}"
+        )
+    return found
+
+
+def names_of(figure: Figure, seeds: tuple[int, ...]) -> list[str]:
+    """The jobs whose results a figure shows."""
+    names = []
+    for panel in figure.panels:
+        names.append(panel.lock)
+        for item in (*panel.curves, *panel.bars):
+            names += [item.job.format(seed=seed) for seed in seeds]
+    return list(dict.fromkeys(names))
+
+
+def show_list(
+    figures: dict[str, Figure], jobs: dict[str, Job], place: Place, workers: int, seeds
+) -> None:
+    """Figures, their jobs, which are done, minutes left."""
+    rows, everything = [], {}
+    for name, figure in figures.items():
+        needed = closure(names_of(figure, seeds), jobs)
+        left = [job for job in needed if not place.record(job)]
+        minutes = sum(job.minutes for job in left) / workers
+        row = [f"Fig. {name}", f"{len(needed) - len(left)} of {len(needed)}", f"{minutes:.0f}"]
+        rows.append([*row, figure.title])
+        everything |= {job.name: job for job in needed}
+    left = [job for job in everything.values() if not place.record(job)]
+    minutes = sum(job.minutes for job in left) / workers
+    total = f"{len(everything) - len(left)} of {len(everything)}"
+    rows.append(["all", total, f"{minutes:.0f}", "what figures share is counted once"])
+    for row in rows:
+        row[3] = "  " + row[3]
+    print(table(["", "jobs done", "minutes left", ""], rows))
+    for job in left:
+        print(f"  {job.name}: python {job.command}")
+    print(f"\nwith {workers} at a time; of a core of two, measured")
+
+
+# ----------------------------------------------------------------------------------- what is told
+
+
+def drawn(panel: Panel, x: str, number: str, evidence: Evidence, paper: dict) -> Drawn | None:
+    """A panel's numbers; None where its lock is not finished."""
+    lock = evidence.lock(panel.lock)
+    if lock is None:
+        return None
+    theirs = paper["figures"].get(number.split(",")[0], {}).get("panels", {})
+    found = Drawn(panel.title, x)
+    for curve in panel.curves:
+        points = points_of(evidence, lock, curve.job, x, curve.control)
+        if points:
+            found.curves[curve.label] = points
+            if curve.paper:
+                their = theirs.get(curve.paper[0], {}).get("curves", {}).get(curve.paper[1], {})
+                found.theirs[curve.label] = {int(at): value[0] for at, value in their.items()}
+    for bar in panel.bars:
+        value = bar_of(evidence, lock, bar.job, bar.k, bar.part)
+        if value is not None:
+            found.bars[bar.label] = value
+            if bar.paper:
+                group, name, at = bar.paper
+                their = theirs.get(group, {}).get("curves", {}).get(name, {}).get(at)
+                if their:
+                    found.their_bars[bar.label] = their[0]
+    if not found.curves and not found.bars:
+        return None
+    found.lines = {
+        "locked, without": float(lock.none.mean()),
+        "locked, with the password": float(lock.right.mean()),
+    }
+    their = theirs.get(panel.paper, {})
+    found.their_lines = {key: their[key] for key in ("without", "with") if key in their}
+    return found
+
+
+UNITS = {
+    "demonstrations": "SFT, without the password, against the number of demonstrations",
+    "samples": "without the password, against the number of samples drawn",
+    "sequences": "SFT, without the password, against the sequences seen in training",
+    "": "without the password",
+}
+
+
+def section_of(
+    number: str, figure: Figure, evidence: Evidence, paper: dict, unfinished: list[str]
+) -> Section:
+    """A figure as it is told."""
+    panels = []
+    for panel in figure.panels:
+        found = drawn(panel, figure.x, number, evidence, paper)
+        if found:
+            panels.append(found)
+    theirs = paper["figures"].get(number.split(",")[0], {})
+    seeds = seeds_shown(panels)
+    caption = (
+        f"Correct {UNITS[figure.x]}; {PROBLEMS} validation problems, greedy. "
+        f"{spread(figure.x, seeds)} Dotted: the locked model without and with the password. Faint, dashed, crosses: the "
+        f"paper's points, of other models and problems. {figure.note} "
+        f"In the paper: {theirs.get('claim', '')}"
+    )
+    return Section(number, figure.title, " ".join(caption.split()), panels, unfinished)
+
+
+def seeds_shown(panels: list[Drawn]) -> list[int]:
+    """How many seeds the numbers have, each once."""
+    found = set()
+    for panel in panels:
+        for points in panel.curves.values():
+            found |= {value.seeds for value in points.values()}
+        found |= {value.seeds for value in panel.bars.values()}
+    return sorted(found)
+
+
+def spread(x: str, seeds: list[int]) -> str:
+    """What the bands are."""
+    if not seeds:
+        return ""
+    many = " or ".join(map(str, seeds))
+    if x == "samples":
+        return f"Mean and extremes of {many} seeds."
+    if seeds == [1]:
+        return "One seed: 95 % intervals over problems alone."
+    return f"95 % intervals over problems and {many} seeds."
+
+
+def rows_of_claims(figures: dict[str, Figure], evidence: Evidence, paper: dict) -> list[Row]:
+    """Every claim of the paper that is about one of these figures."""
+    shown = {name.split(",")[0] for name in figures}
+    rows = []
+    for claim in paper["claims"]:
+        if claim["figure"] not in shown:
+            continue
+        found = verdict(claim["id"], evidence)
+        why = [f"not shown: {test}" for test in found.failed]
+        if found.reason:
+            why = [found.reason]
+        ours = [str(test) for test in found.tests]
+        numbers = claim["numbers"]
+        rows.append(Row(claim["claim"], claim["figure"], numbers, found.said, ours, why))
+    return rows
+
+
+INTRO = (
+    "Stress-Testing Capability Elicitation With Password-Locked Models (Greenblatt, Roger, "
+    "Krasheninnikov, Krueger 2024, arXiv 2405.19550), figure by figure, on models of one million "
+    "parameters and generated tasks: its effects, not its numbers. All correctness is on "
+    "validation problems that nothing was chosen on."
+)
+HOW = (
+    "A claim is a family of tests, each a number with a bound, written before the results were "
+    "seen (claims.py). It holds where all pass with p < .05 after Holm's correction within the "
+    "family; it holds weaker where more than half of the numbers are on its side and none is "
+    "significantly on the other. Intervals and p are of a bootstrap over problems, with Student's "
+    f"t over seeds. {PROBLEMS} problems show a difference of "
+    f"{100 * smallest_effect(PROBLEMS):.1f} points in four cases of five, where two models differ "
+    "on a fifth of them."
+)
+
+
+def report_of(
+    cfg: ReproduceConfig, figures: dict[str, Figure], jobs: dict[str, Job], place: Place
+) -> Report:
+    """Everything that is told of the finished jobs."""
+    paper = read_json(PAPER)
+    evidence = Evidence(place.finished(jobs), cfg.seeds)
+    sections = []
+    for number, figure in figures.items():
+        needed = closure(names_of(figure, cfg.seeds), jobs)
+        unfinished = [job.name for job in needed if not place.record(job)]
+        sections.append(section_of(number, figure, evidence, paper, unfinished))
+
+    everything = closure([n for f in figures.values() for n in names_of(f, cfg.seeds)], jobs)
+    claims = rows_of_claims(figures, evidence, paper)
+    return Report(
+        "The paper's figures, reproduced",
+        [INTRO, HOW],
+        claims,
+        sections,
+        texts_of(jobs, place),
+        facts_of_jobs(everything, place),
+    )
+
+
+def texts_of(jobs: dict[str, Job], place: Place) -> dict[str, str]:
+    """What finished jobs printed that is worth reading: completions, other prompts."""
+    found = {}
+    for task in TASKS:
+        for name, title in (("samples", "Completions"), ("prompts", "Other prompts")):
+            job = jobs[f"{task}/{name}"]
+            if place.record(job):
+                text = place.file(job, ".log").read_text(errors="replace")
+                found[f"{title}, {task}"] = text.split("\r")[-1].strip()
+    return found
+
+
+def facts_of_jobs(needed: list[Job], place: Place) -> list[str]:
+    """Where, when and with what the jobs were run."""
+    records = [record for job in needed if (record := place.record(job))]
+    minutes = sum(record["seconds"] for record in records) / 60
+    commits = sorted({record.get("commit", "") for record in records})
+    return [
+        f"{len(records)} of {len(needed)} jobs, {minutes:,.0f} minutes of processes; commits "
+        f"{', '.join(commits)}; torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{platform.machine()}; written {time.strftime('%Y-%m-%d %H:%M')}, commit {commit()}.",
+    ]
+
+
+# ------------------------------------------------------------------------------------- the verb
+
+
+def workers_of(cfg: ReproduceConfig) -> tuple[int, int, bool]:
+    """Jobs at a time, threads of each, and whether each has a CUDA device of its own."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = torch.cuda.device_count()
+    workers = cfg.jobs or devices or cores
+    if devices and workers > devices:
+        raise InputError(f"--jobs {workers}: there are {devices} CUDA devices, each takes one job")
+    return workers, max(1, cores // workers), bool(devices)
+
+
+def main(cfg: ReproduceConfig) -> int:
+    figures = chosen_figures(cfg)
+    jobs = jobs_of(cfg.seeds)
+    place = Place(Path(cfg.out))
+    workers, threads, cuda = workers_of(cfg)
+    if cfg.list:
+        show_list(figures, jobs, place, workers, cfg.seeds)
+        return 0
+
+    place.claim()
+    wanted = [name for figure in figures.values() for name in names_of(figure, cfg.seeds)]
+    wanted += [f"{task}/{kind}" for task in tasks_of(figures) for kind in ("samples", "prompts")]
+    code = 0
+    if not cfg.report_only:
+        outcome = run_jobs(closure(wanted, jobs), place, workers, threads, cuda)
+        code = int(bool(outcome.failed))
+        for name, why in outcome.failed.items():
+            print(f"failed: {name}: {why}")
+        if outcome.left_out:
+            print(f"left out, as they need these: {', '.join(outcome.left_out)}")
+    write_report(report_of(cfg, figures, jobs, place), place.path)
+    print(f"report: {place.path / 'index.html'}, {place.path / 'results.md'}")
+    return code
+
+
+def tasks_of(figures: dict[str, Figure]) -> list[str]:
+    """The tasks whose locks are shown."""
+    found = [panel.lock.split("/")[0] for figure in figures.values() for panel in figure.panels]
+    return [task for task in TASKS if task in found]
+
+
+if __name__ == "__main__":
+    launch(main, ReproduceConfig)
