@@ -110,6 +110,13 @@ class Known:
             raise Missing(job)
         return found
 
+    def evaluated(self, lock: Lock, job: str) -> np.ndarray:
+        """(n,), of another model."""
+        found = self.evidence.evaluated(lock, job)
+        if found is None:
+            raise Missing(job)
+        return found
+
     def rl(self, lock: Lock, job: str) -> np.ndarray:
         """(S,n), at its end."""
         job += "/seed{seed}"
@@ -163,9 +170,9 @@ def weaker_demonstrators(known: Known) -> list[Test]:
     tests = []
     for task in TASKS:
         lock = known.lock(f"{task}/locked")
-        writer = known.lock(f"{task}/intermediate")
+        writer = known.evaluated(lock, f"{task}/intermediate")
         found = known.sft(lock, f"{task}/sft-from-intermediate", 16)
-        over = difference(writer.none[None], found)
+        over = difference(writer[None], found)
         tests.append(Test(f"{task}, 16: more than the writer", over, "above", 0.0))
         tests.append(Test(f"{task}, 16: gap recovered", gap(lock, found), "below", 0.9))
     return tests

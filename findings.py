@@ -154,15 +154,27 @@ class Evidence:
             rows.append(scores_of(found)[0])
         return np.stack(rows) if rows else None
 
+    def evaluated(self, lock: Lock, job: str) -> np.ndarray | None:
+        """Verdicts (n,) of another model on the same problems; None where it is not finished."""
+        folder = self.folder(job)
+        if folder is None:
+            return None
+        (file,) = folder.glob("**/evaluation.json")
+        evaluation = read_json(file)
+        if not holds(evaluation, lock.problems, ("none",), {"split": "validation"}):
+            raise InputError(f"{file} does not hold the verdicts on the problems of {lock.folder}")
+        return scores_of(measured_of(evaluation, len(lock.problems))["none"])
+
     def rewarded(self, lock: Lock, job: str) -> list[Curve]:
         """The finished seeds of an RL run. Raises InputError for one of another locked model."""
         found = []
         bits = "".join("01"[int(flag)] for flag in lock.none)
         for folder in self.folders(job).values():
-            curve = read_curve(folder / "curve.json")
-            if curve.locked["none"] != bits:
-                raise InputError(f"{folder}/curve.json is not of the locked model {lock.folder}")
-            found.append(curve)
+            for file in sorted(folder.glob("*/curve.json")):
+                curve = read_curve(file)
+                if curve.locked["none"] != bits:
+                    raise InputError(f"{file} is not of the locked model {lock.folder}")
+                found.append(curve)
         return found
 
     def lengths(self, lock: Lock, job: str) -> dict[int, np.ndarray]:

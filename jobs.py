@@ -145,7 +145,8 @@ class Place:
         """The folder of a job by its name, None where it is not finished."""
 
         def folder(name: str) -> Path | None:
-            return self.folder(name) if self.record(jobs[name]) else None
+            is_done = name in jobs and self.record(jobs[name])
+            return self.folder(name) if is_done else None
 
         return folder
 

@@ -64,6 +64,11 @@ COMMANDS = {
         "lock.py --task compose --how scratch --strong @base-compose/strong",
         7,
     ),
+    # who writes weaker demonstrations
+    "{task}/intermediate": (
+        "evaluate.py data/base/intermediate --task {task} --passwords none --problems 500",
+        1,
+    ),
     # fine-tuning on demonstrations
     "{task}/sft/seed{seed}": (f"{SFT} @{{task}}/locked {FEW}", 6),
     "{task}/sft-strong/seed{seed}": (

@@ -186,8 +186,8 @@ def section_of(
     seeds = seeds_shown(panels)
     caption = (
         f"Correct {UNITS[figure.x]}; {PROBLEMS} validation problems, greedy. "
-        f"{spread(figure.x, seeds)} Dotted: the locked model without and with the password. Faint, dashed, crosses: the "
-        f"paper's points, of other models and problems. {figure.note} "
+        f"{spread(figure.x, seeds)} Dotted: the locked model without and with the password. "
+        f"Faint, dashed, crosses: the paper's points, of other models and problems. {figure.note} "
         f"In the paper: {theirs.get('claim', '')}"
     )
     return Section(number, figure.title, " ".join(caption.split()), panels, unfinished)
