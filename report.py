@@ -40,7 +40,8 @@ class Report:
     """Everything that is told. facts: lines about what was run, where and when."""
 
     title: str
-    intro: list[str]
+    intro: str
+    how: str  # claims are judged
     claims: list[Row]
     sections: list[Section]
     texts: dict[str, str] = field(default_factory=dict)
@@ -90,10 +91,11 @@ def page(report: Report) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<style>{STYLE}</style></head><body>",
         f"<h1>{title}</h1>",
-        *[f"<p>{escape(text)}</p>" for text in report.intro],
+        f"<p>{escape(report.intro)}</p>",
         f'<nav><a href="#claims">Claims</a>{"".join(links)}</nav>',
         '<h2 id="claims">The claims of the paper</h2>',
         claims_html(report.claims),
+        f"<p><small>{escape(report.how)}</small></p>",
         *[section_html(section) for section in report.sections],
     ]
     for name, text in report.texts.items():
@@ -182,14 +184,14 @@ def table_html(panel: Drawn) -> str:
 
 def markdown(report: Report) -> str:
     """results.md; its pictures are in figures/ beside it."""
-    parts = [f"# {report.title}", f"<!-- {MARK} -->", *report.intro, "## The claims of the paper"]
+    parts = [f"# {report.title}", f"<!-- {MARK} -->", report.intro, "## The claims of the paper"]
     rows = ["| claim | the paper's numbers | here | ours, and why |", "|---|---|---|---|"]
     for row in report.claims:
         ours = "<br>".join([*row.why, *row.ours])
         claim = f"{row.claim} (Fig. {row.figure})"
         cells = [cell.replace("|", "\\|") for cell in (claim, row.numbers, f"**{row.said}**", ours)]
         rows.append(f"| {' | '.join(cells)} |")
-    parts.append("\n".join(rows))
+    parts += ["\n".join(rows), report.how]
 
     for section in report.sections:
         parts.append(f"## Fig. {section.number}: {section.title}")

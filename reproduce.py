@@ -166,9 +166,9 @@ def drawn(panel: Panel, x: str, number: str, evidence: Evidence, paper: dict) ->
 
 
 UNITS = {
-    "demonstrations": "SFT, without the password, against the number of demonstrations",
+    "demonstrations": "without the password after SFT, against the number of demonstrations",
     "samples": "without the password, against the number of samples drawn",
-    "sequences": "SFT, without the password, against the sequences seen in training",
+    "sequences": "without the password after SFT, against the sequences seen in training",
     "": "without the password",
 }
 
@@ -224,8 +224,7 @@ def rows_of_claims(figures: dict[str, Figure], evidence: Evidence, paper: dict) 
             continue
         found = verdict(claim["id"], evidence)
         why = [f"not shown: {test}" for test in found.failed]
-        if found.reason:
-            why = [found.reason]
+        why += [f"not tested: {reason}" for reason in found.reasons]
         ours = [str(test) for test in found.tests]
         numbers = claim["numbers"]
         rows.append(Row(claim["claim"], claim["figure"], numbers, found.said, ours, why))
@@ -265,7 +264,8 @@ def report_of(
     claims = rows_of_claims(figures, evidence, paper)
     return Report(
         "The paper's figures, reproduced",
-        [INTRO, HOW],
+        INTRO,
+        HOW,
         claims,
         sections,
         texts_of(jobs, place),

@@ -1,0 +1,145 @@
+"""Jobs: their order, what is done, what fails, kills, and one process at a time on a directory."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+import jobs as jobs_module
+from data.problems import InputError
+from jobs import Job, Place, closure, needed, run_jobs
+
+ROOT = Path(__file__).parents[1]
+
+# stands in for a stage: notes that it ran, and ends as it is told
+STAGE = """
+import sys, time, pathlib
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+with open(out.parents[len(out.parents) - 1 - DEPTH] / "ran", "a") as f:
+    f.write(" ".join(sys.argv[1:2]) + "\\n")
+out.mkdir(parents=True, exist_ok=True)
+if "--needs" in sys.argv:
+    assert (pathlib.Path(sys.argv[sys.argv.index("--needs") + 1]) / "made").exists()
+if "--sleep" in sys.argv:
+    time.sleep(float(sys.argv[sys.argv.index("--sleep") + 1]))
+if "--code" in sys.argv:
+    print("stage.py: something is wrong")
+    sys.exit(int(sys.argv[sys.argv.index("--code") + 1]))
+(out / "made").write_text("")
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A directory of jobs; stage.py and lock.py are the stand-in."""
+    folder = tmp_path / "stages"
+    folder.mkdir()
+    text = STAGE.replace("DEPTH", str(len(tmp_path.parts) - 1))
+    for name in ("stage.py", "lock.py"):
+        (folder / name).write_text(text)
+    monkeypatch.setattr(jobs_module, "ROOT", folder)
+    found = Place(tmp_path / "out")
+    found.claim()
+    return found
+
+
+def ran(place: Place) -> list[str]:
+    file = place.path.parent / "ran"
+    return file.read_text().split() if file.exists() else []
+
+
+def by_name(*jobs: Job) -> dict[str, Job]:
+    return {job.name: job for job in jobs}
+
+
+def run(place: Place, *jobs: Job, workers: int = 2):
+    return run_jobs(list(jobs), place, workers, threads=1, cuda=False)
+
+
+A = Job("a", "stage.py A", 1)
+B = Job("b", "stage.py B --needs @a", 1)
+C = Job("c/seed0", "stage.py C --needs @b", 1)
+
+
+def test_what_a_job_needs():
+    jobs = by_name(A, B, C, Job("ab", "stage.py --x @a/strong --y @b", 1))
+    assert needed(jobs["ab"], jobs) == ["a", "b"]  # a/strong lies in a's directory, not in ab's
+    assert [job.name for job in closure(["c/seed0"], jobs)] == ["a", "b", "c/seed0"]
+    with pytest.raises(ValueError, match="which no job makes"):
+        needed(Job("d", "stage.py --x @nothing", 1), jobs)
+
+
+def test_each_runs_once_and_after_what_it_needs(place):
+    outcome = run(place, A, B, C)
+    assert not outcome.failed and ran(place) == ["A", "B", "C"]
+    run(place, A, B, C)
+    assert ran(place) == ["A", "B", "C"]  # nothing that is finished is run again
+
+
+def test_a_failed_job_is_named_and_the_others_go_on(place, capsys):
+    bad = Job("bad", "stage.py bad --code 2", 1)
+    after = Job("after", "stage.py after --needs @bad", 1)
+    outcome = run(place, bad, after, A)
+    assert outcome.failed == {"bad": "stage.py: something is wrong"}
+    assert outcome.left_out == ["after"]
+    assert set(ran(place)) == {"bad", "A"}
+    # tried again the next time
+    run(place, bad, A)
+    assert ran(place).count("bad") == 2 and ran(place).count("A") == 1
+
+
+def test_a_lock_that_is_not_valid_is_a_result(place):
+    assert not run(place, Job("l", "lock.py l --code 1", 1)).failed
+    assert run(place, Job("m", "lock.py m --code 2", 1)).failed
+    assert run(place, Job("n", "stage.py n --code 1", 1)).failed
+
+
+def test_jobs_of_another_command_are_refused(place):
+    run(place, A)
+    with pytest.raises(InputError, match="a as made by `stage.py A`.*choose another --out"):
+        run(place, Job("a", "stage.py A --other", 1))
+
+
+def test_the_second_on_a_directory_is_refused(place):
+    with pytest.raises(InputError, match="another reproduce.py is at work"):
+        Place(place.path).claim()
+
+
+def test_killed_it_takes_its_jobs_with_it_and_goes_on(place, tmp_path):
+    program = textwrap.dedent(f"""
+        import sys
+        sys.path.insert(0, {str(ROOT)!r})
+        import jobs
+        from pathlib import Path
+        from jobs import Job, Place, run_jobs
+        jobs.ROOT = Path({str(tmp_path / "stages")!r})
+        place = Place(Path({str(tmp_path / "killed")!r}))
+        place.claim()
+        waits = Job("waits", "stage.py waits --sleep 60", 1)
+        run_jobs([Job("a", "stage.py A", 1), waits], place, 1, 1, False)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    deadline = time.time() + 60
+    while "waits" not in ran(place) and time.time() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+    # its job has ended, too: the directory is free at once
+    again = Place(tmp_path / "killed")
+    while True:
+        try:
+            again.claim()
+            break
+        except InputError:
+            assert time.time() < deadline, "the job went on without its parent"
+            time.sleep(0.05)
+    assert json.loads((tmp_path / "killed/jobs/a.json").read_text())["exit"] == 0
+    run(again, A, Job("w", "stage.py W", 1))
+    assert ran(place) == ["A", "waits", "W"]
