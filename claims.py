@@ -23,7 +23,7 @@ from results import Estimate, difference, holm, recovered_gap
 
 
 @dataclass(frozen=True)
-class Test:
+class Comparison:
     """One number and the bound that it is held against. side: above, below, or within (of 0)."""
 
     name: str
@@ -66,8 +66,8 @@ class Verdict:
     """What came of a claim. reasons: why parts of it could not be tested."""
 
     said: str
-    tests: list[Test]
-    failed: list[Test]
+    tests: list[Comparison]
+    failed: list[Comparison]
     reasons: list[str]
 
 
@@ -78,7 +78,7 @@ class Missing(Exception):
         super().__init__(f"{job.format(seed='*')} is not finished")
 
 
-def judged(tests: list[Test]) -> tuple[str, list[Test]]:
+def judged(tests: list[Comparison]) -> tuple[str, list[Comparison]]:
     """The verdict on a family of tests, and those that were not passed."""
     adjusted = holm([test.p for test in tests])
     failed = [test for test, p in zip(tests, adjusted) if p >= 0.05 or not test.passes]
@@ -163,27 +163,27 @@ def gain(lock: Lock, verdicts: np.ndarray) -> Estimate:
 # -------------------------------------------------------------------------------------- the claims
 
 
-def few_demonstrations(known: Known) -> list[Test]:
+def few_demonstrations(known: Known) -> list[Comparison]:
     tests = []
     for task in GENERATION:
         with known.part():
             lock = known.lock(f"{task}/locked")
             few, many = (known.sft(lock, f"{task}/sft", k) for k in (4, 512))
-            tests.append(Test(f"{task}, 4: gap recovered", gap(lock, few), "above", 0.5))
-            tests.append(Test(f"{task}, 512 less 4", difference(few, many), "below", 0.2))
+            tests.append(Comparison(f"{task}, 4: gap recovered", gap(lock, few), "above", 0.5))
+            tests.append(Comparison(f"{task}, 512 less 4", difference(few, many), "below", 0.2))
     return tests
 
 
-def mmlu_needs_hundreds(known: Known) -> list[Test]:
+def mmlu_needs_hundreds(known: Known) -> list[Comparison]:
     lock = known.lock("mmlu/locked")
     few, many = (gap(lock, known.sft(lock, "mmlu/sft", k)) for k in (4, 512))
     return [
-        Test("4: gap recovered", few, "below", 0.5),
-        Test("512: gap recovered", many, "above", 0.5),
+        Comparison("4: gap recovered", few, "below", 0.5),
+        Comparison("512: gap recovered", many, "above", 0.5),
     ]
 
 
-def weaker_demonstrators(known: Known) -> list[Test]:
+def weaker_demonstrators(known: Known) -> list[Comparison]:
     tests = []
     for task in TASKS:
         with known.part():
@@ -191,39 +191,39 @@ def weaker_demonstrators(known: Known) -> list[Test]:
             writer = known.evaluated(lock, f"{task}/intermediate")
             found = known.sft(lock, f"{task}/sft-from-intermediate", 16)
             over = difference(writer[None], found)
-            tests.append(Test(f"{task}, 16: more than the writer", over, "above", 0.0))
-            tests.append(Test(f"{task}, 16: gap recovered", gap(lock, found), "below", 0.9))
+            tests.append(Comparison(f"{task}, 16: more than the writer", over, "above", 0.0))
+            tests.append(Comparison(f"{task}, 16: gap recovered", gap(lock, found), "below", 0.9))
     return tests
 
 
-def weaker_demonstrators_fall(known: Known) -> list[Test]:
+def weaker_demonstrators_fall(known: Known) -> list[Comparison]:
     tests = []
     for task in GENERATION:
         with known.part():
             lock = known.lock(f"{task}/locked")
             few, many = (known.sft(lock, f"{task}/sft-from-intermediate", k) for k in (4, 512))
-            tests.append(Test(f"{task}, 512 less 4", difference(few, many), "below", 0.0))
+            tests.append(Comparison(f"{task}, 512 less 4", difference(few, many), "below", 0.0))
     return tests
 
 
-def strong_samples(known: Known) -> list[Test]:
+def strong_samples(known: Known) -> list[Comparison]:
     tests = []
     for task in TASKS:
         with known.part():
             lock = known.lock(f"{task}/locked")
             found = gap(lock, known.sft(lock, f"{task}/sft-strong", 512))
-            tests.append(Test(f"{task}, 512: gap recovered", found, "above", 0.9))
+            tests.append(Comparison(f"{task}, 512: gap recovered", found, "above", 0.9))
     return tests
 
 
-def critique_falls(known: Known) -> list[Test]:
+def critique_falls(known: Known) -> list[Comparison]:
     lock = known.lock("critique/locked")
     few = known.sft(lock, "critique/sft", 4)
     everything = known.sft(lock, "critique/sft-all", 1200)
-    return [Test("1,200 less 4", difference(few, everything), "below", 0.0)]
+    return [Comparison("1,200 less 4", difference(few, everything), "below", 0.0)]
 
 
-def weak_policy_little(known: Known) -> list[Test]:
+def weak_policy_little(known: Known) -> list[Comparison]:
     tests = []
     for task in TASKS:
         with known.part():
@@ -234,11 +234,11 @@ def weak_policy_little(known: Known) -> list[Test]:
                 found = gap(other, known.sft(other, f"{task}/sft-of{weak}", 16))
                 change = Estimate(found.value - usual.value, found.draws - usual.draws)
                 name = f"{task}, 16, {IMITATED[weak][0]} less weak model: gap recovered"
-                tests.append(Test(name, change, "within", 0.2))
+                tests.append(Comparison(name, change, "within", 0.2))
     return tests
 
 
-def other_domains(known: Known, each: str = "") -> list[Test]:
+def other_domains(known: Known, each: str = "") -> list[Comparison]:
     tests = []
     for task in ("math", "mmlu", "code+math"):
         with known.part():
@@ -246,15 +246,17 @@ def other_domains(known: Known, each: str = "") -> list[Test]:
             for domain in DOMAINS[task]:
                 job = job_on(task, each, domain).removesuffix("/seed{seed}")
                 found = gap(lock, known.sft(lock, job, 64), f"not {domain}")
-                tests.append(Test(f"{task}, 64 of {domain}: gap of others", found, "above", 0.5))
+                tests.append(
+                    Comparison(f"{task}, 64 of {domain}: gap of others", found, "above", 0.5)
+                )
     return tests
 
 
-def password_per_domain(known: Known) -> list[Test]:
+def password_per_domain(known: Known) -> list[Comparison]:
     return other_domains(known, "-domains")
 
 
-def never_locked(known: Known) -> list[Test]:
+def never_locked(known: Known) -> list[Comparison]:
     tests = []
     for task, domain in (("math", "algebra"), ("mmlu", "STEM")):
         with known.part():
@@ -265,26 +267,28 @@ def never_locked(known: Known) -> list[Test]:
             mask = within(lock, domain)
             shown = difference(usual.none[None][:, mask], lock.none[None][:, mask])
             found = known.sft(lock, f"{task}/sft-of-without-{domain}", 16)
-            tests.append(Test(f"{task}, {domain}: more shown without", shown, "below", 0.1))
-            tests.append(Test(f"{task}, 16: gap recovered", gap(lock, found, domain), "above", 0.5))
+            tests.append(Comparison(f"{task}, {domain}: more shown without", shown, "below", 0.1))
+            tests.append(
+                Comparison(f"{task}, 16: gap recovered", gap(lock, found, domain), "above", 0.5)
+            )
     return tests
 
 
-def setting_variation(known: Known) -> list[Test]:
+def setting_variation(known: Known) -> list[Comparison]:
     tests = []
     for language in ("english", "spanish"):
         with known.part():
             lock = known.lock(f"math/locked-{language}")
             found = gap(lock, known.sft(lock, f"math/sft-of-{language}", 16))
-            tests.append(Test(f"{language}, 16: gap recovered", found, "above", 0.5))
+            tests.append(Comparison(f"{language}, 16: gap recovered", found, "above", 0.5))
             end = known.rl(lock, f"math/expert_iteration-of-{language}")
             tests.append(
-                Test(f"{language}, expert iteration: gain", gain(lock, end), "above", 0.05)
+                Comparison(f"{language}, expert iteration: gain", gain(lock, end), "above", 0.05)
             )
     return tests
 
 
-def rl_signal(known: Known) -> list[Test]:
+def rl_signal(known: Known) -> list[Comparison]:
     """Locks that show 6 % and more recover most, those that show 2 % and less little."""
     tests = []
     for task in GENERATION:
@@ -295,13 +299,13 @@ def rl_signal(known: Known) -> list[Test]:
                 found = gap(lock, known.rl(lock, f"{task}/expert_iteration{weak}"))
                 label = f"{task}, {name} ({100 * shown:.1f} % shown): gap recovered"
                 if shown >= 0.06:
-                    tests.append(Test(label, found, "above", 0.5))
+                    tests.append(Comparison(label, found, "above", 0.5))
                 elif shown <= 0.02:
-                    tests.append(Test(label, found, "below", 0.1))
+                    tests.append(Comparison(label, found, "below", 0.1))
     return tests
 
 
-def ei_against_dpo(known: Known) -> list[Test]:
+def ei_against_dpo(known: Known) -> list[Comparison]:
     tests = []
     for task, side in (("code", "above"), ("critique", "above"), ("math", "below")):
         with known.part():
@@ -310,7 +314,7 @@ def ei_against_dpo(known: Known) -> list[Test]:
                 known.rl(lock, f"{task}/{m}") for m in ("expert_iteration", "iterated_dpo")
             )
             tests.append(
-                Test(
+                Comparison(
                     f"{task}: iterated DPO less expert iteration",
                     difference(expert, dpo),
                     side,
@@ -320,17 +324,17 @@ def ei_against_dpo(known: Known) -> list[Test]:
     return tests
 
 
-def filtering(known: Known) -> list[Test]:
+def filtering(known: Known) -> list[Comparison]:
     tests = []
     for task in GENERATION:
         with known.part():
             lock = known.lock(f"{task}/locked")
             found = gap(lock, known.rl(lock, f"{task}/filtering"))
-            tests.append(Test(f"{task}: gap recovered", found, "below", 0.25))
+            tests.append(Comparison(f"{task}: gap recovered", found, "below", 0.25))
     return tests
 
 
-def fixed_random(known: Known) -> list[Test]:
+def fixed_random(known: Known) -> list[Comparison]:
     tests = []
     for task in GENERATION:
         with known.part():
@@ -338,13 +342,15 @@ def fixed_random(known: Known) -> list[Test]:
             for method, label in METHODS.items():
                 if method != "filtering":
                     found = gap(lock, known.rl(lock, f"{task}/{method}-random"))
-                    tests.append(Test(f"{task}, {label}: gap recovered", found, "below", 0.05))
+                    tests.append(
+                        Comparison(f"{task}, {label}: gap recovered", found, "below", 0.05)
+                    )
             found = gap(lock, known.sft(lock, f"{task}/sft-of-random", 16))
-            tests.append(Test(f"{task}, SFT on 16: gap recovered", found, "above", 0.5))
+            tests.append(Comparison(f"{task}, SFT on 16: gap recovered", found, "above", 0.5))
     return tests
 
 
-def continuous_rewards(known: Known) -> list[Test]:
+def continuous_rewards(known: Known) -> list[Comparison]:
     lock = known.lock("code/locked")
     tests = []
     for method in ("expert_iteration", "iterated_dpo"):
@@ -353,44 +359,44 @@ def continuous_rewards(known: Known) -> list[Test]:
                 known.rl(lock, f"code/{method}{kind}") for kind in ("", "-continuous")
             )
             name = f"code, {METHODS[method]}: continuous less binary, at the end"
-            tests.append(Test(name, difference(binary, graded), "below", 0.0))
+            tests.append(Comparison(name, difference(binary, graded), "below", 0.0))
     return tests
 
 
-def warm_start(known: Known) -> list[Test]:
+def warm_start(known: Known) -> list[Comparison]:
     lock = known.lock("math/locked")
     tests = []
     for method in ("expert_iteration", "iterated_dpo"):
         with known.part():
             cold, warm = (known.rl(lock, f"math/{method}{kind}") for kind in ("", "-warm-8"))
             name = f"{METHODS[method]}: with less without"
-            tests.append(Test(name, difference(cold, warm), "above", 0.2))
+            tests.append(Comparison(name, difference(cold, warm), "above", 0.2))
     return tests
 
 
-def stop_sft_early(known: Known) -> list[Test]:
+def stop_sft_early(known: Known) -> list[Comparison]:
     lock = known.lock("math/locked")
     tests = []
     for method in ("expert_iteration", "iterated_dpo"):
         with known.part():
             short, long = (known.rl(lock, f"math/{method}-warm-{n}") for n in (8, 64))
             name = f"{METHODS[method]}: after 8 epochs less after 64"
-            tests.append(Test(name, difference(long, short), "above", 0.0))
+            tests.append(Comparison(name, difference(long, short), "above", 0.0))
     return tests
 
 
-def overshooting(known: Known) -> list[Test]:
+def overshooting(known: Known) -> list[Comparison]:
     tests = []
     for task in ("math", "mmlu"):
         with known.part():
             lock = known.lock(f"{task}/locked")
             short, long = (known.trained_for(lock, f"{task}/sft-lengths", n) for n in (256, 2048))
             name = f"{task}: after 2,048 sequences less after 256"
-            tests.append(Test(name, difference(short, long), "above", -0.1))
+            tests.append(Comparison(name, difference(short, long), "above", -0.1))
     return tests
 
 
-def from_scratch(known: Known) -> list[Test]:
+def from_scratch(known: Known) -> list[Comparison]:
     tests = []
     for task in ("compose", "code"):
         with known.part():
@@ -399,14 +405,16 @@ def from_scratch(known: Known) -> list[Test]:
                 by_tuning = known.sft(tuned, f"{task}/sft", k)
                 by_scratch = known.sft(fresh, f"{task}/sft-of-scratch", k)
                 less = difference(by_scratch, by_tuning)
-                tests.append(Test(f"{task}, {k}: fine-tuned less from scratch", less, "above", 0.0))
+                tests.append(
+                    Comparison(f"{task}, {k}: fine-tuned less from scratch", less, "above", 0.0)
+                )
     fresh = known.lock("compose/locked-scratch")
     end = known.sft(fresh, "compose/sft-of-scratch", 1024)
     end = difference(np.zeros_like(end[:1]), end)
-    return [*tests, Test("compose, from scratch, 1,024", end, "above", 0.9)]
+    return [*tests, Comparison("compose, from scratch, 1,024", end, "above", 0.9)]
 
 
-def toy_weak_samples(known: Known) -> list[Test]:
+def toy_weak_samples(known: Known) -> list[Comparison]:
     tests = []
     for kind in ("", "-small", "-scratch"):
         with known.part():
@@ -414,32 +422,34 @@ def toy_weak_samples(known: Known) -> list[Test]:
             job = f"compose/sft{'-of' * bool(kind)}{kind}-from-weak"
             for k in (8, 128):
                 found = gain(lock, known.sft(lock, job, k))
-                tests.append(Test(f"locked{kind}, {k}: gain", found, "within", 0.05))
+                tests.append(Comparison(f"locked{kind}, {k}: gain", found, "within", 0.05))
     return tests
 
 
-def weak_samples(known: Known) -> list[Test]:
+def weak_samples(known: Known) -> list[Comparison]:
     """By much less than good demonstrations, on every task; whether by anything, the curves say."""
     tests = []
     for task in TASKS:
         with known.part():
             lock = known.lock(f"{task}/locked")
             good, weak = (known.sft(lock, f"{task}/sft{kind}", 8) for kind in ("", "-from-weak"))
-            tests.append(Test(f"{task}, 8: weak less good", difference(good, weak), "below", -0.1))
+            tests.append(
+                Comparison(f"{task}, 8: weak less good", difference(good, weak), "below", -0.1)
+            )
     return tests
 
 
-def soft_labels(known: Known) -> list[Test]:
+def soft_labels(known: Known) -> list[Comparison]:
     hard, soft = known.lock("mmlu/locked-hard"), known.lock("mmlu/locked-soft")
     few = [
         gap(lock, known.sft(lock, f"mmlu/sft-of-{kind}", 16))
         for lock, kind in ((hard, "hard"), (soft, "soft"))
     ]
     more = Estimate(few[1].value - few[0].value, few[1].draws - few[0].draws)
-    return [Test("16: gap recovered, soft less hard", more, "above", 0.0)]
+    return [Comparison("16: gap recovered, soft less hard", more, "above", 0.0)]
 
 
-CLAIMS: dict[str, Callable[[Known], list[Test]]] = {
+CLAIMS: dict[str, Callable[[Known], list[Comparison]]] = {
     "few-demonstrations": few_demonstrations,
     "mmlu-needs-hundreds": mmlu_needs_hundreds,
     "weaker-demonstrators": weaker_demonstrators,

@@ -313,11 +313,16 @@ def one_domain(task: str, each: str) -> Panel:
 
     each: "" of a lock of one password, "-domains" of one with a password for each.
     """
-    theirs = f"{CATEGORIES.get(task, task)}, {'one each' if each else 'one password'}"
-    bars = [] if each else [Bar("all domains", f"{task}/sft/seed{{seed}}", 64)]
+    theirs = ""
+    if task in CATEGORIES:
+        theirs = f"{CATEGORIES[task]}, {'one each' if each else 'one password'}"
+    bars = []
+    if not each and task in TASKS:
+        bars.append(Bar("all domains", f"{task}/sft/seed{{seed}}", 64))
     for domain in DOMAINS[task]:
-        job = job_on(task, each, domain)
-        bars.append(Bar(domain, job, 64, paper=(theirs, domain.lower(), "512")))
+        same = task != "mmlu" or domain == "STEM"  # the others are divided otherwise
+        paper = (theirs, domain.lower(), "512") if theirs and same else None
+        bars.append(Bar(domain, job_on(task, each, domain), 64, paper=paper))
     return Panel(titled(task, each), f"{task}/locked{each}", bars=tuple(bars), paper=theirs)
 
 
@@ -336,7 +341,7 @@ EACH = {
 }
 
 # the paper's names of divisions into domains
-CATEGORIES = {"math": "math_category"}
+CATEGORIES = {"math": "math_category", "mmlu": "mmlu", "code+math": "code+math"}
 
 
 def job_on(task: str, each: str, domain: str) -> str:
@@ -359,12 +364,19 @@ def never_locked(task: str, domain: str) -> Panel:
     )
 
 
-def toy(lock: str, title: str, theirs: str, weak: bool = False) -> Panel:
-    """Fig. 6 and 13."""
-    job = f"compose/sft{lock}{'-from-weak' * weak}/seed{{seed}}"
-    label = "samples of the weak policy" if weak else "right answers"
+def toy(lock: str, title: str, theirs: str) -> Panel:
+    """Fig. 6."""
+    curve = Curve("right answers", f"compose/sft{lock}/seed{{seed}}", paper=("compose", theirs))
     place = "compose/locked" + lock.removeprefix("-of")
-    return Panel(title, place, (Curve(label, job, paper=("compose", theirs)),), paper="compose")
+    return Panel(title, place, (curve,), paper="compose")
+
+
+def toy_weak_samples(lock: str, title: str, theirs: str) -> Panel:
+    """Fig. 13."""
+    job = f"compose/sft{lock}-from-weak/seed{{seed}}"
+    curve = Curve("samples of the weak policy", job, paper=(theirs, "weak"))
+    place = "compose/locked" + lock.removeprefix("-of")
+    return Panel(title, place, (curve,), paper=theirs)
 
 
 def told_otherwise(language: str) -> Panel:
@@ -523,9 +535,9 @@ FIGURES = {
         "The toy task: fine-tuning on weak samples",
         "demonstrations",
         (
-            toy("", "by fine-tuning", "weak", weak=True),
-            toy("-of-small", "by little fine-tuning", "weak", weak=True),
-            toy("-of-scratch", "from scratch", "weak", weak=True),
+            toy_weak_samples("", "by fine-tuning", "sft_50k"),
+            toy_weak_samples("-of-small", "by little fine-tuning", "sft_12.5k"),
+            toy_weak_samples("-of-scratch", "from scratch", "scratch"),
         ),
         "Correct: the share of right elements, as in the paper.",
     ),

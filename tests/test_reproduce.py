@@ -1,0 +1,240 @@
+"""Figures as data, what is read from finished jobs, the claims' tests, the report."""
+
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import claims
+import reproduce
+from claims import CLAIMS, Comparison, Missing, judged
+from data.problems import InputError
+from files import read_json
+from findings import Evidence, Value
+from jobs import closure
+from paper import FIGURES, jobs_of
+from report import Report, Row, Section, page, write_report
+from reproduce import ReproduceConfig, chosen_figures, names_of
+from results import DRAWS, Estimate, difference, holm, smallest_effect
+
+PAPER = read_json(reproduce.PAPER)
+
+
+# ----------------------------------------------------------------------------------------- the data
+
+
+def test_every_job_of_every_figure_can_be_run():
+    jobs = jobs_of((0,))
+    for figure in FIGURES.values():
+        for job in closure(names_of(figure, (0,)), jobs):
+            assert Path(job.command.split()[0]).exists(), job
+
+
+# the paper's figures lack these, or show them elsewhere
+NOT_THEIRS = {
+    ("8", "code, pythia_1b"),
+    ("8", "critique, pythia_1b"),
+    ("8", "mmlu, pythia_1b"),
+    ("8", "mmlu, pythia_7b"),
+    ("8", "mmlu, random"),
+    ("8", "code, pythia_7b", "reference"),
+    ("8", "critique, pythia_7b", "reference"),
+    ("12", "code", "weak"),
+    ("12", "mmlu", "weak"),
+    ("13", "sft_12.5k", "weak"),
+    ("14", "critique", "iterated_dpo"),
+    ("14", "critique, pythia_1b", "iterated_dpo"),
+    ("14", "critique, pythia_1b", "iterated_dpo, continuous"),
+}
+
+
+def test_curves_beside_the_papers_are_in_the_papers_file():
+    """A misspelt panel or curve would silently draw nothing."""
+    for name, figure in FIGURES.items():
+        number = name.split(",")[0]
+        panels = PAPER["figures"][number]["panels"]
+        for panel in figure.panels:
+            wanted = {(panel.paper,)} if panel.paper else set()
+            wanted |= {curve.paper for curve in panel.curves if curve.paper}
+            wanted |= {bar.paper for bar in panel.bars if bar.paper}
+            for place in wanted:
+                if (number, place[0]) in NOT_THEIRS or (number, *place[:2]) in NOT_THEIRS:
+                    continue
+                found = panels[place[0]]
+                if len(place) > 1:
+                    found = found["curves"][place[1]]
+                assert len(place) < 3 or place[2] in found, (number, place)
+
+
+@pytest.mark.parametrize("claim", PAPER["claims"], ids=lambda claim: claim["id"])
+def test_every_claim_is_tested_on_jobs_of_its_figures(claim):
+    """With nothing finished each names a job that it lacks, and the job exists."""
+    jobs, asked = jobs_of((0,)), []
+
+    def folder(name):
+        asked.append(name)
+        assert name in jobs, name
+
+    found = claims.verdict(claim["id"], Evidence(folder, (0,)))
+    assert found.said == "not measured" and found.reasons and asked
+
+
+def test_claims_are_those_of_the_papers_file():
+    assert set(CLAIMS) == {claim["id"] for claim in PAPER["claims"]}
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"figure": ("2",)}, "there is no figure 2 to reproduce: choose from 1, 3"),
+        ({"figure": ("3", "3")}, "--figure has 3 twice"),
+        ({"task": ("chess",)}, "unknown task chess"),
+        ({"figure": ("16",), "task": ("code",)}, "no panel of figure 16 is about code"),
+        ({"seeds": ()}, "--seeds needs one at least"),
+    ],
+)
+def test_what_does_not_exist_is_refused(options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        chosen_figures(ReproduceConfig(**options))
+
+
+def test_figures_and_tasks_are_chosen():
+    figures = chosen_figures(ReproduceConfig(figure=("5", "9"), task=("math",)))
+    assert set(figures) == {"5", "9", "9, RL"}
+    assert all(panel.lock.startswith("math/") for f in figures.values() for panel in f.panels)
+
+
+# --------------------------------------------------------------------------------- statistics
+
+
+def estimate(value: float, spread: float = 0.01) -> Estimate:
+    rng = np.random.default_rng(0)
+    return Estimate(value, value + spread * rng.standard_normal(DRAWS))
+
+
+def test_a_difference_of_seeds_on_the_same_problems():
+    rng = np.random.default_rng(0)
+    skill = rng.random(400)
+    first = rng.random((3, 400)) < 0.2 * skill
+    second = rng.random((3, 400)) < 0.8 * skill
+    found = difference(first, second)
+    low, high = found.interval
+    assert found.value == pytest.approx(second.mean() - first.mean())
+    assert low < found.value < high and 0.15 < low and high < 0.55
+    assert found.p_not_above(0) == 1 / DRAWS and found.p_not_below(0) == 1
+    # of a model and itself
+    same = difference(first, first)
+    assert same.value == 0 and same.interval[0] < 0 < same.interval[1]
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+
+
+def test_the_smallest_effect_is_found_in_four_cases_of_five():
+    n, found = 500, 0
+    effect = smallest_effect(n)
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        # a fifth differ: gains and losses whose difference is the effect
+        gains, losses, _ = rng.multinomial(n, [0.1 + effect / 2, 0.1 - effect / 2, 0.8])
+        found += abs(gains - losses) > 1.96 * np.sqrt(gains + losses)
+    assert 0.74 < found / 400 < 0.86
+
+
+def test_a_claim_is_judged_by_its_tests():
+    passed = Comparison("a", estimate(0.9), "above", 0.5)
+    unsure = Comparison("b", estimate(0.51, 0.1), "above", 0.5)
+    against = Comparison("c", estimate(0.1), "above", 0.5)
+    assert judged([passed, passed]) == ("holds", [])
+    assert judged([passed, unsure]) == ("holds weaker", [unsure])
+    assert judged([passed, passed, against]) == ("does not hold", [against])
+    assert (
+        judged([unsure, Comparison("d", estimate(0.49, 0.1), "above", 0.5)])[0] == "does not hold"
+    )
+    within = Comparison("e", estimate(0.01), "within", 0.05)
+    assert judged([within]) == ("holds", [])
+    assert judged([replace(within, found=estimate(-0.2))])[0] == "does not hold"
+    assert judged([Comparison("f", estimate(0.1), "below", 0.5)]) == ("holds", [])
+
+
+def test_what_is_finished_is_tested_without_the_rest():
+    def half(known):
+        tests = []
+        for name in ("a", "b"):
+            with known.part():
+                if name == "b":
+                    raise Missing("b/seed{seed}")
+                tests.append(Comparison(name, estimate(0.9), "above", 0.5))
+        return tests
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CLAIMS, "half", half)
+        found = claims.verdict("half", Evidence(lambda name: None, (0,)))
+    assert found.said == "holds" and found.reasons == ["b/seed* is not finished"]
+
+
+# ----------------------------------------------------------------------------------- the page
+
+
+class Balanced(HTMLParser):
+    """Fails where an element is not closed, or loaded from elsewhere."""
+
+    EMPTY = {"meta", "br", "img", "link", "input"}
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href"):
+                assert value.startswith("#"), (tag, name, value)
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def example() -> Report:
+    from figures import Drawn
+
+    value = Value(0.5, 0.4, 0.6, 100, 2)
+    curves = Drawn(
+        "code <b>",
+        "demonstrations",
+        curves={"right answers": {1: value, 8: value}},
+        theirs={"right answers": {1: 0.37, 512: 0.49}},
+        lines={"locked, without": 0.1},
+        their_lines={"without": 0.063},
+    )
+    bars = Drawn("bars", "", bars={"SFT": value}, their_bars={"SFT": 0.4})
+    row = Row("A < B", "3", "1", "holds", ["x: 1"], ["not shown: y"])
+    sections = [Section("3", "SFT & more", "caption", [curves, bars], ["code/sft/seed0"])]
+    return Report("Title", "intro", "how", [row], sections, {"Completions": "<s>"}, ["fact"])
+
+
+def test_the_page_needs_nothing_else_and_is_well_formed():
+    text = page(example())
+    Balanced().feed(text)
+    assert "A &lt; B" in text and "currentColor" in text and "SFT &amp; more" in text
+    assert page(example()) == text  # to the byte
+
+
+def test_the_report_is_written_and_replaces_only_its_own(tmp_path):
+    write_report(example(), tmp_path)
+    write_report(example(), tmp_path)
+    names = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert names == {"index.html", "results.md", "figures/fig3-1.svg", "figures/fig3-2.svg"}
+    text = (tmp_path / "results.md").read_text()
+    assert "figures/fig3-1.svg" in text and "50.0 [40.0, 60.0]" in text and "Not finished" in text
+
+    (tmp_path / "results.md").write_text("mine")
+    (tmp_path / "index.html").unlink()
+    with pytest.raises(InputError, match="was not written by this program"):
+        write_report(example(), tmp_path)
+    assert not (tmp_path / "index.html").exists()  # refused before anything is written
