@@ -123,7 +123,7 @@ def test_a_difference_of_seeds_on_the_same_problems():
     low, high = found.interval
     assert found.value == pytest.approx(second.mean() - first.mean())
     assert low < found.value < high and 0.15 < low and high < 0.55
-    assert found.p_not_above(0) == 1 / DRAWS and found.p_not_below(0) == 1
+    assert found.p_not_above(0) < 0.01 and found.p_not_below(0) > 0.99
     # of a model and itself
     same = difference(first, first)
     assert same.value == 0 and same.interval[0] < 0 < same.interval[1]
