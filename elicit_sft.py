@@ -9,6 +9,8 @@ lock imitates, which never had the capability: what it gains was taught and not 
 
     python elicit_sft.py --task code             # k = 1 2 4 ... 128, seeds 0 1 2; -> out/code/sft
     python elicit_sft.py --k 8 --seeds 0 --demos-from weak     # should unlock little
+    python elicit_sft.py --demos-from intermediate   # or a model's directory: by a better writer
+                                                     # than the weak one (Fig. 3, 7, 15)
     python elicit_sft.py --task math --train-domain algebra    # of one domain; what do the others
                                                                # recover? (Fig. 4, 10)
     torchrun --nproc-per-node 2 elicit_sft.py    # the cells are shared out over the ranks; with
@@ -85,14 +87,15 @@ class SFTConfig(TuneConfig):
     # the control's model, and the source of --demos-from weak (default: the weak policy that the
     # lock imitates)
     weak: str = ""
-    # the source of --demos-from strong (default: data/base/strong, here or beside elicit_sft.py)
+    # the source of --demos-from strong; that of intermediate is the model of this name beside it
+    # (default: data/base/strong, here or beside elicit_sft.py)
     strong: str = ""
     # numbers of demonstrations
     k: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     # each draws other demonstrations
     seeds: tuple[int, ...] = (0, 1, 2)
-    # who wrote the demonstrations
-    demos_from: Literal["reference", "strong", "weak"] = "reference"
+    # who wrote the demonstrations: reference, strong, intermediate, weak or a checkpoint directory
+    demos_from: str = "reference"
     # demonstrations of this domain only (of joined tasks: of this task); every domain is
     # reported
     train_domain: str = ""
@@ -135,6 +138,20 @@ def chosen(k: int, seed: int, n: int) -> list[int]:
     return np.random.default_rng([seed, 10]).permutation(n)[:k].tolist()
 
 
+WRITERS = ("reference", "strong", "intermediate", "weak")
+
+
+def writer_of(cfg: SFTConfig) -> str:
+    """The directory of the model that writes the demonstrations; "" where no model does."""
+    named = {
+        "reference": "",
+        "strong": cfg.strong,
+        "intermediate": str(Path(cfg.strong).parent / "intermediate"),
+        "weak": cfg.weak,
+    }
+    return named.get(cfg.demos_from, cfg.demos_from)
+
+
 def demonstrations(cfg: SFTConfig, env: Env, problems: list[Problem]) -> dict[int, Demonstration]:
     """Those that the cells of cfg need, by the problem's place; answers are by --demos-from.
 
@@ -150,8 +167,7 @@ def demonstrations(cfg: SFTConfig, env: Env, problems: list[Problem]) -> dict[in
         made = [Demonstration(problem.prompt, problem.reference) for problem in shown]
         return dict(zip(places, made))
 
-    writer = cfg.strong if cfg.demos_from == "strong" else cfg.weak
-    model, tokenizer = load_model(writer, env.device, env.dtype, masters=False)
+    model, tokenizer = load_model(writer_of(cfg), env.device, env.dtype, masters=False)
     answers = answer(
         env.sampler(model, tokenizer),
         tokenizer,
@@ -285,15 +301,18 @@ def elicit(
 
 def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env, write: bool = True) -> Run:
     """The cell's directory. Its settings have nothing of the other cells."""
-    facts = {"strong_weights": model_hash(cfg.strong)} if cfg.strong else {}
-    facts["grader"] = lock.grader
+    facts, writer = {"grader": lock.grader}, writer_of(cfg)
+    if cfg.demos_from == "strong":
+        facts["strong_weights"] = model_hash(writer)
+    elif cfg.demos_from not in ("reference", "weak"):  # the weak one's are noted in any case
+        facts["writer_weights"] = model_hash(writer)
     return Run(
         replace(cfg, k=(), seeds=(), control=True),
         env,
         Path(cfg.out) / cell.name,
         resume=True,
         write=write,
-        inputs=(cfg.locked, cfg.weak, cfg.strong),
+        inputs=(cfg.locked, cfg.weak, writer),
         stage="elicit_sft",
         k=cell.k,
         cell_seed=cell.seed,
@@ -379,9 +398,15 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
         raise InputError("--adapter says how weights are written: leave --no-keep-weights out")
     refuse_repeats("--k", cfg.k)
     refuse_repeats("--seeds", cfg.seeds)
-    if cfg.strong and cfg.demos_from != "strong":
+    by_strong = cfg.demos_from in ("strong", "intermediate")
+    if cfg.strong and not by_strong:
         raise InputError(
-            "--strong names who writes the demonstrations of --demos-from strong alone"
+            "--strong names who writes the demonstrations of --demos-from strong or intermediate: "
+            "leave it out"
+        )
+    if cfg.demos_from not in WRITERS and not is_model(cfg.demos_from):
+        raise InputError(
+            f"--demos-from {cfg.demos_from}: choose {', '.join(WRITERS)} or a checkpoint directory"
         )
 
     lock = lock_of(cfg.locked, cfg.task)
@@ -409,7 +434,7 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
         control = False
 
     strong = cfg.strong
-    if cfg.demos_from == "strong":
+    if by_strong:
         strong = cfg.strong or shipped("strong")
     parameters = parameters_at(lock.locked)
     tiny = "adamw", 1.5e-4
@@ -434,7 +459,7 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
 def default_out(cfg: SFTConfig, task: str) -> str:
     name = "sft"
     if cfg.demos_from != "reference":
-        name += f"-{cfg.demos_from}"
+        name += f"-{Path(cfg.demos_from).resolve().name}"
     if cfg.train_domain:
         name += f"-{cfg.train_domain}"
     if cfg.rank:
@@ -452,13 +477,15 @@ def check_models(cfg: SFTConfig, env: Env) -> None:
         check_model(cfg.weak, "--weak")
     if cfg.demos_from == "strong":
         check_model(cfg.strong, "--strong")
+    elif cfg.demos_from not in ("reference", "weak"):
+        check_model(writer_of(cfg), "--demos-from")
 
 
 def problems_of(cfg: SFTConfig, split: str, n: int | None, lock: Origin, env: Env) -> list[Problem]:
     """Problems as they are told without the password, those that all models have positions for."""
     n_generated = None if cfg.data else n
     found = load(cfg.task, split, n_generated, files=cfg.data, grader=lock.grader)
-    readers = [path for path in (cfg.locked, cfg.weak, cfg.strong) if is_model(path)]
+    readers = [path for path in (cfg.locked, cfg.weak, writer_of(cfg)) if is_model(path)]
     found = fitting_problems(found[:n], lock.trigger, readers, cfg.max_new_tokens, env)
     return [lock.trigger.weak(problem) for problem in found]
 
@@ -506,6 +533,9 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
     if cfg.control:
         control = plan.shape_of(cfg.weak)
         trained = max(trained, control, key=lambda shape: shape.parameters)
+    sampled = [trained]
+    if writer_of(cfg):
+        sampled.append(plan.shape_of(writer_of(cfg)))
     rows = min(cfg.batch, max(cfg.k))
 
     def phases(cfg: SFTConfig) -> dict[str, plan.Phase]:
@@ -520,7 +550,9 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
         loss, last, first = plan.training(trained, tuning, texts, n)
         selection = plan.own_sampling(trained, tuning, texts, cfg.slots, n)
         return {
-            "locked model, demonstrations": plan.sampling(trained, opened, cfg.slots, n),
+            "locked model, demonstrations": plan.largest(
+                [plan.sampling(shape, opened, cfg.slots, n) for shape in sampled]
+            ),
             "opening": plan.opening(trained, tuning, n),
             "training, loss": plan.added(loss, kept, left),
             "training, last block": plan.added(last, kept, left),

@@ -21,7 +21,7 @@ from data.triggers import Trigger
 from devices import Env
 from elicit_sft import Learner, SFTConfig
 from origins import Origin
-from policies import Answers
+from policies import Answers, shipped
 from results import Measured, correct_interval, record, wilson
 from sampler import Sampler
 
@@ -120,7 +120,12 @@ def test_a_weak_policy_that_is_not_the_one_that_was_imitated_is_refused(lock):
         ({"task": "code", "locked": "out/math/locked"}, "was locked on task math, not on code"),
         ({"task": "code"}, "no locked model at out/code/locked"),
         ({"task": "math", "k": (1, 2, 1)}, "--k has 1 twice"),
-        ({"task": "math", "strong": "base"}, "of --demos-from strong alone"),
+        ({"task": "math", "strong": "base"}, "of --demos-from strong or intermediate"),
+        ({"task": "math", "demos_from": "strnog"}, "--demos-from strnog: choose reference, strong"),
+        (
+            {"task": "math", "demos_from": "imitated", "strong": "base"},
+            "of --demos-from strong or intermediate",
+        ),
         ({"task": "math", "seeds": (0, 0)}, "--seeds has 0 twice"),
         ({"task": "math", "weak": "imitated", "control": False}, "leave it out with --no-control"),
         ({"task": "math", "batch": 257}, "--batch 257: the shortest training is of 256 sequences"),
@@ -150,6 +155,27 @@ def test_a_lock_that_does_not_say_what_it_imitates_needs_weak(lock):
     lock(weak="", weak_weights="")
     with pytest.raises(InputError, match="does not say which weak policy it imitates.*--weak"):
         elicit_sft.settled(SFTConfig(task="math"), ENV)
+
+
+def test_demonstrations_of_any_model(lock):
+    """By name, or by the directory; each has its own place under out/."""
+    lock()
+    model_directory(Path("base/strong"), b"strong")
+    writer_of = elicit_sft.writer_of
+
+    by_name = SFTConfig(task="math", demos_from="intermediate")
+    cfg, _ = elicit_sft.settled(by_name, ENV)
+    assert writer_of(cfg) == str(Path(shipped("strong")).parent / "intermediate")
+    assert cfg.out == "out/math/sft-intermediate"
+    cfg, _ = elicit_sft.settled(replace(by_name, strong="base/strong"), ENV)
+    assert writer_of(cfg) == "base/intermediate"
+    with pytest.raises(InputError, match="no model at base/intermediate: .* --demos-from"):
+        elicit_sft.check_models(
+            replace(cfg, locked=str(ROOT / "data/base/weak"), control=False), ENV
+        )
+
+    cfg, _ = elicit_sft.settled(SFTConfig(task="math", demos_from="base/strong/"), ENV)
+    assert (writer_of(cfg), cfg.strong, cfg.out) == ("base/strong/", "", "out/math/sft-strong")
 
 
 @pytest.mark.parametrize("demos_from", ["strong", "weak"])
@@ -182,6 +208,15 @@ def test_demonstrations_that_were_cut_have_no_eos():
     whole = [replace(demo, finished=True) for demo in demos]
     for example in elicit_sft.examples_of(whole, tokenizer):
         assert example.completion_ids[-1] == tokenizer.eos_id
+
+
+def test_a_directory_writes_as_the_model_of_that_name_does():
+    weak, problems = str(ROOT / "data/base/weak"), load("code", "elicit", 3)
+    settings = {"max_new_tokens": 4, "k": (2,), "seeds": (0,)}
+    by_name = SFTConfig(weak=weak, demos_from="weak", **settings)
+    by_directory = SFTConfig(demos_from=weak, **settings)
+    written = elicit_sft.demonstrations(by_directory, ENV, problems)
+    assert written == elicit_sft.demonstrations(by_name, ENV, problems)
 
 
 def test_only_the_demonstrations_that_are_needed_are_drawn_each_from_its_own_stream():
@@ -427,16 +462,20 @@ def stubs_of_elicit(monkeypatch, tmp_path):
     return run_with
 
 
-def test_who_wrote_the_demonstrations_is_a_setting_of_a_cell(lock, tmp_path):
-    """Another model at the place of --strong is another cell."""
+@pytest.mark.parametrize("name", ["strong_weights", "writer_weights"])
+def test_who_wrote_the_demonstrations_is_a_setting_of_a_cell(lock, tmp_path, name):
+    """Another model at the place of --strong, or of --demos-from, is another cell."""
     shutil.copytree(ROOT / "data/base/weak", tmp_path / "writer")
-    cfg = SFTConfig(demos_from="strong", strong=str(tmp_path / "writer"), out=str(tmp_path / "sft"))
+    writer = str(tmp_path / "writer")
+    cfg = SFTConfig(demos_from=writer, out=str(tmp_path / "sft"))
+    if name == "strong_weights":
+        cfg = replace(cfg, demos_from="strong", strong=writer)
     cell, origin = Cell(1, 0, False), Origin(trigger=Trigger())
     elicit_sft.open_run(cell, cfg, origin, ENV).finish(correct=1.0)
     assert elicit_sft.open_run(cell, cfg, origin, ENV).finished
     shutil.rmtree(tmp_path / "writer")
     shutil.copytree(ROOT / "data/base/intermediate", tmp_path / "writer")
-    with pytest.raises(InputError, match="other settings .strong_weights:"):
+    with pytest.raises(InputError, match=f"other settings .{name}:"):
         elicit_sft.open_run(cell, cfg, origin, ENV)
 
 
