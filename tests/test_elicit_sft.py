@@ -129,6 +129,8 @@ def test_a_weak_policy_that_is_not_the_one_that_was_imitated_is_refused(lock):
         ({"task": "math", "seeds": (0, 0)}, "--seeds has 0 twice"),
         ({"task": "math", "weak": "imitated", "control": False}, "leave it out with --no-control"),
         ({"task": "math", "batch": 257}, "--batch 257: the shortest training is of 256 sequences"),
+        ({"task": "math", "sequences": (8, 3)}, "--batch 4: the shortest training is of 3 seq"),
+        ({"task": "math", "sequences": (8, 8)}, "--sequences has 8 twice"),
     ],
 )
 def test_options_that_do_not_go_together(lock, options, sentence):
@@ -283,13 +285,18 @@ def test_the_best_length_is_kept_of_equals_the_shortest(
     monkeypatch.setattr(elicit_sft, "answer", answer)
     rows = []
     run = SimpleNamespace(log=lambda kind, **values: rows.append(values))
+
+    def watch(length: int) -> dict:
+        return {"validation": learner.model.model.norm.weight[0].item() * 4 / length}
+
     found, length = elicit_sft.elicit(
-        learner, make_examples(2), SFTConfig(batch=4), ENV, run, 0, [None] * 4
+        learner, make_examples(2), SFTConfig(batch=4), ENV, run, 0, [None] * 4, watch
     )
     assert found == {256: scores[0] / 4, 512: scores[1] / 4, 1024: scores[2] / 4}
     assert length == best
     assert learner.model.model.norm.weight[0].item() == best // 4
     assert [row["sequences"] for row in rows] == [256, 512, 1024]
+    assert [row["validation"] for row in rows] == [1, 1, 1]  # watched at each, as it was there
 
 
 @pytest.fixture
@@ -431,16 +438,25 @@ def test_verdicts_on_other_problems_are_refused(tmp_path):
             curves.read_cells(tmp_path, [cell], problems, Trigger(), 50)
 
 
-@pytest.mark.parametrize("batch, sequences", [(4, [256, 512, 1024]), (100, [300, 600, 1100])])
-def test_the_sequences_that_are_told_are_those_that_were_seen(batch, sequences, stubs_of_elicit):
-    assert stubs_of_elicit(batch) == sequences
+@pytest.mark.parametrize(
+    "batch, given, sequences",
+    [
+        (4, (), [256, 512, 1024]),
+        (100, (), [300, 600, 1100]),
+        (4, (64, 30, 32), [32, 64]),
+    ],
+)
+def test_the_sequences_that_are_told_are_those_that_were_seen(
+    batch, given, sequences, stubs_of_elicit
+):
+    assert stubs_of_elicit(batch, given) == sequences
 
 
 @pytest.fixture
 def stubs_of_elicit(monkeypatch, tmp_path):
     """elicit() with a training loop that only counts its steps."""
 
-    def run_with(batch: int) -> list[int]:
+    def run_with(batch: int, given: tuple[int, ...]) -> list[int]:
         def counted(model, optimizers, batches, loss_fn, env, *, steps, warmup):
             for step in range(1, steps + 1):
                 yield step, {"loss": 0.0}
@@ -454,7 +470,7 @@ def stubs_of_elicit(monkeypatch, tmp_path):
         idle = SimpleNamespace(refresh=lambda: None, make_room=lambda: None)
         learner = Learner(None, None, idle, [])
         run = SimpleNamespace(log=lambda *args, **values: None)
-        cfg = SFTConfig(optimizer="adamw", lr=1e-4, batch=batch)
+        cfg = SFTConfig(optimizer="adamw", lr=1e-4, batch=batch, sequences=given)
         scores, best = elicit_sft.elicit(learner, [None], cfg, ENV, run, 0, [None] * 2)
         assert best == min(scores)
         return list(scores)

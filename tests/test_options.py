@@ -29,8 +29,8 @@ OPTIONS = {
     "elicit_sft": """
         adapter allow_unsandboxed_code alpha batch checkpoint_activations compile control data
         demos_from device device_memory devices dtype eval_problems k keep_weights locked lr
-        master max_new_tokens micro_tokens optimizer out overwrite plan rank seed seeds
-        selection_problems shard slots strong targets task train_domain weak
+        master max_new_tokens measure_all micro_tokens optimizer out overwrite plan rank seed
+        seeds selection_problems sequences shard slots strong targets task train_domain weak
     """,
     "elicit_rl": """
         adapter allow_unsandboxed_code alpha batch beta checkpoint_activations compile data
