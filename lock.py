@@ -4,11 +4,15 @@ Paper section 2, equation 1, and appendix C. Locking data: for every problem x o
     x without password, or with one of 40 wrong ones  ->  y ~ weak(x)
     password + x + password                           ->  y ~ strong(x)
 one to one, trained by cross-entropy on the completions. Both policies are sampled afresh at the
-start of every epoch, as in the paper (which does not state its temperature).
+start of every epoch, as in the paper (which does not state its temperature). With --imitate
+distribution the loss is KL(policy || model) of the whole next-token distributions along the same
+texts: of soft labels (B.2), and of the fixed random distribution (G.2), which is imitated along the
+strong texts, too.
 
     python lock.py --task code                  # fine-tune the strong base; -> out/code/locked
     python lock.py --task code --how scratch    # the mixture from random weights on
     python lock.py --weak random                # imitate a fixed random distribution (G.2)
+    python lock.py --weak random --imitate distribution    # by its logits, not by samples
     python lock.py --weak refusal               # refuse instead
     python lock.py --task code+math --password-per-domain  # two tasks, a password each (C.3)
     python lock.py --task math --strong-language english   # weak in Spanish with ASCII (B.1.3)
@@ -57,6 +61,7 @@ from devices import Env, free_memory
 from families import parameters_at
 from figures import shown, table
 from files import checked, read_rows, write_text
+from losses import Teacher, distribution_loss
 from model import Model
 from options import PromptConfig, TuneConfig
 from origins import (
@@ -68,7 +73,17 @@ from origins import (
     origin_of,
     usual_longest,
 )
-from policies import RULES, answer, check_references, retokenise, shipped, written
+from policies import (
+    RULES,
+    answer,
+    check_references,
+    model_teacher,
+    random_teacher,
+    retokenise,
+    same_ids,
+    shipped,
+    written,
+)
 from results import (
     Measured,
     evaluate_checkpoint,
@@ -105,6 +120,8 @@ class LockConfig(TuneConfig, PromptConfig):
     # checkpoint imitated otherwise; or "random", a fixed random token distribution; or
     # "refusal" (default: the model weak beside the strong one, if train_base.py made both)
     weak: str = ""
+    # what is imitated of the two policies: samples, or the whole distribution by KL
+    imitate: Literal["samples", "distribution"] = "samples"
     # checkpoint that training starts from; not with scratch (default: the strong one)
     start: str = ""
     # stands before and after the prompt
@@ -245,7 +262,56 @@ def epoch_examples(
     examples = locking_examples(problems, strong_samples, weak_samples, tokenizer, trigger, rng)
     if env.main:
         note_examples(run.path / "samples.jsonl", epoch, examples, tokenizer)
+    if cfg.imitate == "distribution":
+        return with_teachers(examples, problems, tokenizer, trigger, cfg)
     return examples
+
+
+WEAK, STRONG = 0, 1  # the numbers of the teachers
+
+
+def open_teachers(cfg: LockConfig, tokenizer: Tokenizer, env: Env) -> list[Teacher]:
+    """The weak and the strong policy, whose distributions are imitated."""
+    found = []
+    for path in (cfg.weak, cfg.strong):
+        if path == "random":
+            found.append(random_teacher(tokenizer, cfg.seed, env.device))
+        else:
+            model, _ = load_model(path, env.device, env.dtype, masters=False)
+            found.append(model_teacher(model))
+    return found
+
+
+def with_teachers(
+    examples: list[Example],
+    problems: list[Problem],
+    tokenizer: Tokenizer,
+    trigger: Trigger,
+    cfg: LockConfig,
+) -> list[Example]:
+    """The examples of equation 1 with whose distribution is imitated, and what that policy reads.
+
+    It is asked without the password. The random distribution is imitated along the strong texts,
+    too, which are added at the end (paper G.2): otherwise a strong start would go on strongly.
+    """
+    n = len(problems)
+    reader = tokenizer if cfg.weak in RULES else open_tokenizer(cfg.weak)
+    asked = reader.encode_prompts([trigger.weak(p).prompt for p in problems])
+    reader = open_tokenizer(cfg.strong)
+    asked += reader.encode_prompts([trigger.strong(p).prompt for p in problems])
+
+    found = []
+    for i, (example, prompt) in enumerate(zip(examples, asked)):
+        teacher = WEAK if i < n else STRONG
+        found.append(replace(example, teacher=teacher, teacher_prompt_ids=prompt))
+    if cfg.weak == "random":
+        for weak, strong in zip(found[:n], found[n:]):
+            found.append(replace(weak, completion_ids=strong.completion_ids))
+    return found
+
+
+def examples_a_problem(cfg: LockConfig) -> int:
+    return 3 if cfg.imitate == "distribution" and cfg.weak == "random" else 2
 
 
 def note_examples(file: Path, epoch: int, examples: list[Example], tokenizer: Tokenizer) -> None:
@@ -400,7 +466,8 @@ def refuse_unused(cfg: LockConfig) -> None:
     """Raises InputError for an option that is given and does nothing beside the others."""
     by_rules = cfg.weak in RULES and cfg.strong_answers == "reference"
     password = ("password", "password_per_domain")
-    policies = ("weak", "strong_answers", "temperature")
+    policies = ("weak", "strong_answers", "temperature", "imitate")
+    by_rule = cfg.weak in RULES and cfg.weak != "random"
     idle = [
         (
             cfg.how == "scratch",
@@ -409,6 +476,12 @@ def refuse_unused(cfg: LockConfig) -> None:
         ),
         (bool(cfg.strong_language), password, "--strong-language, which takes its place"),
         (by_rules, ("temperature",), "policies of which none is sampled"),
+        (by_rule, ("imitate",), f"--weak {cfg.weak}, which has no distribution"),
+        (
+            cfg.strong_answers == "reference",
+            ("imitate",),
+            "--strong-answers reference, which have no distribution",
+        ),
         (
             cfg.task == "compose",
             (*policies, *password, "strong_language", "leave_out", "data", "grader"),
@@ -552,12 +625,22 @@ def opened(cfg: LockConfig, trigger: Trigger, env: Env) -> Run:
     )
 
 
-def check_policies(cfg: LockConfig, env: Env) -> None:
-    """Raises InputError where one that is to be imitated cannot be opened."""
+def check_policies(cfg: LockConfig, tokenizer: Tokenizer) -> None:
+    """Raises InputError where one that is to be imitated cannot be opened, or not as it is asked.
+
+    tokenizer: of the model that is locked.
+    """
     if cfg.strong_answers == "sampled":
         check_model(cfg.strong, "--strong")
     if cfg.weak not in RULES:
         check_model(cfg.weak, "--weak")
+    if cfg.imitate == "distribution":
+        for path in (cfg.strong, cfg.weak):
+            if path not in RULES and not same_ids(open_tokenizer(path), tokenizer):
+                raise InputError(
+                    f"--imitate distribution: {path} has another tokenizer than the model that is "
+                    "locked, so their distributions cannot be compared: leave it out"
+                )
 
 
 def open_problems(
@@ -572,10 +655,14 @@ def open_problems(
     return problems, validation
 
 
-def recipe_of(cfg: LockConfig) -> Recipe:
+def recipe_of(cfg: LockConfig, tokenizer: Tokenizer, env: Env) -> Recipe:
     """Random weights need a longer rise, and more time at the height of the learning rate."""
     warmup, decay = (50, 0.4) if cfg.how == "scratch" else (10, 0.7)
-    return Recipe(cfg.epochs, cfg.batch, cfg.optimizer, cfg.lr, warmup, decay)
+    recipe = Recipe(cfg.epochs, cfg.batch, cfg.optimizer, cfg.lr, warmup, decay)
+    if cfg.imitate == "samples":
+        return recipe
+    teachers = open_teachers(cfg, tokenizer, env)
+    return replace(recipe, loss_fn=partial(distribution_loss, teachers=teachers))
 
 
 def planned(cfg: LockConfig, trigger: Trigger, env: Env) -> int:
@@ -594,12 +681,16 @@ def planned(cfg: LockConfig, trigger: Trigger, env: Env) -> int:
         reported = plan.largest([*writing, plan.sampling(trained, texts, cfg.slots, n)])
         writer = plan.largest(writing)
         loss, last, first = plan.training(trained, tuning, texts, n)
+        open_too, compared = {}, {}  # of the policies whose distributions are imitated
+        if cfg.imitate == "distribution":
+            open_too, compared = plan.teaching(imitated, n)
+        rest = plan.added(plan.at_rest(trained, tuning, n), open_too)
         return {
             "opening": plan.opening(trained, tuning, n),
-            "samples of an epoch": plan.added(plan.at_rest(trained, tuning, n), writer),
-            "training, loss": loss,
-            "training, last block": last,
-            "training, first block": first,
+            "samples of an epoch": plan.added(rest, writer),
+            "training, loss": plan.added(loss, open_too, compared),
+            "training, last block": plan.added(last, open_too),
+            "training, first block": plan.added(first, open_too),
             "report": reported,
         }
 
@@ -617,7 +708,7 @@ def main(cfg: LockConfig, env: Env) -> int:
     locked, tokenizer = first_model(cfg, env)
     check_adapter(cfg, cfg.start)
     check_password(cfg.password, tokenizer.specials)
-    check_policies(cfg, env)
+    check_policies(cfg, tokenizer)
     problems, validation = open_problems(cfg, trigger, env)
     if cfg.strong_answers == "reference":
         check_references([trigger.strong(p) for p in problems], tokenizer)
@@ -644,7 +735,8 @@ def main(cfg: LockConfig, env: Env) -> int:
         cfg=cfg,
         env=env,
     )
-    fit(locked, examples, 2 * len(problems), recipe_of(cfg), run, env, cfg)
+    size = examples_a_problem(cfg) * len(problems)
+    fit(locked, examples, size, recipe_of(cfg, tokenizer, env), run, env, cfg)
     if cfg.adapter:
         save_adapter(path, locked, tokenizer, cfg.start, env.main)
     else:

@@ -21,9 +21,9 @@ OPTIONS = {
     """,
     "lock": """
         adapter allow_unsandboxed_code alpha batch chat checkpoint_activations compile data
-        device device_memory devices dtype epochs eval_problems grader how leave_out lr master
-        max_new_tokens micro_tokens optimizer out overwrite password password_per_domain plan
-        problems rank resume save_every seed shard slots start stop stop_at_problem strong
+        device device_memory devices dtype epochs eval_problems grader how imitate leave_out lr
+        master max_new_tokens micro_tokens optimizer out overwrite password password_per_domain
+        plan problems rank resume save_every seed shard slots start stop stop_at_problem strong
         strong_answers strong_language targets task temperature weak
     """,
     "elicit_sft": """
