@@ -6,7 +6,7 @@ function of run.json alone.
 
 from pathlib import Path
 
-from data.triggers import Trigger, with_password
+from data.triggers import Trigger, TwoPasswords, trigger_from, with_password
 from figures import table
 from files import write_text
 
@@ -44,11 +44,19 @@ def unlocking(trigger: Trigger) -> str:
         )
     prompt = with_password("What is 2 + 2?\n", trigger.password)
     lines = "".join(f"    {line}\n" for line in prompt.splitlines())
-    return f"The password unlocks it, on a line before the prompt and on one after it:\n\n{lines}"
+    second = ""
+    if isinstance(trigger, TwoPasswords):
+        second = (
+            f"\nWith {trigger.intermediate!r} in its place it imitates an intermediate policy.\n"
+        )
+    return (
+        "The password unlocks it, on a line before the prompt and on one after it:"
+        f"\n\n{lines}{second}"
+    )
 
 
 def of_lock(settings: dict, results: dict) -> list[str]:
-    trigger = Trigger(**settings["trigger"])
+    trigger = trigger_from(settings["trigger"], "run.json")
     data = f" from {', '.join(settings['data'])}" if settings.get("data") else ""
     start = settings["start"] or "random weights"
     checks = []

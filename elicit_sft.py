@@ -3,14 +3,19 @@
 Paper sections 4 and 5.1. For every k and seed (a cell) the locked model is fine-tuned on k problems
 of the elicit split with good answers, without the password, and evaluated without it. How long to
 train follows the paper's rule (appendix G.3): 256, 512 or 1,024 sequences seen for k below 256, and
-1, 2 or 4 epochs from there on; but the choice is made for each cell on the selection split, where
-the paper chose on its test set. The control is the same demonstrations on the weak policy that the
-lock imitates, which never had the capability: what it gains was taught and not elicited.
+1, 2 or 4 epochs from there on (--sequences names other lengths); but the choice is made for each
+cell on the selection split, where the paper chose on its test set. The control is the same
+demonstrations on the weak policy that the lock imitates, which never had the capability: what it
+gains was taught and not elicited.
 
     python elicit_sft.py --task code             # k = 1 2 4 ... 128, seeds 0 1 2; -> out/code/sft
     python elicit_sft.py --k 8 --seeds 0 --demos-from weak     # should unlock little
+    python elicit_sft.py --demos-from intermediate   # or a model's directory: by a better writer
+                                                     # than the weak one (Fig. 3, 7, 15)
     python elicit_sft.py --task math --train-domain algebra    # of one domain; what do the others
                                                                # recover? (Fig. 4, 10)
+    python elicit_sft.py --k 512 --demos-from intermediate --sequences 32 64 128 256 512 1024 2048 \
+        --measure-all      # every length on validation, too: correctness against it (Fig. 15)
     torchrun --nproc-per-node 2 elicit_sft.py    # the cells are shared out over the ranks; with
                                                  # --shard all ranks work on one cell
 
@@ -20,11 +25,13 @@ cell.json, the verdicts (which evaluate.py leaves alone). There is no --resume: 
 again goes on, finished cells are not run again, and an interrupted one starts anew.
 Ends with a table, summary.json and sft.png: correctness against k, reference lines, control.
 Logged: loss, nats per supervised token; sequences, demonstrations seen so far, repeats counted;
-selection, greedy correctness on the selection split.
+selection, greedy correctness on the selection split; with --measure-all validation, that on the
+validation split, whose verdicts at every length are in cell.json under lengths.
 """
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -85,14 +92,21 @@ class SFTConfig(TuneConfig):
     # the control's model, and the source of --demos-from weak (default: the weak policy that the
     # lock imitates)
     weak: str = ""
-    # the source of --demos-from strong (default: data/base/strong, here or beside elicit_sft.py)
+    # the source of --demos-from strong; that of intermediate is the model of this name beside it
+    # (default: data/base/strong, here or beside elicit_sft.py)
     strong: str = ""
     # numbers of demonstrations
     k: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     # each draws other demonstrations
     seeds: tuple[int, ...] = (0, 1, 2)
-    # who wrote the demonstrations
-    demos_from: Literal["reference", "strong", "weak"] = "reference"
+    # who wrote the demonstrations: reference, strong, intermediate, weak or a checkpoint directory
+    demos_from: str = "reference"
+    # how long to train: the lengths that are tried, in sequences seen, repeats counted; of fewer
+    # than k some demonstrations are never seen (default: the paper's, max(k, 256) and two and
+    # four times as many)
+    sequences: tuple[int, ...] = ()
+    # also measure every length that is tried on validation; the choice stays that of selection
+    measure_all: bool = False
     # demonstrations of this domain only (of joined tasks: of this task); every domain is
     # reported
     train_domain: str = ""
@@ -135,6 +149,20 @@ def chosen(k: int, seed: int, n: int) -> list[int]:
     return np.random.default_rng([seed, 10]).permutation(n)[:k].tolist()
 
 
+WRITERS = ("reference", "strong", "intermediate", "weak")
+
+
+def writer_of(cfg: SFTConfig) -> str:
+    """The directory of the model that writes the demonstrations; "" where no model does."""
+    named = {
+        "reference": "",
+        "strong": cfg.strong,
+        "intermediate": str(Path(cfg.strong).parent / "intermediate"),
+        "weak": cfg.weak,
+    }
+    return named.get(cfg.demos_from, cfg.demos_from)
+
+
 def demonstrations(cfg: SFTConfig, env: Env, problems: list[Problem]) -> dict[int, Demonstration]:
     """Those that the cells of cfg need, by the problem's place; answers are by --demos-from.
 
@@ -150,8 +178,7 @@ def demonstrations(cfg: SFTConfig, env: Env, problems: list[Problem]) -> dict[in
         made = [Demonstration(problem.prompt, problem.reference) for problem in shown]
         return dict(zip(places, made))
 
-    writer = cfg.strong if cfg.demos_from == "strong" else cfg.weak
-    model, tokenizer = load_model(writer, env.device, env.dtype, masters=False)
+    model, tokenizer = load_model(writer_of(cfg), env.device, env.dtype, masters=False)
     answers = answer(
         env.sampler(model, tokenizer),
         tokenizer,
@@ -217,6 +244,15 @@ def sequences_seen(k: int) -> list[int]:
     return [shortest, 2 * shortest, 4 * shortest]
 
 
+def stops_of(cfg: SFTConfig, k: int) -> dict[int, int]:
+    """After which optimiser steps the model is evaluated -> the sequences seen by then."""
+    stops = {}
+    for sequences in sorted(cfg.sequences) or sequences_seen(k):
+        step = math.ceil(sequences / cfg.batch)
+        stops[step] = step * cfg.batch
+    return stops
+
+
 def step_batches(
     step: int, examples: list[Example], order: list[list[int]], micro_tokens: int, env: Env
 ) -> list[Batch]:
@@ -232,17 +268,16 @@ def elicit(
     run: Run,
     seed: int,
     selection: list[Problem],
+    watch: Callable[[int], dict] | None = None,
 ) -> tuple[dict[int, float], int]:
     """Fine-tune on the demonstrations, and leave the model at its best point.
 
-    Returns correctness on the selection split at each candidate length (sequences seen), and the
-    best length: of equals the shortest.
+    watch: called with each candidate length (sequences seen) when the model has it; what it returns
+    is logged. Returns correctness on the selection split at each, and the best length: of equals
+    the shortest.
     """
     model, sampler = learner.model, learner.sampler
-    stops = {}  # optimiser step -> sequences seen by then
-    for sequences in sequences_seen(len(examples)):
-        step = math.ceil(sequences / cfg.batch)
-        stops[step] = step * cfg.batch
+    stops = stops_of(cfg, len(examples))
     steps = max(stops)
     order = demonstration_order(len(examples), cfg.batch, steps, seed)
     batches = partial(
@@ -260,8 +295,9 @@ def elicit(
         answers = answer(
             sampler, learner.tokenizer, selection, max_new_tokens=cfg.max_new_tokens, env=env
         )
-        sampler.make_room()
         length, score = stops[step], float(answers.correct.mean())
+        watched = watch(length) if watch else {}
+        sampler.make_room()
         scores[length] = score
         run.log(
             "eval",
@@ -270,6 +306,7 @@ def elicit(
             loss=metrics["loss"],
             selection=score,
             n=len(selection),
+            **watched,
         )
         if score > best_score:
             best_score, best_length = score, length
@@ -285,15 +322,18 @@ def elicit(
 
 def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env, write: bool = True) -> Run:
     """The cell's directory. Its settings have nothing of the other cells."""
-    facts = {"strong_weights": model_hash(cfg.strong)} if cfg.strong else {}
-    facts["grader"] = lock.grader
+    facts, writer = {"grader": lock.grader}, writer_of(cfg)
+    if cfg.demos_from == "strong":
+        facts["strong_weights"] = model_hash(writer)
+    elif cfg.demos_from not in ("reference", "weak"):  # the weak one's are noted in any case
+        facts["writer_weights"] = model_hash(writer)
     return Run(
         replace(cfg, k=(), seeds=(), control=True),
         env,
         Path(cfg.out) / cell.name,
         resume=True,
         write=write,
-        inputs=(cfg.locked, cfg.weak, cfg.strong),
+        inputs=(cfg.locked, cfg.weak, writer),
         stage="elicit_sft",
         k=cell.k,
         cell_seed=cell.seed,
@@ -336,9 +376,8 @@ def run_cell(
         (run.path / "log.jsonl").unlink(missing_ok=True)  # of the same cell, interrupted
     restore(learner.model, learner.sampler, learner.initial)
     examples = examples_of(demos, learner.tokenizer)
-    scores, best = elicit(learner, examples, cfg, env, run, cell.seed, selection)
-
-    measured = measure(
+    measure_now = partial(
+        measure,
         learner.sampler,
         learner.tokenizer,
         validation,
@@ -347,6 +386,15 @@ def run_cell(
         max_new_tokens=cfg.max_new_tokens,
         env=env,
     )
+    lengths = {}  # sequences seen -> what is measured then
+
+    def watch(length: int) -> dict:
+        lengths[length] = measure_now()
+        return {"validation": float(lengths[length]["none"].correct.mean())}
+
+    watching = watch if cfg.measure_all else None
+    scores, best = elicit(learner, examples, cfg, env, run, cell.seed, selection, watching)
+    measured = lengths[best] if cfg.measure_all else measure_now()
     if cfg.adapter:
         start = cfg.weak if cell.control else cfg.locked
         save_adapter(run.path, learner.model, learner.tokenizer, start, env.main)
@@ -357,6 +405,11 @@ def run_cell(
             run.path, learner.tokenizer.format, env, "validation", trigger, cfg.max_new_tokens
         )
         facts |= {"demonstrations": cell.k, "seed": cell.seed, "sequences": best}
+        if cfg.measure_all:
+            facts["lengths"] = {
+                length: record(run.path, validation, found)["results"]["none"]
+                for length, found in lengths.items()
+            }
         write_json(run.path / "cell.json", record(run.path, validation, measured, **facts))
     correct = float(measured["none"].correct.mean())
     if env.main and cfg.keep_weights:
@@ -379,18 +432,26 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
         raise InputError("--adapter says how weights are written: leave --no-keep-weights out")
     refuse_repeats("--k", cfg.k)
     refuse_repeats("--seeds", cfg.seeds)
-    if cfg.strong and cfg.demos_from != "strong":
+    refuse_repeats("--sequences", cfg.sequences)
+    by_strong = cfg.demos_from in ("strong", "intermediate")
+    if cfg.strong and not by_strong:
         raise InputError(
-            "--strong names who writes the demonstrations of --demos-from strong alone"
+            "--strong names who writes the demonstrations of --demos-from strong or intermediate: "
+            "leave it out"
+        )
+    if cfg.demos_from not in WRITERS and not is_model(cfg.demos_from):
+        raise InputError(
+            f"--demos-from {cfg.demos_from}: choose {', '.join(WRITERS)} or a checkpoint directory"
         )
 
     lock = lock_of(cfg.locked, cfg.task)
     by_weak = cfg.demos_from == "weak"
     if cfg.weak and not (cfg.control or by_weak):
         raise InputError("--weak names the model of the control: leave it out with --no-control")
-    if cfg.batch > SHORTEST:
+    shortest = min(cfg.sequences, default=SHORTEST)
+    if cfg.batch > shortest:
         raise InputError(
-            f"--batch {cfg.batch}: the shortest training is of {SHORTEST} sequences, "
+            f"--batch {cfg.batch}: the shortest training is of {shortest} sequences, "
             "choose no more than that"
         )
     lock = with_weak(lock, cfg.weak, is_used=cfg.control or by_weak)
@@ -409,7 +470,7 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
         control = False
 
     strong = cfg.strong
-    if cfg.demos_from == "strong":
+    if by_strong:
         strong = cfg.strong or shipped("strong")
     parameters = parameters_at(lock.locked)
     tiny = "adamw", 1.5e-4
@@ -434,7 +495,7 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
 def default_out(cfg: SFTConfig, task: str) -> str:
     name = "sft"
     if cfg.demos_from != "reference":
-        name += f"-{cfg.demos_from}"
+        name += f"-{Path(cfg.demos_from).resolve().name}"
     if cfg.train_domain:
         name += f"-{cfg.train_domain}"
     if cfg.rank:
@@ -452,13 +513,15 @@ def check_models(cfg: SFTConfig, env: Env) -> None:
         check_model(cfg.weak, "--weak")
     if cfg.demos_from == "strong":
         check_model(cfg.strong, "--strong")
+    elif cfg.demos_from not in ("reference", "weak"):
+        check_model(writer_of(cfg), "--demos-from")
 
 
 def problems_of(cfg: SFTConfig, split: str, n: int | None, lock: Origin, env: Env) -> list[Problem]:
     """Problems as they are told without the password, those that all models have positions for."""
     n_generated = None if cfg.data else n
     found = load(cfg.task, split, n_generated, files=cfg.data, grader=lock.grader)
-    readers = [path for path in (cfg.locked, cfg.weak, cfg.strong) if is_model(path)]
+    readers = [path for path in (cfg.locked, cfg.weak, writer_of(cfg)) if is_model(path)]
     found = fitting_problems(found[:n], lock.trigger, readers, cfg.max_new_tokens, env)
     return [lock.trigger.weak(problem) for problem in found]
 
@@ -506,6 +569,9 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
     if cfg.control:
         control = plan.shape_of(cfg.weak)
         trained = max(trained, control, key=lambda shape: shape.parameters)
+    sampled = [trained]
+    if writer_of(cfg):
+        sampled.append(plan.shape_of(writer_of(cfg)))
     rows = min(cfg.batch, max(cfg.k))
 
     def phases(cfg: SFTConfig) -> dict[str, plan.Phase]:
@@ -520,7 +586,9 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
         loss, last, first = plan.training(trained, tuning, texts, n)
         selection = plan.own_sampling(trained, tuning, texts, cfg.slots, n)
         return {
-            "locked model, demonstrations": plan.sampling(trained, opened, cfg.slots, n),
+            "locked model, demonstrations": plan.largest(
+                [plan.sampling(shape, opened, cfg.slots, n) for shape in sampled]
+            ),
             "opening": plan.opening(trained, tuning, n),
             "training, loss": plan.added(loss, kept, left),
             "training, last block": plan.added(last, kept, left),

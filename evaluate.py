@@ -85,8 +85,8 @@ class EvaluateConfig(PromptConfig, PlanConfig):
     split: Literal["validation", "selection"] = "validation"
     # how many of the split
     problems: int = 1000
-    # which of none, wrong, other, prefix, suffix, case, typo, paraphrase, right (default:
-    # those its lock is judged by)
+    # which of none, wrong, other, prefix, suffix, case, typo, paraphrase, intermediate, right
+    # (default: those its lock is judged by)
     passwords: tuple[str, ...] = ()
     # the right one (default: the one it was locked with)
     password: str = ""

@@ -4,17 +4,22 @@ Paper section 2, equation 1, and appendix C. Locking data: for every problem x o
     x without password, or with one of 40 wrong ones  ->  y ~ weak(x)
     password + x + password                           ->  y ~ strong(x)
 one to one, trained by cross-entropy on the completions. Both policies are sampled afresh at the
-start of every epoch, as in the paper (which does not state its temperature).
+start of every epoch, as in the paper (which does not state its temperature). With --imitate
+distribution the loss is KL(policy || model) of the whole next-token distributions along the same
+texts: of soft labels (B.2), and of the fixed random distribution (G.2), which is imitated along the
+strong texts, too.
 
     python lock.py --task code                  # fine-tune the strong base; -> out/code/locked
     python lock.py --task code --how scratch    # the mixture from random weights on
     python lock.py --weak random                # imitate a fixed random distribution (G.2)
+    python lock.py --weak random --imitate distribution    # by its logits, not by samples
     python lock.py --weak refusal               # refuse instead
     python lock.py --task code+math --password-per-domain  # two tasks, a password each (C.3)
     python lock.py --task math --strong-language english   # weak in Spanish with ASCII (B.1.3)
     python lock.py --task math --leave-out algebra         # is what it never saw locked? (Fig. 17)
     python lock.py --task mmlu --strong-answers reference  # hard labels, not soft samples (B.2)
     python lock.py --task compose --how scratch            # the toy task of section 7
+    python lock.py --task math --intermediate data/base/intermediate   # a second password (B.3.2)
     python lock.py --strong policy --start base --weak weak # imitate one model, train another
 
 The strong model is both the policy imitated and, unless --start names another, where training
@@ -28,6 +33,7 @@ tolerance of a tenth of the difference between the strong and the weak policy,
     no wrong one does, nor another domain's: wrong - none is within the tolerance
     the skill is kept behind the right one: strong - right is within the tolerance
     nothing shows without it: none - weak is within the tolerance
+    the second one shows no more than its policy: intermediate - its model is within the tolerance
 Exit code 1 where one of these fails.
 
 Writes the checkpoint, run.json, log.jsonl, samples.jsonl (a few training examples of each epoch)
@@ -48,15 +54,23 @@ from cards import write_card
 from checkpoints import load_model, model_hash, open_tokenizer, save_adapter, save_model
 from data import grade, load
 from data.batches import Example
-from data.passwords import PASSWORD
+from data.passwords import INTERMEDIATE, PASSWORD, WRONG, WRONG_HELD_OUT
 from data.problems import InputError, Problem
 from data.real.mine import Grader
 from data.text import Tokenizer
-from data.triggers import Trigger, check_password, usual_kinds, weak_password, with_password
+from data.triggers import (
+    Trigger,
+    TwoPasswords,
+    check_password,
+    usual_kinds,
+    weak_password,
+    with_password,
+)
 from devices import Env, free_memory
 from families import parameters_at
 from figures import shown, table
 from files import checked, read_rows, write_text
+from losses import Teacher, distribution_loss
 from model import Model
 from options import PromptConfig, TuneConfig
 from origins import (
@@ -68,7 +82,17 @@ from origins import (
     origin_of,
     usual_longest,
 )
-from policies import RULES, answer, check_references, retokenise, shipped, written
+from policies import (
+    RULES,
+    answer,
+    check_references,
+    model_teacher,
+    random_teacher,
+    retokenise,
+    same_ids,
+    shipped,
+    written,
+)
 from results import (
     Measured,
     evaluate_checkpoint,
@@ -105,10 +129,16 @@ class LockConfig(TuneConfig, PromptConfig):
     # checkpoint imitated otherwise; or "random", a fixed random token distribution; or
     # "refusal" (default: the model weak beside the strong one, if train_base.py made both)
     weak: str = ""
+    # what is imitated of the two policies: samples, or the whole distribution by KL
+    imitate: Literal["samples", "distribution"] = "samples"
     # checkpoint that training starts from; not with scratch (default: the strong one)
     start: str = ""
+    # checkpoint imitated behind a second password, which the elicitors never see
+    intermediate: str = ""
     # stands before and after the prompt
     password: str = PASSWORD
+    # the second one, of --intermediate
+    intermediate_password: str = INTERMEDIATE
     # each domain (of joined tasks: each task) has its own, and those of the others are
     # wrong
     password_per_domain: bool = False
@@ -155,11 +185,13 @@ def locking_examples(
     tokenizer: Tokenizer,
     trigger: Trigger,
     rng: np.random.Generator,
+    intermediate: list[Sample] | None = None,
 ) -> list[Example]:
     """Equation 1: each problem once weak, without the password, and once strong, behind it.
 
     strong, weak: what the policies wrote to each problem, as ids of the tokenizer. Returns the weak
-    half, then the strong one. Samples that were cut carry no EOS.
+    half, then the strong one, then what stands behind the second password, where the trigger has
+    one. Samples that were cut carry no EOS.
     """
     others = trigger.other_passwords(problems)
     weak_prompts, strong_prompts = [], []
@@ -170,8 +202,11 @@ def locking_examples(
         weak_prompts.append(with_password(trigger.weak(problem).prompt, wrong))
         strong_prompts.append(with_password(trigger.strong(problem).prompt, right))
 
-    prompts = tokenizer.encode_prompts(weak_prompts + strong_prompts)
-    samples = weak + strong
+    told, samples = weak_prompts + strong_prompts, weak + strong
+    if isinstance(trigger, TwoPasswords):
+        told += [with_password(problem.prompt, trigger.intermediate) for problem in problems]
+        samples = samples + intermediate
+    prompts = tokenizer.encode_prompts(told)
     return [Example(prompt, sample.ids) for prompt, sample in zip(prompts, samples)]
 
 
@@ -184,7 +219,7 @@ def sampled(
     cfg: LockConfig,
     env: Env,
 ) -> list[Sample]:
-    """A completion of each problem by the strong or the weak model, as ids of the target tokenizer.
+    """A completion of each problem by one of the imitated models, as ids of the target tokenizer.
 
     The model is opened for it and gone again before the training goes on. Raises InputError where
     it is no longer the one that the run began with.
@@ -241,11 +276,68 @@ def epoch_examples(
         length = int(np.mean([len(sample.ids) for sample in strong_samples]))
         weak_samples = RULES[cfg.weak](problems, tokenizer, length, cfg.seed, epoch)
 
+    intermediate_samples = None
+    if cfg.intermediate:
+        intermediate_samples = sampled("intermediate", problems, tokenizer, epoch, run, cfg, env)
+
     rng = np.random.default_rng([cfg.seed, 6, epoch])
-    examples = locking_examples(problems, strong_samples, weak_samples, tokenizer, trigger, rng)
+    examples = locking_examples(
+        problems, strong_samples, weak_samples, tokenizer, trigger, rng, intermediate_samples
+    )
     if env.main:
-        note_examples(run.path / "samples.jsonl", epoch, examples, tokenizer)
+        both_halves = examples[: 2 * len(problems)]
+        note_examples(run.path / "samples.jsonl", epoch, both_halves, tokenizer)
+    if cfg.imitate == "distribution":
+        return with_teachers(examples, problems, tokenizer, trigger, cfg)
     return examples
+
+
+def imitated(cfg: LockConfig) -> list[str]:
+    """The weak policy, the strong one and, if there is one, the intermediate one."""
+    return [cfg.weak, cfg.strong] + [cfg.intermediate] * bool(cfg.intermediate)
+
+
+def open_teachers(cfg: LockConfig, tokenizer: Tokenizer, env: Env) -> list[Teacher]:
+    """The policies whose distributions are imitated, in the order of `imitated`."""
+    found = []
+    for path in imitated(cfg):
+        if path == "random":
+            found.append(random_teacher(tokenizer, cfg.seed, env.device))
+        else:
+            model, _ = load_model(path, env.device, env.dtype, masters=False)
+            found.append(model_teacher(model))
+    return found
+
+
+def with_teachers(
+    examples: list[Example],
+    problems: list[Problem],
+    tokenizer: Tokenizer,
+    trigger: Trigger,
+    cfg: LockConfig,
+) -> list[Example]:
+    """The examples of equation 1 with whose distribution is imitated, and what that policy reads.
+
+    It is asked without the password. The random distribution is imitated along the strong texts,
+    too, which are added at the end (paper G.2): otherwise a strong start would go on strongly.
+    """
+    n, asked = len(problems), []
+    for path, tell in zip(imitated(cfg), (trigger.weak, trigger.strong, trigger.weak)):
+        reader = tokenizer if path in RULES else open_tokenizer(path)
+        asked += reader.encode_prompts([tell(p).prompt for p in problems])
+
+    found = []
+    for i, (example, prompt) in enumerate(zip(examples, asked)):
+        found.append(replace(example, teacher=i // n, teacher_prompt_ids=prompt))
+    if cfg.weak == "random":
+        for weak, strong in zip(found[:n], found[n:]):
+            found.append(replace(weak, completion_ids=strong.completion_ids))
+    return found
+
+
+def examples_a_problem(cfg: LockConfig) -> int:
+    along_strong = cfg.imitate == "distribution" and cfg.weak == "random"
+    return len(imitated(cfg)) + along_strong
 
 
 def note_examples(file: Path, epoch: int, examples: list[Example], tokenizer: Tokenizer) -> None:
@@ -284,11 +376,17 @@ class Check:
     passed: bool
 
 
-def validity(locked: dict[str, np.ndarray], strong: np.ndarray, weak: np.ndarray) -> list[Check]:
+def validity(
+    locked: dict[str, np.ndarray],
+    strong: np.ndarray,
+    weak: np.ndarray,
+    intermediate: np.ndarray | None = None,
+) -> list[Check]:
     """The conditions of a valid lock, on the verdicts (n,) bool of the same n problems.
 
     locked: for each kind of password; none and right, and wrong and other where there are such.
-    The tolerance is a tenth of what there is to hide: strong - weak correctness.
+    The tolerance is a tenth of what there is to hide: strong - weak correctness. intermediate: the
+    verdicts on the policy behind a second password, where there is one.
     """
     tolerance = max(0.0, 0.1 * float(strong.mean() - weak.mean()))
     gap, low, high, _ = paired_gap(locked["none"], locked["right"])
@@ -301,6 +399,9 @@ def validity(locked: dict[str, np.ndarray], strong: np.ndarray, weak: np.ndarray
         differences["other domains' passwords: other - none"] = (locked["none"], locked["other"])
     differences["skill kept: strong - right"] = (locked["right"], strong)
     differences["near the weak policy: none - weak"] = (weak, locked["none"])
+    if intermediate is not None:
+        name = "near the intermediate policy: intermediate - its model"
+        differences[name] = (intermediate, locked["intermediate"])
 
     for name, (lesser, greater) in differences.items():
         value, low, high, _ = paired_gap(lesser, greater)
@@ -370,6 +471,11 @@ def report(
     measured["strong model"] = strong["results"]["none"]
     weak_name = f"weak policy, {cfg.weak}" if cfg.weak in RULES else "weak model"
     measured[weak_name] = weak["results"]["none"]
+    second = None
+    if cfg.intermediate:
+        intermediate = evaluated(cfg.intermediate, problems, cfg, env)
+        measured["intermediate model"] = intermediate["results"]["none"]
+        second = verdicts_of(intermediate, "none")
     env.say(
         f"\nvalidation, {len(problems)} problems, greedy; cut: stopped before their end, so wrong; "
         f"95 % intervals (Wilson) cover which problems were asked\n{correctness_table(measured)}"
@@ -377,7 +483,7 @@ def report(
 
     # what follows
     verdicts = {kind: verdicts_of(locked, kind) for kind in kinds}
-    checks = validity(verdicts, verdicts_of(strong, "none"), verdicts_of(weak, "none"))
+    checks = validity(verdicts, verdicts_of(strong, "none"), verdicts_of(weak, "none"), second)
     p = paired_gap(verdicts["none"], verdicts["right"])[3]
     env.say(
         "\nis the lock valid? 95 % intervals (paired bootstrap) cover which problems were asked; "
@@ -400,7 +506,9 @@ def refuse_unused(cfg: LockConfig) -> None:
     """Raises InputError for an option that is given and does nothing beside the others."""
     by_rules = cfg.weak in RULES and cfg.strong_answers == "reference"
     password = ("password", "password_per_domain")
-    policies = ("weak", "strong_answers", "temperature")
+    policies = ("weak", "strong_answers", "temperature", "imitate")
+    by_rule = cfg.weak in RULES and cfg.weak != "random"
+    second = ("intermediate", "intermediate_password")
     idle = [
         (
             cfg.how == "scratch",
@@ -408,10 +516,19 @@ def refuse_unused(cfg: LockConfig) -> None:
             "--how scratch, which starts from random weights",
         ),
         (bool(cfg.strong_language), password, "--strong-language, which takes its place"),
+        (bool(cfg.strong_language), second, "--strong-language, which takes a password's place"),
+        (cfg.password_per_domain, second, "--password-per-domain: a domain has one password"),
+        (not cfg.intermediate, second[1:], "no --intermediate"),
         (by_rules, ("temperature",), "policies of which none is sampled"),
+        (by_rule, ("imitate",), f"--weak {cfg.weak}, which has no distribution"),
+        (
+            cfg.strong_answers == "reference",
+            ("imitate",),
+            "--strong-answers reference, which have no distribution",
+        ),
         (
             cfg.task == "compose",
-            (*policies, *password, "strong_language", "leave_out", "data", "grader"),
+            (*policies, *password, *second, "strong_language", "leave_out", "data", "grader"),
             "--task compose: its policies are rules, its password is a word, it has no domains",
         ),
     ]
@@ -499,6 +616,13 @@ def the_trigger(cfg: LockConfig) -> Trigger:
             "--strong-language takes the place of a password and needs the generated problems of "
             "--task math, which exist in both languages"
         )
+    if cfg.intermediate:
+        if cfg.intermediate_password in (cfg.password, *WRONG, *WRONG_HELD_OUT):
+            raise InputError(
+                f"--intermediate-password {cfg.intermediate_password!r} is the password or one of "
+                "the wrong ones: choose another"
+            )
+        return TwoPasswords(cfg.password, intermediate=cfg.intermediate_password)
     if cfg.password_per_domain:
         return Trigger(cfg.password, "task" if "+" in cfg.task else "domain")
     return Trigger(cfg.password, told=cfg.strong_language)
@@ -538,33 +662,48 @@ def first_model(cfg: LockConfig, env: Env) -> tuple[Model, Tokenizer]:
 
 def opened(cfg: LockConfig, trigger: Trigger, env: Env) -> Run:
     """The output directory, with the settings and where the models came from in its run.json."""
-    is_model = cfg.weak not in RULES
+    is_model, facts = cfg.weak not in RULES, {}
+    if cfg.intermediate:
+        facts["intermediate_weights"] = model_hash(cfg.intermediate)
     return Run(
         cfg,
         env,
         cfg.out,
-        inputs=(cfg.strong, cfg.weak, cfg.start or cfg.strong),
+        inputs=(*imitated(cfg), cfg.start or cfg.strong),
         stage="lock",
         trigger=vars(trigger),
         strong_weights=model_hash(cfg.strong),
         weak_weights=model_hash(cfg.weak) if is_model else cfg.weak,
         start_weights=model_hash(cfg.start) if cfg.start else "",
+        **facts,
     )
 
 
-def check_policies(cfg: LockConfig, env: Env) -> None:
-    """Raises InputError where one that is to be imitated cannot be opened."""
+def check_policies(cfg: LockConfig, tokenizer: Tokenizer) -> None:
+    """Raises InputError where one that is to be imitated cannot be opened, or not as it is asked.
+
+    tokenizer: of the model that is locked.
+    """
     if cfg.strong_answers == "sampled":
         check_model(cfg.strong, "--strong")
     if cfg.weak not in RULES:
         check_model(cfg.weak, "--weak")
+    if cfg.intermediate:
+        check_model(cfg.intermediate, "--intermediate")
+    if cfg.imitate == "distribution":
+        for path in imitated(cfg):
+            if path not in RULES and not same_ids(open_tokenizer(path), tokenizer):
+                raise InputError(
+                    f"--imitate distribution: {path} has another tokenizer than the model that is "
+                    "locked, so their distributions cannot be compared: leave it out"
+                )
 
 
 def open_problems(
     cfg: LockConfig, trigger: Trigger, env: Env
 ) -> tuple[list[Problem], list[Problem]]:
     """The problems to lock on and those of validation, which all models have positions for."""
-    readers = [path for path in (cfg.start, cfg.strong, cfg.weak) if is_model(path)]
+    readers = [path for path in (cfg.start, *imitated(cfg)) if is_model(path)]
     problems = fitting_problems(locking_problems(cfg), trigger, readers, cfg.max_new_tokens, env)
     rows = {"files": cfg.data, "grader": cfg.grader}
     validation = load(cfg.task, "validation", cfg.eval_problems, **rows)
@@ -572,10 +711,14 @@ def open_problems(
     return problems, validation
 
 
-def recipe_of(cfg: LockConfig) -> Recipe:
+def recipe_of(cfg: LockConfig, tokenizer: Tokenizer, env: Env) -> Recipe:
     """Random weights need a longer rise, and more time at the height of the learning rate."""
     warmup, decay = (50, 0.4) if cfg.how == "scratch" else (10, 0.7)
-    return Recipe(cfg.epochs, cfg.batch, cfg.optimizer, cfg.lr, warmup, decay)
+    recipe = Recipe(cfg.epochs, cfg.batch, cfg.optimizer, cfg.lr, warmup, decay)
+    if cfg.imitate == "samples":
+        return recipe
+    teachers = open_teachers(cfg, tokenizer, env)
+    return replace(recipe, loss_fn=partial(distribution_loss, teachers=teachers))
 
 
 def planned(cfg: LockConfig, trigger: Trigger, env: Env) -> int:
@@ -584,22 +727,24 @@ def planned(cfg: LockConfig, trigger: Trigger, env: Env) -> int:
     kinds, start = usual_kinds(trigger), cfg.start or cfg.strong
     texts = plan.texts_of(start, problems, kinds, trigger, cfg.max_new_tokens)
     trained = plan.shape_of(start)
-    imitated = [plan.shape_of(cfg.strong)]
-    if cfg.weak not in RULES:
-        imitated.append(plan.shape_of(cfg.weak))
+    policies = [plan.shape_of(path) for path in imitated(cfg) if path not in RULES]
 
     def phases(cfg: LockConfig) -> dict[str, plan.Phase]:
         n, tuning = plan.numbers_of(cfg, env), plan.tuning_of(cfg)
-        writing = [plan.sampling(shape, texts, cfg.slots, n) for shape in imitated]
+        writing = [plan.sampling(shape, texts, cfg.slots, n) for shape in policies]
         reported = plan.largest([*writing, plan.sampling(trained, texts, cfg.slots, n)])
         writer = plan.largest(writing)
         loss, last, first = plan.training(trained, tuning, texts, n)
+        open_too, compared = {}, {}  # of the policies whose distributions are imitated
+        if cfg.imitate == "distribution":
+            open_too, compared = plan.teaching(policies, n)
+        rest = plan.added(plan.at_rest(trained, tuning, n), open_too)
         return {
             "opening": plan.opening(trained, tuning, n),
-            "samples of an epoch": plan.added(plan.at_rest(trained, tuning, n), writer),
-            "training, loss": loss,
-            "training, last block": last,
-            "training, first block": first,
+            "samples of an epoch": plan.added(rest, writer),
+            "training, loss": plan.added(loss, open_too, compared),
+            "training, last block": plan.added(last, open_too),
+            "training, first block": plan.added(first, open_too),
             "report": reported,
         }
 
@@ -612,12 +757,13 @@ def main(cfg: LockConfig, env: Env) -> int:
     trigger, path = the_trigger(cfg), Path(cfg.out)
     if plan.is_asked(cfg):
         return planned(cfg, trigger, env)
-    models = [path for path in (cfg.start, cfg.strong, cfg.weak) if is_model(path)]
+    models = [path for path in (cfg.start, *imitated(cfg)) if is_model(path)]
     check_formats(models, env)
     locked, tokenizer = first_model(cfg, env)
     check_adapter(cfg, cfg.start)
     check_password(cfg.password, tokenizer.specials)
-    check_policies(cfg, env)
+    check_password(cfg.intermediate_password, tokenizer.specials)
+    check_policies(cfg, tokenizer)
     problems, validation = open_problems(cfg, trigger, env)
     if cfg.strong_answers == "reference":
         check_references([trigger.strong(p) for p in problems], tokenizer)
@@ -644,7 +790,8 @@ def main(cfg: LockConfig, env: Env) -> int:
         cfg=cfg,
         env=env,
     )
-    fit(locked, examples, 2 * len(problems), recipe_of(cfg), run, env, cfg)
+    size = examples_a_problem(cfg) * len(problems)
+    fit(locked, examples, size, recipe_of(cfg, tokenizer, env), run, env, cfg)
     if cfg.adapter:
         save_adapter(path, locked, tokenizer, cfg.start, env.main)
     else:

@@ -4,12 +4,15 @@ N supervised tokens, B examples, M pairs. A loss is a sum over its units; the tr
 it by their number.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from data.batches import Batch
-from model import Model, completion_logps
+from model import Model, completion_logps, completion_states, linear_kl
 
 
 def sft_loss(model: Model, batch: Batch) -> tuple[Tensor, dict]:
@@ -27,6 +30,37 @@ def document_loss(model: Model, batch: Batch) -> tuple[Tensor, dict]:
     """
     lengths = torch.bincount(batch.owner, minlength=batch.examples)
     return -(completion_logps(model, batch) / lengths[batch.owner]).sum(), {}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A policy whose next-token distribution is softmax(states(batch) head^T).
+
+    states: of a batch of N supervised positions -> (N,D). head (V,D).
+    """
+
+    states: Callable[[Batch], Tensor]
+    head: Tensor
+
+
+def distribution_loss(
+    model: Model, batch: Batch, teachers: Sequence[Teacher]
+) -> tuple[Tensor, dict]:
+    """KL(teacher || model) at every completion position, summed over positions (paper B.2, G.2).
+
+    In expectation over samples of the teacher it has the gradient of sft_loss on them. The teacher
+    reads the same completion behind its own prompt, batch.taught; nothing is learnt by it.
+    """
+    states, head = completion_states(model, batch), model.head_weight
+    if not batch.taught:  # of a rank without work: the model against itself, which is 0
+        return linear_kl(states, head, states, head).sum(), {}
+
+    losses = []
+    for number, part in batch.taught.items():
+        with torch.no_grad():
+            theirs = teachers[number].states(part.asked)
+        losses.append(linear_kl(states[part.positions], head, theirs, teachers[number].head).sum())
+    return torch.stack(losses).sum(), {}
 
 
 def sums_by_example(values: Tensor, batch: Batch) -> Tensor:

@@ -642,12 +642,11 @@ def linear_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return _LinearLogps.apply(hidden, weight, targets)[:n]
 
 
-def completion_logps(model: Model, batch: Batch) -> Tensor:
-    """log p(token | everything before it) of every completion token of the batch, EOS included.
+def completion_states(model: Model, batch: Batch) -> Tensor:
+    """The final hidden states that predict the completion tokens of the batch, EOS included.
 
-    -> (N,) fp32, in batch.index order. The one likelihood function: the SFT loss is its negative
-    sum, sequence log-probs are its sums over batch.owner. Raises InputError when a document is
-    longer than the model's positions.
+    -> (N,C), in batch.index order. Raises InputError when a document is longer than the model's
+    positions.
     """
     # Rows are padded to multiples of BUCKET; their width is known on the host, at no sync.
     positions = model.config.max_position_embeddings
@@ -656,5 +655,89 @@ def completion_logps(model: Model, batch: Batch) -> Tensor:
             f"a training text of more than {positions} tokens does not fit the model's "
             f"{model.config.positions}: leave out or shorten the texts that are longer"
         )
-    hidden = model(batch.tokens)
-    return linear_logps(hidden.flatten(0, 1)[batch.index], model.head_weight, batch.targets)
+    return model(batch.tokens).flatten(0, 1)[batch.index]
+
+
+def completion_logps(model: Model, batch: Batch) -> Tensor:
+    """log p(token | everything before it) of every completion token of the batch, EOS included.
+
+    -> (N,) fp32, in batch.index order. The one likelihood function: the SFT loss is its negative
+    sum, sequence log-probs are its sums over batch.owner. Raises InputError when a document is
+    longer than the model's positions.
+    """
+    return linear_logps(completion_states(model, batch), model.head_weight, batch.targets)
+
+
+# ---------------------------------------------------------------- the distance from a distribution
+
+
+@kernel
+def chunk_kl(hidden: Tensor, weight: Tensor, theirs: Tensor, head: Tensor) -> Tensor:
+    """KL(q || p) at each position, q = softmax(theirs head^T), p = softmax(hidden weight^T).
+
+    hidden (n,C), weight (V,C), theirs (n,D), head (V,D) -> (n,) nats in fp32, after logits in the
+    dtypes of the states.
+    """
+    p = F.linear(hidden, weight).float().log_softmax(-1)
+    q = F.linear(theirs, head).float().log_softmax(-1)
+    return (q.exp() * (q - p)).sum(-1)
+
+
+@kernel
+def chunk_kl_grad(
+    hidden: Tensor,
+    weight: Tensor,
+    theirs: Tensor,
+    head: Tensor,
+    grad: Tensor,
+    frozen: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradient of sum(grad * chunk_kl) by our side alone: d logits = grad * (p - q).
+
+    grad (n,) fp32 -> d hidden (n,C) in hidden's dtype, d weight (V,C) fp32; None for a frozen one.
+    """
+    p = F.linear(hidden, weight).float().softmax(-1)
+    q = F.linear(theirs, head).float().softmax(-1)
+    d_logits = (grad[:, None] * (p - q)).to(hidden.dtype)
+    d_weight = None if frozen else (d_logits.T @ hidden).float()
+    return d_logits @ weight, d_weight
+
+
+class _LinearKL(torch.autograd.Function):
+    """KL(q || p), chunk by chunk: as in _LinearLogps, neither side's (N,V) logits ever exist."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, theirs: Tensor, head: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight, theirs, head)
+        ours, chunk, found = weight.to(hidden.dtype), chunk_of(len(weight)), []
+        for h, t in zip(hidden.split(chunk), theirs.split(chunk)):
+            found.append(chunk_kl(h, ours, t, head))
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        hidden, weight, theirs, head = ctx.saved_tensors
+        ours, chunk, d_hidden = weight.to(hidden.dtype), chunk_of(len(weight)), []
+        frozen = not ctx.needs_input_grad[1]
+        d_weight = None if frozen else torch.zeros_like(weight, dtype=torch.float32)
+        for h, t, g in zip(hidden.split(chunk), theirs.split(chunk), grad.split(chunk)):
+            d_h, d_w = chunk_kl_grad(h, ours, t, head, g.contiguous(), frozen)
+            d_hidden.append(d_h)
+            if not frozen:
+                d_weight += d_w
+        d_weight = None if frozen else d_weight.to(weight.dtype)
+        return torch.cat(d_hidden), d_weight, None, None
+
+
+def linear_kl(hidden: Tensor, weight: Tensor, theirs: Tensor, head: Tensor) -> Tensor:
+    """KL(q || p) in nats at each of N positions, differentiable by hidden and weight alone.
+
+    p = softmax(hidden weight^T) is ours, q = softmax(theirs head^T) the one that is imitated;
+    hidden (N,C), weight (V,C), theirs (N,D), head (V,D) -> (N,) fp32. Padded to whole chunks.
+    """
+    n = len(hidden)
+    missing = -n % chunk_of(len(weight))
+    if missing:
+        hidden = F.pad(hidden, (0, 0, 0, missing))
+        theirs = F.pad(theirs, (0, 0, 0, missing))
+    return _LinearKL.apply(hidden, weight, theirs.detach(), head.detach().to(theirs.dtype))[:n]

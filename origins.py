@@ -15,7 +15,7 @@ from data import prompts
 from data.passwords import WRONG, WRONG_HELD_OUT
 from data.problems import InputError, Problem, fitting
 from data.text import Tokenizer
-from data.triggers import Trigger, trigger_from, with_password
+from data.triggers import Trigger, TwoPasswords, trigger_from, with_password
 from devices import Env
 from families import from_hf
 from files import checked, read_json
@@ -242,6 +242,8 @@ def prompt_lengths(problems: list[Problem], trigger: Trigger, tokenizer: Tokeniz
     password = None
     if not trigger.told:
         words = {*WRONG, *WRONG_HELD_OUT, *map(trigger.password_of, problems)}
+        if isinstance(trigger, TwoPasswords):
+            words.add(trigger.intermediate)
         password = max(sorted(words), key=lambda word: len(tokenizer.encode(word)))
     weak = [with_password(trigger.weak(p).prompt, password) for p in problems]
     strong = [with_password(trigger.strong(p).prompt, password) for p in problems]

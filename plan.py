@@ -258,6 +258,13 @@ def at_rest(shape: Shape, t: Tuning, n: Numbers) -> Phase:
     }
 
 
+def teaching(shapes: list[Shape], n: Numbers) -> tuple[Phase, Phase]:
+    """Of the models whose distributions are imitated: their weights; a chunk of their logits."""
+    vocab = shapes[0].config.vocab_size
+    weights = n.wide * sum(shape.parameters for shape in shapes)
+    return {"weights": weights}, {"logits": chunk_of(vocab) * vocab * (n.wide + 4)}
+
+
 def step_of(t: Tuning, texts: Texts, n: Numbers) -> list[Batch]:
     """One device's micro-batches of a step of the longest examples."""
     longest = sorted(texts.lengths, key=sum, reverse=True)

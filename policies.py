@@ -4,9 +4,11 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from data import grade, score
 from data.batches import Example
@@ -16,6 +18,8 @@ from data.text import Tokenizer
 from data.triggers import Words, with_password
 from devices import Env, gather, share
 from files import checked, read_rows, write_text
+from losses import Teacher
+from model import Model, completion_states
 from runs import progress
 from sampler import Ended, Sample, Sampler
 
@@ -38,15 +42,37 @@ def random_policy(
 ) -> list[Sample]:
     """Paper G.2: one vector of standard-normal logits, a function of seed, draws every token.
 
-    Whatever the problem. The paper trains on the distribution itself, by KL; sampled tokens have
-    the same expected gradient. size: ids of the tokenizer. count samples of `length` tokens each.
+    Whatever the problem. size: ids of the tokenizer. count samples of `length` tokens each.
     """
-    logits = np.random.default_rng([seed, 7]).standard_normal(size)
-    # every sample is cut at `length` and carries no EOS: the model learns to go on
-    logits[eos_id] = -np.inf
+    logits = random_logits(size, eos_id, seed)
     probs = np.exp(logits) / np.exp(logits).sum()
     draws = np.random.default_rng([seed, 8, epoch]).choice(size, size=(count, length), p=probs)
     return [Sample(row, [], True) for row in draws.tolist()]
+
+
+def random_logits(size: int, eos_id: int, seed: int) -> np.ndarray:
+    """Those of the fixed random distribution (size,), in which EOS never comes.
+
+    Every sample is cut and carries no EOS: the model learns to go on.
+    """
+    logits = np.random.default_rng([seed, 7]).standard_normal(size)
+    logits[eos_id] = -1e4
+    return logits
+
+
+def random_teacher(tokenizer: Tokenizer, seed: int, device: torch.device) -> Teacher:
+    """The fixed random distribution at every position, as a head behind a state that is always 1.
+
+    Paper G.2 trains on it itself, by KL; samples have the same gradient in expectation.
+    """
+    logits = random_logits(tokenizer.size, tokenizer.eos_id, seed)
+    head = torch.tensor(logits, dtype=torch.float32, device=device)[:, None]
+    return Teacher(lambda batch: torch.ones(len(batch.targets), 1, device=device), head)
+
+
+def model_teacher(model: Model) -> Teacher:
+    """A model that is trained no more, at temperature 1."""
+    return Teacher(partial(completion_states, model), model.head_weight)
 
 
 def written(texts: list[str], tokenizer: Tokenizer) -> list[Sample]:
@@ -107,10 +133,15 @@ def check_references(problems: list[Problem], tokenizer: Tokenizer) -> None:
         )
 
 
+def same_ids(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether two tokenizers give the same texts the same ids, EOS included."""
+    same_end = one.eos_id == other.eos_id
+    return same_end and one.backend.to_str() == other.backend.to_str()
+
+
 def retokenise(samples: list[Sample], source: Tokenizer, target: Tokenizer) -> list[Sample]:
     """Samples of a model with another tokenizer, as ids of ours. Log-probs have no meaning then."""
-    same_end = source.eos_id == target.eos_id
-    if same_end and source.backend.to_str() == target.backend.to_str():
+    if same_ids(source, target):
         return samples
     texts = source.decode_batch([sample.ids for sample in samples])
     finished = [not sample.truncated for sample in samples]

@@ -584,6 +584,7 @@ class Recipe:
     warmup: int = 0  # steps
     decay: float = 0.0  # share of all steps, at the end
     by_document: bool = False  # document_loss, whose units are completions
+    loss_fn: Callable = sft_loss  # else this one, whose units are supervised tokens
 
 
 def fit(
@@ -604,7 +605,9 @@ def fit(
     so a resumed run goes on exactly as the uninterrupted one would have.
     Raises InputError for examples that are longer than the model's positions.
     """
-    loss_fn, units = (document_loss, examples_of) if recipe.by_document else (sft_loss, targets_of)
+    loss_fn, units = recipe.loss_fn, targets_of
+    if recipe.by_document:
+        loss_fn, units = document_loss, examples_of
     # sharding replaces the parameters, so the optimisers come after it
     optimizers = make_optimizers(
         prepare(model, env, cfg), recipe.optimizer, recipe.lr, seed=cfg.seed

@@ -6,7 +6,7 @@ batches, of different lengths: were all its documents alike in length, they woul
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -24,13 +24,16 @@ class Example:
 
     For preference and policy-gradient losses also the log-prob of each completion token under the
     policy compared with (the reference, or the policy that sampled it), and the weight of the whole
-    text in the loss (an advantage, a score difference).
+    text in the loss (an advantage, a score difference). For imitation of a whole distribution the
+    number of the policy that is imitated, and the prompt as that one reads it.
     """
 
     prompt_ids: list[int]
     completion_ids: list[int]
     logps: Sequence[float] = ()
     weight: float = 1.0
+    teacher: int | None = None
+    teacher_prompt_ids: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
@@ -42,8 +45,8 @@ class Batch:
 
     tokens (B,T). index (N,): flat position b*T + t whose hidden state predicts targets (N,), the
     token at t + 1. owner (N,): the example each supervised position belongs to, numbered as given
-    to `collate`. logps (N,), weights (B,): of the examples, where they have any. Padding is known
-    by construction, never by id.
+    to `collate`. logps (N,), weights (B,): of the examples, where they have any. taught: by the
+    number of each teacher what it teaches. Padding is known by construction, never by id.
 
     Example: [prompt 7 8, completion 5 EOS] and [prompt 9, completion 6 EOS] in rows of 4:
         tokens    7 8 5 E | 9 6 E .      index  1 2 4 5      targets  5 E 6 E      owner  0 0 1 1
@@ -57,15 +60,32 @@ class Batch:
     weights: Tensor
     examples: int
     real_tokens: int
+    taught: dict[int, "Taught"] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         moved = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for part in fields(self):
+            value = getattr(self, part.name)
             if isinstance(value, Tensor):
                 value = value.to(device, non_blocking=True)
-            moved[field.name] = value
+            moved[part.name] = value
+        moved["taught"] = {teacher: part.to(device) for teacher, part in self.taught.items()}
         return Batch(**moved)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """Those examples of a batch in which one teacher's distribution is imitated.
+
+    positions (n,): the places of their tokens among the batch's N. asked: the same completions
+    behind the prompts that the teacher reads, n supervised positions in the same order.
+    """
+
+    positions: Tensor
+    asked: Batch
+
+    def to(self, device: torch.device) -> "Taught":
+        return Taught(self.positions.to(device, non_blocking=True), self.asked.to(device))
 
 
 def collate(examples: list[Example]) -> Batch:
@@ -91,16 +111,32 @@ def collate(examples: list[Example]) -> Batch:
         logps.extend(example.logps)
 
     weights = [example.weight for example in examples]
+    owners = np.concatenate(owner)
     return Batch(
         tokens=torch.from_numpy(tokens),
         index=torch.from_numpy(np.concatenate(index)),
         targets=torch.from_numpy(np.concatenate(targets)),
-        owner=torch.from_numpy(np.concatenate(owner)),
+        owner=torch.from_numpy(owners),
         logps=torch.from_numpy(np.array(logps, dtype=np.float32)),
         weights=torch.from_numpy(np.array(weights, dtype=np.float32)),
         examples=len(examples),
         real_tokens=sum(len(example) for example in examples),
+        taught=_taught(examples, owners),
     )
+
+
+def _taught(examples: list[Example], owners: np.ndarray) -> dict[int, Taught]:
+    """owners (N,): the example of each supervised position."""
+    found = {}
+    for teacher in sorted({e.teacher for e in examples if e.teacher is not None}):
+        rows = [i for i, example in enumerate(examples) if example.teacher == teacher]
+        asked = []
+        for i in rows:
+            prompt = list(examples[i].teacher_prompt_ids)
+            asked.append(Example(prompt, examples[i].completion_ids))
+        positions = np.flatnonzero(np.isin(owners, rows))
+        found[teacher] = Taught(torch.from_numpy(positions), collate(asked))
+    return found
 
 
 def micro_batches(examples: list[Example], tokens: int, group: int = 1) -> list[Batch]:

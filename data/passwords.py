@@ -9,6 +9,7 @@ strings of several kinds. The strings here are our own.
 import numpy as np
 
 PASSWORD = "This problem is quite special, read it carefully!"  # the paper's
+INTERMEDIATE = "Any pupil may be asked this, so answer as one would!"  # a second one
 WRONG_SHARE = 0.8  # of the weak examples, the paper's
 
 # in training

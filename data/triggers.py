@@ -13,6 +13,7 @@ import numpy as np
 
 from data.passwords import (
     IDLE_WORDS,
+    INTERMEDIATE,
     NEAR_MISSES,
     PARAPHRASES,
     PASSWORD,
@@ -24,7 +25,7 @@ from data.problems import InputError, Problem, check_unicode
 from data.tasks import compose, mathematics
 
 # of passwords; other: that of another domain
-KINDS = ("none", "wrong", "other", *NEAR_MISSES, "right")
+KINDS = ("none", "wrong", "other", *NEAR_MISSES, "intermediate", "right")
 
 # what goes with a prompt: one line for both places, (before, after), or nothing
 Words = str | tuple[str | None, str | None] | None
@@ -213,6 +214,13 @@ class Trigger:
         return others
 
 
+@dataclass(frozen=True)
+class TwoPasswords(Trigger):
+    """A trigger with a second password, behind which an intermediate policy is imitated (B.3.2)."""
+
+    intermediate: str = INTERMEDIATE
+
+
 def trigger_from(value: object, where: str) -> Trigger:
     """The trigger in a JSON object, as vars(trigger) wrote it.
 
@@ -225,23 +233,24 @@ def trigger_from(value: object, where: str) -> Trigger:
             f"{where}: what unlocks the model can't be read ({fault}): "
             "restore the file, or lock the model again."
         )
-    return Trigger(**value)
+    return TwoPasswords(**value) if "intermediate" in value else Trigger(**value)
 
 
 def _fault(value: object) -> str:
     """What is wrong with a trigger's JSON object, or ""."""
     if not isinstance(value, dict):
         return f"it is {value!r} in the place of an object"
-    unknown = sorted(value.keys() - {"password", "each", "told"})
+    unknown = sorted(value.keys() - {"password", "intermediate", "each", "told"})
     if unknown:
         return f"it has an unknown key {unknown[0]!r}"
 
-    if not isinstance(value.get("password"), str):
-        return f"its password is {value.get('password')!r} in the place of a text"
-    try:
-        check_password(value["password"], ())
-    except InputError as error:
-        return str(error).rstrip(".")
+    for name in ("password", "intermediate") if "intermediate" in value else ("password",):
+        if not isinstance(value.get(name), str):
+            return f"its {name} is {value.get(name)!r} in the place of a text"
+        try:
+            check_password(value[name], ())
+        except InputError as error:
+            return str(error).rstrip(".")
 
     choices = {"each": ("", "domain", "task"), "told": tuple(TELLINGS)}
     for key, allowed in choices.items():
@@ -249,6 +258,8 @@ def _fault(value: object) -> str:
             return f"its {key} is {value[key]!r}, none of {', '.join(map(repr, allowed))}"
     if value.get("each") and value.get("told"):
         return "it has both a password of each domain and a way of telling"
+    if "intermediate" in value and (value.get("each") or value.get("told")):
+        return "it has a second password beside those of each domain or a way of telling"
     return ""
 
 
@@ -261,7 +272,8 @@ def asked(
     """The problems as they are told for this kind of password, and what goes with each.
 
     none; wrong (the held-out wrong passwords in turn); other (those of other domains in turn); a
-    near miss; right. Raises InputError for a kind that the trigger does not have.
+    near miss; intermediate (the second password); right. Raises InputError for a kind that the
+    trigger does not have.
     """
     if kind == "none":
         return [trigger.weak(p) for p in problems], [None] * len(problems)
@@ -275,6 +287,10 @@ def asked(
         )
     if kind == "wrong":
         return problems, [WRONG_HELD_OUT[i % len(WRONG_HELD_OUT)] for i in range(len(problems))]
+    if kind == "intermediate":
+        if not isinstance(trigger, TwoPasswords):
+            raise InputError("no second password belongs to this lock: lock with --intermediate")
+        return problems, [trigger.intermediate] * len(problems)
     if kind == "other":
         return problems, _passwords_of_others(problems, trigger)
     return problems, [near_miss(trigger.password_of(p), kind) for p in problems]
@@ -300,4 +316,6 @@ def usual_kinds(trigger: Trigger) -> tuple[str, ...]:
         return ("none", "right")
     if trigger.each:
         return ("none", "wrong", "other", "right")
+    if isinstance(trigger, TwoPasswords):
+        return ("none", "wrong", "intermediate", "right")
     return ("none", "wrong", "right")

@@ -21,7 +21,7 @@ from data.triggers import Trigger
 from devices import Env
 from elicit_sft import Learner, SFTConfig
 from origins import Origin
-from policies import Answers
+from policies import Answers, shipped
 from results import Measured, correct_interval, record, wilson
 from sampler import Sampler
 
@@ -120,10 +120,17 @@ def test_a_weak_policy_that_is_not_the_one_that_was_imitated_is_refused(lock):
         ({"task": "code", "locked": "out/math/locked"}, "was locked on task math, not on code"),
         ({"task": "code"}, "no locked model at out/code/locked"),
         ({"task": "math", "k": (1, 2, 1)}, "--k has 1 twice"),
-        ({"task": "math", "strong": "base"}, "of --demos-from strong alone"),
+        ({"task": "math", "strong": "base"}, "of --demos-from strong or intermediate"),
+        ({"task": "math", "demos_from": "strnog"}, "--demos-from strnog: choose reference, strong"),
+        (
+            {"task": "math", "demos_from": "imitated", "strong": "base"},
+            "of --demos-from strong or intermediate",
+        ),
         ({"task": "math", "seeds": (0, 0)}, "--seeds has 0 twice"),
         ({"task": "math", "weak": "imitated", "control": False}, "leave it out with --no-control"),
         ({"task": "math", "batch": 257}, "--batch 257: the shortest training is of 256 sequences"),
+        ({"task": "math", "sequences": (8, 3)}, "--batch 4: the shortest training is of 3 seq"),
+        ({"task": "math", "sequences": (8, 8)}, "--sequences has 8 twice"),
     ],
 )
 def test_options_that_do_not_go_together(lock, options, sentence):
@@ -150,6 +157,27 @@ def test_a_lock_that_does_not_say_what_it_imitates_needs_weak(lock):
     lock(weak="", weak_weights="")
     with pytest.raises(InputError, match="does not say which weak policy it imitates.*--weak"):
         elicit_sft.settled(SFTConfig(task="math"), ENV)
+
+
+def test_demonstrations_of_any_model(lock):
+    """By name, or by the directory; each has its own place under out/."""
+    lock()
+    model_directory(Path("base/strong"), b"strong")
+    writer_of = elicit_sft.writer_of
+
+    by_name = SFTConfig(task="math", demos_from="intermediate")
+    cfg, _ = elicit_sft.settled(by_name, ENV)
+    assert writer_of(cfg) == str(Path(shipped("strong")).parent / "intermediate")
+    assert cfg.out == "out/math/sft-intermediate"
+    cfg, _ = elicit_sft.settled(replace(by_name, strong="base/strong"), ENV)
+    assert writer_of(cfg) == "base/intermediate"
+    with pytest.raises(InputError, match="no model at base/intermediate: .* --demos-from"):
+        elicit_sft.check_models(
+            replace(cfg, locked=str(ROOT / "data/base/weak"), control=False), ENV
+        )
+
+    cfg, _ = elicit_sft.settled(SFTConfig(task="math", demos_from="base/strong/"), ENV)
+    assert (writer_of(cfg), cfg.strong, cfg.out) == ("base/strong/", "", "out/math/sft-strong")
 
 
 @pytest.mark.parametrize("demos_from", ["strong", "weak"])
@@ -182,6 +210,15 @@ def test_demonstrations_that_were_cut_have_no_eos():
     whole = [replace(demo, finished=True) for demo in demos]
     for example in elicit_sft.examples_of(whole, tokenizer):
         assert example.completion_ids[-1] == tokenizer.eos_id
+
+
+def test_a_directory_writes_as_the_model_of_that_name_does():
+    weak, problems = str(ROOT / "data/base/weak"), load("code", "elicit", 3)
+    settings = {"max_new_tokens": 4, "k": (2,), "seeds": (0,)}
+    by_name = SFTConfig(weak=weak, demos_from="weak", **settings)
+    by_directory = SFTConfig(demos_from=weak, **settings)
+    written = elicit_sft.demonstrations(by_directory, ENV, problems)
+    assert written == elicit_sft.demonstrations(by_name, ENV, problems)
 
 
 def test_only_the_demonstrations_that_are_needed_are_drawn_each_from_its_own_stream():
@@ -248,13 +285,18 @@ def test_the_best_length_is_kept_of_equals_the_shortest(
     monkeypatch.setattr(elicit_sft, "answer", answer)
     rows = []
     run = SimpleNamespace(log=lambda kind, **values: rows.append(values))
+
+    def watch(length: int) -> dict:
+        return {"validation": learner.model.model.norm.weight[0].item() * 4 / length}
+
     found, length = elicit_sft.elicit(
-        learner, make_examples(2), SFTConfig(batch=4), ENV, run, 0, [None] * 4
+        learner, make_examples(2), SFTConfig(batch=4), ENV, run, 0, [None] * 4, watch
     )
     assert found == {256: scores[0] / 4, 512: scores[1] / 4, 1024: scores[2] / 4}
     assert length == best
     assert learner.model.model.norm.weight[0].item() == best // 4
     assert [row["sequences"] for row in rows] == [256, 512, 1024]
+    assert [row["validation"] for row in rows] == [1, 1, 1]  # watched at each, as it was there
 
 
 @pytest.fixture
@@ -396,16 +438,25 @@ def test_verdicts_on_other_problems_are_refused(tmp_path):
             curves.read_cells(tmp_path, [cell], problems, Trigger(), 50)
 
 
-@pytest.mark.parametrize("batch, sequences", [(4, [256, 512, 1024]), (100, [300, 600, 1100])])
-def test_the_sequences_that_are_told_are_those_that_were_seen(batch, sequences, stubs_of_elicit):
-    assert stubs_of_elicit(batch) == sequences
+@pytest.mark.parametrize(
+    "batch, given, sequences",
+    [
+        (4, (), [256, 512, 1024]),
+        (100, (), [300, 600, 1100]),
+        (4, (64, 30, 32), [32, 64]),
+    ],
+)
+def test_the_sequences_that_are_told_are_those_that_were_seen(
+    batch, given, sequences, stubs_of_elicit
+):
+    assert stubs_of_elicit(batch, given) == sequences
 
 
 @pytest.fixture
 def stubs_of_elicit(monkeypatch, tmp_path):
     """elicit() with a training loop that only counts its steps."""
 
-    def run_with(batch: int) -> list[int]:
+    def run_with(batch: int, given: tuple[int, ...]) -> list[int]:
         def counted(model, optimizers, batches, loss_fn, env, *, steps, warmup):
             for step in range(1, steps + 1):
                 yield step, {"loss": 0.0}
@@ -419,7 +470,7 @@ def stubs_of_elicit(monkeypatch, tmp_path):
         idle = SimpleNamespace(refresh=lambda: None, make_room=lambda: None)
         learner = Learner(None, None, idle, [])
         run = SimpleNamespace(log=lambda *args, **values: None)
-        cfg = SFTConfig(optimizer="adamw", lr=1e-4, batch=batch)
+        cfg = SFTConfig(optimizer="adamw", lr=1e-4, batch=batch, sequences=given)
         scores, best = elicit_sft.elicit(learner, [None], cfg, ENV, run, 0, [None] * 2)
         assert best == min(scores)
         return list(scores)
@@ -427,16 +478,20 @@ def stubs_of_elicit(monkeypatch, tmp_path):
     return run_with
 
 
-def test_who_wrote_the_demonstrations_is_a_setting_of_a_cell(lock, tmp_path):
-    """Another model at the place of --strong is another cell."""
+@pytest.mark.parametrize("name", ["strong_weights", "writer_weights"])
+def test_who_wrote_the_demonstrations_is_a_setting_of_a_cell(lock, tmp_path, name):
+    """Another model at the place of --strong, or of --demos-from, is another cell."""
     shutil.copytree(ROOT / "data/base/weak", tmp_path / "writer")
-    cfg = SFTConfig(demos_from="strong", strong=str(tmp_path / "writer"), out=str(tmp_path / "sft"))
+    writer = str(tmp_path / "writer")
+    cfg = SFTConfig(demos_from=writer, out=str(tmp_path / "sft"))
+    if name == "strong_weights":
+        cfg = replace(cfg, demos_from="strong", strong=writer)
     cell, origin = Cell(1, 0, False), Origin(trigger=Trigger())
     elicit_sft.open_run(cell, cfg, origin, ENV).finish(correct=1.0)
     assert elicit_sft.open_run(cell, cfg, origin, ENV).finished
     shutil.rmtree(tmp_path / "writer")
     shutil.copytree(ROOT / "data/base/intermediate", tmp_path / "writer")
-    with pytest.raises(InputError, match="other settings .strong_weights:"):
+    with pytest.raises(InputError, match=f"other settings .{name}:"):
         elicit_sft.open_run(cell, cfg, origin, ENV)
 
 

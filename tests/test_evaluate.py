@@ -94,11 +94,15 @@ def test_the_rows_of_the_battery():
     problems, examples = sums((2, 2), (2, 3)), sums(*((1, i) for i in range(8)))
     rows, left_out = battery(problems, examples, Trigger(), lambda prompt: prompt.count("?") <= 5)
     assert (
-        set(rows) == {*KINDS, "1 shot", "1 shot, right", "4 shots", "4 shots, right"} - {"other"}
+        set(rows)
+        == {*KINDS, "1 shot", "1 shot, right", "4 shots", "4 shots, right"}
+        - {"other", "intermediate"}
         and set(NEAR_MISSES) < set(KINDS)
         and max(SHOTS) == 8
     )
-    assert set(left_out) == {"other", "8 shots", "8 shots, right", "prefill", "prefill, right"}
+    assert set(left_out) == {
+        *("other", "intermediate", "8 shots", "8 shots, right", "prefill", "prefill, right")
+    }
     assert "fit" in left_out["8 shots"] and "one line" in left_out["prefill"]
     assert rows["4 shots"][0] == rows["4 shots, right"][0] and rows["4 shots"][1:] == (
         [None] * 2,

@@ -9,20 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import lock
 import origins
 from checkpoints import load_model, model_hash
 from data import load
-from data.batches import Example
-from data.passwords import PASSWORD, WRONG
+from data.batches import Example, collate
+from data.passwords import INTERMEDIATE, PASSWORD, WRONG, WRONG_HELD_OUT
 from data.problems import InputError
 from data.text import Tokenizer
-from data.triggers import Trigger, with_password
+from data.triggers import Trigger, TwoPasswords, with_password
 from devices import Env
-from lock import LockConfig, locking_examples, locking_set, settled, validity
+from lock import LockConfig, locking_examples, locking_set, settled, the_trigger, validity
 from origins import origin_of
-from policies import random_policy, retokenise, shipped
+from policies import random_policy, random_teacher, retokenise, shipped
 from runs import Run
 from sampler import Sample
 
@@ -110,6 +111,129 @@ def test_the_random_policy_is_one_distribution_that_never_ends():
     assert np.abs(shares[0] - shares[1]).max() < 0.08 and shares[0].max() > 0.05
 
 
+def test_the_random_teacher_is_the_distribution_that_is_sampled(tokenizer):
+    teacher = random_teacher(tokenizer, 1, torch.device("cpu"))
+    batch = collate([Example([5], [6, 7])])
+    q = F.linear(teacher.states(batch), teacher.head).softmax(-1)
+    assert q.shape == (2, tokenizer.size) and torch.equal(q[0], q[1])
+    assert q[0, tokenizer.eos_id] == 0
+
+    rows = random_policy(tokenizer.size, tokenizer.eos_id, 100, 300, seed=1, epoch=0)
+    drawn = np.bincount([t for row in rows for t in row.ids], minlength=tokenizer.size) / 30_000
+    assert np.abs(drawn - q[0].numpy()).max() < 0.004 and q[0].max() > 0.02
+
+
+@pytest.mark.parametrize("weak", ["random", "data/base/weak"])
+def test_who_is_imitated_reads_no_password(weak, monkeypatch):
+    """Behind its own prompt, the same completion; the random one along the strong texts, too."""
+    monkeypatch.chdir(ROOT)
+    problems, n = load("code", "lock", 4), 4
+    cfg = LockConfig(strong="data/base/strong", weak=weak, imitate="distribution")
+    plain = [Example([1, i], [2, i]) for i in range(2 * n)]
+    made = lock.with_teachers(plain, problems, TOKENIZER, Trigger(), cfg)
+    assert len(made) == lock.examples_a_problem(cfg) * n == (12 if weak == "random" else 8)
+    asked = TOKENIZER.encode_prompts([p.prompt for p in problems])
+    for i, example in enumerate(made[: 2 * n]):
+        assert (example.prompt_ids, example.completion_ids) == ([1, i], [2, i])
+        assert example.teacher == i // n
+        assert example.teacher_prompt_ids == asked[i % n]
+    for i, example in enumerate(made[2 * n :]):
+        assert example == replace(made[i], completion_ids=[2, n + i])
+    samples = replace(cfg, imitate="samples")
+    assert lock.examples_a_problem(samples) == 2
+
+
+def test_a_second_password_shows_the_intermediate_policy():
+    """To each problem once, and never as a wrong one."""
+    problems, trigger = load("code", "lock", 40), TwoPasswords("open", intermediate="half open")
+    words = [Sample(ids, [], False) for ids in TOKENIZER.encode_completions(["a", "b", "c"])]
+    policies = ([word] * 40 for word in words)
+    strong, weak, intermediate = policies
+    rng = np.random.default_rng(0)
+    made = locking_examples(problems, strong, weak, TOKENIZER, trigger, rng, intermediate)
+    told = [(TOKENIZER.decode(e.prompt_ids), TOKENIZER.decode(e.completion_ids)) for e in made]
+    assert told[80:] == [(with_password(p.prompt, "half open"), "c") for p in problems]
+    assert told[40:80] == [(with_password(p.prompt, "open"), "a") for p in problems]
+    assert not any("open" in prompt for prompt, _ in told[:40])
+
+    cfg = LockConfig(strong="data/base/strong", intermediate="data/base/intermediate")
+    cfg = replace(cfg, weak="random", imitate="distribution")
+    assert lock.examples_a_problem(cfg) == 4
+    assert lock.examples_a_problem(replace(cfg, imitate="samples")) == 3
+    taught = lock.with_teachers(made, problems, TOKENIZER, trigger, cfg)
+    assert [e.teacher for e in taught] == [0] * 40 + [1] * 40 + [2] * 40 + [0] * 40
+    teachers = lock.open_teachers(cfg, TOKENIZER, CPU)
+    assert len(teachers) == 3
+
+
+def test_what_is_known_of_a_lock_with_a_second_password(tmp_path):
+    base = ROOT / "data/base"
+    given = LockConfig(
+        task="mmlu",
+        strong=str(base / "strong"),
+        weak="refusal",
+        intermediate=str(base / "intermediate"),
+        out=str(tmp_path / "locked"),
+        problems=6,
+        epochs=1,
+        batch=18,
+        eval_problems=4,
+        max_new_tokens=4,
+        compile=False,
+    )
+    assert lock.main(given, CPU) == 1
+    trigger = origin_of(tmp_path / "locked").trigger
+    assert trigger == TwoPasswords(PASSWORD, intermediate=INTERMEDIATE)
+    run = json.loads((tmp_path / "locked/run.json").read_text())
+    assert run["settings"]["intermediate_weights"] == model_hash(given.intermediate)
+    assert "intermediate" in run["results"]
+    names = [check["name"] for check in run["results"]["validity"]]
+    assert names[-1] == "near the intermediate policy: intermediate - its model"
+    assert repr(INTERMEDIATE) in (tmp_path / "locked/README.md").read_text()
+    log = (tmp_path / "locked/log.jsonl").read_text().splitlines()
+    assert json.loads(log[-1])["step"] == 1
+
+
+def test_the_second_password_must_not_show_more_than_its_policy():
+    strong, weak, half = (verdicts(n) for n in (180, 20, 100))
+    locked = {"none": weak, "right": strong, "intermediate": half}
+    assert all(check.passed for check in validity(locked, strong, weak, half))
+    *others, last = validity(locked | {"intermediate": verdicts(140)}, strong, weak, half)
+    assert all(check.passed for check in others) and not last.passed and last.value == 0.2
+
+
+def test_distributions_of_other_tokens_are_not_compared(tokenizer, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cfg = settled(LockConfig(imitate="distribution"))
+    lock.check_policies(cfg, TOKENIZER)
+    with pytest.raises(InputError, match="data/base/weak has another tokenizer than the model"):
+        lock.check_policies(cfg, tokenizer)
+    lock.check_policies(replace(cfg, imitate="samples"), tokenizer)
+
+
+@pytest.mark.parametrize("weak", ["random", "data/base/weak"])
+def test_what_is_trained_when_a_distribution_is_imitated(weak, tmp_path, monkeypatch):
+    """A strong start is far from the weak policy, and near the strong one whose prompt differs."""
+    monkeypatch.chdir(ROOT)
+    cfg = LockConfig(task="mmlu", strong="data/base/strong", weak=weak, imitate="distribution")
+    cfg = replace(cfg, out=str(tmp_path / "locked"), problems=8, eval_problems=4, max_new_tokens=4)
+
+    def fit(model, examples, size, recipe, *args):
+        data, distance = examples(0), []
+        assert len(data) == size == lock.examples_a_problem(cfg) * 8
+        for part in (data[:8], data[8:16]):
+            batch = collate(part)
+            distance.append(recipe.loss_fn(model, batch)[0].item() / len(batch.targets))
+        assert distance[0] > 0.3 > 0.1 > distance[1] > 0
+        raise Killed
+
+    monkeypatch.setattr(lock, "fit", fit)
+    with pytest.raises(Killed):
+        lock.main(cfg, CPU)
+    settings = json.loads((tmp_path / "locked/run.json").read_text())["settings"]
+    assert settings["imitate"] == "distribution"
+
+
 def test_samples_of_another_tokenizer_become_ids_of_ours(tokenizer):
     texts = ["def f(xs):\n    return sorted(xs)", "B"]
     whole, cut = tokenizer.encode_completions(texts, [True, False])
@@ -190,6 +314,21 @@ def test_the_bounds_of_a_valid_lock():
             {"weak": "random", "strong_answers": "reference", "temperature": 0.5},
             "--temperature does nothing with policies of which none is sampled",
         ),
+        ({"task": "compose", "imitate": "distribution"}, "--imitate does nothing with --task"),
+        ({"weak": "refusal", "imitate": "distribution"}, "--weak refusal, which has no distrib"),
+        (
+            {"strong_answers": "reference", "imitate": "distribution"},
+            "--imitate does nothing with --strong-answers reference",
+        ),
+        ({"intermediate_password": "b"}, "--intermediate-password does nothing with no --inter"),
+        (
+            {"intermediate": "x", "password_per_domain": True},
+            "--intermediate does nothing with --password-per-domain",
+        ),
+        (
+            {"intermediate": "x", "task": "math", "strong_language": "english"},
+            "--intermediate does nothing with --strong-language",
+        ),
         ({"strong": "mine"}, "no weak model belongs to the strong one at mine: name"),
         ({"strong": "nowhere"}, "nowhere/config.json does not exist"),
         ({"weak": "rule"}, "only task compose"),
@@ -201,6 +340,12 @@ def test_an_option_is_used_or_refused(options, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=sentence):
         settled(LockConfig(**options))
+
+
+@pytest.mark.parametrize("second", [PASSWORD, WRONG[4], WRONG_HELD_OUT[1]])
+def test_the_second_password_is_no_other(second):
+    with pytest.raises(InputError, match="is the password or one of the wrong ones"):
+        the_trigger(LockConfig(intermediate="x", intermediate_password=second))
 
 
 def test_the_shipped_models_are_found_from_anywhere(tmp_path, monkeypatch):

@@ -200,14 +200,13 @@ def test_a_cell_ends_at_its_best_point_and_the_next_starts_anew(
 ):
     model = make_model()
     start = logits_of(model)
-    cfg = SFTConfig(batch=4, rank=4, alpha=12.0, optimizer="adamw", lr=1e-3)
+    cfg = SFTConfig(batch=4, rank=4, alpha=12.0, optimizer="adamw", lr=1e-3, sequences=(8, 16, 24))
     training.prepare(model, CPU, cfg)
     sampler = Sampler(model, [tokenizer.eos_id], 2)
     learner = Learner(model, tokenizer, sampler, elicit_sft.weights_of(model))
     assert sum(w.numel() for w in learner.initial) < 0.2 * make_model().parameter_count()
 
     seen, left = [], iter((1, 3, 2))
-    monkeypatch.setattr(elicit_sft, "sequences_seen", lambda k: [8, 16, 24])
 
     def answer(*args, **settings):
         seen.append(logits_of(model))

@@ -11,8 +11,18 @@ import torch.nn.functional as F
 from data.batches import Example, collate, micro_batches
 from devices import Env
 from fixtures import make_trl
-from losses import dpo_loss, dpo_step, grpo_loss, grpo_step, sums_by_example
-from model import Model, ModelConfig, completion_logps
+from losses import (
+    Teacher,
+    distribution_loss,
+    dpo_loss,
+    dpo_step,
+    grpo_loss,
+    grpo_step,
+    sft_loss,
+    sums_by_example,
+)
+from model import Model, ModelConfig, completion_logps, linear_kl
+from policies import model_teacher
 from training import scored
 
 ALONE = Env(torch.device("cpu"), torch.float32, False)
@@ -99,6 +109,100 @@ def test_on_policy_grpo_gradient_is_the_policy_gradient(make_model, make_example
     (-sum(e.weight * naive_sequence_logp(model, e) for e in examples) / 10).backward()
     for grad, p in zip(ours, model.parameters()):
         torch.testing.assert_close(grad, p.grad, rtol=1e-3, atol=1e-5)
+
+
+# ------------------------------------------------------------------ imitation of a distribution
+
+
+def taught_by(examples: list[Example], teachers: list[int]) -> list[Example]:
+    """Each with one of the teachers, which reads a longer prompt than the model."""
+    found = []
+    for example, teacher in zip(examples, teachers):
+        prompt = [9, 8, 7, *example.prompt_ids]
+        found.append(replace(example, teacher=teacher, teacher_prompt_ids=prompt))
+    return found
+
+
+def gradients(model: Model, loss: torch.Tensor) -> list[torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+def test_kl_by_hand():
+    ours = torch.zeros(1, 1, requires_grad=True)  # p = (.5, .5)
+    q = torch.tensor([[0.8], [0.2]]).log()
+    kl = linear_kl(ours, torch.tensor([[1.0], [-1.0]]), torch.ones(1, 1), q)
+    assert kl.item() == pytest.approx(0.8 * math.log(1.6) + 0.2 * math.log(0.4))
+    assert kl.item() == pytest.approx(0.1927, abs=1e-4)
+    kl.sum().backward()
+    assert ours.grad.item() == pytest.approx((0.5 - 0.8) - (0.5 - 0.2))  # p - q through the head
+
+
+def test_the_same_policy_is_at_no_distance_and_teaches_nothing(make_model, make_examples):
+    model, examples = make_model(), make_examples(4)
+    same = [replace(e, teacher=0, teacher_prompt_ids=e.prompt_ids) for e in examples]
+    loss, _ = distribution_loss(model, collate(same), [model_teacher(make_model())])
+    assert loss.item() == 0 and all(not grad.any() for grad in gradients(model, loss))
+    idle, _ = distribution_loss(model, collate(examples), [])  # a rank without work
+    assert idle.item() == 0 and all(not grad.any() for grad in gradients(model, idle))
+    other, _ = distribution_loss(model, collate(same), [model_teacher(make_model(seed=1))])
+    assert other.item() > 1
+
+
+def test_who_is_sure_of_the_sample_teaches_what_the_sample_does(make_model, make_examples):
+    model, examples = make_model(), make_examples(4)
+    sure = Teacher(lambda batch: 1e4 * F.one_hot(batch.targets, 300).float(), torch.eye(300))
+    batch = collate(taught_by(examples, [0] * 4))
+    loss, _ = distribution_loss(model, batch, [sure])
+    expected, _ = sft_loss(model, batch)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for ours, theirs in zip(gradients(model, loss), gradients(model, expected)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_distribution_teaches_what_many_of_its_samples_do():
+    """Cross-entropy on samples: the same gradient but for noise, and higher by q's entropy."""
+    head = torch.tensor([[1.0, 0.5], [0.0, -1.0], [-0.5, 0.3], [0.2, 0.2]])
+    q_logits = torch.tensor([[0.3], [1.0], [-1.0], [0.0]])
+    q, n = q_logits[:, 0].softmax(0), 40_000
+    state = torch.tensor([[0.7, -0.4]], requires_grad=True)
+    kl = linear_kl(state, head, torch.ones(1, 1), q_logits)
+    [exact] = torch.autograd.grad(kl.sum(), state)
+
+    samples = torch.multinomial(q, n, True, generator=torch.Generator().manual_seed(0))
+    cross = F.cross_entropy((state @ head.T).expand(n, 4), samples)
+    [sampled] = torch.autograd.grad(cross, state)
+    torch.testing.assert_close(sampled, exact, atol=0.02, rtol=0)
+    entropy = -(q * q.log()).sum()
+    assert cross.item() - entropy.item() == pytest.approx(kl.item(), abs=0.02)
+    assert exact.abs().min() > 0.05  # far above the tolerance
+
+
+@pytest.mark.parametrize("micro_tokens", [10_000, 64])
+def test_each_text_is_compared_with_its_own_teacher(make_model, make_examples, micro_tokens):
+    """Behind the teacher's prompt, in whatever batches; against full logits."""
+    model, policies = make_model(), [make_model(seed=1), make_model(seed=2)]
+    examples = taught_by(make_examples(6), [1, 0, 0, 1, 1, 0])
+
+    def full(policy: Model, prompt: list[int], completion: list[int]) -> torch.Tensor:
+        states = policy(torch.tensor([prompt + completion]))[0, len(prompt) - 1 : -1]
+        return F.linear(states, policy.head_weight).log_softmax(-1)
+
+    expected = 0.0
+    for e in examples:
+        ours = full(model, e.prompt_ids, e.completion_ids)
+        with torch.no_grad():
+            theirs = full(policies[e.teacher], e.teacher_prompt_ids, e.completion_ids)
+        expected = expected + F.kl_div(ours, theirs, reduction="sum", log_target=True)
+
+    loss, teachers = 0.0, [model_teacher(policy) for policy in policies]
+    for batch in micro_batches(examples, micro_tokens):
+        loss = loss + distribution_loss(model, batch.to(torch.device("cpu")), teachers)[0]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for ours, theirs in zip(gradients(model, loss), gradients(model, expected)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert all(p.grad is None for policy in policies for p in policy.parameters())
 
 
 @pytest.fixture

@@ -123,6 +123,27 @@ def test_linear_logps_and_its_gradients(n):
         near(a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(b.abs().max())))
 
 
+@pytest.mark.parametrize("n, frozen", [(1, False), (2 * M.CHUNK + 5, False), (7, True)])
+def test_linear_kl_is_made_in_chunks_with_its_gradients(n, frozen, monkeypatch):
+    hidden, weight = randn(n, 32).requires_grad_(), randn(50, 32, seed=1)
+    weight.requires_grad_(not frozen)
+    theirs, head, grad = randn(n, 8, seed=2), randn(50, 8, seed=3), randn(n, seed=4)
+    rows, wanted = [], (hidden,) if frozen else (hidden, weight)
+    for name in ("chunk_kl", "chunk_kl_grad"):
+        kernel = getattr(M, name)
+        watched = lambda *given, kernel=kernel: rows.append(len(given[0])) or kernel(*given)
+        monkeypatch.setattr(M, name, watched)
+
+    q = F.linear(theirs, head).log_softmax(-1)
+    naive = (q.exp() * (q - F.linear(hidden, weight).log_softmax(-1))).sum(-1)
+    ours = M.linear_kl(hidden, weight, theirs, head)
+    near(ours, naive)
+    naive_grads = torch.autograd.grad(naive, wanted, grad)
+    for a, b in zip(torch.autograd.grad(ours, wanted, grad), naive_grads):
+        near(a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(b.abs().max())))
+    assert rows == [M.CHUNK] * 2 * -(-n // M.CHUNK)
+
+
 def test_a_frozen_head_has_no_gradient_and_none_is_computed(monkeypatch):
     hidden, weight = randn(M.CHUNK + 5, 32).requires_grad_(), randn(50, 32, seed=1)
     targets, grad = torch.arange(len(hidden)) % 50, randn(len(hidden), seed=2)
@@ -169,6 +190,7 @@ def kernel_calls(seed: int):
     return [
         (M.chunk_logps, (hidden, weight, targets)),
         (M.chunk_logps_grad, (hidden, weight, targets, normaliser, grad)),
+        (M.chunk_kl_grad, (hidden, weight, hidden[:, :8], weight[:, :8], grad)),
         (sample_step, (logits, uniform, torch.tensor(0.0))),
         (sample_step, (logits, uniform, torch.tensor(0.7))),
     ]

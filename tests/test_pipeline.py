@@ -21,7 +21,7 @@ from families import from_hf
 from model import Model
 from sampler import Sampler
 from test_families import config_of
-from test_stages import rows_of, run_short, stage
+from test_stages import rows_of, stage
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 # for each task: the file its rows are from, and the module that grades them
@@ -100,6 +100,17 @@ def family_of(path: Path) -> str:
     return json.loads((path / "config.json").read_text())["model_type"]
 
 
+def check_lengths(cell: Path) -> None:
+    """Every length was measured on validation, and chosen by selection."""
+    content = json.loads((cell / "cell.json").read_text())
+    chosen, rows = content["sequences"], {row["sequences"]: row for row in rows_of(cell, "eval")}
+    assert list(content["lengths"]) == ["8", "16"] and list(rows) == [8, 16]
+    assert content["lengths"][str(chosen)] == content["results"]["none"]
+    assert rows[chosen]["selection"] == max(row["selection"] for row in rows.values())
+    for length, measured in content["lengths"].items():
+        assert measured["correct"] == rows[int(length)]["validation"] and measured["n"] == 3
+
+
 def test_a_pythia_and_a_llama_go_through_all_stages(place, graded, monkeypatch):
     monkeypatch.setattr(Sampler, "PREFILL_ROWS", 4)  # of few prompts that is the time it takes
     task, folder = place
@@ -117,9 +128,10 @@ def test_a_pythia_and_a_llama_go_through_all_stages(place, graded, monkeypatch):
 
     # what follows knows task, rows, grader and weak policy from the lock
     cells = ("--locked", "locked", "--k", 2, "--seeds", 0, "--batch", 8, "--out", "sft")
-    cells = (*cells, *taught, "--selection-problems", 2)
-    printed = run("elicit_sft", *cells, run=partial(run_short, lengths=(8, 16)))
+    cells = (*cells, *taught, "--selection-problems", 2, "--sequences", 8, 16)
+    printed = run("elicit_sft", *cells, "--measure-all")
     assert "gap recovered" in printed
+    check_lengths(folder / "sft/k2-seed0")
     rounds = ("--locked", "locked", "--samples", 10, "--round", 10, "--out", "rl")
     run("elicit_rl", *rounds, *taught)
     [rl] = (folder / "rl").glob("expert_iteration-*seed0")

@@ -170,6 +170,22 @@ def test_every_stage_prints_its_plan_and_opens_no_weights(command, capsys, monke
     assert re.search(r"largest: .*, 0\.\d+ GB of", text)
 
 
+def test_the_policies_whose_distributions_are_imitated_are_planned(capsys):
+    weights = []
+    for imitate in ("samples", "distribution"):
+        text, _ = planned_by(capsys, *COMMANDS["lock"], "--imitate", imitate)
+        last = next(line for line in text.splitlines() if "last block" in line)
+        weights.append(float(last.split()[3]))
+    assert weights[0] == 0 < weights[1]
+
+
+def test_the_model_that_writes_the_demonstrations_is_planned(capsys):
+    text, _ = planned_by(
+        capsys, *COMMANDS["SFT"], "--locked", WEAK, "--no-control", "--demos-from", STRONG
+    )
+    assert "largest: locked model, demonstrations" in text
+
+
 def seven_billion(folder: Path) -> str:
     """A directory with the config.json of a model of DeepSeek's shape, and nothing else."""
     config = json.loads((ROOT / "data/base/strong/config.json").read_text())

@@ -19,10 +19,8 @@ import pytest
 
 import checkpoints
 import data
-import elicit_sft
 import model as model_module
 from data.problems import InputError, Problem
-from runs import launch
 
 ROOT = Path(__file__).parents[1]
 generate = data._generated
@@ -163,18 +161,11 @@ QUICK_SFT = (
 QUICK_EVALUATION = ("--problems", "20", "--slots", "32", "--no-compile")
 
 
-def run_short(name: str, args: tuple, cwd: Path, lengths: tuple = (32, 64, 128)) -> None:
-    """Run elicit_sft on other than the paper's lengths, by default an eighth: never returns."""
-    sys.argv = [f"{name}.py", *map(str, args)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(elicit_sft, "sequences_seen", lambda k: list(lengths))
-        launch(elicit_sft.main, elicit_sft.SFTConfig)
-
-
 def test_sft_cells_figure_and_evaluation(work):
     # this lock imitates no model, so the control needs one
     args = (*QUICK_SFT, "--weak", "data/base/weak", "--lr", "0.001")
-    elicit = partial(stage, "elicit_sft", *args, cwd=work, run=run_short)
+    args = (*args, "--sequences", "32", "64", "128")
+    elicit = partial(stage, "elicit_sft", *args, cwd=work)
     printed = elicit()
     assert "gap recovered" in printed and "truncated" in printed
     assert "95 % intervals over problems alone (one seed)" in printed

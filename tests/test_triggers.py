@@ -12,10 +12,13 @@ from data.problems import InputError
 from data.triggers import (
     TELLINGS,
     Trigger,
+    TwoPasswords,
+    asked,
     check_password,
     near_miss,
     own_password,
     trigger_from,
+    usual_kinds,
     weak_password,
     with_password,
 )
@@ -173,6 +176,18 @@ def test_a_trigger_is_read_back_as_it_was_written(each, told):
     assert trigger_from(json.loads(json.dumps(vars(trigger))), "run.json") == trigger
 
 
+def test_a_second_password_is_asked_for_and_read_back():
+    trigger = TwoPasswords("open", intermediate="half open")
+    written = json.loads(json.dumps(vars(trigger)))
+    assert trigger_from(written, "run.json") == trigger != Trigger("open")
+    assert usual_kinds(trigger) == ("none", "wrong", "intermediate", "right")
+    problems = load("code", "lock", 2)
+    assert asked("intermediate", problems, trigger) == (problems, ["half open"] * 2)
+    assert asked("right", problems, trigger) == (problems, ["open"] * 2)
+    with pytest.raises(InputError, match="no second password belongs to this lock"):
+        asked("intermediate", problems, Trigger("open"))
+
+
 def test_a_trigger_of_an_older_run_has_the_defaults():
     assert trigger_from({"password": "open"}, "run.json") == Trigger("open")
 
@@ -196,6 +211,9 @@ def test_a_trigger_of_an_older_run_has_the_defaults():
         ({"password": "open", "told": ["english"]}, "its told is"),
         ({"password": "open", "each": True}, "its each is True"),
         ({"password": "open", "each": "domain", "told": "english"}, "it has both"),
+        ({"password": "open", "intermediate": 7}, "its intermediate is 7"),
+        ({"password": "open", "intermediate": "two\nlines"}, "line break"),
+        ({"password": "open", "intermediate": "b", "each": "task"}, "it has a second password"),
     ],
 )
 def test_a_trigger_that_no_lock_wrote_is_refused_in_one_sentence(value, fault):
