@@ -154,6 +154,9 @@ class RLConfig(TuneConfig):
     # --warm-start: checkpoint that writes them, better than the weak model and worse than the
     # strong one (default: data/base/intermediate)
     warm_from: str = ""
+    # --warm-start: times the demonstrations are trained on (default: 8; fewer than would be best on
+    # their own, see paper appendix B.3.3)
+    warm_epochs: int = 0
     # times a round's data are trained on (default: 4, GRPO 1)
     epochs: int = 0
     # default: adamw; for a model of 1 B parameters and more the paper's lion, but not with --rank
@@ -327,7 +330,7 @@ def demonstrations(
 
 
 def warm_start(model: Model, examples: list[Example], cfg: RLConfig, env: Env) -> None:
-    """SFT on a few demonstrations, 8 epochs: fewer than would be best on their own (B.3.3).
+    """SFT on a few demonstrations, for a few epochs.
 
     With the optimiser, lr and batch that elicit_sft.py has.
     """
@@ -336,7 +339,7 @@ def warm_start(model: Model, examples: list[Example], cfg: RLConfig, env: Env) -
     if cfg.master == "bf16":
         optimizer, lr = cfg.optimizer, cfg.lr  # nothing but lion moves bf16 weights
     batch = 4
-    steps = -(-8 * len(examples) // batch)
+    steps = -(-cfg.warm_epochs * len(examples) // batch)
     order = demonstration_order(len(examples), batch, steps, cfg.seed)
 
     def batches(step: int) -> list[Batch]:
@@ -430,7 +433,7 @@ def frozen_rounds(
     # what tells the reference from other models, for the name of the file
     weights = [model_hash(cfg.locked)]
     if cfg.warm_start:
-        weights += [cfg.warm_start, model_hash(cfg.warm_from), cfg.seed]
+        weights += [cfg.warm_start, model_hash(cfg.warm_from), cfg.warm_epochs, cfg.seed]
     clock = time.time()
     pairs = []
     for each in drawn:
@@ -594,11 +597,12 @@ def refuse_unused(cfg: RLConfig) -> None:
             raise InputError(
                 f"--{name} is for {' and '.join(methods)} alone: leave it out with {cfg.method}"
             )
-    if cfg.warm_from and not cfg.warm_start:
-        raise InputError(
-            "--warm-from names who writes the demonstrations of a warm start: "
-            "give their number with --warm-start"
-        )
+    for name in ("warm_from", "warm_epochs"):
+        if getattr(cfg, name) and not cfg.warm_start:
+            raise InputError(
+                f"--{name.replace('_', '-')} is about the demonstrations of a warm start: "
+                "give their number with --warm-start"
+            )
 
 
 def settled(cfg: RLConfig, lock: Origin = UNKNOWN) -> RLConfig:
@@ -625,6 +629,7 @@ def settled(cfg: RLConfig, lock: Origin = UNKNOWN) -> RLConfig:
             filled[name] = getattr(cfg, name) or default
     if cfg.warm_start:
         filled["warm_from"] = cfg.warm_from or shipped("intermediate")
+        filled["warm_epochs"] = cfg.warm_epochs or 8
     return replace(cfg, **filled)
 
 
@@ -663,7 +668,7 @@ def check_rounds(cfg: RLConfig) -> None:
 
 
 # what a run's name shows where it is not the default: texts as they are, numbers with their name
-NAMED = ("keep", "reference", "reward", "optimizer", "master", "warm_start")
+NAMED = ("keep", "reference", "reward", "optimizer", "master", "warm_start", "warm_epochs")
 NAMED += ("rank", "alpha", "group", "beta", "epochs", "lr", "batch", "round")
 
 

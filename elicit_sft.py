@@ -58,7 +58,7 @@ from losses import sft_loss
 from model import Model
 from options import TuneConfig
 from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
-from policies import answer, check_references, shipped
+from policies import RULES, answer, check_references, shipped
 from results import (
     check_ours,
     evaluate_checkpoint,
@@ -178,7 +178,15 @@ def demonstrations(cfg: SFTConfig, env: Env, problems: list[Problem]) -> dict[in
         made = [Demonstration(problem.prompt, problem.reference) for problem in shown]
         return dict(zip(places, made))
 
-    model, tokenizer = load_model(writer_of(cfg), env.device, env.dtype, masters=False)
+    writer = writer_of(cfg)
+    if writer in RULES:
+        tokenizer = open_tokenizer(cfg.locked)
+        samples = RULES[writer](shown, tokenizer, cfg.max_new_tokens, cfg.seed, 0)
+        texts = tokenizer.decode_batch([sample.ids for sample in samples])
+        made = [Demonstration(problem.prompt, text) for problem, text in zip(shown, texts)]
+        return dict(zip(places, made))
+
+    model, tokenizer = load_model(writer, env.device, env.dtype, masters=False)
     answers = answer(
         env.sampler(model, tokenizer),
         tokenizer,
@@ -456,12 +464,12 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
         )
     lock = with_weak(lock, cfg.weak, is_used=cfg.control or by_weak)
     control = cfg.control
+    if by_weak and lock.weak == "random":
+        raise InputError(
+            "--demos-from weak: the weak policy is random tokens, which demonstrate nothing: "
+            "name a model with --weak"
+        )
     if lock.weak_is_rule:
-        if by_weak:
-            raise InputError(
-                f"--demos-from weak: the weak policy is no model ({lock.weak}): "
-                "name one with --weak"
-            )
         if control:
             env.say(
                 f"no control: the weak policy is no model ({lock.weak}), so it can be taught "
@@ -509,7 +517,7 @@ def check_models(cfg: SFTConfig, env: Env) -> None:
     check_adapter(cfg, cfg.locked)
     if cfg.control:
         check_adapter(cfg, cfg.weak)
-    if cfg.control or cfg.demos_from == "weak":
+    if (cfg.control or cfg.demos_from == "weak") and cfg.weak not in RULES:
         check_model(cfg.weak, "--weak")
     if cfg.demos_from == "strong":
         check_model(cfg.strong, "--strong")

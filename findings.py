@@ -185,7 +185,7 @@ class Evidence:
             self.demonstrated(lock, job, k)  # it is of this lock, on these problems
             file = folder / f"k{k}-seed{seed}" / "cell.json"
             rows = checked(read_json(file), file, "lengths", dict)
-            by_seed.append({int(at): from_bits(bits) for at, bits in rows.items()})
+            by_seed.append({int(at): from_bits(row["verdicts"]) for at, row in rows.items()})
         if not by_seed:
             return {}
         return {at: np.stack([row[at] for row in by_seed]) for at in sorted(by_seed[0])}

@@ -30,7 +30,7 @@ WEAK = {
     "": "",
     "-intermediate": "--weak data/base/intermediate",
     "-early": "--weak @early/strong",
-    "-random": "--weak random --match distribution",
+    "-random": "--weak random --imitate distribution",
 }
 
 SFT = "elicit_sft.py --seeds {seed} --no-keep-weights --locked"
@@ -54,7 +54,7 @@ COMMANDS = {
     "math/locked-english": ("lock.py --task math --strong-language english", 5),
     "math/locked-spanish": ("lock.py --task math --strong-language spanish", 5),
     "mmlu/locked-hard": ("lock.py --task mmlu --strong-answers reference", 5),
-    "mmlu/locked-soft": ("lock.py --task mmlu --match distribution", 6),
+    "mmlu/locked-soft": ("lock.py --task mmlu --imitate distribution", 6),
     "compose/locked": ("lock.py --task compose --strong @base-compose/strong", 5),
     "compose/locked-small": (
         "lock.py --task compose --problems 4000 --strong @base-compose/strong",

@@ -363,6 +363,16 @@ def test_the_samples_of_a_warm_start_that_were_cut_carry_no_eos():
     assert all(teacher.tokenizer.eos_id not in e.completion_ids for e in examples)
 
 
+@pytest.mark.parametrize("epochs, steps", [(0, 4), (3, 2)])
+def test_a_warm_start_lasts_as_many_epochs_as_are_asked(monkeypatch, epochs, steps):
+    trained = []
+    monkeypatch.setattr(elicit_rl, "train", lambda *args, **kw: trained.append(kw["steps"]) or ())
+    settings = elicit_rl.settled(cfg(warm_start=2, warm_epochs=epochs))
+    model, _ = elicit_rl.load_model(BASE / "weak", ALONE.device, ALONE.dtype)
+    elicit_rl.warm_start(model, [Example([1], [2])] * 2, settings, ALONE)
+    assert trained == [steps]  # of four
+
+
 # ---- settings
 
 
@@ -374,6 +384,7 @@ def test_the_samples_of_a_warm_start_that_were_cut_carry_no_eos():
         ("grpo", {"keep": "correct"}),
         ("dpo", {"reference": "initial"}),
         ("grpo", {"warm_from": "data/base/strong"}),
+        ("grpo", {"warm_epochs": 4}),
         ("expert_iteration", {"weak": "random"}),
     ],
 )
@@ -581,6 +592,8 @@ def test_run_names_can_be_read():
     settings |= {"method": "iterated_dpo", "reference": "initial"}
     name = elicit_rl.run_name(cfg(warm_start=16, beta=0.2, **settings))
     assert name == "iterated_dpo-initial-warm16-beta0.2"
+    name = elicit_rl.run_name(cfg(warm_start=16, warm_epochs=64, **settings))
+    assert name == "iterated_dpo-initial-warm16-warm_epochs64"
 
 
 def a_curve(folder: Path, name: str, **changes) -> None:

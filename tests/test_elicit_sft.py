@@ -16,6 +16,7 @@ from checkpoints import model_hash
 from curves import Cell
 from data import load
 from data.problems import InputError
+from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Trigger
 from devices import Env
@@ -96,8 +97,24 @@ def test_a_rule_is_no_control(lock, capsys, rule):
 
     cfg, _ = elicit_sft.settled(SFTConfig(task="math", weak="data/base/weak"), ENV)
     assert cfg.control
-    with pytest.raises(InputError, match="--demos-from weak: the weak policy is no model"):
-        elicit_sft.settled(SFTConfig(task="math", demos_from="weak"), ENV)
+    if rule == "random":
+        with pytest.raises(InputError, match="random tokens, which demonstrate nothing"):
+            elicit_sft.settled(SFTConfig(task="math", demos_from="weak"), ENV)
+    else:
+        cfg, _ = elicit_sft.settled(SFTConfig(task="math", demos_from="weak"), ENV)
+        assert elicit_sft.writer_of(cfg) == rule
+
+
+def test_a_rule_demonstrates_what_it_answers():
+    """Task compose: demonstrations of the weak policy have the locked functions as the identity."""
+    problems = load("compose", "elicit", 20)
+    cfg = SFTConfig(task="compose", k=(8,), seeds=(0,), demos_from="weak", weak="rule")
+    cfg = replace(cfg, locked=str(ROOT / "data/base/strong"))
+    found = elicit_sft.demonstrations(cfg, ENV, problems)
+    assert len(found) == 8
+    for place, demo in found.items():
+        assert demo.answer == compose.answer(problems[place].key, weak=True)
+        assert demo.prompt == problems[place].prompt and demo.finished
 
 
 def test_a_weak_policy_that_is_not_the_one_that_was_imitated_is_refused(lock):

@@ -17,11 +17,12 @@ import policies
 from runs import launch
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "evaluate"}
+STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "evaluate", "reproduce"}
 # each noun reads only those before it
 NOUNS = ("model", "files", "lora", "sampler", "families", "checkpoints", "losses", "options")
 NOUNS += ("devices", "states", "runs")
 NOUNS += ("training", "policies", "results", "origins", "figures", "plan", "curves", "cards")
+NOUNS += ("jobs", "paper", "findings", "claims", "report")
 
 
 def imports(file: Path) -> set[str]:

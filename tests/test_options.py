@@ -37,7 +37,8 @@ OPTIONS = {
         adapter allow_unsandboxed_code alpha batch beta checkpoint_activations compile data
         device device_memory devices dtype epochs eval_problems group keep locked lr master
         max_new_tokens method micro_tokens optimizer out overwrite plan rank reference resume
-        reward round samples save_every seed shard slots targets task warm_from warm_start weak
+        reward round samples save_every seed shard slots targets task warm_epochs
+        warm_from warm_start weak
     """,
     "evaluate": """
         allow_unsandboxed_code chat checkpoints compile data device device_memory devices dtype
