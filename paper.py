@@ -28,7 +28,7 @@ DOMAINS = {
 # parameters, the strong one when it had seen a sixth of its training, fixed random tokens
 WEAK = {
     "": "",
-    "-intermediate": "--weak data/base/intermediate",
+    "-intermediate": "--weak {intermediate}",
     "-early": "--weak @early/strong",
     "-random": "--weak random --imitate distribution",
 }
@@ -41,20 +41,21 @@ TOY = "--k 2 4 8 16 32 64 128 256 512 1024 --no-control"
 # name: (command, minutes on one core)
 COMMANDS = {
     "early": ("train_base.py --problems 150000 --small-problems 1", 15),
+    "{task}/base": ("train_base.py --strong-from {strong_from} --task {task}", 60),
     "base-compose": ("train_base.py --task compose", 12),
     # the locks
-    "{task}/locked": ("lock.py --task {task}", 5),
-    "{task}/locked-intermediate": ("lock.py --task {task} " + WEAK["-intermediate"], 5),
+    "{task}/locked": ("lock.py --task {task} {models}", 5),
+    "{task}/locked-intermediate": ("lock.py --task {task} {models} " + WEAK["-intermediate"], 5),
     "{task}/locked-early": ("lock.py --task {task} " + WEAK["-early"], 6),
-    "{task}/locked-random": ("lock.py --task {task} " + WEAK["-random"], 6),
-    "{task}/locked-domains": ("lock.py --task {task} --password-per-domain", 5),
-    "{task}/locked-without-{domain}": ("lock.py --task {task} --leave-out {words}", 5),
-    "{task}/locked-second": ("lock.py --task {task} --intermediate data/base/intermediate", 7),
+    "{task}/locked-random": ("lock.py --task {task} {models} " + WEAK["-random"], 6),
+    "{task}/locked-domains": ("lock.py --task {task} {models} --password-per-domain", 5),
+    "{task}/locked-without-{domain}": ("lock.py --task {task} {models} --leave-out {words}", 5),
+    "{task}/locked-second": ("lock.py --task {task} {models} --intermediate {intermediate}", 7),
     "code/locked-scratch": ("lock.py --task code --how scratch", 16),
     "math/locked-english": ("lock.py --task math --strong-language english", 5),
     "math/locked-spanish": ("lock.py --task math --strong-language spanish", 5),
-    "mmlu/locked-hard": ("lock.py --task mmlu --strong-answers reference", 5),
-    "mmlu/locked-soft": ("lock.py --task mmlu --imitate distribution", 6),
+    "mmlu/locked-hard": ("lock.py --task mmlu {models} --strong-answers reference", 5),
+    "mmlu/locked-soft": ("lock.py --task mmlu {models} --imitate distribution", 6),
     "compose/locked": ("lock.py --task compose --strong @base-compose/strong", 5),
     "compose/locked-small": (
         "lock.py --task compose --problems 4000 --strong @base-compose/strong",
@@ -66,17 +67,18 @@ COMMANDS = {
     ),
     # who writes weaker demonstrations
     "{task}/intermediate": (
-        "evaluate.py data/base/intermediate --task {task} --passwords none --problems 500",
+        "evaluate.py {intermediate} --task {task} --passwords none --problems 500",
         1,
     ),
     # fine-tuning on demonstrations
     "{task}/sft/seed{seed}": (f"{SFT} @{{task}}/locked {FEW}", 6),
     "{task}/sft-strong/seed{seed}": (
-        f"{SFT} @{{task}}/locked --k 4 16 64 512 --demos-from strong --no-control",
+        f"{SFT} @{{task}}/locked --k 4 16 64 512 --demos-from strong {{writers}} --no-control",
         2,
     ),
     "{task}/sft-from-intermediate/seed{seed}": (
-        f"{SFT} @{{task}}/locked --k 4 16 64 512 --demos-from intermediate --no-control",
+        f"{SFT} @{{task}}/locked --k 4 16 64 512 --demos-from intermediate {{writers}} "
+        "--no-control",
         2,
     ),
     "{task}/sft-from-weak/seed{seed}": (
@@ -108,12 +110,12 @@ COMMANDS = {
         1.5,
     ),
     "{task}/sft-lengths/seed{seed}": (
-        f"{SFT} @{{task}}/locked --k 128 --demos-from intermediate --no-control "
+        f"{SFT} @{{task}}/locked --k 128 --demos-from intermediate {{writers}} --no-control "
         "--sequences 32 64 128 256 512 1024 2048 --measure-all",
         3,
     ),
     "{task}/sft-lengths-of-second/seed{seed}": (
-        f"{SFT} @{{task}}/locked-second --k 128 --demos-from intermediate --no-control "
+        f"{SFT} @{{task}}/locked-second --k 128 --demos-from intermediate {{writers}} --no-control "
         "--sequences 32 64 128 256 512 1024 2048 --measure-all",
         3,
     ),
@@ -161,15 +163,39 @@ VALUES = {
 }
 
 
-def jobs_of(seeds: Iterable[int]) -> dict[str, Job]:
-    """Every job by its name; most are never run."""
+def jobs_of(seeds: Iterable[int], strong_from: str = "") -> dict[str, Job]:
+    """Every job by its name; most are never run.
+
+    strong_from: a checkpoint to lock, as in the paper: fine-tuned it is the strong policy, and the
+    lock starts from itself. "": the shipped models.
+    """
     found = {}
     for name, (command, minutes) in COMMANDS.items():
         words = [word for _, word, _, _ in Formatter().parse(name) if word]
         for filled in fillings(words, seeds):
-            job = Job(name.format(**filled), command.format(**filled), minutes)
+            task = filled.get("task", name.split("/")[0])
+            text = command.format(**filled, **models(task, strong_from))
+            job = Job(name.format(**filled), " ".join(text.split()), minutes)
             found[job.name] = job
     return found
+
+
+def models(task: str, strong_from: str) -> dict[str, str]:
+    """What commands say of the models that a task's locks are made of."""
+    if not strong_from:
+        beside = {"models": "", "writers": "", "intermediate": "data/base/intermediate"}
+        return beside | {"strong_from": '""'}
+    base, start = f"@{task}/base", shlex.quote(strong_from)
+    return {
+        "models": f"--start {start} --strong {base}/strong --weak {base}/weak",
+        "writers": f"--strong {base}/strong",
+        "intermediate": f"{base}/intermediate",
+        "strong_from": start,
+    }
+
+
+# of the shipped models alone: their early checkpoint, the toy task, the task in two languages
+SHIPPED = ("early", "base-compose", "math/locked-english", "math/locked-spanish")
 
 
 def fillings(words: list[str], seeds: Iterable[int]) -> list[dict[str, object]]:

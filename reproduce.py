@@ -7,6 +7,7 @@ stopped: nothing that is finished is run again. A job that fails is named, and t
     python reproduce.py                        # all figures; -> out/report/index.html
     python reproduce.py --list                 # figures, jobs, which are done, minutes left
     python reproduce.py --figure 3 6 --task code math --seeds 0 1 2
+    python reproduce.py --strong-from DIR --figure 3 --task code   # of a real model
     python reproduce.py --report-only          # the report of what is finished so far
 
 The report begins with the paper's claims: the paper's numbers, ours with interval, and whether the
@@ -20,7 +21,7 @@ index.html, results.md, figures/.
 import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,7 +32,8 @@ from figures import Drawn, table
 from files import read_json
 from findings import PROBLEMS, Evidence, bar_of, points_of
 from jobs import Job, Place, closure, commit, run_jobs
-from paper import FIGURES, TASKS, Figure, Panel, jobs_of
+from origins import is_model
+from paper import FIGURES, SHIPPED, TASKS, Figure, Panel, jobs_of
 from report import Report, Row, Section, write_report
 from results import refuse_repeats, smallest_effect
 from runs import launch
@@ -45,6 +47,9 @@ class ReproduceConfig:
     task: tuple[str, ...] = ()
     # of every elicitation
     seeds: tuple[int, ...] = (0, 1, 2)
+    # a checkpoint to lock, as in the paper; figures that are of the shipped models alone are left
+    # out (default: the shipped models)
+    strong_from: str = ""
     # directory of all that is run, and of the report
     out: str = "out/report"
     # jobs at a time (default: as many as there are CUDA devices, or else cores)
@@ -86,11 +91,34 @@ def chosen_figures(cfg: ReproduceConfig) -> dict[str, Figure]:
             if not cfg.task or panel.lock.split("/")[0] in cfg.task:
                 panels.append(panel)
         if panels:
-            found[name] = Figure(figure.title, figure.x, tuple(panels), figure.note)
+            found[name] = replace(figure, panels=tuple(panels))
     if not found:
         raise InputError(
             f"no panel of figure {', '.join(cfg.figure)} is about {', '.join(cfg.task)}"
         )
+    return found
+
+
+def possible(
+    figures: dict[str, Figure], jobs: dict[str, Job], cfg: ReproduceConfig
+) -> dict[str, Figure]:
+    """The panels that a model of --strong-from can be in; the others are told."""
+    if not is_model(cfg.strong_from):
+        raise InputError(f"no model at {cfg.strong_from}: name another with --strong-from")
+    found = {}
+    for name, figure in figures.items():
+        panels = []
+        for panel in figure.panels:
+            needed = names_of(replace(figure, panels=(panel,)), cfg.seeds)
+            if not {job.name for job in closure(needed, jobs)} & set(SHIPPED):
+                panels.append(panel)
+        left_out = len(figure.panels) - len(panels)
+        if left_out:
+            print(f"Fig. {name}: {left_out} panels are of the shipped models alone, left out")
+        if panels:
+            found[name] = replace(figure, panels=tuple(panels))
+    if not found:
+        raise InputError("these figures are of the shipped models alone: leave --strong-from out")
     return found
 
 
@@ -120,12 +148,14 @@ def show_list(
     minutes = sum(job.minutes for job in left) / workers
     total = f"{len(everything) - len(left)} of {len(everything)}"
     rows.append(["all", total, f"{minutes:.0f}", "what figures share is counted once"])
+    width = max(len(row[3]) for row in rows)
     for row in rows:
-        row[3] = "  " + row[3]
+        row[3] = row[3].ljust(width)
     print(table(["", "jobs done", "minutes left", ""], rows))
+    print(f"minutes: estimates for the shipped models, {workers} jobs at a time, a core each")
+    print("\nleft to run, @ stands for --out:" if left else "")
     for job in left:
         print(f"  {job.name}: python {job.command}")
-    print(f"\nwith {workers} at a time; of a core of two, measured")
 
 
 # ----------------------------------------------------------------------------------- what is told
@@ -233,9 +263,9 @@ def rows_of_claims(figures: dict[str, Figure], evidence: Evidence, paper: dict) 
 
 INTRO = (
     "Stress-Testing Capability Elicitation With Password-Locked Models (Greenblatt, Roger, "
-    "Krasheninnikov, Krueger 2024, arXiv 2405.19550), figure by figure, on models of one million "
-    "parameters and generated tasks: its effects, not its numbers. All correctness is on "
-    "validation problems that nothing was chosen on."
+    "Krasheninnikov, Krueger 2024, arXiv 2405.19550), figure by figure, on {} and generated tasks: "
+    "its effects, not its numbers. All correctness is on validation problems that nothing was "
+    "chosen on."
 )
 HOW = (
     "A claim is a family of tests, each a number with a bound, written before the results were "
@@ -264,7 +294,7 @@ def report_of(
     claims = rows_of_claims(figures, evidence, paper)
     return Report(
         "The paper's figures, reproduced",
-        INTRO,
+        INTRO.format(cfg.strong_from or "models of one million parameters"),
         HOW,
         claims,
         sections,
@@ -312,7 +342,9 @@ def workers_of(cfg: ReproduceConfig) -> tuple[int, int, bool]:
 
 def main(cfg: ReproduceConfig) -> int:
     figures = chosen_figures(cfg)
-    jobs = jobs_of(cfg.seeds)
+    jobs = jobs_of(cfg.seeds, cfg.strong_from)
+    if cfg.strong_from:
+        figures = possible(figures, jobs, cfg)
     place = Place(Path(cfg.out))
     workers, threads, cuda = workers_of(cfg)
     if cfg.list:
