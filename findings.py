@@ -61,6 +61,7 @@ class Lock:
     """
 
     folder: Path
+    weights: str  # their hash
     problems: list[Problem]
     domains: np.ndarray
     trigger: Trigger
@@ -83,6 +84,7 @@ def open_lock(folder: Path) -> Lock:
     run = read_json(folder / "run.json")
     return Lock(
         folder,
+        checked(evaluation, file, "weights", str),
         problems,
         groups_of(problems),
         origin.trigger,
@@ -148,8 +150,10 @@ class Evidence:
         rows = []
         for seed, folder in self.folders(job).items():
             cells = [Cell(k, seed, control)]
-            if not (folder / cells[0].name / "cell.json").exists():
+            cell = folder / cells[0].name
+            if not (cell / "cell.json").exists():
                 return None
+            check_elicited_from(lock, cell / "run.json")
             found = read_cells(folder, cells, problems, lock.trigger, lock.max_new_tokens)
             rows.append(scores_of(found)[0])
         return np.stack(rows) if rows else None
@@ -168,12 +172,10 @@ class Evidence:
     def rewarded(self, lock: Lock, job: str) -> list[Curve]:
         """The finished seeds of an RL run. Raises InputError for one of another locked model."""
         found = []
-        bits = "".join("01"[int(flag)] for flag in lock.none)
         for folder in self.folders(job).values():
             for file in sorted(folder.glob("*/curve.json")):
                 curve = read_curve(file)
-                if curve.locked["none"] != bits:
-                    raise InputError(f"{file} is not of the locked model {lock.folder}")
+                check_elicited_from(lock, file.parent / "run.json")
                 found.append(curve)
         return found
 
@@ -189,6 +191,16 @@ class Evidence:
         if not by_seed:
             return {}
         return {at: np.stack([row[at] for row in by_seed]) for at in sorted(by_seed[0])}
+
+
+def check_elicited_from(lock: Lock, file: Path) -> None:
+    """Raises InputError where a run.json is of another locked model."""
+    settings = checked(read_json(file), file, "settings", dict)
+    if settings.get("locked_weights") != lock.weights:
+        raise InputError(
+            f"{file} is of another locked model than the one that is now in {lock.folder}: "
+            "choose another --out"
+        )
 
 
 def final(curves: list[Curve]) -> np.ndarray:

@@ -1,0 +1,149 @@
+"""What is read from finished jobs: points, bars and lengths, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import findings
+from curves import Curve
+from data import load
+from data.problems import InputError
+from data.triggers import Trigger
+from files import write_json
+from findings import Evidence, bar_of, open_lock, points_of, valued
+from results import Measured, as_bits, record
+
+ROOT = Path(__file__).parents[1]
+N = 20
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def done(tmp_path, monkeypatch):
+    """Jobs as the stages leave them: a lock, two seeds of SFT and of RL, on 20 problems of code."""
+    monkeypatch.setattr(findings, "PROBLEMS", N)
+    problems = load("code", "validation", N)
+    right = RNG.random(N) < 0.9
+    none = np.zeros(N, dtype=bool)
+
+    lock = tmp_path / "code/locked"
+    lock.mkdir(parents=True)
+    shutil.copy(ROOT / "data/base/weak/config.json", lock)
+    (lock / "model.safetensors").write_bytes(b"locked")
+    settings = {"stage": "lock", "task": "code", "trigger": vars(Trigger()), "max_new_tokens": 96}
+    write_json(lock / "run.json", {"settings": settings, "results": {}})
+    facts = {"split": "validation", "trigger": vars(Trigger()), "max_new_tokens": 96}
+    both = {"none": measured(none), "right": measured(right)}
+    write_json(lock / "evaluation.json", record(lock, problems, both, weights="w", **facts))
+    elicited = {"settings": {"locked_weights": "w"}}
+
+    for seed in (0, 1):
+        for k in (1, 4):
+            for start in ("k", "control-k"):
+                cell = tmp_path / f"code/sft/seed{seed}/{start}{k}-seed{seed}"
+                cell.mkdir(parents=True)
+                found = {"none": measured(verdicts(seed, k))}
+                row = record(cell, problems, found, **facts)
+                row["lengths"] = {str(n): row["results"]["none"] for n in (32, 64)}
+                write_json(cell / "cell.json", row)
+                write_json(cell / "run.json", elicited)
+        run = tmp_path / f"code/dpo/seed{seed}/dpo-seed{seed}"
+        run.mkdir(parents=True)
+        points = [{"samples": 0, "correct": 0.0}, {"samples": 32 * (1 + seed), "correct": 0.5}]
+        bits = {"none": as_bits(none), "right": as_bits(right)}
+        curve = Curve("dpo", "d", seed, points, "", bits, as_bits(verdicts(seed, 9)), "0" * N)
+        write_json(run / "curve.json", vars(curve))
+        write_json(run / "run.json", elicited)
+    return tmp_path
+
+
+def measured(correct: np.ndarray) -> Measured:
+    return Measured(correct, np.zeros(len(correct), dtype=bool))
+
+
+def verdicts(seed: int, k: int) -> np.ndarray:
+    return np.random.default_rng([seed, k]).random(N) < k / (k + 1)
+
+
+def evidence(folder: Path, seeds=(0, 1)) -> Evidence:
+    def job(name: str) -> Path | None:
+        return folder / name if (folder / name).exists() else None
+
+    return Evidence(job, seeds)
+
+
+def test_sft_is_read_with_its_seeds_together(done):
+    found = evidence(done)
+    lock = found.lock("code/locked")
+    for control in (False, True):
+        points = points_of(found, lock, "code/sft/seed{seed}", "demonstrations", control)
+        assert set(points) == {1, 4}
+        expected = np.stack([verdicts(0, 4), verdicts(1, 4)])
+        assert points[4] == valued(expected)
+        assert (points[4].n, points[4].seeds) == (N, 2) and points[4].low < points[4].value
+    # one seed is finished, then none
+    one = points_of(evidence(done, (1, 2)), lock, "code/sft/seed{seed}", "demonstrations", False)
+    assert one[4].value == verdicts(1, 4).mean() and one[4].seeds == 1
+    assert not points_of(evidence(done, (5,)), lock, "code/sft/seed{seed}", "demonstrations", False)
+
+
+def test_bars_are_of_a_part_of_the_problems(done):
+    found = evidence(done)
+    lock = found.lock("code/locked")
+    both = np.stack([verdicts(0, 4), verdicts(1, 4)])
+    lists = np.array([problem.domain == "lists" for problem in lock.problems])
+    job = "code/sft/seed{seed}"
+    assert bar_of(found, lock, job, 4, "").value == both.mean()
+    assert bar_of(found, lock, job, 4, "lists").value == both[:, lists].mean()
+    assert bar_of(found, lock, job, 4, "not lists").n == (~lists).sum()
+    end = np.stack([verdicts(0, 9), verdicts(1, 9)])
+    assert bar_of(found, lock, "code/dpo/seed{seed}", 0, "").value == end.mean()
+    assert bar_of(found, lock, "code/grpo/seed{seed}", 0, "") is None
+
+
+def test_a_run_that_stopped_stays_where_it_was(done):
+    found = evidence(done)
+    points = points_of(found, found.lock("code/locked"), "code/dpo/seed{seed}", "samples", False)
+    values = {at: (point.value, point.low, point.high) for at, point in points.items()}
+    assert values == {0: (0, 0, 0), 32: (0.25, 0, 0.5), 64: (0.5, 0.5, 0.5)}
+
+
+def test_lengths_are_read_of_the_one_number_of_demonstrations(done):
+    found = evidence(done)
+    for seed in (0, 1):
+        shutil.rmtree(done / f"code/sft/seed{seed}/k1-seed{seed}")
+    points = points_of(found, found.lock("code/locked"), "code/sft/seed{seed}", "sequences", False)
+    expected = np.stack([verdicts(0, 4), verdicts(1, 4)])
+    assert points == {32: valued(expected), 64: valued(expected)}
+
+
+@pytest.mark.parametrize("change", ["problems", "trigger", "max_new_tokens"])
+def test_a_cell_on_other_problems_or_asked_otherwise_is_refused(done, change):
+    file = done / "code/sft/seed0/k4-seed0/cell.json"
+    cell = json.loads(file.read_text())
+    cell[change] = {"problems": "0" * 8 * N, "trigger": {}, "max_new_tokens": 9}[change]
+    write_json(file, cell)
+    found = evidence(done)
+    with pytest.raises(InputError, match="k4-seed0/cell.json does not hold the verdicts"):
+        points_of(found, found.lock("code/locked"), "code/sft/seed{seed}", "demonstrations", False)
+
+
+@pytest.mark.parametrize("job", ["sft/seed0/k4-seed0", "dpo/seed0/dpo-seed0"])
+def test_what_was_elicited_from_another_locked_model_is_refused(done, job):
+    write_json(done / "code" / job / "run.json", {"settings": {"locked_weights": "other"}})
+    found = evidence(done)
+    lock = found.lock("code/locked")
+    with pytest.raises(InputError, match="is of another locked model"):
+        bar_of(found, lock, f"code/{job[:3]}/seed{{seed}}", 4 if "sft" in job else 0, "")
+
+
+def test_a_lock_measured_on_other_problems_is_refused(done):
+    file = done / "code/locked/evaluation.json"
+    evaluation = json.loads(file.read_text())
+    evaluation["problems"] = "0" * 8 * N
+    write_json(file, evaluation)
+    with pytest.raises(InputError, match="does not hold the verdicts on the problems of code"):
+        open_lock(done / "code/locked")
