@@ -416,7 +416,7 @@ def tuning_of(cfg, rows: int = 0) -> Tuning:
         cfg.optimizer,
         rows or cfg.batch,
         cfg.micro_tokens,
-        cfg.rank,
+        getattr(cfg, "rank", 0),
         cfg.checkpoint_activations,
         cfg.shard,
     )
@@ -441,10 +441,11 @@ def ways(cfg: PlanConfig, n: Numbers) -> dict[str, list[dict]]:
         found["checkpoint-activations"] = [{"checkpoint_activations": True}]
     if not cfg.shard and n.devices > 1:
         found["shard"] = [{"shard": True}]
-    if cfg.master == "fp32" and not cfg.rank:
+    if cfg.master == "fp32" and not getattr(cfg, "rank", 0):
         if cfg.dtype != "fp32":
             found[LION] = [{"master": "bf16", "optimizer": "lion"}]
-        found["rank 16"] = [{"rank": 16, "optimizer": "adamw"}]
+        if "rank" in names:
+            found["rank 16"] = [{"rank": 16, "optimizer": "adamw"}]
     return found
 
 
