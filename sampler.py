@@ -1,8 +1,9 @@
 """The one way to generate: a static cache, fixed slots, continuous batching.
 
-Read in this order: `sample_step` (how a token is drawn), `Slot` (what the host knows of a row),
-then `Sampler.__call__`, whose loop names the parts: `_admit`, `_prefill`, `_first_tokens`, `_step`,
-`_harvest`. Weights and memory (`refresh`, `release`, `_allocate`) come last.
+Read in this order: `sample_step` and `greedy_step` (how a token is chosen), `Slot` (what the host
+knows of a row), then `Sampler.__call__`, whose loop names the parts: `_admit`, `_prefill`,
+`_first_tokens`, `_step`, `_harvest`. Weights and memory (`refresh`, `release`, `_allocate`) come
+last.
 
 Shapes: B slots, T time, C width, H query heads, K key-value heads, D head width, V vocabulary,
 S cache length, N new tokens at most, L layers.
@@ -57,11 +58,18 @@ def sample_step(logits: Tensor, uniform: Tensor, temperature: Tensor) -> tuple[T
     return token, logps.gather(-1, token[:, None]).squeeze(-1)
 
 
+@kernel
+def greedy_step(logits: Tensor) -> Tensor:
+    """The likeliest token a row, the first of equal ones: (B,V) -> (B,). Makes no distribution."""
+    return logits.argmax(-1)
+
+
 @dataclass
 class Sample:
     """One completion. ids: its tokens, EOS included when reached; logps: their log-probs under the
     distribution that was sampled from, fewer than ids where these are not as they were drawn (see
-    `Ended`); truncated: whether it was cut before its end."""
+    `Ended`), none of a greedy sample whose log-probs were not asked for; truncated: whether it was
+    cut before its end."""
 
     ids: list[int]
     logps: list[float]
@@ -183,8 +191,11 @@ class Sampler:
         seeds: list | None = None,
         ended: Ended | None = None,
         progress: Callable[[int], None] | None = None,
+        logps: bool = False,
     ) -> list[list[Sample]]:
         """n completions for each prompt (lists of token ids); temperature 0 is greedy.
+
+        logps: of greedy tokens, too, which costs a distribution a step; drawn ones have them.
 
         seeds gives each prompt its own random stream (default: seed and the prompt's place). ended
         is asked between steps; a completion is what it says, whenever it was asked. progress(k) is
@@ -196,7 +207,9 @@ class Sampler:
         self._allocate(longest + max_new_tokens, max_new_tokens)
         self.done.fill_(True)
         self.limit.fill_(max_new_tokens)
-        heat = torch.tensor(float(temperature), device=self.model.device)
+        heat = None
+        if temperature or logps:
+            heat = torch.tensor(float(temperature), device=self.model.device)
         seeds = seeds or [[seed, i] for i in range(len(prompts))]
 
         waiting = self._queue(prompts, n)
@@ -208,7 +221,8 @@ class Sampler:
             admitted = self._admit(waiting, busy, prompts)
             if admitted:
                 logits = self._prefill(admitted, prompts)
-                self._set_streams(admitted, seeds, max_new_tokens)
+                if temperature:
+                    self._set_streams(admitted, seeds, max_new_tokens)
                 self._first_tokens(admitted, logits, heat)
                 busy += admitted
             self.seconds["prefill"] += time.time() - clock
@@ -223,7 +237,7 @@ class Sampler:
                     slot.reach += 1
             if ended:
                 self._end(busy, ended)
-            unfinished = self._harvest(busy, results, ended)
+            unfinished = self._harvest(busy, results, ended, heat is not None)
             self.seconds["decode"] += time.time() - clock
 
             if progress and len(unfinished) < len(busy):
@@ -341,39 +355,46 @@ class Sampler:
         rows = torch.tensor([slot.row for slot in admitted], device=self.model.device)
         self.uniform[rows, :count] = torch.from_numpy(uniform).to(self.model.device)
 
-    def _first_tokens(self, admitted: list[Slot], logits: Tensor, temperature: Tensor) -> None:
+    def _first_tokens(self, admitted: list[Slot], logits: Tensor, heat: Tensor | None) -> None:
         """Draw each admitted slot's first token and set its row going; no other row is touched.
 
-        logits (B,V) of what follows the prompts.
+        logits (B,V) of what follows the prompts. heat: the temperature, as for `_step`.
         """
         rows = torch.tensor([slot.row for slot in admitted], device=self.model.device)
-        token, logp = sample_step(logits, self.uniform[:, 0].contiguous(), temperature)
-        token, logp = token[rows], logp[rows]
+        if heat is None:
+            token = greedy_step(logits)[rows]
+        else:
+            token, logp = sample_step(logits, self.uniform[:, 0].contiguous(), heat)
+            token, self.out_logps[rows, 0] = token[rows], logp[rows]
         self.out_ids[rows, 0] = token
-        self.out_logps[rows, 0] = logp
         self.tokens[rows] = token
         self.count[rows] = 1
         self.done[rows] = self._ends(token) | (self.limit <= 1)
 
-    def _step(self, temperature: Tensor, live: int) -> None:
+    def _step(self, heat: Tensor | None, live: int) -> None:
         """Every row: from its last token to the next, which is noted and stepped onto.
 
-        A row that is done goes on drawing; nothing of it is noted, and its cache is its own.
+        heat: the temperature; None: greedily, and no log-probs are noted. A row that is done goes
+        on drawing; nothing of it is noted, and its cache is its own.
         """
         logits = self.net.decode(self.tokens, self.positions, self.keys, self.values, live)
         at = self.count.clamp(max=self.uniform.shape[1] - 1)[:, None]
-        token, logp = sample_step(logits, self.uniform.gather(1, at).squeeze(1), temperature)
-
-        # Noted where the row is still going; written back as it was where it is done.
-        noted_id = torch.where(self.done, self.out_ids.gather(1, at).squeeze(1), token)
-        noted_logp = torch.where(self.done, self.out_logps.gather(1, at).squeeze(1), logp)
-        self.out_ids.scatter_(1, at, noted_id[:, None])
-        self.out_logps.scatter_(1, at, noted_logp[:, None])
+        if heat is None:
+            token = greedy_step(logits)
+        else:
+            token, logp = sample_step(logits, self.uniform.gather(1, at).squeeze(1), heat)
+            self._note(self.out_logps, at, logp)
+        self._note(self.out_ids, at, token)
 
         self.tokens.copy_(token)
         self.positions.add_(1).clamp_(max=self.capacity - 1)
         self.count.add_(~self.done)
         self.done.logical_or_(self._ends(token)).logical_or_(self.count >= self.limit)
+
+    def _note(self, buffer: Tensor, at: Tensor, value: Tensor) -> None:
+        """value (B,) at (B,1) of the rows still going; written back as it was where one is done."""
+        noted = torch.where(self.done, buffer.gather(1, at).squeeze(1), value)
+        buffer.scatter_(1, at, noted[:, None])
 
     def _ends(self, token: Tensor) -> Tensor:
         """Which of these tokens end a completion: (rows,) -> (rows,)."""
@@ -388,8 +409,13 @@ class Sampler:
             if ended(slot.prompt, ids[: count[slot.row]]) is not None:
                 self.done[slot.row] = True
 
-    def _harvest(self, busy: list[Slot], results: list[list], ended: Ended | None) -> list[Slot]:
-        """Put finished samples into results -> the slots that go on. Reads finished rows only."""
+    def _harvest(
+        self, busy: list[Slot], results: list[list], ended: Ended | None, noted: bool
+    ) -> list[Slot]:
+        """Put finished samples into results -> the slots that go on. Reads finished rows only.
+
+        noted: whether log-probs were.
+        """
         # One small transfer; mostly nobody is done, and nothing else is read.
         done, count = torch.stack((self.done.long(), self.count)).tolist()
         finished = [slot for slot in busy if done[slot.row]]
@@ -399,7 +425,7 @@ class Sampler:
         rows = [slot.row for slot in finished]
         width = max(count[row] for row in rows)
         ids = read_rows(self.out_ids, rows, width)
-        logps = read_rows(self.out_logps, rows, width)
+        logps = read_rows(self.out_logps, rows, width) if noted else [[]] * len(rows)
         for slot, its_ids, its_logps in zip(finished, ids, logps):
             length = count[slot.row]
             its_ids, its_logps = its_ids[:length], its_logps[:length]
