@@ -32,7 +32,7 @@ from families import from_hf
 from files import read_json, reason
 from lora import ALPHA, attach, base_of, chosen_layers, is_adapter
 from losses import document_loss, sft_loss
-from model import Model, ModelConfig, compile_model, completion_logps, kernel, whole
+from model import Model, ModelConfig, compile_model, completion_logps, kernel, local, whole
 from options import TrainConfig, TuneConfig
 from runs import Run, progress
 
@@ -242,11 +242,6 @@ class Lion(torch.optim.Optimizer):
         return torch.randint(
             -most, most, (count,), dtype=torch.int32, device=p.device, generator=self.generator
         )
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor; any other tensor as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def decay_groups(parameters: list[Tensor], weight_decay: float) -> list[dict]:

@@ -1,6 +1,7 @@
 """Optimisers, the training step, resuming, two ranks."""
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -11,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import states
 import training
 from checkpoints import load_model, save_model
 from conftest import anonymous_memory
@@ -457,6 +460,83 @@ def test_two_ranks_are_one_process(
             (o.state_dict() for o in fresh), (o.state_dict() for o in optimizers)
         )
     )
+
+
+def work_that_is_resumed(out: Path, steps: list[list[Example]], optimizer: str) -> None:
+    """Two ranks: train on, save after two steps, resume; rank 1 dies while it writes a third one.
+
+    Their own numbers are compared here, bit by bit; the rest by the test.
+    """
+    cfg = Options(device="cpu", dtype="fp32", compile=False, shard=True)
+    env = setup(cfg)
+    run = Run(cfg, env, out / "run")
+    batches = lambda step: micro_batches(steps[step][env.rank :: env.world], 64)
+
+    def opened():
+        model, tokenizer = open_to_train(out / "start", env, cfg)
+        return model, make_optimizers(prepare(model, env, cfg), optimizer, 1e-3), tokenizer
+
+    def trained(model, optimizers, start, stop):
+        for _ in train(model, optimizers, batches, sft_loss, env, steps=3, start=start, stop=stop):
+            pass
+
+    model, optimizers, tokenizer = opened()
+    trained(model, optimizers, 0, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.distributed.tensor.DTensor.full_tensor", None)  # no rank gathers
+        run.save_state(2, model, optimizers)
+    save_model(out / "saved", model, tokenizer, env.main)
+    trained(model, optimizers, 2, 3)
+    again, others, _ = opened()
+    assert run.load_state(again, others) == 2
+    trained(again, others, 2, 3)
+    for one, other in zip(model.parameters(), again.parameters()):
+        assert torch.equal(one.to_local(), other.to_local())
+
+    if env.rank == 1:
+        states.save_file = lambda *args: os._exit(9)
+    run.save_state(3, again, others)
+
+
+def test_a_state_is_written_by_all_ranks_and_resumed_by_any_number(
+    make_model, make_examples, tokenizer, same_weights, start_ranks, tmp_path
+):
+    optimizer = "muon"  # and AdamW on what is no matrix of a block
+    examples, odd = make_examples(9), {"intermediate_size": 127}  # shares of 64 and 63 rows
+    save_model(tmp_path / "start", make_model(**odd), tokenizer)
+    work = partial(
+        work_that_is_resumed, tmp_path, [examples[:4], examples[4:7], examples[7:]], optimizer
+    )
+    ranks = start_ranks(work, 2)
+    assert ranks.wait() == 9, ranks.printed()[-3000:]
+
+    folder = tmp_path / "run/state"
+    parts = sorted(folder.glob("step-0000002-*.safetensors"))
+    assert [part.name.split("-", 2)[2] for part in parts] == [
+        "00001-of-00002.safetensors",
+        "00002-of-00002.safetensors",
+    ]
+    sizes = [part.stat().st_size for part in parts]
+    weights = (tmp_path / "saved/model.safetensors").stat().st_size
+    assert max(sizes) < 0.6 * sum(sizes) and sum(sizes) > 1.9 * weights
+
+    # one process, of what two had; the weights that one of them was killed after are not there
+    saved, _ = load_model(tmp_path / "saved")
+    model = make_model(1, **odd)
+    fresh = make_optimizers(model, optimizer, 1e-3)
+    run = Run(Options(), CPU, tmp_path / "alone")
+    shutil.copytree(folder, run.path / "state")
+    assert run.load_state(model, fresh) == 2
+    same_weights(model, saved)
+    run.save_state(2, model, fresh)
+    assert sorted(file.name for file in (run.path / "state").iterdir()) == [
+        "state.json",
+        "step-0000002.safetensors",
+    ]
+    alone = load_file(run.path / "state/step-0000002.safetensors")
+    for key, tensor in alone.items():
+        rows = [file[key] for file in map(load_file, parts) if key in file]
+        assert torch.equal(tensor, torch.cat(rows) if tensor.ndim else rows[0]), key
 
 
 def work_in_bf16(out: Path, steps: list[list[Example]]) -> None:
