@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import socket
 import sys
 import threading
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
 
+import devices
 import states
 import training
 from checkpoints import load_model, save_model
@@ -23,7 +29,7 @@ from data.problems import InputError
 from devices import Env, setup
 from losses import document_loss, sft_loss
 from options import TrainConfig, TuneConfig
-from runs import Run
+from runs import Run, launch
 from sampler import Sampler
 from training import (
     Diverged,
@@ -537,6 +543,64 @@ def test_a_state_is_written_by_all_ranks_and_resumed_by_any_number(
     for key, tensor in alone.items():
         rows = [file[key] for file in map(load_file, parts) if key in file]
         assert torch.equal(tensor, torch.cat(rows) if tensor.ndim else rows[0]), key
+
+
+def stage_of_a_node(cfg: Options, env: Env) -> None:
+    """Train a step, divided, in the working directory's out/run, from a model of its own."""
+    model, tokenizer = open_to_train("start", env, cfg)
+    run = Run(cfg, env, cfg.out)
+    text = [Example([5, 6], [7, 0])] * 2
+    fit(model, lambda epoch: text, 2, Recipe(1, 2, "adamw", 1e-3), run, env, cfg)
+    save_model(run.path, model, tokenizer, env.main)
+    run.finish()
+
+
+def worker_of_a_node() -> None:
+    sys.argv = "stage.py --shard --out out/run --device cpu --dtype fp32 --no-compile".split()
+    try:
+        launch(stage_of_a_node, Options)
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+def work_of_a_node(number: int, folder: Path, port: int) -> None:
+    """What torchrun does on one of two nodes; its worker is forked, which saves importing torch."""
+    os.chdir(folder)
+    devices.VISIBLE_WITHIN = 0.5
+    given = f"--nnodes 2 --node-rank {number} --master-addr 127.0.0.1 --master-port {port}"
+    config, _, _ = config_from_args(parse_args([*given.split(), "stage.py"]))
+    config.start_method, config.monitor_interval = "fork", 0.1
+    try:
+        elastic_launch(config, worker_of_a_node)()
+    except ChildFailedError as error:
+        sys.exit(max(failure.exitcode for failure in error.failures.values()))
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one directory", "two directories"])
+def test_two_nodes(shared, make_model, tokenizer, start_ranks, tmp_path):
+    """Two launchers on this machine, of one rank each."""
+    folders = [tmp_path / "a", tmp_path / ("a" if shared else "b")]
+    for folder in folders:
+        save_model(folder / "start", make_model(), tokenizer)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    began = time.time()
+    nodes = [start_ranks(partial(work_of_a_node, i, folders[i], port)) for i in (0, 1)]
+    codes = [node.wait() for node in nodes]
+    told = [node.printed() for node in nodes]
+    assert time.time() - began < 60
+    if shared:
+        assert codes == [0, 0], told
+        record = json.loads((folders[0] / "out/run/run.json").read_text())
+        assert record["finished"] and record["ranks"] == 2
+        return
+    assert codes == [2, 2], told
+    for folder, text in zip(folders, told):
+        lines = [line for line in text.splitlines() if line.startswith("stage.py: ")]
+        assert len(lines) == 1 and "rank 1" in lines[0] and "that all of them share" in lines[0]
+        assert [file.name for file in folder.iterdir()] == ["start"]
 
 
 def work_in_bf16(out: Path, steps: list[list[Example]]) -> None:
