@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 import model as model_module
-from data.batches import round_up
+from data.batches import round_up, sent
 from data.problems import InputError
 from lora import adapters, plain_weights
 from model import SMALL, Model, ModelConfig, kernel, whole
@@ -112,6 +112,17 @@ def cache_bytes(config: ModelConfig, slots: int, cells: int, itemsize: int) -> i
     return 2 * config.num_hidden_layers * slots * cells * cell
 
 
+KEPT = 0.1  # of a CUDA device's memory, that a large model's sampler may hold during an update
+
+
+def stays(parameters: int, held: float, memory: float) -> bool:
+    """Whether a sampler that holds so many bytes keeps them while its model is trained.
+
+    memory: of a CUDA device, whose graphs would have to be recorded anew; 0 of another device.
+    """
+    return parameters < SMALL or held <= KEPT * memory
+
+
 def free_bytes(device: torch.device) -> float:
     """Memory that can be had on a device; infinite on a CPU whose system does not tell."""
     if device.type == "cuda":
@@ -143,7 +154,7 @@ def agreeing(some: list[int], others: list[int]) -> int:
 
 def read_rows(buffer: Tensor, rows: list[int], width: int) -> list[list]:
     """The first `width` entries of these rows, on the host: one transfer."""
-    return buffer[torch.tensor(rows, device=buffer.device), :width].tolist()
+    return buffer[sent(torch.tensor(rows), buffer.device), :width].tolist()
 
 
 class Sampler:
@@ -172,6 +183,8 @@ class Sampler:
         self.net: Model | None = None
         self.refresh()
         self.capacity = 0  # S, nothing allocated yet
+        self.keys = self.values = None
+        self.reserved = (0, 0)  # cells, new tokens
         self.seconds = {"prefill": 0.0, "decode": 0.0}  # spent so far, as the host sees it
 
         # On a CPU `decode_block` is compiled alone: a graph of the whole step takes longer to
@@ -209,7 +222,7 @@ class Sampler:
         self.limit.fill_(max_new_tokens)
         heat = None
         if temperature or logps:
-            heat = torch.tensor(float(temperature), device=self.model.device)
+            heat = torch.full((), float(temperature), device=self.model.device)
         seeds = seeds or [[seed, i] for i in range(len(prompts))]
 
         waiting = self._queue(prompts, n)
@@ -330,16 +343,16 @@ class Sampler:
             tokens[line, : len(prompts[prompt])] = torch.tensor(prompts[prompt])
 
         # .forward, because a call goes through the graph of a model compiled for training.
-        hidden, keys, values = self.net.forward(tokens.to(device), return_kv=True)
+        hidden, keys, values = self.net.forward(sent(tokens, device), return_kv=True)
 
         # The state of a prompt's last token predicts what follows.
-        ends = torch.tensor([len(prompts[prompt]) - 1 for prompt in members], device=device)
+        ends = sent(torch.tensor([len(prompts[prompt]) - 1 for prompt in members]), device)
         last = hidden[torch.arange(len(members), device=device), ends]
         following = F.linear(last, self.net.head_weight.to(last.dtype)).float()
 
         # Every sample of a prompt gets a copy of its line.
-        rows = torch.tensor([slot.row for slot in group], device=device)
-        source = torch.tensor([members.index(slot.prompt) for slot in group], device=device)
+        rows = sent(torch.tensor([slot.row for slot in group]), device)
+        source = sent(torch.tensor([members.index(slot.prompt) for slot in group]), device)
         for cache, state in zip(self.keys, keys):
             cache[rows, :, :length] = state[source]
         for cache, state in zip(self.values, values):
@@ -352,15 +365,15 @@ class Sampler:
         uniform = np.empty((len(admitted), count), dtype=np.float32)
         for line, slot in enumerate(admitted):
             uniform[line] = uniform_numbers(seeds[slot.prompt], slot.sample, count)
-        rows = torch.tensor([slot.row for slot in admitted], device=self.model.device)
-        self.uniform[rows, :count] = torch.from_numpy(uniform).to(self.model.device)
+        rows = sent(torch.tensor([slot.row for slot in admitted]), self.model.device)
+        self.uniform[rows, :count] = sent(torch.from_numpy(uniform), self.model.device)
 
     def _first_tokens(self, admitted: list[Slot], logits: Tensor, heat: Tensor | None) -> None:
         """Draw each admitted slot's first token and set its row going; no other row is touched.
 
         logits (B,V) of what follows the prompts. heat: the temperature, as for `_step`.
         """
-        rows = torch.tensor([slot.row for slot in admitted], device=self.model.device)
+        rows = sent(torch.tensor([slot.row for slot in admitted]), self.model.device)
         if heat is None:
             token = greedy_step(logits)[rows]
         else:
@@ -460,9 +473,22 @@ class Sampler:
                 copies[name].copy_(whole(weight))
         self.net.live_vocab = self.model.live_vocab
 
+    def reserve(self, longest: int, max_new_tokens: int) -> None:
+        """Calls with prompts and completions of at most these lengths will follow.
+
+        The cache is made for them at once, so that it keeps its addresses from one to the next.
+        """
+        self.reserved = longest + max_new_tokens, max_new_tokens
+
     def make_room(self) -> None:
-        """`release` where it frees much. A small model's cache stays where its graphs know it."""
-        if self.model.parameter_count() >= SMALL:
+        """`release`, unless all this may stay where it is, and where CUDA graphs know it."""
+        held = [*(self.keys or []), *(self.values or [])]
+        if self.net is not None and self.net is not self.model:
+            held += self.net.parameters()
+        size, memory = sum(tensor.nbytes for tensor in held), 0
+        if self.model.device.type == "cuda":
+            memory = torch.cuda.get_device_properties(self.model.device).total_memory
+        if not stays(self.model.parameter_count(), size, memory):
             self.release()
 
     def release(self) -> None:
@@ -485,6 +511,8 @@ class Sampler:
 
         Their addresses are fixed, which CUDA graphs need: a step writes into them in place.
         """
+        length = max(length, self.reserved[0])
+        new_tokens = max(new_tokens, self.reserved[1])
         if self.capacity:
             length = max(length, self.capacity)
             new_tokens = max(new_tokens, self.uniform.shape[1])

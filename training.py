@@ -208,9 +208,10 @@ class Lion(torch.optim.Optimizer):
         self.generator = None
         for group in self.param_groups:
             device = group["params"][0].device
-            # as tensors: a Python float that changes would recompile the kernel
-            lr = torch.tensor(group["lr"], device=device)
-            decay = torch.tensor(group["weight_decay"], device=device)
+            # as tensors: a Python float that changes would recompile the kernel; made on the
+            # device, because a copy from the host would wait for it
+            lr = torch.full((), group["lr"], device=device)
+            decay = torch.full((), group["weight_decay"], device=device)
             beta1, beta2 = group["betas"]
 
             for p in group["params"]:
@@ -487,7 +488,7 @@ def train(
         micro = [batch.to(env.device) for batch in batches(step)]
         unit_count, token_count, passes = step_size(micro, units, env)
         # a step without a unit must not divide by 0
-        count = torch.tensor(float(unit_count), device=env.device).clamp(min=1)
+        count = torch.full((), max(1.0, float(unit_count)), device=env.device)
 
         # gradients and metrics of the whole step
         found = accumulate(model, micro, loss_fn, count, passes, scale)

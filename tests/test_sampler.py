@@ -330,6 +330,33 @@ def test_slots_follow_free_memory_and_prefills_their_tokens(make_model, monkeypa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cache_and_weights_stay_where_they_are_from_round_to_round(make_model, dtype):
+    """CUDA graphs know addresses: of other ones they would be recorded anew."""
+    model = make_model(dtype=dtype)
+    sampler = Sampler(model, EOS_SET, slots=4)
+    sampler.reserve(60, 20)
+    places = []
+    for new, prompts in ((4, PROMPTS[:2]), (20, PROMPTS), (8, [list(range(60))])):
+        sampler(prompts, max_new_tokens=new, temperature=1.0)
+        states = [sampler.tokens, sampler.out_ids, sampler.out_logps, sampler.uniform]
+        held = [*sampler.keys, *sampler.values, *sampler.net.parameters(), *states]
+        places.append([tensor.data_ptr() for tensor in held])
+        sampler.make_room()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.01)
+        sampler.refresh()
+        for mine, theirs in zip(sampler.net.parameters(), model.parameters()):
+            assert torch.equal(mine, theirs.to(dtype))
+    assert places[0] == places[1] == places[2]
+
+
+def test_a_large_model_on_cuda_keeps_what_is_little_of_its_memory():
+    assert S.stays(10**6, 1e12, 0) and not S.stays(10**9, 1, 0)
+    assert S.stays(10**9, 7e9, 80e9) and not S.stays(10**9, 9e9, 80e9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_is_one_graph_where_it_is_not_a_cpu(make_model, dtype):
     """On the meta device, which takes the ways of CUDA: a graph break is an error of fullgraph."""
     model = make_model(dtype=dtype).to("meta")
