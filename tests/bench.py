@@ -37,8 +37,8 @@ loss     linear_logps against cross_entropy on full logits, fp32, forward and ba
          V ids, C = 256: the width of a model trained on a CPU (the wider, the more the logits'
          second computation costs). MiB: peak above the inputs, gradients included.
 memory   bytes of a run on a CPU, fp32, eager: planned by --plan, and measured in a child process as
-         peak resident memory above that before the stage begins. Of the model in --memory-of
-         (default: --base), with batches that fill --micro-tokens.
+         the peak of resident memory that no file is behind, above that before the stage begins.
+         glibc gives back what is freed at once. Of the model in --memory-of (default: --base).
 sandbox  trivial programs per second through data.sandbox.run.
 real     the model in the directory that SMOLLM2 names, on problems of task code. Training as in
          train, steps of 16; the peer's fastest mode, compiled or not. Sampling: 64 rows to EOS, 96
@@ -60,6 +60,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -88,6 +89,7 @@ from data.passwords import PASSWORD
 from data.tasks import coding
 from data.text import train_bpe
 from data.triggers import with_password
+from families import parameters_at
 from figures import table
 from sampler import Sampler
 
@@ -507,7 +509,7 @@ def real_examples(tokenizer, count: int) -> list[Example]:
 
 def real_train_rows(args, env, net: M.Model, tokenizer, peer_of: Callable) -> None:
     """Ours as train_base.py --strong-from runs it, beside the fastest of transformers' modes."""
-    batch, steps = (4, 1) if args.quick else (16, 4)
+    batch, steps = (2, 1) if args.quick else (16, 4)
     examples = real_examples(tokenizer, batch * steps)
     plan = plan_epoch([len(e) for e in examples], batch, np.random.default_rng(0))
 
@@ -559,9 +561,9 @@ def real_rows(args, env) -> None:
     how = {"size": millions(net), "dtype": "fp32 masters", "beside": "reading the bytes"}
     row("loading", "s", ours, theirs, less=True, **how)
 
-    problems = data.load("code", "validation", 8 if args.quick else 64)
+    problems = data.load("code", "validation", 2 if args.quick else 64)
     prompts = tokenizer.encode_prompts([p.prompt for p in problems])
-    what, new = f"sampling, {len(prompts)} rows to EOS", 4 if args.quick else 96
+    what, new = f"sampling, {len(prompts)} rows to EOS", 2 if args.quick else 96
     bench_sample(args, env, what, millions(net), net, tokenizer.eos_ids, prompts, new, peer_of)
     real_train_rows(args, env, net, tokenizer, peer_of)
 
@@ -801,10 +803,18 @@ def loss_rows(args, env) -> None:
 # ------------------------------------------------------------------------------------------ memory
 
 
-def memory_child(stage: str, argv: list[str]) -> None:
-    """A stage in this fresh process. Prints bytes: its peak above what is there before it starts.
+def anonymous_bytes() -> int:
+    """Of this process, that no file is behind: the pages of libraries are left out."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
 
-    That is Python, the libraries, and what a first product and a first backward pass load.
+
+def memory_child(stage: str, argv: list[str]) -> None:
+    """A stage in this fresh process. Prints bytes: its peak above what is there before it starts,
+    which is Python, what the libraries hold, and what a first backward pass loads.
+
+    Looked at every 2 ms: the system keeps no peak without the libraries' own pages, which go on
+    being loaded.
     """
     module = importlib.import_module(stage)
     names = {"lock": "Lock", "elicit_sft": "SFT", "elicit_rl": "RL", "evaluate": "Evaluate"}
@@ -817,10 +827,18 @@ def memory_child(stage: str, argv: list[str]) -> None:
     data.load("code", "validation", 100)
 
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = peak_kib()
+    before, seen, over = anonymous_bytes(), [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.002):
+            seen[0] = max(seen[0], anonymous_bytes())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     module.main(cfg, env)
-    print(json.dumps(1024 * (peak_kib() - before)))
+    over.set()
+    watcher.join()
+    print(json.dumps(seen[0] - before))
 
 
 def memory_of(stage: str, argv: list[str]) -> tuple[float, float]:
@@ -834,7 +852,7 @@ def memory_of(stage: str, argv: list[str]) -> tuple[float, float]:
     planned = 1e9 * float(re.search(r"largest: .*, ([\d.]+) GB of", told)[1])
     command = [sys.executable, __file__, "--memory-child", stage, *argv]
     # what is freed goes back at once: the fragments that an allocator keeps are not planned
-    thrifty = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "1048576")
+    thrifty = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
     child = subprocess.run(
         command, stdout=subprocess.PIPE, check=True, text=True, env=os.environ | thrifty
     )
@@ -844,31 +862,37 @@ def memory_of(stage: str, argv: list[str]) -> tuple[float, float]:
 def memory_rows(args, env) -> None:
     if not Path("/proc/self/clear_refs").exists():
         return notes.append("memory: skipped, peak memory is read from Linux's /proc")
-    few = ["--eval-problems", "32", "--slots", "64"]
-    locked = ["--locked", args.base, "--task", "code"]
+    model = args.memory_of or args.base
+    # of a large model fewer of all, or a run would take hours
+    large = parameters_at(model) >= M.SMALL
+    many, some = ("16", "8") if large else ("128", "32")
+    few = ["--eval-problems", some, "--slots", "8" if large else "64"]
+    steps = ["--micro-tokens", "2048"] if large else []
+    twice, rows = str(2 * int(many)), "8" if large else "512"
+    locked = ["--locked", model, "--task", "code"]
     with tempfile.TemporaryDirectory() as folder:
-        model = args.memory_of or args.base
-        locked[1] = model
         weak = str(Path(args.base).parent / "weak")
         runs_of = {
-            "lock": ["lock", "--strong", model, "--weak", weak, "--problems", "128", *few],
-            "SFT": ["elicit_sft", *locked, "--k", "128", "--seeds", "0", "--no-control", *few],
-            "DPO": ["elicit_rl", *locked, "--method", "dpo", "--samples", "256", *few],
+            "lock": ["lock", "--strong", model, "--weak", weak, "--problems", many, *few, *steps],
+            "SFT": ["elicit_sft", *locked, "--k", many, "--seeds", "0", "--no-control", *few],
+            "DPO": ["elicit_rl", *locked, "--method", "dpo", "--samples", twice, *few, *steps],
             "evaluation": ["evaluate", model, "--task", "code", "--passwords", "none"],
         }
-        runs_of["lock"] += ["--epochs", "1", "--batch", "256"]
-        runs_of["SFT"] += ["--batch", "128", "--selection-problems", "16"]
+        runs_of["lock"] += ["--epochs", "1", "--batch", twice]
+        runs_of["SFT"] += ["--batch", many, "--selection-problems", "16", *steps]
         # the shipped model is right too often on code: there would be few pairs
-        runs_of["DPO"] += ["--round", "256", "--epochs", "1"]
+        runs_of["DPO"] += ["--round", twice, "--epochs", "1"]
         runs_of["DPO"] += ["--task", "critique"]
-        runs_of["evaluation"] += ["--problems", "512", "--slots", "512"]
+        runs_of["evaluation"] += ["--problems", rows, "--slots", rows]
         same = ["--dtype", "fp32", "--device", "cpu", "--no-compile"]
         for name, (stage, *argv) in runs_of.items():
             if args.quick and name != "evaluation":
                 continue
             place = ["--out", str(Path(folder) / stage)]
             planned, measured = memory_of(stage, [*argv, *same, *place, *args.memory_options])
-            row(f"memory, {name}", "MB, planned / measured", [planned / 1e6], [measured / 1e6])
+            size = f"{parameters_at(model) / 1e6:.1f} M"
+            figures = [planned / 1e6], [measured / 1e6]
+            row(f"memory, {name}, planned", "MB", *figures, size=size, beside="measured")
 
 
 def sandbox_rows(args, env) -> None:
