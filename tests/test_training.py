@@ -499,6 +499,10 @@ def work_that_is_resumed(out: Path, steps: list[list[Example]], optimizer: str) 
     for one, other in zip(model.parameters(), again.parameters()):
         assert torch.equal(one.to_local(), other.to_local())
 
+    # what one process wrote
+    assert states.load(out / "single", again, others, env) == 7
+    save_model(out / "from-one", again, tokenizer, env.main)
+
     if env.rank == 1:
         states.save_file = lambda *args: os._exit(9)
     run.save_state(3, again, others)
@@ -510,6 +514,8 @@ def test_a_state_is_written_by_all_ranks_and_resumed_by_any_number(
     optimizer = "muon"  # and AdamW on what is no matrix of a block
     examples, odd = make_examples(9), {"intermediate_size": 127}  # shares of 64 and 63 rows
     save_model(tmp_path / "start", make_model(**odd), tokenizer)
+    single = make_model(2, **odd)
+    states.save(tmp_path / "single", 7, single, make_optimizers(single, optimizer, 1e-3), CPU)
     work = partial(
         work_that_is_resumed, tmp_path, [examples[:4], examples[4:7], examples[7:]], optimizer
     )
@@ -525,6 +531,8 @@ def test_a_state_is_written_by_all_ranks_and_resumed_by_any_number(
     sizes = [part.stat().st_size for part in parts]
     weights = (tmp_path / "saved/model.safetensors").stat().st_size
     assert max(sizes) < 0.6 * sum(sizes) and sum(sizes) > 1.9 * weights
+
+    same_weights(load_model(tmp_path / "from-one")[0], single)
 
     # one process, of what two had; the weights that one of them was killed after are not there
     saved, _ = load_model(tmp_path / "saved")
