@@ -1,7 +1,7 @@
 # make demo     the whole loop on the shipped base models
 # make test     format, lint, the tests
 # make format   applies what it can
-# make bench    our speed beside that of transformers
+# make bench    our speed beside that of transformers: the short table (tests/bench.py has more)
 PYTHON ?= python3
 BIN := .venv/bin
 

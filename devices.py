@@ -150,6 +150,8 @@ def setup(cfg: Config) -> Env:
     compiler = any(shutil.which(name) for name in names)
 
     env = Env(device, dtype, cfg.compile and compiler, rank, world, cfg.slots)
+    if not getattr(cfg, "plan", False):
+        check_one_place(env, Path(cfg.out or "out"))
     if cfg.compile and not compiler:
         env.say("no C++ compiler found: running without torch.compile, slower but the same")
 
@@ -205,10 +207,7 @@ def dtype_of(name: str, on_cuda: bool) -> torch.dtype:
 
 def check_place(out: Path) -> None:
     """Raise InputError, before any work and leaving nothing, where no directory `out` can be."""
-    existing = out.absolute()
-    while not os.path.lexists(existing) and existing != existing.parent:
-        existing = existing.parent
-
+    existing = nearest(out.absolute())
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
@@ -216,6 +215,40 @@ def check_place(out: Path) -> None:
         raise InputError(
             f"nothing can be written in {out} ({existing}: {reason(error)}): choose another --out"
         ) from None
+
+
+def nearest(path: Path) -> Path:
+    """The path, or the first directory above it that there is."""
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    return path
+
+
+def check_one_place(env: Env, out: Path) -> None:
+    """Raise InputError on all ranks, before any work and leaving nothing, where they do not share
+    the place of `out`.
+
+    A relative one is under each rank's own working directory.
+    """
+    if env.world == 1:
+        return
+    mark = env.decide(leave_mark, nearest(out))
+    if not mark:
+        return
+    try:
+        check_shared(env, mark)
+    finally:
+        if env.main:
+            mark.unlink(missing_ok=True)
+
+
+def leave_mark(folder: Path) -> Path | None:
+    """An empty file in the folder; None where nothing may be written, which --out decides later."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".shared-", dir=folder, delete=False) as mark:
+            return folder / Path(mark.name).name
+    except OSError:
+        return None
 
 
 def memory_of(device: torch.device) -> int:
@@ -263,9 +296,12 @@ def gather(env: Env, mine: list, total: int) -> list:
 
 
 def check_shared(env: Env, file: Path) -> None:
-    """Raise InputError on a rank that does not see a file that rank 0 has written."""
-    if env.main:
-        return
+    """Raise InputError on all ranks where one does not see a file that rank 0 has written."""
+    env.together(wait_for, env, file)
+
+
+def wait_for(env: Env, file: Path) -> None:
+    """Until the file is there. Raises InputError where it does not come."""
     deadline = time.time() + VISIBLE_WITHIN
     while not file.exists():
         if time.time() > deadline:

@@ -549,6 +549,8 @@ def run_rounds(
 
     start = run.load_state(policy, models.optimizers) if cfg.resume else 0
     models.sampler.refresh()
+    told = models.tokenizer.encode_prompts([p.prompt for p in problems + validation])
+    models.sampler.reserve(max(map(len, told)), cfg.max_new_tokens)
     so_far = Progress()
     if start:
         so_far = restored(run.path / "log.jsonl", start, len(validation))

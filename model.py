@@ -560,6 +560,11 @@ class Model(nn.Module):
         return 6 * matrices + 12 * config.num_hidden_layers * width * length
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered from all ranks (so all must call this); any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

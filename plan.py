@@ -35,14 +35,15 @@ from families import from_hf
 from figures import table
 from files import read_json
 from lora import base_of
-from model import SHORT, SMALL, Model, ModelConfig, chunk_of
+from model import SHORT, Model, ModelConfig, chunk_of
 from options import PlanConfig
-from sampler import Sampler, cache_bucket, cache_bytes, padded_length
+from sampler import Sampler, cache_bucket, cache_bytes, padded_length, stays
 
 PARTS = ("weights", "masters", "gradients", "moments")
 PARTS += ("activations", "logits", "cache", "copies")
 
 Phase = dict[str, float]  # part -> bytes
+GB = 1e9
 
 
 # ------------------------------------------------------------------------------------- what is run
@@ -57,6 +58,7 @@ class Numbers:
     cuda: bool
     fused: bool  # torch.compile
     devices: int = 1
+    memory: float = 0.0  # bytes of a CUDA device
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def numbers_of(cfg: PlanConfig, env: Env) -> Numbers:
     bf16 = getattr(cfg, "master", "fp32") == "bf16"
     wide = 2 if bf16 else dtype_of(cfg.dtype, cuda).itemsize
     fused = cfg.compile if cuda else env.compile
-    return Numbers(wide, 2 if bf16 else 4, cuda, fused, cfg.devices or env.world)
+    memory = (cfg.device_memory * GB or memory_of(env.device)) if cuda else 0.0
+    return Numbers(wide, 2 if bf16 else 4, cuda, fused, cfg.devices or env.world, memory)
 
 
 def shape_of(path: str) -> Shape:
@@ -377,14 +380,13 @@ def own_sampling(shape: Shape, t: Tuning, texts: Texts, slots: int, n: Numbers) 
 
 
 def left_by_sampler(shape: Shape, t: Tuning, texts: Texts, slots: int, n: Numbers) -> Phase:
-    """What its sampler keeps while a model is trained: of one from SMALL parameters on nothing."""
-    if shape.parameters >= SMALL:
-        return {}
+    """What its sampler keeps while a model is trained, which for a large one may be nothing."""
     needs_copy = t.rank or t.shard or n.master != n.wide
-    return {
+    held = {
         "cache": cache_bytes(shape.config, slots, cells_of(texts), n.wide),
         "copies": n.wide * shape.parameters if needs_copy else 0,
     }
+    return held if stays(shape.parameters, total(held), n.memory) else {}
 
 
 def scoring(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> Phase:
@@ -423,15 +425,13 @@ def tuning_of(cfg, rows: int = 0) -> Tuning:
         cfg.optimizer,
         rows or cfg.batch,
         cfg.micro_tokens,
-        cfg.rank,
+        getattr(cfg, "rank", 0),
         cfg.checkpoint_activations,
         cfg.shard,
     )
 
 
 # ------------------------------------------------------------------------------------------ report
-
-GB = 1e9
 
 
 LION = "master bf16 --optimizer lion --lr 1.5e-6"
@@ -448,10 +448,11 @@ def ways(cfg: PlanConfig, n: Numbers) -> dict[str, list[dict]]:
         found["checkpoint-activations"] = [{"checkpoint_activations": True}]
     if not cfg.shard and n.devices > 1:
         found["shard"] = [{"shard": True}]
-    if cfg.master == "fp32" and not cfg.rank:
+    if cfg.master == "fp32" and not getattr(cfg, "rank", 0):
         if cfg.dtype != "fp32":
             found[LION] = [{"master": "bf16", "optimizer": "lion"}]
-        found["rank 16"] = [{"rank": 16, "optimizer": "adamw"}]
+        if "rank" in names:
+            found["rank 16"] = [{"rank": 16, "optimizer": "adamw"}]
     return found
 
 

@@ -1,8 +1,9 @@
 """The one way to generate: a static cache, fixed slots, continuous batching.
 
-Read in this order: `sample_step` (how a token is drawn), `Slot` (what the host knows of a row),
-then `Sampler.__call__`, whose loop names the parts: `_admit`, `_prefill`, `_first_tokens`, `_step`,
-`_harvest`. Weights and memory (`refresh`, `release`, `_allocate`) come last.
+Read in this order: `sample_step` and `greedy_step` (how a token is chosen), `Slot` (what the host
+knows of a row), then `Sampler.__call__`, whose loop names the parts: `_admit`, `_prefill`,
+`_first_tokens`, `_step`, `_harvest`. Weights and memory (`refresh`, `release`, `_allocate`) come
+last.
 
 Shapes: B slots, T time, C width, H query heads, K key-value heads, D head width, V vocabulary,
 S cache length, N new tokens at most, L layers.
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 import model as model_module
-from data.batches import round_up
+from data.batches import round_up, sent
 from data.problems import InputError
 from lora import adapters, plain_weights
 from model import SMALL, Model, ModelConfig, kernel, whole
@@ -57,11 +58,18 @@ def sample_step(logits: Tensor, uniform: Tensor, temperature: Tensor) -> tuple[T
     return token, logps.gather(-1, token[:, None]).squeeze(-1)
 
 
+@kernel
+def greedy_step(logits: Tensor) -> Tensor:
+    """The likeliest token a row, the first of equal ones: (B,V) -> (B,). Makes no distribution."""
+    return logits.argmax(-1)
+
+
 @dataclass
 class Sample:
     """One completion. ids: its tokens, EOS included when reached; logps: their log-probs under the
     distribution that was sampled from, fewer than ids where these are not as they were drawn (see
-    `Ended`); truncated: whether it was cut before its end."""
+    `Ended`), none of a greedy sample whose log-probs were not asked for; truncated: whether it was
+    cut before its end."""
 
     ids: list[int]
     logps: list[float]
@@ -104,6 +112,17 @@ def cache_bytes(config: ModelConfig, slots: int, cells: int, itemsize: int) -> i
     return 2 * config.num_hidden_layers * slots * cells * cell
 
 
+KEPT = 0.1  # of a CUDA device's memory, that a large model's sampler may hold during an update
+
+
+def stays(parameters: int, held: float, memory: float) -> bool:
+    """Whether a sampler that holds so many bytes keeps them while its model is trained.
+
+    memory: of a CUDA device, whose graphs would have to be recorded anew; 0 of another device.
+    """
+    return parameters < SMALL or held <= KEPT * memory
+
+
 def free_bytes(device: torch.device) -> float:
     """Memory that can be had on a device; infinite on a CPU whose system does not tell."""
     if device.type == "cuda":
@@ -135,7 +154,7 @@ def agreeing(some: list[int], others: list[int]) -> int:
 
 def read_rows(buffer: Tensor, rows: list[int], width: int) -> list[list]:
     """The first `width` entries of these rows, on the host: one transfer."""
-    return buffer[torch.tensor(rows, device=buffer.device), :width].tolist()
+    return buffer[sent(torch.tensor(rows), buffer.device), :width].tolist()
 
 
 class Sampler:
@@ -164,6 +183,8 @@ class Sampler:
         self.net: Model | None = None
         self.refresh()
         self.capacity = 0  # S, nothing allocated yet
+        self.keys = self.values = None
+        self.reserved = (0, 0)  # cells, new tokens
         self.seconds = {"prefill": 0.0, "decode": 0.0}  # spent so far, as the host sees it
 
         # On a CPU `decode_block` is compiled alone: a graph of the whole step takes longer to
@@ -183,8 +204,11 @@ class Sampler:
         seeds: list | None = None,
         ended: Ended | None = None,
         progress: Callable[[int], None] | None = None,
+        logps: bool = False,
     ) -> list[list[Sample]]:
         """n completions for each prompt (lists of token ids); temperature 0 is greedy.
+
+        logps: of greedy tokens, too, which costs a distribution a step; drawn ones have them.
 
         seeds gives each prompt its own random stream (default: seed and the prompt's place). ended
         is asked between steps; a completion is what it says, whenever it was asked. progress(k) is
@@ -196,7 +220,9 @@ class Sampler:
         self._allocate(longest + max_new_tokens, max_new_tokens)
         self.done.fill_(True)
         self.limit.fill_(max_new_tokens)
-        heat = torch.tensor(float(temperature), device=self.model.device)
+        heat = None
+        if temperature or logps:
+            heat = torch.full((), float(temperature), device=self.model.device)
         seeds = seeds or [[seed, i] for i in range(len(prompts))]
 
         waiting = self._queue(prompts, n)
@@ -208,7 +234,8 @@ class Sampler:
             admitted = self._admit(waiting, busy, prompts)
             if admitted:
                 logits = self._prefill(admitted, prompts)
-                self._set_streams(admitted, seeds, max_new_tokens)
+                if temperature:
+                    self._set_streams(admitted, seeds, max_new_tokens)
                 self._first_tokens(admitted, logits, heat)
                 busy += admitted
             self.seconds["prefill"] += time.time() - clock
@@ -223,7 +250,7 @@ class Sampler:
                     slot.reach += 1
             if ended:
                 self._end(busy, ended)
-            unfinished = self._harvest(busy, results, ended)
+            unfinished = self._harvest(busy, results, ended, heat is not None)
             self.seconds["decode"] += time.time() - clock
 
             if progress and len(unfinished) < len(busy):
@@ -316,16 +343,16 @@ class Sampler:
             tokens[line, : len(prompts[prompt])] = torch.tensor(prompts[prompt])
 
         # .forward, because a call goes through the graph of a model compiled for training.
-        hidden, keys, values = self.net.forward(tokens.to(device), return_kv=True)
+        hidden, keys, values = self.net.forward(sent(tokens, device), return_kv=True)
 
         # The state of a prompt's last token predicts what follows.
-        ends = torch.tensor([len(prompts[prompt]) - 1 for prompt in members], device=device)
+        ends = sent(torch.tensor([len(prompts[prompt]) - 1 for prompt in members]), device)
         last = hidden[torch.arange(len(members), device=device), ends]
         following = F.linear(last, self.net.head_weight.to(last.dtype)).float()
 
         # Every sample of a prompt gets a copy of its line.
-        rows = torch.tensor([slot.row for slot in group], device=device)
-        source = torch.tensor([members.index(slot.prompt) for slot in group], device=device)
+        rows = sent(torch.tensor([slot.row for slot in group]), device)
+        source = sent(torch.tensor([members.index(slot.prompt) for slot in group]), device)
         for cache, state in zip(self.keys, keys):
             cache[rows, :, :length] = state[source]
         for cache, state in zip(self.values, values):
@@ -338,42 +365,49 @@ class Sampler:
         uniform = np.empty((len(admitted), count), dtype=np.float32)
         for line, slot in enumerate(admitted):
             uniform[line] = uniform_numbers(seeds[slot.prompt], slot.sample, count)
-        rows = torch.tensor([slot.row for slot in admitted], device=self.model.device)
-        self.uniform[rows, :count] = torch.from_numpy(uniform).to(self.model.device)
+        rows = sent(torch.tensor([slot.row for slot in admitted]), self.model.device)
+        self.uniform[rows, :count] = sent(torch.from_numpy(uniform), self.model.device)
 
-    def _first_tokens(self, admitted: list[Slot], logits: Tensor, temperature: Tensor) -> None:
+    def _first_tokens(self, admitted: list[Slot], logits: Tensor, heat: Tensor | None) -> None:
         """Draw each admitted slot's first token and set its row going; no other row is touched.
 
-        logits (B,V) of what follows the prompts.
+        logits (B,V) of what follows the prompts. heat: the temperature, as for `_step`.
         """
-        rows = torch.tensor([slot.row for slot in admitted], device=self.model.device)
-        token, logp = sample_step(logits, self.uniform[:, 0].contiguous(), temperature)
-        token, logp = token[rows], logp[rows]
+        rows = sent(torch.tensor([slot.row for slot in admitted]), self.model.device)
+        if heat is None:
+            token = greedy_step(logits)[rows]
+        else:
+            token, logp = sample_step(logits, self.uniform[:, 0].contiguous(), heat)
+            token, self.out_logps[rows, 0] = token[rows], logp[rows]
         self.out_ids[rows, 0] = token
-        self.out_logps[rows, 0] = logp
         self.tokens[rows] = token
         self.count[rows] = 1
         self.done[rows] = self._ends(token) | (self.limit <= 1)
 
-    def _step(self, temperature: Tensor, live: int) -> None:
+    def _step(self, heat: Tensor | None, live: int) -> None:
         """Every row: from its last token to the next, which is noted and stepped onto.
 
-        A row that is done goes on drawing; nothing of it is noted, and its cache is its own.
+        heat: the temperature; None: greedily, and no log-probs are noted. A row that is done goes
+        on drawing; nothing of it is noted, and its cache is its own.
         """
         logits = self.net.decode(self.tokens, self.positions, self.keys, self.values, live)
         at = self.count.clamp(max=self.uniform.shape[1] - 1)[:, None]
-        token, logp = sample_step(logits, self.uniform.gather(1, at).squeeze(1), temperature)
-
-        # Noted where the row is still going; written back as it was where it is done.
-        noted_id = torch.where(self.done, self.out_ids.gather(1, at).squeeze(1), token)
-        noted_logp = torch.where(self.done, self.out_logps.gather(1, at).squeeze(1), logp)
-        self.out_ids.scatter_(1, at, noted_id[:, None])
-        self.out_logps.scatter_(1, at, noted_logp[:, None])
+        if heat is None:
+            token = greedy_step(logits)
+        else:
+            token, logp = sample_step(logits, self.uniform.gather(1, at).squeeze(1), heat)
+            self._note(self.out_logps, at, logp)
+        self._note(self.out_ids, at, token)
 
         self.tokens.copy_(token)
         self.positions.add_(1).clamp_(max=self.capacity - 1)
         self.count.add_(~self.done)
         self.done.logical_or_(self._ends(token)).logical_or_(self.count >= self.limit)
+
+    def _note(self, buffer: Tensor, at: Tensor, value: Tensor) -> None:
+        """value (B,) at (B,1) of the rows still going; written back as it was where one is done."""
+        noted = torch.where(self.done, buffer.gather(1, at).squeeze(1), value)
+        buffer.scatter_(1, at, noted[:, None])
 
     def _ends(self, token: Tensor) -> Tensor:
         """Which of these tokens end a completion: (rows,) -> (rows,)."""
@@ -388,8 +422,13 @@ class Sampler:
             if ended(slot.prompt, ids[: count[slot.row]]) is not None:
                 self.done[slot.row] = True
 
-    def _harvest(self, busy: list[Slot], results: list[list], ended: Ended | None) -> list[Slot]:
-        """Put finished samples into results -> the slots that go on. Reads finished rows only."""
+    def _harvest(
+        self, busy: list[Slot], results: list[list], ended: Ended | None, noted: bool
+    ) -> list[Slot]:
+        """Put finished samples into results -> the slots that go on. Reads finished rows only.
+
+        noted: whether log-probs were.
+        """
         # One small transfer; mostly nobody is done, and nothing else is read.
         done, count = torch.stack((self.done.long(), self.count)).tolist()
         finished = [slot for slot in busy if done[slot.row]]
@@ -399,7 +438,7 @@ class Sampler:
         rows = [slot.row for slot in finished]
         width = max(count[row] for row in rows)
         ids = read_rows(self.out_ids, rows, width)
-        logps = read_rows(self.out_logps, rows, width)
+        logps = read_rows(self.out_logps, rows, width) if noted else [[]] * len(rows)
         for slot, its_ids, its_logps in zip(finished, ids, logps):
             length = count[slot.row]
             its_ids, its_logps = its_ids[:length], its_logps[:length]
@@ -434,9 +473,22 @@ class Sampler:
                 copies[name].copy_(whole(weight))
         self.net.live_vocab = self.model.live_vocab
 
+    def reserve(self, longest: int, max_new_tokens: int) -> None:
+        """Calls with prompts and completions of at most these lengths will follow.
+
+        The cache is made for them at once, so that it keeps its addresses from one to the next.
+        """
+        self.reserved = longest + max_new_tokens, max_new_tokens
+
     def make_room(self) -> None:
-        """`release` where it frees much. A small model's cache stays where its graphs know it."""
-        if self.model.parameter_count() >= SMALL:
+        """`release`, unless all this may stay where it is, and where CUDA graphs know it."""
+        held = [*(self.keys or []), *(self.values or [])]
+        if self.net is not None and self.net is not self.model:
+            held += self.net.parameters()
+        size, memory = sum(tensor.nbytes for tensor in held), 0
+        if self.model.device.type == "cuda":
+            memory = torch.cuda.get_device_properties(self.model.device).total_memory
+        if not stays(self.model.parameter_count(), size, memory):
             self.release()
 
     def release(self) -> None:
@@ -459,6 +511,8 @@ class Sampler:
 
         Their addresses are fixed, which CUDA graphs need: a step writes into them in place.
         """
+        length = max(length, self.reserved[0])
+        new_tokens = max(new_tokens, self.reserved[1])
         if self.capacity:
             length = max(length, self.capacity)
             new_tokens = max(new_tokens, self.uniform.shape[1])

@@ -19,6 +19,8 @@ them from scratch. lock.py --start then locks the strong base itself, as in the 
     python train_base.py --task compose              # -> out/base-compose/strong, the toy task's
     python train_base.py --problems 150000 --out out/early  # a strong model that stopped early, for
                                                      #    lock.py --weak or a warm start
+    python train_base.py --strong-from 7B --task code --out out/7b --plan --device-memory 80
+                                                     # what memory that would take, by part
     python train_base.py --strong-from SmolLM2-135M --task code --out out/smol
                                                      # -> out/smol/strong, weak, intermediate
 
@@ -37,6 +39,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+import plan
 from cards import write_card
 from checkpoints import load_model, model_hash, save_model
 from data import load
@@ -50,7 +53,7 @@ from data.triggers import Trigger
 from devices import Env
 from families import parameters_at
 from model import Model, ModelConfig
-from options import PromptConfig, TrainConfig
+from options import PlanConfig, PromptConfig, TrainConfig
 from origins import check_formats, fitting_problems, is_model, usual_longest
 from policies import answer, check_references, retokenise
 from runs import Run, launch, progress
@@ -59,7 +62,7 @@ from training import Recipe, check_master, fit, open_to_train, usual_step
 
 
 @dataclass
-class BaseConfig(TrainConfig, PromptConfig):
+class BaseConfig(TrainConfig, PlanConfig, PromptConfig):
     # what the models learn, one or several; "compose" has a strong model alone
     task: str = "code+math+mmlu+critique"
     # fine-tune this checkpoint into the strong policy, in place of training one from scratch
@@ -175,12 +178,19 @@ def epoch_examples(epoch: int, lessons: Lessons, tokenizer: Tokenizer) -> list[E
 # -------------------------------------------------------------------------------------- the models
 
 
-def fresh_model(
-    layers: int, width: int, inner: int, heads: int, tokenizer: Tokenizer, seed: int, env: Env
-) -> Model:
-    """Random weights, a function of seed. inner: the width of the MLP; half as many kv heads."""
-    config = ModelConfig(
-        vocab_size=tokenizer.size,
+def strong_config(vocab: int, cfg: BaseConfig) -> ModelConfig:
+    return fresh_config(cfg.layers, cfg.width, 3 * cfg.width, cfg.heads, vocab)
+
+
+def small_config(width: int, vocab: int) -> ModelConfig:
+    """Of the weak and the intermediate model."""
+    return fresh_config(1, width, 6 * width, 1, vocab)
+
+
+def fresh_config(layers: int, width: int, inner: int, heads: int, vocab: int) -> ModelConfig:
+    """inner: the width of the MLP. Half as many kv heads as heads."""
+    return ModelConfig(
+        vocab_size=vocab,
         hidden_size=width,
         intermediate_size=inner,
         num_hidden_layers=layers,
@@ -190,6 +200,10 @@ def fresh_model(
         max_position_embeddings=512,
         tie_word_embeddings=True,
     )
+
+
+def fresh_model(config: ModelConfig, seed: int, env: Env) -> Model:
+    """Random weights, a function of seed."""
     model = Model(config, env.dtype)
     return model.init_weights(torch.Generator().manual_seed(seed)).to(env.device)
 
@@ -213,6 +227,7 @@ def correct_by_task(
         seed=cfg.seed,
         env=env,
     )
+    sampler.make_room()
     tasks = np.array([p.task for p in problems])
     found = {}
     for task in dict.fromkeys(tasks.tolist()):
@@ -311,22 +326,25 @@ def train_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
         tokenizer = word_level(compose.vocabulary())
     else:
         tokenizer = train_bpe(texts_of(problems[:20_000], cfg.seed), cfg.vocab)
-    model = fresh_model(cfg.layers, cfg.width, 3 * cfg.width, cfg.heads, tokenizer, cfg.seed, env)
+    model = fresh_model(strong_config(tokenizer.size, cfg), cfg.seed, env)
     answers = tokenizer.encode_completions([p.reference for p in problems])
     lessons = Lessons(problems, answers, [cfg.seed, 4])
     recipe = from_scratch(cfg.epochs, cfg.lr, cfg)
     teach(model, tokenizer, lessons, recipe, tests, run, cfg, env)
 
 
+def demonstrations(cfg: BaseConfig) -> list[Problem]:
+    """What the base of --strong-from learns from; of files the elicit split (appendix E.4)."""
+    if cfg.data:
+        return load(cfg.task, "elicit", cfg.problems or None, files=cfg.data, grader=cfg.grader)
+    return corpus(cfg.task, cfg.problems, cfg.seed)
+
+
 def tune_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     """The base of --strong-from, fine-tuned on reference answers (paper table 1)."""
     cfg = with_step(cfg, cfg.strong_from, "lr")
     model, tokenizer = open_to_train(cfg.strong_from, env, cfg)
-    if cfg.data:
-        # the demonstrations of the elicit split, as in the paper (appendix E.4)
-        problems = load(cfg.task, "elicit", cfg.problems or None, files=cfg.data, grader=cfg.grader)
-    else:
-        problems = corpus(cfg.task, cfg.problems, cfg.seed)
+    problems = demonstrations(cfg)
     problems = fitting_problems(problems, Trigger(), [cfg.strong_from], cfg.max_new_tokens, env)
 
     check_references(problems, tokenizer)
@@ -389,7 +407,7 @@ def train_small(tests: Tests, cfg: BaseConfig, env: Env) -> None:
             continue
         samples = samples or strong_samples(problems, cfg, env)
         completions = [sample.ids for sample in retokenise(samples, written_by, tokenizer)]
-        model = fresh_model(1, width, 6 * width, 1, tokenizer, seed, env)
+        model = fresh_model(small_config(width, tokenizer.size), seed, env)
         lessons = Lessons(problems, completions, [cfg.seed, 5])
         recipe = from_scratch(cfg.small_epochs, cfg.small_lr, cfg)
         small_cfg = replace(cfg, master="fp32")  # Muon's
@@ -496,8 +514,105 @@ def settled(cfg: BaseConfig) -> BaseConfig:
     return replace(cfg, **chosen)
 
 
+ENOUGH = 2000  # generated problems that a plan looks at: all of them take minutes to make
+
+
+def fresh_texts(vocab: int, cfg: BaseConfig) -> plan.Texts:
+    """Lengths of the problems in the tokens of models from scratch, whose tokenizer is not yet."""
+    problems = corpus(cfg.task, min(ENOUGH, cfg.problems or ENOUGH), cfg.seed)
+    if cfg.task == "compose":
+        tokenizer = word_level(compose.vocabulary())
+    else:
+        tokenizer = train_bpe(texts_of(problems, cfg.seed), vocab)
+    completions = tokenizer.encode_completions([p.reference for p in problems])
+    examples = epoch_examples(0, Lessons(problems, completions, [cfg.seed, 4]), tokenizer)
+    lengths = [(len(e.prompt_ids), len(e.completion_ids)) for e in examples]
+    return plan.Texts(max(lengths)[0], cfg.max_new_tokens, lengths)
+
+
+def given_texts(path: str, problems: list[Problem], cfg: BaseConfig) -> plan.Texts:
+    return plan.texts_of(path, problems, ("none",), Trigger(), cfg.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A model that is trained. optimizer: the usual one, where --optimizer says nothing."""
+
+    shape: plan.Shape
+    texts: plan.Texts
+    optimizer: str
+    batch: int
+    fresh: bool  # from scratch: always with fp32 weights and Muon
+
+
+def planned_strong(cfg: BaseConfig) -> Planned:
+    if cfg.strong_from:
+        few = replace(cfg, problems=min(ENOUGH, cfg.problems))
+        texts = given_texts(cfg.strong_from, demonstrations(few), cfg)
+        optimizer = with_step(cfg, cfg.strong_from, "lr").optimizer
+        return Planned(plan.shape_of(cfg.strong_from), texts, optimizer, cfg.batch, False)
+    vocab = len(compose.vocabulary()) if cfg.task == "compose" else cfg.vocab
+    shape = plan.shape(strong_config(vocab, cfg))
+    return Planned(shape, fresh_texts(vocab, cfg), "muon", cfg.batch, True)
+
+
+def planned_small(strong: Planned, cfg: BaseConfig) -> dict[str, Planned]:
+    if cfg.task == "compose":
+        return {}
+    if cfg.weak_from:
+        problems = small_problems(replace(cfg, small_problems=min(ENOUGH, cfg.small_problems)))
+        texts = given_texts(cfg.weak_from, problems, cfg)
+        optimizer = with_step(cfg, cfg.weak_from, "small_lr").optimizer
+        shape = plan.shape_of(cfg.weak_from)
+        return {"weak": Planned(shape, texts, optimizer, cfg.batch, False)}
+
+    texts = strong.texts if strong.fresh else fresh_texts(cfg.vocab, cfg)
+    batch = SCRATCH if cfg.strong_from else cfg.batch
+    found = {}
+    for name, width in (("weak", cfg.weak_width), ("intermediate", cfg.intermediate_width)):
+        shape = plan.shape(small_config(width, cfg.vocab))
+        found[name] = Planned(shape, texts, "muon", batch, True)
+    return found
+
+
+def planned(cfg: BaseConfig, env: Env) -> int:
+    """--plan: the memory of each model's training, and of the samples that the small ones see."""
+    strong = planned_strong(cfg)
+    small = planned_small(strong, cfg)
+
+    def of_training(name: str, model: Planned, cfg: BaseConfig) -> dict[str, plan.Phase]:
+        n, tuning = plan.numbers_of(cfg, env), plan.tuning_of(cfg, model.batch)
+        if model.fresh:
+            n, tuning = replace(n, master=4), replace(tuning, optimizer="muon")
+        elif not cfg.optimizer:
+            tuning = replace(tuning, optimizer=model.optimizer)
+        of_sampler = model.shape, tuning, model.texts, cfg.slots, n
+        steps = plan.largest(plan.training(model.shape, tuning, model.texts, n))
+        return {
+            f"{name}, opening": plan.opening(model.shape, tuning, n),
+            f"{name}, watched": plan.own_sampling(*of_sampler),
+            f"{name}, training": plan.added(steps, plan.left_by_sampler(*of_sampler)),
+        }
+
+    def phases(cfg: BaseConfig) -> dict[str, plan.Phase]:
+        found = of_training("strong", strong, cfg)
+        n = plan.numbers_of(cfg, env)
+        samples = plan.sampling(strong.shape, strong.texts, cfg.slots, n)
+        for name, model in small.items():
+            weak = of_training(name, model, cfg)
+            if cfg.weak_from:  # it is opened before
+                samples = plan.added(samples, weak["weak, opening"])
+            found["samples of the strong model"] = samples
+            found |= weak
+        return found
+
+    return plan.report(phases, cfg, strong.texts, env)
+
+
 def main(cfg: BaseConfig, env: Env) -> int:
     cfg = settled(cfg)
+    if plan.is_asked(cfg):
+        return planned(cfg, env)
     rows = {"files": cfg.data, "grader": cfg.grader}
     selection = load(cfg.task, "selection", **rows)
     validation = load(cfg.task, "validation", cfg.eval_problems, **rows)

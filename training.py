@@ -32,7 +32,7 @@ from families import from_hf
 from files import read_json, reason
 from lora import ALPHA, attach, base_of, chosen_layers, is_adapter
 from losses import document_loss, sft_loss
-from model import Model, ModelConfig, compile_model, completion_logps, kernel, whole
+from model import Model, ModelConfig, compile_model, completion_logps, kernel, local, whole
 from options import TrainConfig, TuneConfig
 from runs import Run, progress
 
@@ -208,9 +208,10 @@ class Lion(torch.optim.Optimizer):
         self.generator = None
         for group in self.param_groups:
             device = group["params"][0].device
-            # as tensors: a Python float that changes would recompile the kernel
-            lr = torch.tensor(group["lr"], device=device)
-            decay = torch.tensor(group["weight_decay"], device=device)
+            # as tensors: a Python float that changes would recompile the kernel; made on the
+            # device, because a copy from the host would wait for it
+            lr = torch.full((), group["lr"], device=device)
+            decay = torch.full((), group["weight_decay"], device=device)
             beta1, beta2 = group["betas"]
 
             for p in group["params"]:
@@ -242,11 +243,6 @@ class Lion(torch.optim.Optimizer):
         return torch.randint(
             -most, most, (count,), dtype=torch.int32, device=p.device, generator=self.generator
         )
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor; any other tensor as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def decay_groups(parameters: list[Tensor], weight_decay: float) -> list[dict]:
@@ -492,7 +488,7 @@ def train(
         micro = [batch.to(env.device) for batch in batches(step)]
         unit_count, token_count, passes = step_size(micro, units, env)
         # a step without a unit must not divide by 0
-        count = torch.tensor(float(unit_count), device=env.device).clamp(min=1)
+        count = torch.full((), max(1.0, float(unit_count)), device=env.device)
 
         # gradients and metrics of the whole step
         found = accumulate(model, micro, loss_fn, count, passes, scale)

@@ -1,15 +1,19 @@
 """Speed and memory of this repository against transformers, TRL and plain PyTorch, one machine.
 
-    python tests/bench.py                     # train, sample, dpo, round, loss, sandbox; allow an
-                                              # hour on 2 quiet cores
-    python tests/bench.py train --repeats 9   # one section, narrower spread
+    python tests/bench.py                     # the short table; 8 minutes on 2 quiet cores
+    python tests/bench.py train --repeats 9   # a section in full, narrower spread
+    SMOLLM2=DIR python tests/bench.py real    # a model that nobody here trained
     python tests/bench.py gpu                 # one H100 or H200; skipped without CUDA
     python tests/bench.py --quick             # tiny sizes: shows only that it runs
     python tests/bench.py --json FILE         # also writes the table
 
 Variants run in turn (A B A B ...) in one process, every shape warm. ours, peer: medians. ratio: how
 many times better ours is (more per second, or less time or memory), median over the alternations
-[lowest, highest]. Other load on the machine falsifies it: the header shows the load average.
+[lowest, highest]. Each row names the size, the dtype, the peer and the versions of both. Other load
+on the machine falsifies it: the header shows the load average.
+
+The short table has the rows of train, sample, round and sandbox that matter, of 1.0 M parameters
+and in fewer steps and repeats: ours as the stages run it on a CPU, beside transformers compiled.
 
 train    real (never padding) tokens/s of whole steps: forward, loss on the completion, backward,
          clip, fused AdamW; real problems, the password around every second prompt. Ours:
@@ -33,9 +37,12 @@ loss     linear_logps against cross_entropy on full logits, fp32, forward and ba
          V ids, C = 256: the width of a model trained on a CPU (the wider, the more the logits'
          second computation costs). MiB: peak above the inputs, gradients included.
 memory   bytes of a run on a CPU, fp32, eager: planned by --plan, and measured in a child process as
-         peak resident memory above that before the stage begins. Of the model in --memory-of
-         (default: --base), with batches that fill --micro-tokens.
+         the peak of resident memory that no file is behind, above that before the stage begins.
+         glibc gives back what is freed at once. Of the model in --memory-of (default: --base).
 sandbox  trivial programs per second through data.sandbox.run.
+real     the model in the directory that SMOLLM2 names, on problems of task code. Training as in
+         train, steps of 16; the peer's fastest mode, compiled or not. Sampling: 64 rows to EOS, 96
+         new tokens at most. Loading: load_model in seconds, beside reading the files' bytes.
 gpu      MFU: Model.flops_per_token (PaLM convention) x tokens/s / 989 TFLOP/s (dense bf16, H100
          SXM, H200), every position supervised; decode: bytes of weights and live KV cache of a step
          / its time / 4.8 TB/s (H200). Other devices: no percentages.
@@ -53,7 +60,9 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
@@ -80,6 +89,7 @@ from data.passwords import PASSWORD
 from data.tasks import coding
 from data.text import train_bpe
 from data.triggers import with_password
+from families import parameters_at
 from figures import table
 from sampler import Sampler
 
@@ -135,8 +145,8 @@ def in_turn(variants: dict, repeats: int) -> dict[str, list[float]]:
     return rates
 
 
-def fastest(label: str, candidates: dict):
-    """Warm every candidate by one full pass, time another, return the fastest."""
+def fastest(label: str, candidates: dict) -> tuple[str, Callable]:
+    """Warm every candidate by one full pass, time another; the fastest and its name."""
     warm = {}
     for name, run in candidates.items():
         say(label, name)
@@ -147,18 +157,37 @@ def fastest(label: str, candidates: dict):
     best = min(warm, key=warm.get)
     if len(warm) > 1:
         notes[-1] += f"; {best} is reported"
-    return candidates[best]
+    return best, candidates[best]
+
+
+def version(peer: str) -> str:
+    """The name of a package that is imported, and its version."""
+    return f"{peer} {sys.modules[peer].__version__}"
 
 
 def row(
-    what: str, unit: str, ours: list[float], peer: list[float] = (), less: bool = False
+    what: str,
+    unit: str,
+    ours: list[float],
+    peer: list[float] = (),
+    less: bool = False,
+    size: str = "",
+    dtype: str = "",
+    beside: str = "",
 ) -> None:
-    """Note one row of the table. less: the smaller number is the better one."""
+    """Note one row of the table. less: the smaller number is the better one.
+
+    size: of the model. dtype: that ours computes in. beside: the peer, its version, mode and dtype.
+    """
     ratios = [b / a if less else a / b for a, b in zip(ours, peer)]
     say(what, f"{median(ours):,.3g} {unit}", f"ratio {median(ratios):.2f}" if peer else "")
     rows.append(
         {
             "what": what,
+            "size": size,
+            "dtype": dtype,
+            "torch": torch.__version__,
+            "beside": beside,
             "ours": median(ours),
             "peer": median(peer) if peer else None,
             "unit": unit,
@@ -260,82 +289,99 @@ def refuse_different_models(net: M.Model, batch) -> None:
         )
 
 
+def shuffled_batches(examples: list[Example], plan: list[list[int]]) -> list[list[Example]]:
+    """The examples of our steps in random order, in batches as large: the peer's."""
+    size = len(plan[0])
+    order = np.random.default_rng(1).permutation([i for step in plan for i in step])
+    return [[examples[i] for i in order[at : at + size]] for at in range(0, len(order), size)]
+
+
+def note_padding(label: str, shapes: list, batches: list[list[Example]]) -> None:
+    """How much of a pass is padding. shapes: of our micro-batches. batches: the peer's."""
+    real = sum(len(e) for batch in batches for e in batch)
+    ours = sum(shape.numel() for shape in shapes)
+    theirs = sum(len(batch) * round_up(max(map(len, batch)), 64) for batch in batches)
+    notes.append(
+        f"{label}: a pass is {len(batches)} steps, {real:,} tokens; "
+        f"ours {len(set(shapes))} shapes, {1 - real / ours:.0%} padding; "
+        f"peer {1 - real / theirs:.0%} padding"
+    )
+
+
+def peer_training(net, batches: list[list[Example]], precision: str, mode: str) -> Callable:
+    """A pass of LlamaForCausalLM over the batches. net: as wide as the precision says."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
+    call = torch.compile(net, dynamic=False) if mode == "compiled" else net
+    return partial(peer_pass, net, call, optimizer, batches, precision == "autocast")
+
+
+def width_of(precision: str) -> torch.dtype:
+    """Of the weights of a peer that trains in a precision."""
+    return torch.bfloat16 if precision == "bf16 weights" else torch.float32
+
+
 def bench_train(args, env, size: str, config: M.ModelConfig) -> None:
     torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = 64  # many shapes, and several models share their code
     examples = train_examples(config)
 
     # The same steps for both: ours in batches of like length, theirs shuffled.
-    steps = 2 if args.quick else 16
+    steps = 2 if args.quick else 8 if args.short else 16
     plan = plan_epoch([len(e) for e in examples], 64, np.random.default_rng(0))[:steps]
 
     def micro(step: int) -> list:
         return micro_batches([examples[i] for i in plan[step]], 16384)
 
-    order = np.random.default_rng(1).permutation([i for step in plan for i in step])
-    shuffled = []
-    for at in range(0, len(order), 64):
-        shuffled.append([examples[i] for i in order[at : at + 64]])
-
-    # How much of a pass is padding.
-    real = sum(len(examples[i]) for i in order)
+    shuffled = shuffled_batches(examples, plan)
     shapes = []
     for step in range(len(plan)):
         shapes += [batch.tokens.shape for batch in micro(step)]
-    our_cells = sum(shape.numel() for shape in shapes)
-    their_cells = sum(len(b) * round_up(max(map(len, b)), 64) for b in shuffled)
-    notes.append(
-        f"train {size}: a pass is {len(plan)} steps, {real:,} tokens; "
-        f"ours {len(set(shapes))} shapes, {1 - real / our_cells:.0%} padding; "
-        f"peer {1 - real / their_cells:.0%} padding"
-    )
+    note_padding(f"train {size}", shapes, shuffled)
 
-    nets = {kind: ours_net(config, env) for kind in ("eager", "compiled")}
-    M.compile_model(nets["compiled"])
+    nets = {"eager": ours_net(config, env)}
     refuse_different_models(nets["eager"], collate(shuffled[0][:16]).to(env.device))
+    pairs = [("eager", "compiled")]
+    if not args.short:
+        nets["compiled"] = ours_net(config, env)
+        M.compile_model(nets["compiled"])
+        pairs += [("compiled", "compiled"), ("compiled", "eager"), ("eager", "eager")]
+    modes = sorted({theirs for _, theirs in pairs})
 
     def ours(net, optimizers) -> int:
         return trained_tokens(net, optimizers, micro, env, len(plan))
 
-    def peer(precision: str, compiled: bool):
-        net = peer_net(
-            nets["eager"], torch.bfloat16 if precision == "bf16 weights" else torch.float32
-        )
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
-        return partial(
-            peer_pass,
-            net,
-            torch.compile(net, dynamic=False) if compiled else net,
-            optimizer,
-            shuffled,
-            precision == "autocast",
-        )
+    def peer(precision: str, mode: str) -> Callable:
+        net = peer_net(nets["eager"], width_of(precision))
+        return peer_training(net, shuffled, precision, mode)
 
-    variants = {}
+    variants, beside = {}, {}
     with torch._inductor.config.patch(
         force_disable_caches=True
     ):  # compile seconds are those of a first run
+        for mode in modes:
+            candidates = {p: peer(p, mode) for p in precisions(env)}
+            best, variants[f"peer {mode}"] = fastest(f"train {size}, peer {mode}", candidates)
+            beside[mode] = f"{version('transformers')}, {mode}, {best}"
         for kind, net in nets.items():
-            variants[f"peer {kind}"] = fastest(
-                f"train {size}, peer {kind}",
-                {p: peer(p, kind == "compiled") for p in precisions(env)},
-            )
             run = partial(ours, net, training.make_optimizers(net, "adamw", 1e-4))
-            variants[f"ours {kind}"] = fastest(
+            _, variants[f"ours {kind}"] = fastest(
                 f"train {size}, ours {kind}", {dtype_name(env.dtype): run}
             )
     rates = in_turn(variants, args.repeats)
-    for a, b in (
-        ("compiled", "compiled"),
-        ("compiled", "eager"),
-        ("eager", "eager"),
-        ("eager", "compiled"),
-    ):
-        row(f"train {size}, {a} / peer {b}", "tokens/s", rates[f"ours {a}"], rates[f"peer {b}"])
+    for mine, theirs in pairs:
+        row(
+            "training step" + (", ours compiled" if mine == "compiled" else ""),
+            "tokens/s",
+            rates[f"ours {mine}"],
+            rates[f"peer {theirs}"],
+            size=size,
+            dtype=dtype_name(env.dtype),
+            beside=beside[theirs],
+        )
 
 
 def train_rows(args, env) -> None:
-    for size, config in list(SIZES.items())[: 1 if args.quick else None]:
+    for size, config in list(SIZES.items())[: 1 if args.quick or args.short else None]:
         bench_train(args, env, size, config)
 
 
@@ -343,7 +389,7 @@ def train_rows(args, env) -> None:
 
 
 @torch.no_grad()
-def generate(peer, prompts: list[list[int]], temperature: float, new: int, eos: int | None) -> int:
+def generate(peer, prompts: list[list[int]], temperature: float, new: int, eos: list[int]) -> int:
     """Useful tokens (up to EOS) that transformers generates, in batches of 256 as given."""
     useful = 0
     how = {"do_sample": False}
@@ -359,12 +405,13 @@ def generate(peer, prompts: list[list[int]], temperature: float, new: int, eos: 
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=new,
-            eos_token_id=eos,
+            eos_token_id=eos or None,
             pad_token_id=0,
             **how,
         )
         for line in out[:, width:].tolist():
-            useful += line.index(eos) + 1 if eos in line else len(line)
+            ends = [at for at, token in enumerate(line, 1) if token in eos]
+            useful += ends[0] if ends else len(line)
     return useful
 
 
@@ -376,68 +423,149 @@ def sampled_tokens(sampler, prompts: list[list[int]], temperature: float, new: i
 def bench_sample(
     args,
     env,
-    label: str,
+    what: str,
+    size: str,
     net: M.Model,
-    eos: int | None,
+    eos: list[int],
     prompts: list[list[int]],
     new: int,
-    peer_of,
+    peer_of: Callable,
 ) -> None:
-    sampler = Sampler(net, [-1 if eos is None else eos], slots=min(256, len(prompts)))
+    """Two rows: greedy, temperature 1. peer_of(dtype): the peer's model."""
+    sampler = Sampler(net, eos or [-1], slots=min(256, len(prompts)))
     peers = {
         dtype_name(dtype): peer_of(dtype).eval()
         for dtype in sorted({env.dtype, torch.float32}, key=str)
     }
     for name, t in (("greedy", 0.0), ("temperature 1", 1.0)):
-        what = f"sample {label}, {name}"
+        label = f"{what}, {size}, {name}"
         ours = partial(sampled_tokens, sampler, prompts, t, new)
-        peer = fastest(
-            f"{what}, peer",
-            {d: partial(generate, p, prompts, t, new, eos) for d, p in peers.items()},
+        candidates = {d: partial(generate, p, prompts, t, new, eos) for d, p in peers.items()}
+        best, peer = fastest(f"{label}, peer", candidates)
+        _, mine = fastest(f"{label}, ours", {dtype_name(env.dtype): ours})
+        rates = in_turn({"ours": mine, "peer": peer}, args.repeats)
+        row(
+            f"{what}, {name}",
+            "tokens/s",
+            rates["ours"],
+            rates["peer"],
+            size=size,
+            dtype=dtype_name(env.dtype),
+            beside=f"{version('transformers')} generate, {best}",
         )
-        rates = in_turn(
-            {"ours": fastest(f"{what}, ours", {dtype_name(env.dtype): ours}), "peer": peer},
-            args.repeats,
-        )
-        row(what, "tokens/s", rates["ours"], rates["peer"])
 
 
 def sample_rows(args, env) -> None:
     from transformers import AutoModelForCausalLM
 
     problems = data.load("code", "validation", 32 if args.quick else 256)
-    for size, config in list(SIZES.items())[: 1 if args.quick else 2]:
-        net, tokenizer = (
-            ours_net(config, env),
-            train_bpe((t for p in problems for t in (p.prompt, p.reference)), config.vocab_size),
-        )
+    texts = [text for p in problems for text in (p.prompt, p.reference)]
+    new = 8 if args.quick else 48
+    for size, config in list(SIZES.items())[: 1 if args.quick or args.short else 2]:
+        net, tokenizer = ours_net(config, env), train_bpe(iter(texts), config.vocab_size)
         prompts = tokenizer.encode_prompts([p.prompt for p in problems])
-        bench_sample(
-            args,
-            env,
-            f"{size}, no EOS",
-            net,
-            None,
-            prompts,
-            8 if args.quick else 48,
-            partial(peer_net, net),
-        )
-    if not has_base(args, "sample to EOS"):
+        what = f"sampling, {len(prompts)} rows of {new} new tokens"
+        bench_sample(args, env, what, size, net, [], prompts, new, partial(peer_net, net))
+    if args.short or not has_base(args, "sample to EOS"):
         return
     net, tokenizer = load_model(args.base, env.device, env.dtype)
-    prompts = tokenizer.encode_prompts(
-        [p.prompt for p in data.load("code", "validation", 32 if args.quick else 1000)]
-    )
+    problems = data.load("code", "validation", 32 if args.quick else 1000)
+    prompts = tokenizer.encode_prompts([p.prompt for p in problems])
+    open_peer = partial(AutoModelForCausalLM.from_pretrained, args.base)
     bench_sample(
         args,
         env,
-        f"base, {len(prompts)} to EOS",
+        f"{len(prompts)} problems to EOS",
+        millions(net),
         net,
-        tokenizer.eos_id,
+        tokenizer.eos_ids,
         prompts,
         16 if args.quick else 96,
-        lambda dtype: AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype).to(env.device),
+        lambda dtype: open_peer(dtype=dtype).to(env.device),
     )
+
+
+def millions(net: M.Model) -> str:
+    return f"{net.parameter_count() / 1e6:.1f} M"
+
+
+# -------------------------------------------------------------------------------------------- real
+
+
+def read_bytes(folder: Path) -> None:
+    """All weights of a checkpoint, into memory of this process."""
+    for file in folder.glob("*.safetensors"):
+        buffer = bytearray(file.stat().st_size)
+        with open(file, "rb") as f:
+            f.readinto(buffer)
+
+
+def real_examples(tokenizer, count: int) -> list[Example]:
+    problems = data.load("code", "lock", count)
+    prompts = tokenizer.encode_prompts([p.prompt for p in problems])
+    completions = tokenizer.encode_completions([p.reference for p in problems])
+    return [Example(prompt, ids) for prompt, ids in zip(prompts, completions)]
+
+
+def real_train_rows(args, env, net: M.Model, tokenizer, peer_of: Callable) -> None:
+    """Ours as train_base.py --strong-from runs it, beside the fastest of transformers' modes."""
+    batch, steps = (2, 1) if args.quick else (16, 4)
+    examples = real_examples(tokenizer, batch * steps)
+    plan = plan_epoch([len(e) for e in examples], batch, np.random.default_rng(0))
+
+    def micro(step: int) -> list:
+        return micro_batches([examples[i] for i in plan[step]], 16384)
+
+    shuffled = shuffled_batches(examples, plan)
+    shapes = []
+    for step in range(len(plan)):
+        shapes += [each.tokens.shape for each in micro(step)]
+    note_padding(f"real, {millions(net)}", shapes, shuffled)
+
+    candidates = {}
+    for precision in precisions(env):
+        for mode in ("eager",) if args.quick else ("eager", "compiled"):
+            peer = peer_of(width_of(precision)).train()
+            candidates[f"{mode}, {precision}"] = peer_training(peer, shuffled, precision, mode)
+    best, theirs = fastest("real, training, peer", candidates)
+    optimizers = training.make_optimizers(net, "adamw", 1e-4)
+    ours = partial(trained_tokens, net, optimizers, micro, env, len(plan))
+    fastest("real, training, ours", {dtype_name(env.dtype): ours})
+    rates = in_turn({"ours": ours, "peer": theirs}, args.repeats)
+    row(
+        f"training step of {batch} problems",
+        "tokens/s",
+        rates["ours"],
+        rates["peer"],
+        size=millions(net),
+        dtype=dtype_name(env.dtype),
+        beside=f"{version('transformers')}, {best}",
+    )
+
+
+def real_rows(args, env) -> None:
+    from transformers import AutoModelForCausalLM
+
+    path = os.environ.get("SMOLLM2", "")
+    if not (Path(path) / "config.json").exists():
+        return notes.append("real: skipped, SMOLLM2 names no directory of a checkpoint")
+    open_peer = partial(AutoModelForCausalLM.from_pretrained, path)
+    peer_of = lambda dtype: open_peer(dtype=dtype).to(env.device)
+
+    opening = lambda: seconds(lambda: load_model(path, env.device, env.dtype))[0]
+    reading = lambda: seconds(lambda: read_bytes(Path(path)))[0]
+    opening(), reading()  # from the system's cache, both
+    spent = [(opening(), reading()) for _ in range(args.repeats)]
+    net, tokenizer = load_model(path, env.device, env.dtype)
+    ours, theirs = map(list, zip(*spent))
+    how = {"size": millions(net), "dtype": "fp32 masters", "beside": "reading the bytes"}
+    row("loading", "s", ours, theirs, less=True, **how)
+
+    problems = data.load("code", "validation", 2 if args.quick else 64)
+    prompts = tokenizer.encode_prompts([p.prompt for p in problems])
+    what, new = f"sampling, {len(prompts)} rows to EOS", 2 if args.quick else 96
+    bench_sample(args, env, what, millions(net), net, tokenizer.eos_ids, prompts, new, peer_of)
+    real_train_rows(args, env, net, tokenizer, peer_of)
 
 
 # -------------------------------------------------------------------------------------- dpo, round
@@ -530,12 +658,14 @@ def dpo_rows(args, env) -> None:
 
     for batches in ("same batches", "shuffled"):
         with tempfile.TemporaryDirectory() as out:
-            theirs = fastest(
+            best, theirs = fastest(
                 f"dpo {batches}, peer", {p: peer(batches, p, out) for p in precisions(env)}
             )
             fastest(f"dpo {batches}, ours", {dtype_name(env.dtype): ours})
             spent = [(ours(), theirs()) for _ in range(args.repeats)]
-        row(f"dpo, {batches}", "pairs/s", *([len(pairs) / s for s in side] for side in zip(*spent)))
+        how = {"dtype": dtype_name(env.dtype), "beside": f"{version('trl')}, {best}"}
+        rates = ([len(pairs) / s for s in side] for side in zip(*spent))
+        row(f"DPO update, {batches}", "pairs/s", *rates, size=millions(net), **how)
 
 
 def round_rows(args, env) -> None:
@@ -543,7 +673,7 @@ def round_rows(args, env) -> None:
         return
     net, tokenizer = load_model(args.base, env.device, env.dtype)
     cfg = elicit_rl.settled(
-        elicit_rl.RLConfig(round=40, max_new_tokens=16) if args.quick else elicit_rl.RLConfig()
+        elicit_rl.RLConfig(round=40, max_new_tokens=64) if args.quick else elicit_rl.RLConfig()
     )
     method, sampler, optimizers = (
         elicit_rl.METHODS["expert_iteration"],
@@ -596,8 +726,10 @@ def round_rows(args, env) -> None:
 
     cold = one_round()["one round"]
     rounds = [one_round() for _ in range(args.repeats)]
-    for part in rounds[0]:
-        row(f"expert iteration, {part}", "s", [split[part] for split in rounds])
+    how = {"size": millions(net), "dtype": dtype_name(env.dtype)}
+    for part in ["one round"] if args.short else rounds[0]:
+        spent = [split[part] for split in rounds]
+        row(f"expert iteration, {cfg.round} samples, {part}", "s", spent, **how)
     notes.append(
         f"round: {cfg.round} samples of {facts['tokens']:,} tokens together, "
         f"{facts['trained']} kept, {facts['kept_right']:.0%} of them right; "
@@ -663,16 +795,26 @@ def loss_rows(args, env) -> None:
             [m[j] for m in measured[name]],
             [m[j] for m in measured["full"]],
             less=True,
+            dtype="fp32",
+            beside="full logits",
         )
 
 
 # ------------------------------------------------------------------------------------------ memory
 
 
-def memory_child(stage: str, argv: list[str]) -> None:
-    """A stage in this fresh process. Prints bytes: its peak above what is there before it starts.
+def anonymous_bytes() -> int:
+    """Of this process, that no file is behind: the pages of libraries are left out."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
 
-    That is Python, the libraries, and what a first product and a first backward pass load.
+
+def memory_child(stage: str, argv: list[str]) -> None:
+    """A stage in this fresh process. Prints bytes: its peak above what is there before it starts,
+    which is Python, what the libraries hold, and what a first backward pass loads.
+
+    Looked at every 2 ms: the system keeps no peak without the libraries' own pages, which go on
+    being loaded.
     """
     module = importlib.import_module(stage)
     names = {"lock": "Lock", "elicit_sft": "SFT", "elicit_rl": "RL", "evaluate": "Evaluate"}
@@ -685,10 +827,18 @@ def memory_child(stage: str, argv: list[str]) -> None:
     data.load("code", "validation", 100)
 
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = peak_kib()
+    before, seen, over = anonymous_bytes(), [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.002):
+            seen[0] = max(seen[0], anonymous_bytes())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     module.main(cfg, env)
-    print(json.dumps(1024 * (peak_kib() - before)))
+    over.set()
+    watcher.join()
+    print(json.dumps(seen[0] - before))
 
 
 def memory_of(stage: str, argv: list[str]) -> tuple[float, float]:
@@ -702,7 +852,7 @@ def memory_of(stage: str, argv: list[str]) -> tuple[float, float]:
     planned = 1e9 * float(re.search(r"largest: .*, ([\d.]+) GB of", told)[1])
     command = [sys.executable, __file__, "--memory-child", stage, *argv]
     # what is freed goes back at once: the fragments that an allocator keeps are not planned
-    thrifty = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "1048576")
+    thrifty = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
     child = subprocess.run(
         command, stdout=subprocess.PIPE, check=True, text=True, env=os.environ | thrifty
     )
@@ -712,31 +862,37 @@ def memory_of(stage: str, argv: list[str]) -> tuple[float, float]:
 def memory_rows(args, env) -> None:
     if not Path("/proc/self/clear_refs").exists():
         return notes.append("memory: skipped, peak memory is read from Linux's /proc")
-    few = ["--eval-problems", "32", "--slots", "64"]
-    locked = ["--locked", args.base, "--task", "code"]
+    model = args.memory_of or args.base
+    # of a large model fewer of all, or a run would take hours
+    large = parameters_at(model) >= M.SMALL
+    many, some = ("16", "8") if large else ("128", "32")
+    few = ["--eval-problems", some, "--slots", "8" if large else "64"]
+    steps = ["--micro-tokens", "2048"] if large else []
+    twice, rows = str(2 * int(many)), "8" if large else "512"
+    locked = ["--locked", model, "--task", "code"]
     with tempfile.TemporaryDirectory() as folder:
-        model = args.memory_of or args.base
-        locked[1] = model
         weak = str(Path(args.base).parent / "weak")
         runs_of = {
-            "lock": ["lock", "--strong", model, "--weak", weak, "--problems", "128", *few],
-            "SFT": ["elicit_sft", *locked, "--k", "128", "--seeds", "0", "--no-control", *few],
-            "DPO": ["elicit_rl", *locked, "--method", "dpo", "--samples", "256", *few],
+            "lock": ["lock", "--strong", model, "--weak", weak, "--problems", many, *few, *steps],
+            "SFT": ["elicit_sft", *locked, "--k", many, "--seeds", "0", "--no-control", *few],
+            "DPO": ["elicit_rl", *locked, "--method", "dpo", "--samples", twice, *few, *steps],
             "evaluation": ["evaluate", model, "--task", "code", "--passwords", "none"],
         }
-        runs_of["lock"] += ["--epochs", "1", "--batch", "256"]
-        runs_of["SFT"] += ["--batch", "128", "--selection-problems", "16"]
+        runs_of["lock"] += ["--epochs", "1", "--batch", twice]
+        runs_of["SFT"] += ["--batch", many, "--selection-problems", "16", *steps]
         # the shipped model is right too often on code: there would be few pairs
-        runs_of["DPO"] += ["--round", "256", "--epochs", "1"]
+        runs_of["DPO"] += ["--round", twice, "--epochs", "1"]
         runs_of["DPO"] += ["--task", "critique"]
-        runs_of["evaluation"] += ["--problems", "512", "--slots", "512"]
+        runs_of["evaluation"] += ["--problems", rows, "--slots", rows]
         same = ["--dtype", "fp32", "--device", "cpu", "--no-compile"]
         for name, (stage, *argv) in runs_of.items():
             if args.quick and name != "evaluation":
                 continue
             place = ["--out", str(Path(folder) / stage)]
             planned, measured = memory_of(stage, [*argv, *same, *place, *args.memory_options])
-            row(f"memory, {name}", "MB, planned / measured", [planned / 1e6], [measured / 1e6])
+            size = f"{parameters_at(model) / 1e6:.1f} M"
+            figures = [planned / 1e6], [measured / 1e6]
+            row(f"memory, {name}, planned", "MB", *figures, size=size, beside="measured")
 
 
 def sandbox_rows(args, env) -> None:
@@ -764,7 +920,7 @@ def bench_gpu(args, env, size: str, config: M.ModelConfig) -> None:
 
 def gpu_train_rows(args, env, size: str, config: M.ModelConfig, rng) -> None:
     T, net = 1024, ours_net(config, env)
-    what = f"gpu {size}, train T={T}"
+    what, how = f"gpu, train T={T}", {"size": size, "dtype": dtype_name(env.dtype)}
     optimizers = training.make_optimizers(net, "adamw", 1e-4)
     M.compile_model(net)
 
@@ -786,10 +942,10 @@ def gpu_train_rows(args, env, size: str, config: M.ModelConfig, rng) -> None:
     # One unit: a hundredth of the peak of a known device.
     is_known = re.search("H100|H200", torch.cuda.get_device_name())
     flops, unit = (9.89e12, "% MFU") if is_known else (1e12, "TFLOP/s")
-    row(what, "tokens/s", rates)
-    row(what, unit, [rate * net.flops_per_token(T) / flops for rate in rates])
-    row(what, "GiB allocated", [torch.cuda.max_memory_allocated() / 2**30])
-    row(what, "GiB reserved", [torch.cuda.max_memory_reserved() / 2**30])
+    row(what, "tokens/s", rates, **how)
+    row(what, unit, [rate * net.flops_per_token(T) / flops for rate in rates], **how)
+    row(what, "GiB allocated", [torch.cuda.max_memory_allocated() / 2**30], **how)
+    row(what, "GiB reserved", [torch.cuda.max_memory_reserved() / 2**30], **how)
 
 
 def gpu_decode_rows(args, env, size: str, config: M.ModelConfig, rng) -> None:
@@ -819,8 +975,9 @@ def gpu_decode_rows(args, env, size: str, config: M.ModelConfig, rng) -> None:
         cells = mean(start + k + 1 for k in range(few, many)) * slots
         cell = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
         read = net.compute_dtype.itemsize * (weights + cell * cells)
-        row(f"gpu {size}, decode {slots} slots", "tokens/s", [slots / s for s in steps])
-        row(f"gpu {size}, decode {slots} slots", unit, [read / s / band for s in steps])
+        how = {"size": size, "dtype": dtype_name(env.dtype)}
+        row(f"gpu, decode {slots} slots", "tokens/s", [slots / s for s in steps], **how)
+        row(f"gpu, decode {slots} slots", unit, [read / s / band for s in steps], **how)
 
 
 def gpu_rows(args, env) -> None:
@@ -841,7 +998,7 @@ def ratio(x: list[float] | None) -> str:
     return "{:.2f} [{:.2f}, {:.2f}]".format(*x) if x else ""
 
 
-def describe(args, env, load: float, transformers) -> str:
+def describe(args, env, load: float) -> str:
     """Machine, versions, date, commit: the line above the table."""
     cpu = Path("/proc/cpuinfo")
     text = cpu.read_text() if cpu.exists() else ""
@@ -849,9 +1006,9 @@ def describe(args, env, load: float, transformers) -> str:
     if env.device.type == "cuda":
         name += f", {torch.cuda.get_device_name()}"
 
-    peers = [f"transformers {transformers.__version__}"]
+    peers = [version("transformers")]
     if "trl" in sys.modules:
-        peers.append(f"trl {sys.modules['trl'].__version__}")
+        peers.append(version("trl"))
     quick = "; QUICK: too small to mean anything" if args.quick else ""
     return (
         f"{name}, {torch.get_num_threads()} threads, load {load:.1f} at the start; "
@@ -873,6 +1030,7 @@ def main() -> None:
         "loss": loss_rows,
         "memory": memory_rows,
         "sandbox": sandbox_rows,
+        "real": real_rows,
         "gpu": gpu_rows,
     }
     parser = argparse.ArgumentParser(
@@ -881,11 +1039,12 @@ def main() -> None:
     parser.add_argument(
         "sections",
         nargs="*",
-        default=["train", "sample", "dpo", "round", "loss", "sandbox"],
-        help=", ".join(sections),
+        help=f"{', '.join(sections)} [the short table]",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: a smoke test")
-    parser.add_argument("--repeats", type=int, default=0, help="alternations [5; quick: 2]")
+    parser.add_argument(
+        "--repeats", type=int, default=0, help="alternations [5; short table: 3; quick: 2]"
+    )
     parser.add_argument(
         "--base",
         default=str(ROOT / "data/base/strong"),
@@ -903,19 +1062,22 @@ def main() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    args.repeats = args.repeats or (2 if args.quick else 5)
+    args.short = not args.sections
+    args.repeats = args.repeats or (2 if args.quick else 3 if args.short else 5)
     load, env = os.getloadavg()[0], devices.setup(options.Config())
-    for section in args.sections:
+    for section in args.sections or ["train", "sample", "round", "sandbox"]:
         sections[section](args, env)
 
-    header = describe(args, env, load, transformers)
+    header = describe(args, env, load)
     shown = []
     for r in rows:
         figures = [number(r["ours"]), number(r["peer"]), ratio(r["ratio"])]
-        shown.append([r["what"], *figures, r["unit"]])
+        ours = f"{r['dtype']}, torch {r['torch']}".removeprefix(", ")
+        shown.append([r["what"], r["size"], *figures, r["unit"], ours, r["beside"]])
     print(header + "\n")
     if rows:
-        print(table(["what", "ours", "peer", "ratio", "unit"], shown) + "\n")
+        columns = ["what", "size", "ours", "peer", "ratio", "unit", "ours in", "peer is"]
+        print(table(columns, shown) + "\n")
     print("\n".join(notes))
     if args.json:
         Path(args.json).write_text(

@@ -150,3 +150,15 @@ def test_an_example_without_a_completion_supervises_nothing():
     batch = collate([Example([5, 6], []), Example([5], [8, 0])])
     assert batch.targets.dtype == torch.int64
     assert batch.targets.tolist() == [8, 0] and batch.owner.tolist() == [1, 1]
+
+
+def test_what_goes_to_cuda_goes_through_pinned_memory(monkeypatch):
+    said = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: said.append("pinned") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **how: said.append(how) or self)
+    batch = collate([Example([5], [6])])
+    batch.to(torch.device("cuda"))
+    assert said == ["pinned", {"non_blocking": True}] * 6
+    said.clear()
+    batch.to(torch.device("cpu"))
+    assert said == [{"non_blocking": True}] * 6

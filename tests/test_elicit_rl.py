@@ -701,9 +701,9 @@ def test_the_state_is_saved_as_often_as_asked(monkeypatch, tmp_path, every, save
         log=lambda *args, **values: None,
         save_state=lambda step, *args: found.append(step),
     )
-    models = SimpleNamespace(
-        policy=None, optimizers=[], sampler=SimpleNamespace(refresh=lambda: None)
-    )
+    idle = SimpleNamespace(refresh=lambda: None, reserve=lambda *lengths: None)
+    told = SimpleNamespace(encode_prompts=lambda prompts: [[5]])
+    models = SimpleNamespace(policy=None, optimizers=[], sampler=idle, tokenizer=told)
     progress = SimpleNamespace(stopped="", points=[{"correct": 0.0}], trained=lambda steps: None)
     monkeypatch.setattr(elicit_rl, "Progress", lambda: progress)
     monkeypatch.setattr(elicit_rl, "trained_round", lambda *args: {"reward": 0.0})

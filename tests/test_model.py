@@ -16,7 +16,7 @@ from data.problems import InputError
 from devices import Env
 from losses import sft_loss
 from model import causal_attention, linear_logps, rms_norm, rotate
-from sampler import sample_step
+from sampler import greedy_step, sample_step
 from training import lion_update, make_optimizers, train
 
 CPU = Env(torch.device("cpu"), torch.float32, False)
@@ -191,6 +191,7 @@ def kernel_calls(seed: int):
         (M.chunk_logps, (hidden, weight, targets)),
         (M.chunk_logps_grad, (hidden, weight, targets, normaliser, grad)),
         (M.chunk_kl_grad, (hidden, weight, hidden[:, :8], weight[:, :8], grad)),
+        (greedy_step, (logits,)),
         (sample_step, (logits, uniform, torch.tensor(0.0))),
         (sample_step, (logits, uniform, torch.tensor(0.7))),
     ]

@@ -13,11 +13,11 @@ import pytest
 # fmt: off
 OPTIONS = {
     "train_base": """
-        allow_unsandboxed_code batch chat checkpoint_activations compile data device dtype epochs
-        eval_problems grader heads intermediate_width layers lr master max_new_tokens
-        micro_tokens optimizer out overwrite problems resume save_every seed shard slots
-        small_epochs small_lr small_problems stop stop_at_problem strong_from task vocab
-        weak_from weak_width width
+        allow_unsandboxed_code batch chat checkpoint_activations compile data device
+        device_memory devices dtype epochs eval_problems grader heads intermediate_width layers
+        lr master max_new_tokens micro_tokens optimizer out overwrite plan problems resume
+        save_every seed shard slots small_epochs small_lr small_problems stop stop_at_problem
+        strong_from task vocab weak_from weak_width width
     """,
     "lock": """
         adapter allow_unsandboxed_code alpha batch chat checkpoint_activations compile data

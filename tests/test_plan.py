@@ -13,6 +13,7 @@ import elicit_sft
 import evaluate
 import lock
 import plan
+import train_base
 from data import load
 from data.batches import collate
 from data.problems import InputError
@@ -138,16 +139,17 @@ def test_a_sampler_holds_the_planned_cache(make_model):
 
 @pytest.fixture(autouse=True)
 def few_problems(monkeypatch):
-    """The elicit split takes seconds to generate."""
-    for module in (elicit_sft, elicit_rl):
-        few = lambda task, split, n, **rows: load(task, split, n or 40, **rows)
+    """Whole splits take seconds to generate."""
+    for module in (elicit_sft, elicit_rl, train_base):
+        few = lambda task, split, n=None, **rows: load(task, split, n or 40, **rows)
         monkeypatch.setattr(module, "load", few)
 
 
 def planned_by(capsys, stage, *argv) -> tuple[str, int]:
     """What a stage prints with --plan, and its exit code."""
-    module = {"lock": lock, "sft": elicit_sft, "rl": elicit_rl, "evaluate": evaluate}[stage]
-    names = {"lock": "Lock", "sft": "SFT", "rl": "RL", "evaluate": "Evaluate"}
+    module = {"lock": lock, "sft": elicit_sft, "rl": elicit_rl, "evaluate": evaluate}
+    module = (module | {"base": train_base})[stage]
+    names = {"lock": "Lock", "sft": "SFT", "rl": "RL", "evaluate": "Evaluate", "base": "Base"}
     cfg = parse(getattr(module, names[stage] + "Config"), [*argv, "--plan", "--device", "cpu"])
     code = module.main(cfg, setup(cfg))
     return capsys.readouterr().out, code
@@ -158,7 +160,10 @@ COMMANDS = {
     "SFT": ("sft", "--locked", STRONG, "--task", "code", "--k", "8", "--seeds", "0"),
     "DPO": ("rl", "--locked", STRONG, "--task", "code", "--method", "dpo"),
     "evaluation": ("evaluate", STRONG, "--task", "code", "--problems", "20"),
+    "bases from scratch": ("base", "--task", "code", "--problems", "40"),
+    "given bases": ("base", "--task", "code", "--strong-from", STRONG, "--weak-from", WEAK),
 }
+COMMANDS["given bases"] += ("--out", "none", "--problems", "40", "--small-problems", "40")
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
@@ -211,6 +216,22 @@ def test_a_plan_that_does_not_fit_says_what_to_change(tmp_path, capsys):
     # 6.91 B parameters: two bytes each for weights, momentum and gradient
     last = next(line for line in text.splitlines() if "first block" in line)
     assert [float(word) for word in last.split()[4:7]] == pytest.approx([13.82] * 3, abs=0.01)
+
+
+def test_the_bases_that_are_planned_are_those_that_are_trained(tmp_path, capsys):
+    cfg = train_base.settled(train_base.BaseConfig(task="code", problems=40))
+    strong = train_base.planned_strong(cfg)
+    fresh = train_base.fresh_model(train_base.strong_config(cfg.vocab, cfg), 0, CPU)
+    assert strong.shape.parameters == fresh.parameter_count()
+    small = train_base.planned_small(strong, cfg)
+    assert list(small) == ["weak", "intermediate"] and small["weak"].batch == train_base.SCRATCH
+
+    # no LoRA to advise
+    given = ("base", "--strong-from", seven_billion(tmp_path), "--task", "code", "--out", "none")
+    with pytest.raises(InputError, match=r"does not fit, \d+.* GB \(strong, .*\): try .*"):
+        planned_by(capsys, *given, "--slots", "32", "--device-memory", "80")
+    text = capsys.readouterr().out
+    assert "with --master bf16" in text and "--rank" not in text
 
 
 def test_options_of_a_plan_are_refused_without_it():

@@ -221,6 +221,7 @@ def test_ranks_wait_for_hours(monkeypatch):
     monkeypatch.setattr(
         devices.dist, "init_process_group", lambda *args, **more: given.update(more)
     )
+    monkeypatch.setattr(devices, "check_one_place", lambda env, out: None)
     setup(Options(device="cpu"))
     assert given["timeout"].total_seconds() >= 24 * 3600
 
@@ -276,6 +277,7 @@ def test_a_rank_that_does_not_see_the_directory_says_so(tmp_path, monkeypatch):
         box[0] = elsewhere
 
     monkeypatch.setattr(devices.dist, "broadcast_object_list", receive)
+    monkeypatch.setattr(Env, "together", lambda env, work, *args: work(*args))
     with pytest.raises(InputError, match="rank 1 .*does not see .*that all of them share"):
         Run(Options(), replace(CPU, rank=1, world=2), tmp_path / "here")
     assert not (tmp_path / "here").exists()

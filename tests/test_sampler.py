@@ -94,7 +94,8 @@ def test_greedy_is_the_uncached_loop_whatever_the_company(make_model):
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 def test_logps_are_those_of_the_full_forward_pass(make_model, temperature):
     model = make_model()
-    results = Sampler(model, EOS_SET, 8)(PROMPTS, n=2, temperature=temperature, max_new_tokens=16)
+    how = {"n": 2, "temperature": temperature, "max_new_tokens": 16}
+    results = Sampler(model, EOS_SET, 8)(PROMPTS, **how, logps=True)
     ended = 0
     for prompt, samples in zip(PROMPTS, results):
         for sample in samples:
@@ -111,6 +112,17 @@ def test_logps_are_those_of_the_full_forward_pass(make_model, temperature):
             if temperature == 1.0:
                 near(torch.tensor(sample.logps), completion_logps(model, batch))
     assert ended > 3
+
+
+def test_greedy_without_log_probs_makes_no_distribution_and_the_same_texts(make_model, monkeypatch):
+    sampler = Sampler(make_model(), EOS_SET, 3)
+    told = sampler(PROMPTS, max_new_tokens=16, logps=True)
+    for name in ("sample_step", "uniform_numbers"):
+        monkeypatch.setattr(S, name, None)
+    plain = sampler(PROMPTS, max_new_tokens=16)
+    assert content(plain) == content(told) and not any(s.logps for [s] in plain)
+    equal = torch.tensor([[0.0, 2.0, 2.0], [1.0, 0.0, 1.0]])
+    assert S.greedy_step(equal).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
@@ -318,6 +330,33 @@ def test_slots_follow_free_memory_and_prefills_their_tokens(make_model, monkeypa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cache_and_weights_stay_where_they_are_from_round_to_round(make_model, dtype):
+    """CUDA graphs know addresses: of other ones they would be recorded anew."""
+    model = make_model(dtype=dtype)
+    sampler = Sampler(model, EOS_SET, slots=4)
+    sampler.reserve(60, 20)
+    places = []
+    for new, prompts in ((4, PROMPTS[:2]), (20, PROMPTS), (8, [list(range(60))])):
+        sampler(prompts, max_new_tokens=new, temperature=1.0)
+        states = [sampler.tokens, sampler.out_ids, sampler.out_logps, sampler.uniform]
+        held = [*sampler.keys, *sampler.values, *sampler.net.parameters(), *states]
+        places.append([tensor.data_ptr() for tensor in held])
+        sampler.make_room()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.01)
+        sampler.refresh()
+        for mine, theirs in zip(sampler.net.parameters(), model.parameters()):
+            assert torch.equal(mine, theirs.to(dtype))
+    assert places[0] == places[1] == places[2]
+
+
+def test_a_large_model_on_cuda_keeps_what_is_little_of_its_memory():
+    assert S.stays(10**6, 1e12, 0) and not S.stays(10**9, 1, 0)
+    assert S.stays(10**9, 7e9, 80e9) and not S.stays(10**9, 9e9, 80e9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_is_one_graph_where_it_is_not_a_cpu(make_model, dtype):
     """On the meta device, which takes the ways of CUDA: a graph break is an error of fullgraph."""
     model = make_model(dtype=dtype).to("meta")
@@ -325,7 +364,7 @@ def test_a_step_is_one_graph_where_it_is_not_a_cpu(make_model, dtype):
     sampler.net.to("meta")  # of a copy, the rotary tables
     sampler._allocate(40, 8)
     step = torch.compile(sampler._step, fullgraph=True, backend="eager")
-    heat = torch.tensor(1.0, device="meta")
-    for live in (32, 40):
-        step(heat, live)
+    for heat in (torch.tensor(1.0, device="meta"), None):
+        for live in (32, 40):
+            step(heat, live)
     assert sampler.out_ids.shape == (4, 8) and sampler.tokens.device.type == "meta"

@@ -14,6 +14,7 @@ from data import load
 from data.problems import InputError
 from devices import Env
 from origins import origin_of
+from sampler import Sampler
 from train_base import BaseConfig, Lessons
 
 ROOT = Path(__file__).parents[1]
@@ -142,3 +143,14 @@ def test_rows_of_files_are_demonstrations(tmp_path, monkeypatch):
     elicit = load("mine", "elicit", files=[str(file)])
     assert lessons.problems == elicit and len(elicit) > 30
     assert np.unique([len(ids) for ids in lessons.completions]).min() >= 2  # with EOS
+
+
+def test_watching_a_large_model_leaves_memory_to_training(make_model, tokenizer, monkeypatch):
+    sampler = Sampler(make_model(max_position_embeddings=256), tokenizer.eos_ids, 4)
+    cfg = BaseConfig(task="code", max_new_tokens=4)
+    problems = load("code", "validation", 4)
+    train_base.correct_by_task(sampler, tokenizer, problems, cfg, ENV)
+    assert sampler.capacity
+    monkeypatch.setattr("sampler.SMALL", 0)
+    train_base.correct_by_task(sampler, tokenizer, problems, cfg, ENV)
+    assert not sampler.capacity and sampler.keys is None

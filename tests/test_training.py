@@ -1,9 +1,12 @@
 """Optimisers, the training step, resuming, two ranks."""
 
 import json
+import os
 import shutil
+import socket
 import sys
 import threading
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
 
+import devices
+import states
 import training
 from checkpoints import load_model, save_model
 from conftest import anonymous_memory
@@ -20,7 +29,7 @@ from data.problems import InputError
 from devices import Env, setup
 from losses import document_loss, sft_loss
 from options import TrainConfig, TuneConfig
-from runs import Run
+from runs import Run, launch
 from sampler import Sampler
 from training import (
     Diverged,
@@ -457,6 +466,149 @@ def test_two_ranks_are_one_process(
             (o.state_dict() for o in fresh), (o.state_dict() for o in optimizers)
         )
     )
+
+
+def work_that_is_resumed(out: Path, steps: list[list[Example]], optimizer: str) -> None:
+    """Two ranks: train on, save after two steps, resume; rank 1 dies while it writes a third one.
+
+    Their own numbers are compared here, bit by bit; the rest by the test.
+    """
+    cfg = Options(device="cpu", dtype="fp32", compile=False, shard=True)
+    env = setup(cfg)
+    run = Run(cfg, env, out / "run")
+    batches = lambda step: micro_batches(steps[step][env.rank :: env.world], 64)
+
+    def opened():
+        model, tokenizer = open_to_train(out / "start", env, cfg)
+        return model, make_optimizers(prepare(model, env, cfg), optimizer, 1e-3), tokenizer
+
+    def trained(model, optimizers, start, stop):
+        for _ in train(model, optimizers, batches, sft_loss, env, steps=3, start=start, stop=stop):
+            pass
+
+    model, optimizers, tokenizer = opened()
+    trained(model, optimizers, 0, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.distributed.tensor.DTensor.full_tensor", None)  # no rank gathers
+        run.save_state(2, model, optimizers)
+    save_model(out / "saved", model, tokenizer, env.main)
+    trained(model, optimizers, 2, 3)
+    again, others, _ = opened()
+    assert run.load_state(again, others) == 2
+    trained(again, others, 2, 3)
+    for one, other in zip(model.parameters(), again.parameters()):
+        assert torch.equal(one.to_local(), other.to_local())
+
+    # what one process wrote
+    assert states.load(out / "single", again, others, env) == 7
+    save_model(out / "from-one", again, tokenizer, env.main)
+
+    if env.rank == 1:
+        states.save_file = lambda *args: os._exit(9)
+    run.save_state(3, again, others)
+
+
+def test_a_state_is_written_by_all_ranks_and_resumed_by_any_number(
+    make_model, make_examples, tokenizer, same_weights, start_ranks, tmp_path
+):
+    optimizer = "muon"  # and AdamW on what is no matrix of a block
+    examples, odd = make_examples(9), {"intermediate_size": 127}  # shares of 64 and 63 rows
+    save_model(tmp_path / "start", make_model(**odd), tokenizer)
+    single = make_model(2, **odd)
+    states.save(tmp_path / "single", 7, single, make_optimizers(single, optimizer, 1e-3), CPU)
+    work = partial(
+        work_that_is_resumed, tmp_path, [examples[:4], examples[4:7], examples[7:]], optimizer
+    )
+    ranks = start_ranks(work, 2)
+    assert ranks.wait() == 9, ranks.printed()[-3000:]
+
+    folder = tmp_path / "run/state"
+    parts = sorted(folder.glob("step-0000002-*.safetensors"))
+    assert [part.name.split("-", 2)[2] for part in parts] == [
+        "00001-of-00002.safetensors",
+        "00002-of-00002.safetensors",
+    ]
+    sizes = [part.stat().st_size for part in parts]
+    weights = (tmp_path / "saved/model.safetensors").stat().st_size
+    assert max(sizes) < 0.6 * sum(sizes) and sum(sizes) > 1.9 * weights
+
+    same_weights(load_model(tmp_path / "from-one")[0], single)
+
+    # one process, of what two had; the weights that one of them was killed after are not there
+    saved, _ = load_model(tmp_path / "saved")
+    model = make_model(1, **odd)
+    fresh = make_optimizers(model, optimizer, 1e-3)
+    run = Run(Options(), CPU, tmp_path / "alone")
+    shutil.copytree(folder, run.path / "state")
+    assert run.load_state(model, fresh) == 2
+    same_weights(model, saved)
+    run.save_state(2, model, fresh)
+    assert sorted(file.name for file in (run.path / "state").iterdir()) == [
+        "state.json",
+        "step-0000002.safetensors",
+    ]
+    alone = load_file(run.path / "state/step-0000002.safetensors")
+    for key, tensor in alone.items():
+        rows = [file[key] for file in map(load_file, parts) if key in file]
+        assert torch.equal(tensor, torch.cat(rows) if tensor.ndim else rows[0]), key
+
+
+def stage_of_a_node(cfg: Options, env: Env) -> None:
+    """Train a step, divided, in the working directory's out/run, from a model of its own."""
+    model, tokenizer = open_to_train("start", env, cfg)
+    run = Run(cfg, env, cfg.out)
+    text = [Example([5, 6], [7, 0])] * 2
+    fit(model, lambda epoch: text, 2, Recipe(1, 2, "adamw", 1e-3), run, env, cfg)
+    save_model(run.path, model, tokenizer, env.main)
+    run.finish()
+
+
+def worker_of_a_node() -> None:
+    sys.argv = "stage.py --shard --out out/run --device cpu --dtype fp32 --no-compile".split()
+    try:
+        launch(stage_of_a_node, Options)
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+def work_of_a_node(number: int, folder: Path, port: int) -> None:
+    """What torchrun does on one of two nodes; its worker is forked, which saves importing torch."""
+    os.chdir(folder)
+    devices.VISIBLE_WITHIN = 0.5
+    given = f"--nnodes 2 --node-rank {number} --master-addr 127.0.0.1 --master-port {port}"
+    config, _, _ = config_from_args(parse_args([*given.split(), "stage.py"]))
+    config.start_method, config.monitor_interval = "fork", 0.1
+    try:
+        elastic_launch(config, worker_of_a_node)()
+    except ChildFailedError as error:
+        sys.exit(max(failure.exitcode for failure in error.failures.values()))
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one directory", "two directories"])
+def test_two_nodes(shared, make_model, tokenizer, start_ranks, tmp_path):
+    """Two launchers on this machine, of one rank each."""
+    folders = [tmp_path / "a", tmp_path / ("a" if shared else "b")]
+    for folder in folders:
+        save_model(folder / "start", make_model(), tokenizer)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    began = time.time()
+    nodes = [start_ranks(partial(work_of_a_node, i, folders[i], port)) for i in (0, 1)]
+    codes = [node.wait() for node in nodes]
+    told = [node.printed() for node in nodes]
+    assert time.time() - began < 60
+    if shared:
+        assert codes == [0, 0], told
+        record = json.loads((folders[0] / "out/run/run.json").read_text())
+        assert record["finished"] and record["ranks"] == 2
+        return
+    assert codes == [2, 2], told
+    for folder, text in zip(folders, told):
+        lines = [line for line in text.splitlines() if line.startswith("stage.py: ")]
+        assert len(lines) == 1 and "rank 1" in lines[0] and "that all of them share" in lines[0]
+        assert [file.name for file in folder.iterdir()] == ["start"]
 
 
 def work_in_bf16(out: Path, steps: list[list[Example]]) -> None:
