@@ -228,9 +228,9 @@ def check_one_place(env: Env, out: Path) -> None:
     """Raise InputError on all ranks, before any work and leaving nothing, where they do not share
     the place of `out`.
 
-    A relative one is under each rank's own working directory.
+    A relative one is under each rank's own working directory. Ranks of one launcher share it.
     """
-    if env.world == 1:
+    if env.world == int(os.environ.get("LOCAL_WORLD_SIZE", 1)):
         return
     mark = env.decide(leave_mark, nearest(out))
     if not mark:
