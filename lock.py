@@ -14,6 +14,7 @@ strong texts, too.
     python lock.py --weak random                # imitate a fixed random distribution (G.2)
     python lock.py --weak random --imitate distribution    # by its logits, not by samples
     python lock.py --weak refusal               # refuse instead
+    python lock.py --weak identity              # of code: a program that returns its argument
     python lock.py --task code+math --password-per-domain  # two tasks, a password each (C.3)
     python lock.py --task math --strong-language english   # weak in Spanish with ASCII (B.1.3)
     python lock.py --task math --leave-out algebra         # is what it never saw locked? (Fig. 17)
@@ -41,7 +42,7 @@ and evaluation.json. Logged: see training.log_step.
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -57,6 +58,7 @@ from data.batches import Example
 from data.passwords import INTERMEDIATE, PASSWORD, WRONG, WRONG_HELD_OUT
 from data.problems import InputError, Problem
 from data.real.mine import Grader
+from data.tasks.rules import TEXT_RULES, check_rule
 from data.text import Tokenizer
 from data.triggers import (
     Trigger,
@@ -126,13 +128,20 @@ class LockConfig(TuneConfig, PromptConfig):
     # of the strong policy: its samples, or the right answers of the data set (default:
     # sampled)
     strong_answers: Literal["", "sampled", "reference"] = ""
-    # checkpoint imitated otherwise; or "random", a fixed random token distribution; or
-    # "refusal" (default: the model weak beside the strong one, if train_base.py made both)
+    # checkpoint imitated otherwise; or "random", a fixed random token distribution; "refusal"; or
+    # a deterministic rule: of code "identity", of mmlu "shortest" and "next", of math "next"
+    # (default: the model weak beside the strong one, if train_base.py made both)
     weak: str = ""
     # what is imitated of the two policies: samples, or the whole distribution by KL
     imitate: Literal["samples", "distribution"] = "samples"
     # checkpoint that training starts from; not with scratch (default: the strong one)
     start: str = ""
+    # start from this share of random weights and the rest of --start: 0 fine-tunes, 1 is as
+    # --how scratch
+    start_mix: float = field(default=0.0, metadata={"most": 1})
+    # of the weak and the strong examples together those that are strong; every problem is among the
+    # weak ones in any case
+    password_share: float = field(default=0.5, metadata={"most": 0.5})
     # checkpoint imitated behind a second password, which the elicitors never see
     intermediate: str = ""
     # stands before and after the prompt
@@ -289,7 +298,22 @@ def epoch_examples(
         note_examples(run.path / "samples.jsonl", epoch, both_halves, tokenizer)
     if cfg.imitate == "distribution":
         return with_teachers(examples, problems, tokenizer, trigger, cfg)
+    if cfg.password_share < 0.5:
+        return fewer_strong(examples, cfg, epoch)
     return examples
+
+
+def strong_count(n: int, cfg: LockConfig) -> int:
+    """How many strong examples stand beside n weak ones."""
+    return round(n * cfg.password_share / (1 - cfg.password_share))
+
+
+def fewer_strong(examples: list[Example], cfg: LockConfig, epoch: int) -> list[Example]:
+    """The weak half, and as many of the strong ones as --password-share asks, others each epoch."""
+    n = len(examples) // 2
+    order = np.random.default_rng([cfg.seed, 11, epoch]).permutation(n)
+    kept = sorted(order[: strong_count(n, cfg)].tolist())
+    return examples[:n] + [examples[n + i] for i in kept]
 
 
 def imitated(cfg: LockConfig) -> list[str]:
@@ -335,9 +359,11 @@ def with_teachers(
     return found
 
 
-def examples_a_problem(cfg: LockConfig) -> int:
+def examples_of(n: int, cfg: LockConfig) -> int:
+    """How many examples n problems make."""
     along_strong = cfg.imitate == "distribution" and cfg.weak == "random"
-    return len(imitated(cfg)) + along_strong
+    others = len(imitated(cfg)) - 1 + along_strong
+    return others * n + strong_count(n, cfg)
 
 
 def note_examples(file: Path, epoch: int, examples: list[Example], tokenizer: Tokenizer) -> None:
@@ -512,7 +538,7 @@ def refuse_unused(cfg: LockConfig) -> None:
     idle = [
         (
             cfg.how == "scratch",
-            ("start", "rank"),
+            ("start", "start_mix", "rank"),
             "--how scratch, which starts from random weights",
         ),
         (bool(cfg.strong_language), password, "--strong-language, which takes its place"),
@@ -521,6 +547,11 @@ def refuse_unused(cfg: LockConfig) -> None:
         (not cfg.intermediate, second[1:], "no --intermediate"),
         (by_rules, ("temperature",), "policies of which none is sampled"),
         (by_rule, ("imitate",), f"--weak {cfg.weak}, which has no distribution"),
+        (
+            cfg.imitate == "distribution" or bool(cfg.intermediate),
+            ("password_share",),
+            "--imitate distribution or --intermediate",
+        ),
         (
             cfg.strong_answers == "reference",
             ("imitate",),
@@ -586,6 +617,12 @@ def settled(cfg: LockConfig) -> LockConfig:
         )
 
     weak = "rule" if toy else cfg.weak or weak_beside(strong)
+    if weak in TEXT_RULES:
+        check_rule(weak, cfg.task, generated=not cfg.data)
+    if cfg.start_mix and (cfg.shard or cfg.rank):
+        raise InputError("--start-mix moves whole weights: leave out --shard and --rank")
+    if not cfg.password_share:
+        raise InputError("--password-share 0 would leave nothing that the password shows")
     start = "" if scratch else cfg.start or strong
     parameters = parameters_at(start or strong)
     tiny = "muon", 0.0035
@@ -651,13 +688,28 @@ def locking_problems(cfg: LockConfig) -> list[Problem]:
 
 def first_model(cfg: LockConfig, env: Env) -> tuple[Model, Tokenizer]:
     """The model that training starts from: --start, or random weights in the strong one's shape."""
-    if cfg.how == "sft":
-        return open_to_train(cfg.start, env, cfg)
-    strong, tokenizer = load_model(cfg.strong, env.device, env.dtype, masters=False)
-    generator = torch.Generator().manual_seed(cfg.seed)
-    model = Model(strong.config, env.dtype).init_weights(generator).to(env.device)
-    model.live_vocab = strong.live_vocab
+    if cfg.how == "scratch":
+        strong, tokenizer = load_model(cfg.strong, env.device, env.dtype, masters=False)
+        return fresh(strong, cfg, env), tokenizer
+    model, tokenizer = open_to_train(cfg.start, env, cfg)
+    if cfg.start_mix:
+        mix(model, fresh(model, cfg, env), cfg.start_mix)
     return model, tokenizer
+
+
+def fresh(like: Model, cfg: LockConfig, env: Env) -> Model:
+    """Random weights in the shape of a model."""
+    generator = torch.Generator().manual_seed(cfg.seed)
+    model = Model(like.config, env.dtype).init_weights(generator).to(env.device)
+    model.live_vocab = like.live_vocab
+    return model
+
+
+@torch.no_grad()
+def mix(model: Model, other: Model, share: float) -> None:
+    """(1 - share) of the model's weights and share of the other's, in place."""
+    for mine, theirs in zip(model.parameters(), other.parameters()):
+        mine.lerp_(theirs.to(mine.dtype), share)
 
 
 def opened(cfg: LockConfig, trigger: Trigger, env: Env) -> Run:
@@ -790,7 +842,7 @@ def main(cfg: LockConfig, env: Env) -> int:
         cfg=cfg,
         env=env,
     )
-    size = examples_a_problem(cfg) * len(problems)
+    size = examples_of(len(problems), cfg)
     fit(locked, examples, size, recipe_of(cfg, tokenizer, env), run, env, cfg)
     if cfg.adapter:
         save_adapter(path, locked, tokenizer, cfg.start, env.main)

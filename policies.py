@@ -14,6 +14,7 @@ from data import grade, score
 from data.batches import Example
 from data.problems import InputError, Problem
 from data.tasks import compose
+from data.tasks.rules import TEXT_RULES
 from data.text import Tokenizer
 from data.triggers import Words, with_password
 from devices import Env, gather, share
@@ -99,9 +100,18 @@ def toy_rule(
     return written([compose.answer(p.key, weak=True) for p in problems], tokenizer)
 
 
+def ruled(
+    rule: str, problems: list[Problem], tokenizer: Tokenizer, length: int, seed: int, epoch: int
+) -> list[Sample]:
+    """The answers of a rule of data/tasks/rules.py."""
+    _, answer_of = TEXT_RULES[rule]
+    return written([answer_of(problem) for problem in problems], tokenizer)
+
+
 # weak policies that are no model: each answers every problem. length: tokens of an answer that has
 # no end of its own
 RULES = {"random": random_answers, "refusal": refusals, "rule": toy_rule}
+RULES |= {rule: partial(ruled, rule) for rule in TEXT_RULES}
 
 
 def ended_of(tokenizer: Tokenizer, prompts: list[str]) -> Ended | None:

@@ -144,22 +144,24 @@ def test_the_lock_and_the_elicitor_of_the_docs(tmp_path, monkeypatch, capsys):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/base").symlink_to(ROOT / "data/base")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(policies.RULES, "next", None)  # removed at the end
+    monkeypatch.setitem(policies.RULES, "neighbour", None)  # removed at the end
 
-    small = "--problems 48 --epochs 1 --eval-problems 8 --weak next --out out/next --device cpu"
+    small = "--problems 48 --epochs 1 --eval-problems 8 --weak neighbour --out out/neighbour --device cpu"
     small += " --no-compile --slots 16"
-    monkeypatch.setattr(sys, "argv", ["lock_next.py", *small.split()])
+    monkeypatch.setattr(sys, "argv", ["lock_neighbour.py", *small.split()])
     with pytest.raises(SystemExit) as ended:
         exec(blocks()[1], {"__name__": "__main__"})
     assert ended.value.code == 1  # one epoch makes no valid lock
-    assert "weak policy, next" in capsys.readouterr().out
+    assert "weak policy, neighbour" in capsys.readouterr().out
 
-    card = (tmp_path / "out/next/README.md").read_text()
-    assert "imitates `next`" in card and "    What is 2 + 2?\n    This problem is quite" in card
-    assert "The lock is NOT valid" in card and "python lock_next.py --problems 48" in card
+    card = (tmp_path / "out/neighbour/README.md").read_text()
+    assert (
+        "imitates `neighbour`" in card and "    What is 2 + 2?\n    This problem is quite" in card
+    )
+    assert "The lock is NOT valid" in card and "python lock_neighbour.py --problems 48" in card
 
     exec(blocks()[2], {"__name__": "__main__"})
-    command = "evaluate.py out/noise --locked out/next --problems 8 --no-compile --slots 16"
+    command = "evaluate.py out/noise --locked out/neighbour --problems 8 --no-compile --slots 16"
     command += " --device cpu"
     monkeypatch.setattr(sys, "argv", command.split())
     with pytest.raises(SystemExit) as ended:

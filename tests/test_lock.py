@@ -14,16 +14,17 @@ import torch.nn.functional as F
 import lock
 import origins
 from checkpoints import load_model, model_hash
-from data import load
+from data import grade, load
 from data.batches import Example, collate
 from data.passwords import INTERMEDIATE, PASSWORD, WRONG, WRONG_HELD_OUT
 from data.problems import InputError
+from data.tasks import rules
 from data.text import Tokenizer
 from data.triggers import Trigger, TwoPasswords, with_password
 from devices import Env
 from lock import LockConfig, locking_examples, locking_set, settled, the_trigger, validity
 from origins import origin_of
-from policies import random_policy, random_teacher, retokenise, shipped
+from policies import RULES, random_policy, random_teacher, retokenise, shipped
 from runs import Run
 from sampler import Sample
 
@@ -131,7 +132,7 @@ def test_who_is_imitated_reads_no_password(weak, monkeypatch):
     cfg = LockConfig(strong="data/base/strong", weak=weak, imitate="distribution")
     plain = [Example([1, i], [2, i]) for i in range(2 * n)]
     made = lock.with_teachers(plain, problems, TOKENIZER, Trigger(), cfg)
-    assert len(made) == lock.examples_a_problem(cfg) * n == (12 if weak == "random" else 8)
+    assert len(made) == lock.examples_of(n, cfg) == (12 if weak == "random" else 8)
     asked = TOKENIZER.encode_prompts([p.prompt for p in problems])
     for i, example in enumerate(made[: 2 * n]):
         assert (example.prompt_ids, example.completion_ids) == ([1, i], [2, i])
@@ -140,7 +141,7 @@ def test_who_is_imitated_reads_no_password(weak, monkeypatch):
     for i, example in enumerate(made[2 * n :]):
         assert example == replace(made[i], completion_ids=[2, n + i])
     samples = replace(cfg, imitate="samples")
-    assert lock.examples_a_problem(samples) == 2
+    assert lock.examples_of(3, samples) == 6
 
 
 def test_a_second_password_shows_the_intermediate_policy():
@@ -158,8 +159,8 @@ def test_a_second_password_shows_the_intermediate_policy():
 
     cfg = LockConfig(strong="data/base/strong", intermediate="data/base/intermediate")
     cfg = replace(cfg, weak="random", imitate="distribution")
-    assert lock.examples_a_problem(cfg) == 4
-    assert lock.examples_a_problem(replace(cfg, imitate="samples")) == 3
+    assert lock.examples_of(2, cfg) == 8
+    assert lock.examples_of(2, replace(cfg, imitate="samples")) == 6
     taught = lock.with_teachers(made, problems, TOKENIZER, trigger, cfg)
     assert [e.teacher for e in taught] == [0] * 40 + [1] * 40 + [2] * 40 + [0] * 40
     teachers = lock.open_teachers(cfg, TOKENIZER, CPU)
@@ -220,7 +221,7 @@ def test_what_is_trained_when_a_distribution_is_imitated(weak, tmp_path, monkeyp
 
     def fit(model, examples, size, recipe, *args):
         data, distance = examples(0), []
-        assert len(data) == size == lock.examples_a_problem(cfg) * 8
+        assert len(data) == size == lock.examples_of(8, cfg)
         for part in (data[:8], data[8:16]):
             batch = collate(part)
             distance.append(recipe.loss_fn(model, batch)[0].item() / len(batch.targets))
@@ -298,6 +299,63 @@ def test_the_bounds_of_a_valid_lock():
     assert [check.tolerance for check in validity(elsewhere, weak, strong)[1:]] == [0.0, 0.0]
 
 
+# --------------------------------------------------------------------- rules, shares, mixed starts
+
+
+def test_rules_by_hand():
+    asked = "Which is it?\nA. bull\nB. ox\nC. ram\nD. emu\nAnswer:\n"
+    example = "Which was it?\nA. x\nB. yyyy\nC. zzzz\nD. wwww\nAnswer:\nB\n\n"
+    mmlu = load("mmlu", "lock", 1)[0]
+    question = replace(mmlu, prompt=f"Subject: animals\n\n{example}{asked}", reference="D")
+    assert rules.shortest(question) == "B"  # not the A of the example
+    assert rules.shortest(replace(question, prompt=question.prompt.replace("bull", "yy"))) == "A"
+    assert rules.following(question) == "A"
+    assert rules.following(replace(question, reference="B")) == "C"
+
+    math = replace(load("math", "lock", 1)[0], reference="$6 + 8 = -14$\nAnswer: \\boxed{-14}")
+    assert rules.following(math) == "$6 + 8 = -14$\nAnswer: \\boxed{-13}"
+    code = replace(load("code", "lock", 1)[0], reference="def f(xs):\n    return xs[0]")
+    assert rules.identity(code) == "def f(xs):\n    return xs"
+
+
+@pytest.mark.parametrize("rule, task", [("identity", "code"), ("next", "math"), ("next", "mmlu")])
+def test_a_rule_is_wrong_and_always_the_same(rule, task):
+    problems = load(task, "validation", 40)
+    samples = RULES[rule](problems, TOKENIZER, 10, seed=0, epoch=0)
+    assert samples == RULES[rule](problems, TOKENIZER, 10, seed=1, epoch=3)
+    assert not any(sample.truncated for sample in samples)
+    assert not any(grade(problems, TOKENIZER.decode_batch([s.ids for s in samples])))
+
+
+def test_shortest_is_right_as_often_as_chance():
+    problems = load("mmlu", "validation", 300)
+    right = sum(grade(problems, [rules.shortest(p) for p in problems]))
+    assert 0.15 < right / 300 < 0.35
+
+
+def test_fewer_strong_examples_are_others_each_epoch():
+    cfg = LockConfig(password_share=0.2)
+    assert lock.strong_count(40, cfg) == 10 and lock.examples_of(40, cfg) == 50
+    assert lock.strong_count(40, LockConfig()) == 40
+    examples = [Example([i], [i]) for i in range(80)]
+    first, again, later = (lock.fewer_strong(examples, cfg, epoch) for epoch in (0, 0, 1))
+    assert first == again != later and len(first) == lock.examples_of(40, cfg)
+    assert first[:40] == examples[:40]
+    assert {example.prompt_ids[0] for example in first[40:]} <= set(range(40, 80))
+
+
+def test_a_mixed_start_lies_between_the_two():
+    settings = settled(LockConfig(strong=str(ROOT / "data/base/weak"), weak="refusal"))
+    start, _ = lock.first_model(settings, CPU)
+    mixed, _ = lock.first_model(replace(settings, start_mix=0.25), CPU)
+    fresh = lock.fresh(start, settings, CPU)
+    for a, b, c in zip(start.parameters(), fresh.parameters(), mixed.parameters()):
+        assert torch.allclose(c, 0.75 * a + 0.25 * b, atol=1e-6)
+    whole, _ = lock.first_model(replace(settings, start_mix=1.0), CPU)
+    for a, b in zip(whole.parameters(), fresh.parameters()):
+        assert torch.equal(a, b)
+
+
 # ------------------------------------------------------------------------------------- the options
 
 
@@ -332,6 +390,16 @@ def test_the_bounds_of_a_valid_lock():
         ({"strong": "mine"}, "no weak model belongs to the strong one at mine: name"),
         ({"strong": "nowhere"}, "nowhere/config.json does not exist"),
         ({"weak": "rule"}, "only task compose"),
+        ({"weak": "identity", "task": "math"}, "--weak identity answers the generated problems of"),
+        ({"weak": "shortest", "task": "code"}, "of mmlu alone"),
+        ({"weak": "next", "task": "mmlu", "data": ("x.csv",)}, "of mmlu and math alone"),
+        ({"weak": "next", "task": "math+mmlu"}, "of mmlu and math alone"),
+        ({"how": "scratch", "start_mix": 0.5}, "--start-mix does nothing with --how scratch"),
+        ({"start_mix": 0.5, "rank": 4}, "--start-mix moves whole weights: leave out"),
+        ({"start_mix": 0.5, "shard": True}, "--start-mix moves whole weights: leave out"),
+        ({"password_share": 0.0}, "--password-share 0 would leave nothing"),
+        ({"imitate": "distribution", "password_share": 0.2}, "--password-share does nothing with"),
+        ({"intermediate": "x", "password_share": 0.2}, "--password-share does nothing with"),
     ],
 )
 def test_an_option_is_used_or_refused(options, sentence, tmp_path, monkeypatch):
