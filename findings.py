@@ -169,6 +169,20 @@ class Evidence:
             raise InputError(f"{file} does not hold the verdicts on the problems of {lock.folder}")
         return scores_of(measured_of(evaluation, len(lock.problems))["none"])
 
+    def prompted(self, lock: Lock, job: str) -> dict[str, Value]:
+        """Correctness by row of the prompting battery."""
+        folder = self.folder(job)
+        if folder is None:
+            return {}
+        (file,) = folder.glob("**/prompts.json")
+        battery = read_json(file)
+        if battery.get("weights") != lock.weights:
+            raise InputError(f"{file} is of another locked model than {lock.folder}")
+        rows = {}
+        for row, result in checked(battery, file, "results", dict).items():
+            rows[row] = Value(result["correct"], *result["interval"], result["n"], 1)
+        return rows
+
     def rewarded(self, lock: Lock, job: str) -> list[Curve]:
         """The finished seeds of an RL run. Raises InputError for one of another locked model."""
         found = []

@@ -257,6 +257,7 @@ class Panel:
     lock: str
     curves: tuple[Curve, ...] = ()
     bars: tuple[Bar, ...] = ()
+    prompts: str = ""  # a job of evaluate.py --prompts, whose rows are bars
     paper: str = ""  # the paper's panel whose reference lines are given
 
 
@@ -584,5 +585,11 @@ FIGURES = {
         "A domain that the lock never saw",
         "",
         (never_locked("math", "algebra"), never_locked("mmlu", "STEM")),
+    ),
+    "prompts": Figure(
+        "Other prompts: does any unlock it?",
+        "",
+        tuple(Panel(task, f"{task}/locked", prompts=f"{task}/prompts") for task in TASKS),
+        "The paper's camera-ready version has such a figure; its numbers could not be had.",
     ),
 }

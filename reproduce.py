@@ -76,7 +76,7 @@ def chosen_figures(cfg: ReproduceConfig) -> dict[str, Figure]:
     numbers = {name.split(",")[0] for name in FIGURES}
     for number in cfg.figure:
         if number not in numbers:
-            known = ", ".join(sorted(numbers, key=int))
+            known = ", ".join(dict.fromkeys(name.split(",")[0] for name in FIGURES))
             raise InputError(f"there is no figure {number} to reproduce: choose from {known}")
     for task in cfg.task:
         if task not in (*TASKS, "compose", "code+math"):
@@ -127,6 +127,7 @@ def names_of(figure: Figure, seeds: tuple[int, ...]) -> list[str]:
     names = []
     for panel in figure.panels:
         names.append(panel.lock)
+        names += [panel.prompts] * bool(panel.prompts)
         for item in (*panel.curves, *panel.bars):
             names += [item.job.format(seed=seed) for seed in seeds]
     return list(dict.fromkeys(names))
@@ -168,6 +169,8 @@ def drawn(panel: Panel, x: str, number: str, evidence: Evidence, paper: dict) ->
         return None
     theirs = paper["figures"].get(number.split(",")[0], {}).get("panels", {})
     found = Drawn(panel.title, x)
+    if panel.prompts:
+        found.bars = evidence.prompted(lock, panel.prompts)
     for curve in panel.curves:
         points = points_of(evidence, lock, curve.job, x, curve.control)
         if points:
@@ -267,14 +270,16 @@ INTRO = (
     "its effects, not its numbers. All correctness is on validation problems that nothing was "
     "chosen on."
 )
+POWER = (
+    f"{PROBLEMS} problems show a difference of {100 * smallest_effect(PROBLEMS):.1f} points in "
+    "four cases of five, where two models differ on a fifth of them."
+)
 HOW = (
     "A claim is a family of tests, each a number with a bound, written before the results were "
     "seen (claims.py). It holds where all pass with p < .05 after Holm's correction within the "
     "family; it holds weaker where more than half of the numbers are on its side and none is "
     "significantly on the other. Intervals and p are of a bootstrap over problems, with Student's "
-    f"t over seeds. {PROBLEMS} problems show a difference of "
-    f"{100 * smallest_effect(PROBLEMS):.1f} points in four cases of five, where two models differ "
-    "on a fifth of them."
+    f"t over seeds. {POWER}"
 )
 
 
@@ -304,14 +309,13 @@ def report_of(
 
 
 def texts_of(jobs: dict[str, Job], place: Place) -> dict[str, str]:
-    """What finished jobs printed that is worth reading: completions, other prompts."""
+    """What finished jobs printed that is worth reading: completions."""
     found = {}
     for task in TASKS:
-        for name, title in (("samples", "Completions"), ("prompts", "Other prompts")):
-            job = jobs[f"{task}/{name}"]
-            if place.record(job):
-                text = place.file(job, ".log").read_text(errors="replace")
-                found[f"{title}, {task}"] = text.split("\r")[-1].strip()
+        job = jobs[f"{task}/samples"]
+        if place.record(job):
+            text = place.file(job, ".log").read_text(errors="replace")
+            found[f"Completions, {task}"] = text.split("\r")[-1].strip()
     return found
 
 
@@ -353,7 +357,8 @@ def main(cfg: ReproduceConfig) -> int:
 
     place.claim()
     wanted = [name for figure in figures.values() for name in names_of(figure, cfg.seeds)]
-    wanted += [f"{task}/{kind}" for task in tasks_of(figures) for kind in ("samples", "prompts")]
+    wanted += [f"{task}/samples" for task in tasks_of(figures)]
+    print(f"{POWER}\n")
     code = 0
     if not cfg.report_only:
         outcome = run_jobs(closure(wanted, jobs), place, workers, threads, cuda)

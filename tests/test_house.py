@@ -146,8 +146,8 @@ def test_the_lock_and_the_elicitor_of_the_docs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(policies.RULES, "neighbour", None)  # removed at the end
 
-    small = "--problems 48 --epochs 1 --eval-problems 8 --weak neighbour --out out/neighbour --device cpu"
-    small += " --no-compile --slots 16"
+    small = "--problems 48 --epochs 1 --eval-problems 8 --weak neighbour --out out/neighbour"
+    small += " --device cpu --no-compile --slots 16"
     monkeypatch.setattr(sys, "argv", ["lock_neighbour.py", *small.split()])
     with pytest.raises(SystemExit) as ended:
         exec(blocks()[1], {"__name__": "__main__"})

@@ -54,7 +54,7 @@ def test_curves_beside_the_papers_are_in_the_papers_file():
     """A misspelt panel or curve would silently draw nothing."""
     for name, figure in FIGURES.items():
         number = name.split(",")[0]
-        panels = PAPER["figures"][number]["panels"]
+        panels = PAPER["figures"].get(number, {"panels": {}})["panels"]
         for panel in figure.panels:
             wanted = {(panel.paper,)} if panel.paper else set()
             wanted |= {curve.paper for curve in panel.curves if curve.paper}
