@@ -286,7 +286,8 @@ def draw_bars(axes, drawn: Drawn) -> None:
         axes.bar(place, value.value, 0.7, yerr=errors, capsize=3, color=PALETTE[0], ecolor=INK)
         if label in drawn.their_bars:
             axes.plot(place, drawn.their_bars[label], "x", color=PALETTE[1])
-    axes.set_xticks(range(len(drawn.bars)), list(drawn.bars), rotation=25, ha="right")
+    slant = 25 if len(drawn.bars) <= 5 else 60
+    axes.set_xticks(range(len(drawn.bars)), list(drawn.bars), rotation=slant, ha="right")
 
 
 def draw_lines(axes, drawn: Drawn) -> None:

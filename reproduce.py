@@ -220,9 +220,13 @@ def section_of(
     caption = (
         f"Correct {UNITS[figure.x]}; {PROBLEMS} validation problems, greedy. "
         f"{spread(figure.x, seeds)} Dotted: the locked model without and with the password. "
-        f"Faint, dashed, crosses: the paper's points, of other models and problems. {figure.note} "
-        f"In the paper: {theirs.get('claim', '')}"
     )
+    if theirs:
+        caption += (
+            "Faint, dashed, crosses: the paper's points, of other models and problems. "
+            f"In the paper: {theirs['claim']} "
+        )
+    caption += figure.note
     return Section(number, figure.title, " ".join(caption.split()), panels, unfinished)
 
 
@@ -257,7 +261,8 @@ def rows_of_claims(figures: dict[str, Figure], evidence: Evidence, paper: dict) 
             continue
         found = verdict(claim["id"], evidence)
         why = [f"not shown: {test}" for test in found.failed]
-        why += [f"not tested: {reason}" for reason in found.reasons]
+        if found.reasons:
+            why.append(f"not tested: {'; '.join(found.reasons)}")
         ours = [str(test) for test in found.tests]
         numbers = claim["numbers"]
         rows.append(Row(claim["claim"], claim["figure"], numbers, found.said, ours, why))
