@@ -13,6 +13,7 @@ import pytest
 
 import data
 import evaluate
+import paper
 import policies
 from runs import launch
 
@@ -173,3 +174,17 @@ def test_the_lock_and_the_elicitor_of_the_docs(tmp_path, monkeypatch, capsys):
 if __name__ == "__main__":
     for name, files in (("top level", TOP), ("data/", DATA)):
         print(f"{name}: {counted(files)}")
+
+
+def test_the_figure_of_the_docs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paper, "COMMANDS", dict(paper.COMMANDS))
+    command = f"reproduce_rank.py --figure lora --list --out {tmp_path / 'out'}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    try:
+        with pytest.raises(SystemExit) as ended:
+            exec(blocks()[3], {"__name__": "__main__"})
+    finally:
+        del paper.FIGURES["lora"]
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "0 of 7" in printed and "--rank 8 --no-control" in printed
