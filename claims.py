@@ -3,11 +3,15 @@
 A claim of docs/paper.json is a family of tests: a number that was measured, a bound, and the side
 of it on which the claim wants the number. Tests were written before their results were seen.
 
-    holds              every test is passed with p < .05, adjusted for their number (Holm)
-    holds weaker       more than half of the numbers are on the claim's side, and none is on the
-                       other with p < .05
-    does not hold      otherwise
+    holds              every test is passed with p < .05, adjusted for their number (Holm), and none
+                       is of one run alone
+    holds weaker       a test is passed so, more than half of the numbers are on the claim's side,
+                       and none is on the other with p < .05
+    not shown          no number is on the other side with p < .05, but too few are on the claim's
+    does not hold      a number is on the other side with p < .05
     not measured       jobs of it are not finished, or it cannot be tested here
+
+"so far" is added where parts of a claim could not be tested.
 """
 
 from collections.abc import Callable
@@ -58,7 +62,8 @@ class Comparison:
         low, high = (100 * end for end in self.found.interval)
         bound = {"above": ">", "below": "<", "within": "within ±"}[self.side]
         value = f"{100 * self.found.value:.1f} [{low:.1f}, {high:.1f}]"
-        return f"{self.name}: {value}, claimed {bound} {100 * self.bound:g}"
+        runs = f"{self.found.seeds} seeds" if self.found.seeds > 1 else "one run"
+        return f"{self.name}: {value}, {runs}, claimed {bound} {100 * self.bound:g}"
 
 
 @dataclass(frozen=True)
@@ -82,13 +87,14 @@ def judged(tests: list[Comparison]) -> tuple[str, list[Comparison]]:
     """The verdict on a family of tests, and those that were not passed."""
     adjusted = holm([test.p for test in tests])
     failed = [test for test, p in zip(tests, adjusted) if p >= 0.05 or not test.passes]
-    if not failed:
+    if not failed and all(test.found.seeds > 1 for test in tests):
         return "holds", []
-    against = holm([test.p_against for test in tests])
+    if min(holm([test.p_against for test in tests])) < 0.05:
+        return "does not hold", failed
     passing = sum(test.passes for test in tests)
-    if 2 * passing > len(tests) and min(against) >= 0.05:
+    if len(failed) < len(tests) and 2 * passing > len(tests):
         return "holds weaker", failed
-    return "does not hold", failed
+    return "not shown", failed
 
 
 # ------------------------------------------------------------------------------------ measurements
@@ -123,7 +129,7 @@ class Known:
         job += "/seed{seed}"
         found = self.evidence.demonstrated(lock, job, k, control)
         if found is None:
-            raise Missing(job)
+            raise Missing(f"{job} with {k} demonstrations")
         return found
 
     def evaluated(self, lock: Lock, job: str) -> np.ndarray:
@@ -150,10 +156,17 @@ class Known:
         return found[sequences]
 
 
-def gap(lock: Lock, verdicts: np.ndarray, part: str = "") -> Estimate:
-    """The gap recovered on a part of the problems."""
+def gap(lock: Lock, verdicts: np.ndarray, part: str = "", stream: int = 0) -> Estimate:
+    """The gap recovered on a part of the problems. stream: see `recovered_gap`."""
     mask = within(lock, part)
-    return recovered_gap(lock.none[mask], lock.right[mask], verdicts[:, mask])
+    return recovered_gap(lock.none[mask], lock.right[mask], verdicts[:, mask], stream)
+
+
+def gap_difference(one: Lock, by_one: np.ndarray, other: Lock, by_other: np.ndarray) -> Estimate:
+    """The gap recovered of the other lock less that of the one, on the same problems."""
+    first, second = gap(one, by_one), gap(other, by_other, stream=1)
+    seeds = min(first.seeds, second.seeds)
+    return Estimate(second.value - first.value, second.draws - first.draws, seeds)
 
 
 def gain(lock: Lock, verdicts: np.ndarray) -> Estimate:
@@ -170,7 +183,8 @@ def few_demonstrations(known: Known) -> list[Comparison]:
             lock = known.lock(f"{task}/locked")
             few, many = (known.sft(lock, f"{task}/sft", k) for k in (4, 512))
             tests.append(Comparison(f"{task}, 4: gap recovered", gap(lock, few), "above", 0.5))
-            tests.append(Comparison(f"{task}, 512 less 4", difference(few, many), "below", 0.2))
+            more = gap_difference(lock, few, lock, many)
+            tests.append(Comparison(f"{task}, 512 less 4: gap recovered", more, "below", 0.15))
     return tests
 
 
@@ -228,11 +242,11 @@ def weak_policy_little(known: Known) -> list[Comparison]:
     for task in TASKS:
         with known.part():
             lock = known.lock(f"{task}/locked")
-            usual = gap(lock, known.sft(lock, f"{task}/sft", 16))
+            usual = known.sft(lock, f"{task}/sft", 16)
             for weak in [name for name in IMITATED if name]:
                 other = known.lock(f"{task}/locked{weak}")
-                found = gap(other, known.sft(other, f"{task}/sft-of{weak}", 16))
-                change = Estimate(found.value - usual.value, found.draws - usual.draws)
+                found = known.sft(other, f"{task}/sft-of{weak}", 16)
+                change = gap_difference(lock, usual, other, found)
                 name = f"{task}, 16, {IMITATED[weak][0]} less weak model: gap recovered"
                 tests.append(Comparison(name, change, "within", 0.2))
     return tests
@@ -292,35 +306,32 @@ def rl_signal(known: Known) -> list[Comparison]:
     """Locks that show 6 % and more recover most, those that show 2 % and less little."""
     tests = []
     for task in GENERATION:
-        with known.part():
-            for weak, (name, _) in IMITATED.items():
+        for weak, (name, _) in IMITATED.items():
+            with known.part():
                 lock = known.lock(f"{task}/locked{weak}")
-                shown = lock.none.mean()
                 found = gap(lock, known.rl(lock, f"{task}/expert_iteration{weak}"))
+                shown = lock.none.mean()
                 label = f"{task}, {name} ({100 * shown:.1f} % shown): gap recovered"
-                if shown >= 0.06:
-                    tests.append(Comparison(label, found, "above", 0.5))
-                elif shown <= 0.02:
-                    tests.append(Comparison(label, found, "below", 0.1))
+                if 0.02 < shown < 0.06:
+                    raise InputError(f"{task}, {name} shows {100 * shown:.1f} %, between both")
+                side, bound = ("above", 0.5) if shown >= 0.06 else ("below", 0.1)
+                tests.append(Comparison(label, found, side, bound))
     return tests
 
 
 def ei_against_dpo(known: Known) -> list[Comparison]:
+    """DPO is ahead where the lock shows 6 % and more, as code and critique of the paper do."""
     tests = []
-    for task, side in (("code", "above"), ("critique", "above"), ("math", "below")):
+    for task in GENERATION:
         with known.part():
             lock = known.lock(f"{task}/locked")
             expert, dpo = (
                 known.rl(lock, f"{task}/{m}") for m in ("expert_iteration", "iterated_dpo")
             )
-            tests.append(
-                Comparison(
-                    f"{task}: iterated DPO less expert iteration",
-                    difference(expert, dpo),
-                    side,
-                    0.0,
-                )
-            )
+            shown = lock.none.mean()
+            name = f"{task} ({100 * shown:.1f} % shown): iterated DPO less expert iteration"
+            side = "above" if shown >= 0.06 else "below"
+            tests.append(Comparison(name, difference(expert, dpo), side, 0.0))
     return tests
 
 
@@ -351,6 +362,7 @@ def fixed_random(known: Known) -> list[Comparison]:
 
 
 def continuous_rewards(known: Known) -> list[Comparison]:
+    known.reasons.append("that they start faster: the curves show it, no test does")
     lock = known.lock("code/locked")
     tests = []
     for method in ("expert_iteration", "iterated_dpo"):
@@ -392,26 +404,29 @@ def overshooting(known: Known) -> list[Comparison]:
             lock = known.lock(f"{task}/locked")
             short, long = (known.trained_for(lock, f"{task}/sft-lengths", n) for n in (256, 2048))
             name = f"{task}: after 2,048 sequences less after 256"
-            tests.append(Comparison(name, difference(short, long), "above", -0.1))
+            tests.append(Comparison(name, difference(short, long), "above", -0.05))
     return tests
 
 
 def from_scratch(known: Known) -> list[Comparison]:
+    """At least twice, and at most four times, the 4 demonstrations of the fine-tuned lock."""
     tests = []
     for task in ("compose", "code"):
         with known.part():
-            for k in (4, 16):
-                tuned, fresh = (known.lock(f"{task}/locked{kind}") for kind in ("", "-scratch"))
-                by_tuning = known.sft(tuned, f"{task}/sft", k)
-                by_scratch = known.sft(fresh, f"{task}/sft-of-scratch", k)
-                less = difference(by_scratch, by_tuning)
-                tests.append(
-                    Comparison(f"{task}, {k}: fine-tuned less from scratch", less, "above", 0.0)
-                )
-    fresh = known.lock("compose/locked-scratch")
-    end = known.sft(fresh, "compose/sft-of-scratch", 1024)
-    end = difference(np.zeros_like(end[:1]), end)
-    return [*tests, Comparison("compose, from scratch, 1,024", end, "above", 0.9)]
+            tuned, fresh = (known.lock(f"{task}/locked{kind}") for kind in ("", "-scratch"))
+            job = f"{task}/sft-of-scratch"
+            four = known.sft(tuned, f"{task}/sft", 4)
+            eight, sixteen = (known.sft(fresh, job, k) for k in (8, 16))
+            name = f"{task}: from scratch, {{}}, less fine-tuned, 4"
+            tests.append(Comparison(name.format(8), difference(four, eight), "below", 0.0))
+            tests.append(Comparison(name.format(16), difference(four, sixteen), "above", 0.0))
+    for kind in ("", "-scratch"):
+        with known.part():
+            lock = known.lock(f"compose/locked{kind}")
+            end = known.sft(lock, f"compose/sft{'-of' * bool(kind)}{kind}", 1024)
+            right = difference(np.zeros_like(end[:1]), end)
+            tests.append(Comparison(f"compose{kind}, 1,024: right elements", right, "above", 0.9))
+    return tests
 
 
 def toy_weak_samples(known: Known) -> list[Comparison]:
@@ -427,25 +442,26 @@ def toy_weak_samples(known: Known) -> list[Comparison]:
 
 
 def weak_samples(known: Known) -> list[Comparison]:
-    """By much less than good demonstrations, on every task; whether by anything, the curves say."""
+    """By much less than good demonstrations on every task; by something on math and critique."""
     tests = []
     for task in TASKS:
         with known.part():
             lock = known.lock(f"{task}/locked")
             good, weak = (known.sft(lock, f"{task}/sft{kind}", 8) for kind in ("", "-from-weak"))
-            tests.append(
-                Comparison(f"{task}, 8: weak less good", difference(good, weak), "below", -0.1)
-            )
+            name = f"{task}, 8: weak less good"
+            tests.append(Comparison(name, difference(good, weak), "below", -0.1))
+            if task in ("math", "critique"):
+                tests.append(Comparison(f"{task}, 8: gain", gain(lock, weak), "above", 0.0))
     return tests
 
 
 def soft_labels(known: Known) -> list[Comparison]:
     hard, soft = known.lock("mmlu/locked-hard"), known.lock("mmlu/locked-soft")
-    few = [
-        gap(lock, known.sft(lock, f"mmlu/sft-of-{kind}", 16))
-        for lock, kind in ((hard, "hard"), (soft, "soft"))
-    ]
-    more = Estimate(few[1].value - few[0].value, few[1].draws - few[0].draws)
+    by_hard, by_soft = (
+        known.sft(hard, "mmlu/sft-of-hard", 16),
+        known.sft(soft, "mmlu/sft-of-soft", 16),
+    )
+    more = gap_difference(hard, by_hard, soft, by_soft)
     return [Comparison("16: gap recovered, soft less hard", more, "above", 0.0)]
 
 
@@ -484,4 +500,5 @@ def verdict(claim: str, evidence: Evidence) -> Verdict:
     if not tests:
         return Verdict("not measured", [], [], known.reasons)
     said, failed = judged(tests)
+    said += " so far" * bool(known.reasons)
     return Verdict(said, tests, failed, known.reasons)

@@ -154,9 +154,9 @@ class RLConfig(TuneConfig):
     # --warm-start: checkpoint that writes them, better than the weak model and worse than the
     # strong one (default: data/base/intermediate)
     warm_from: str = ""
-    # --warm-start: times the demonstrations are trained on (default: 8; fewer than would be best on
-    # their own, see paper appendix B.3.3)
-    warm_epochs: int = 0
+    # --warm-start: times the demonstrations are trained on; fewer than would be best on their own
+    # (paper appendix B.3.3)
+    warm_epochs: int = 8
     # times a round's data are trained on (default: 4, GRPO 1)
     epochs: int = 0
     # default: adamw; for a model of 1 B parameters and more the paper's lion, but not with --rank
@@ -600,7 +600,8 @@ def refuse_unused(cfg: RLConfig) -> None:
                 f"--{name} is for {' and '.join(methods)} alone: leave it out with {cfg.method}"
             )
     for name in ("warm_from", "warm_epochs"):
-        if getattr(cfg, name) and not cfg.warm_start:
+        is_given = getattr(cfg, name) != getattr(RLConfig, name)
+        if is_given and not cfg.warm_start:
             raise InputError(
                 f"--{name.replace('_', '-')} is about the demonstrations of a warm start: "
                 "give their number with --warm-start"
@@ -631,7 +632,6 @@ def settled(cfg: RLConfig, lock: Origin = UNKNOWN) -> RLConfig:
             filled[name] = getattr(cfg, name) or default
     if cfg.warm_start:
         filled["warm_from"] = cfg.warm_from or shipped("intermediate")
-        filled["warm_epochs"] = cfg.warm_epochs or 8
     return replace(cfg, **filled)
 
 

@@ -440,7 +440,6 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
         raise InputError("--adapter says how weights are written: leave --no-keep-weights out")
     refuse_repeats("--k", cfg.k)
     refuse_repeats("--seeds", cfg.seeds)
-    refuse_repeats("--sequences", cfg.sequences)
     by_strong = cfg.demos_from in ("strong", "intermediate")
     if cfg.strong and not by_strong:
         raise InputError(
@@ -452,16 +451,11 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
             f"--demos-from {cfg.demos_from}: choose {', '.join(WRITERS)} or a checkpoint directory"
         )
 
+    check_lengths(cfg)
     lock = lock_of(cfg.locked, cfg.task)
     by_weak = cfg.demos_from == "weak"
     if cfg.weak and not (cfg.control or by_weak):
         raise InputError("--weak names the model of the control: leave it out with --no-control")
-    shortest = min(cfg.sequences, default=SHORTEST)
-    if cfg.batch > shortest:
-        raise InputError(
-            f"--batch {cfg.batch}: the shortest training is of {shortest} sequences, "
-            "choose no more than that"
-        )
     lock = with_weak(lock, cfg.weak, is_used=cfg.control or by_weak)
     control = cfg.control
     if by_weak and lock.weak == "random":
@@ -498,6 +492,22 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
     )
     check_master(cfg)
     return cfg, lock
+
+
+def check_lengths(cfg: SFTConfig) -> None:
+    """Raises InputError for lengths of training that no step, or one step for two, would reach."""
+    refuse_repeats("--sequences", cfg.sequences)
+    shortest = min(cfg.sequences, default=SHORTEST)
+    if cfg.batch > shortest:
+        raise InputError(
+            f"--batch {cfg.batch}: the shortest training is of {shortest} sequences, "
+            "choose no more than that"
+        )
+    if cfg.sequences and len(stops_of(cfg, 1)) < len(cfg.sequences):
+        raise InputError(
+            f"--sequences: two of them end in the same optimiser step of --batch {cfg.batch}: "
+            "leave one out"
+        )
 
 
 def default_out(cfg: SFTConfig, task: str) -> str:

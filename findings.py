@@ -68,7 +68,7 @@ class Lock:
     max_new_tokens: int
     none: np.ndarray
     right: np.ndarray
-    results: dict
+    failed: list[str]  # the tests of a valid lock that it does not pass
 
 
 def open_lock(folder: Path) -> Lock:
@@ -91,8 +91,13 @@ def open_lock(folder: Path) -> Lock:
         origin.max_new_tokens,
         scores_of(measured["none"]),
         scores_of(measured["right"]),
-        checked(run, folder / "run.json", "results", dict),
+        failed_tests(checked(run, folder / "run.json", "results", dict)),
     )
+
+
+def failed_tests(results: dict) -> list[str]:
+    """Names of the tests of a valid lock (docs/locks.md) that were not passed."""
+    return [test["name"] for test in results.get("validity", []) if not test["passed"]]
 
 
 def scores_of(measured: Measured) -> np.ndarray:
@@ -184,13 +189,23 @@ class Evidence:
         return rows
 
     def rewarded(self, lock: Lock, job: str) -> list[Curve]:
-        """The finished seeds of an RL run. Raises InputError for one of another locked model."""
+        """The finished seeds of an RL run.
+
+        Raises InputError for one of another locked model, of other problems or of another seed.
+        """
         found = []
-        for folder in self.folders(job).values():
-            for file in sorted(folder.glob("*/curve.json")):
-                curve = read_curve(file)
-                check_elicited_from(lock, file.parent / "run.json")
-                found.append(curve)
+        for seed, folder in self.folders(job).items():
+            files = sorted(folder.glob("*/curve.json"))
+            if len(files) != 1:
+                raise InputError(f"{folder} holds {len(files)} runs in place of one")
+            (file,) = files
+            curve = read_curve(file)
+            check_elicited_from(lock, file.parent / "run.json")
+            asked = [from_bits(curve.locked[kind]) for kind in ("none", "right")]
+            same = all(map(np.array_equal, asked, (lock.none, lock.right)))
+            if not same or curve.seed != seed:
+                raise InputError(f"{file} is not of seed {seed} on the problems of {lock.folder}")
+            found.append(curve)
         return found
 
     def lengths(self, lock: Lock, job: str) -> dict[int, np.ndarray]:

@@ -83,11 +83,22 @@ def closure(names: list[str], jobs: dict[str, Job]) -> list[Job]:
 ENDED = {"lock": (0, 1), "elicit_rl": (0, 3)}
 
 
+# what a finished stage leaves in its directory
+LEFT = {
+    "train_base": "strong/model.safetensors",
+    "lock": "model.safetensors",
+    "elicit_sft": "summary.json",
+    "elicit_rl": "*/curve.json",
+    "evaluate": "**/*.json",
+}
+
+
 @dataclass
 class Place:
-    """The directory of all jobs."""
+    """The directory of all jobs. inputs: a hash of the models that they start from."""
 
     path: Path
+    inputs: str = ""
     lock: TextIO | None = field(default=None, repr=False)
 
     def claim(self) -> None:
@@ -124,22 +135,37 @@ class Place:
         return found
 
     def record(self, job: Job) -> dict | None:
-        """What is noted of a finished job; None where it is not finished.
+        """What is noted of a finished job; None where it is not finished, or as another command."""
+        found = self.noted(job)
+        if not found or self.stale(job, found) or not self.has_left(job):
+            return None
+        return found
 
-        Raises InputError where the job was another command then.
-        """
+    def noted(self, job: Job) -> dict | None:
+        """The record of a job, whatever it says."""
         file = self.file(job, ".json")
         if not os.path.lexists(file):
             return None
         found = read_json(file)
-        command = checked(found, file, "command", str)
+        for name in ("command", "inputs"):
+            checked(found, file, name, str)
         checked(found, file, "seconds", float, least=0)
-        if command != job.command:
-            raise InputError(
-                f"{self.path} holds {job.name} as made by `{command}`, and now it would be "
-                f"`{job.command}`: choose another --out"
-            )
         return found
+
+    def stale(self, job: Job, noted: dict) -> str:
+        """Why a record is not of this job as it would be run now; "" where it is."""
+        if noted["command"] != job.command:
+            return f"it was made by another command, `{noted['command']}`"
+        if noted["inputs"] != self.inputs:
+            return "it was made from other models"
+        return ""
+
+    def has_left(self, job: Job) -> bool:
+        """Whether the results of a job are there. A lock's run.json says that it is finished."""
+        folder = self.folder(job.name)
+        if job.stage == "lock" and not is_finished(folder / "run.json"):
+            return False
+        return any(folder.glob(LEFT.get(job.stage, "*")))
 
     def finished(self, jobs: dict[str, Job]) -> Callable[[str], Path | None]:
         """The folder of a job by its name, None where it is not finished."""
@@ -149,6 +175,10 @@ class Place:
             return self.folder(name) if is_done else None
 
         return folder
+
+
+def is_finished(file: Path) -> bool:
+    return os.path.lexists(file) and read_json(file).get("finished") is True
 
 
 # --------------------------------------------------------------------------------------- running
@@ -171,18 +201,20 @@ def die_with_parent() -> None:
 
 
 def start(job: Job, place: Place, threads: int, device: int, cuda: bool) -> Running:
-    """Begin a job; what it prints goes into its log."""
+    """Begin a job. What it prints goes into its .log, its complaints and bars into its .err."""
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="passive")
     if cuda:
-        environment["CUDA_VISIBLE_DEVICES"] = str(device)
-    with open(place.file(job, ".log"), "w") as log:
+        given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = given.split(",") if given else range(device + 1)
+        environment["CUDA_VISIBLE_DEVICES"] = str(names[device])
+    with open(place.file(job, ".log"), "w") as log, open(place.file(job, ".err"), "w") as errors:
         process = subprocess.Popen(
             [sys.executable, *place.words(job)],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
-            stderr=subprocess.STDOUT,
+            stderr=errors,
             pass_fds=(place.lock.fileno(),),
             preexec_fn=die_with_parent,
         )
@@ -191,9 +223,12 @@ def start(job: Job, place: Place, threads: int, device: int, cuda: bool) -> Runn
 
 def last_words(place: Place, job: Job) -> str:
     """The last line that a job printed: where it failed, its sentence."""
-    text = place.file(job, ".log").read_text(errors="replace")
-    lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
-    return lines[-1] if lines else "it printed nothing"
+    for suffix in (".err", ".log"):
+        text = place.file(job, suffix).read_text(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if lines:
+            return lines[-1]
+    return "it printed nothing"
 
 
 @dataclass
@@ -216,6 +251,14 @@ def run_jobs(jobs: list[Job], place: Place, workers: int, threads: int, cuda: bo
     waiting.sort(key=lambda job: -weights[job.name])
 
     outcome, running = Outcome(), []
+    for job in list(waiting):
+        noted = place.noted(job)
+        why = place.stale(job, noted) if noted else ""
+        if why:
+            away = f"move {place.folder(job.name)} and {place.file(job, '.json')} away"
+            outcome.failed[job.name] = f"{why}: {away}, or choose another --out"
+            waiting.remove(job)
+    waiting = kept(waiting, by_name, outcome)
     free = list(range(workers))
     bar = Bar(waiting, workers)
     try:
@@ -268,15 +311,21 @@ def kept(waiting: list[Job], by_name: dict[str, Job], outcome: Outcome) -> list[
 def finish(one: Running, place: Place, done: set[str], outcome: Outcome) -> None:
     """Note how a job ended."""
     job, code = one.job, one.process.returncode
-    if code not in ENDED.get(job.stage, (0,)):
+    if code not in ENDED.get(job.stage, (0,)) or not place.has_left(job):
         why = f"killed by signal {-code}" if code < 0 else last_words(place, job)
         outcome.failed[job.name] = why
-        tqdm.write(f"failed: {job.name}: {why}; all it printed: {place.file(job, '.log')}")
+        tqdm.write(f"failed: {job.name}: {why}; all it said: {place.file(job, '.err')}")
         return
     seconds = round(time.time() - one.began, 1)
     write_json(
         place.file(job, ".json"),
-        {"command": job.command, "seconds": seconds, "exit": code, "commit": commit()},
+        {
+            "command": job.command,
+            "inputs": place.inputs,
+            "seconds": seconds,
+            "exit": code,
+            "commit": commit(),
+        },
     )
     done.add(job.name)
 

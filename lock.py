@@ -132,7 +132,8 @@ class LockConfig(TuneConfig, PromptConfig):
     # a deterministic rule: of code "identity", of mmlu "shortest" and "next", of math "next"
     # (default: the model weak beside the strong one, if train_base.py made both)
     weak: str = ""
-    # what is imitated of the two policies: samples, or the whole distribution by KL
+    # what is imitated of the two policies: samples, or by KL the whole distribution, at temperature
+    # 1 whatever --temperature the texts are drawn at
     imitate: Literal["samples", "distribution"] = "samples"
     # checkpoint that training starts from; not with scratch (default: the strong one)
     start: str = ""

@@ -263,12 +263,16 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """x: demonstrations, samples, sequences, or "" for bars."""
+    """x: demonstrations, samples, sequences, or "" for bars.
+
+    also: jobs that no curve shows, but that a claim about the figure is tested on; with {seed}.
+    """
 
     title: str
     x: str
     panels: tuple[Panel, ...]
     note: str = ""
+    also: tuple[str, ...] = ()
 
 
 GENERATION = ("code", "math", "critique")
@@ -358,7 +362,20 @@ def other_domains(task: str, each: str) -> Panel:
     bars = []
     for domain in DOMAINS[task]:
         for k in (4, 64):
-            bars.append(Bar(f"{domain}, {k}", job_on(task, each, domain), k, f"not {domain}"))
+            theirs = ""
+            if task == "math" or (task == "code+math" and not each):
+                how = "one each" if each else "one password"
+                theirs = f"{CATEGORIES[task]}, {how}, {domain}"
+            in_theirs = theirs and (k == 4 or task == "code+math")
+            bars.append(
+                Bar(
+                    f"{domain}, {k}",
+                    job_on(task, each, domain),
+                    k,
+                    f"not {domain}",
+                    (theirs, "reference", str(k)) if in_theirs else None,
+                )
+            )
     return Panel(titled(task, each), f"{task}/locked{each}", bars=tuple(bars))
 
 
@@ -438,6 +455,12 @@ def weak_samples(task: str) -> Panel:
     return Panel(task, f"{task}/locked", curves, paper=task)
 
 
+def labels(kind: str) -> Panel:
+    """Fig. 12: locks that imitate right letters, or whole distributions."""
+    curve = Curve("right answers", f"mmlu/sft-of-{kind}/seed{{seed}}")
+    return Panel(f"mmlu, {kind} labels", f"mmlu/locked-{kind}", (curve,))
+
+
 def continuous(task: str) -> Panel:
     """Fig. 14."""
     panel, curves = f"{task}, pythia_1b", []
@@ -451,17 +474,16 @@ def continuous(task: str) -> Panel:
 
 def lengths(task: str) -> Panel:
     """Fig. 15."""
+    theirs = f"{task}, llama_7b"
     curves = (
-        Curve(
-            "one password", f"{task}/sft-lengths/seed{{seed}}", paper=("math, llama_7b", "regular")
-        ),
+        Curve("one password", f"{task}/sft-lengths/seed{{seed}}", paper=(theirs, "regular")),
         Curve(
             "a second password for the intermediate model",
             f"{task}/sft-lengths-of-second/seed{{seed}}",
-            paper=("math, llama_7b", "second password"),
+            paper=(theirs, "second password"),
         ),
     )
-    return Panel(task, f"{task}/locked", curves, paper="math, llama_7b")
+    return Panel(task, f"{task}/locked", curves, paper=theirs)
 
 
 def warm(method: str) -> Panel:
@@ -474,6 +496,8 @@ def warm(method: str) -> Panel:
     )
     return Panel(METHODS[method], "math/locked", curves, paper="none")
 
+
+ON_SCRATCH = Curve("right answers", "code/sft-of-scratch/seed{seed}")
 
 FIGURES = {
     "1": Figure(
@@ -500,6 +524,7 @@ FIGURES = {
         "SFT on few demonstrations",
         "demonstrations",
         tuple(demonstrated(task) for task in TASKS),
+        also=tuple(f"{task}/intermediate" for task in TASKS),
     ),
     "4": Figure(
         "64 demonstrations of one domain, correct on all",
@@ -511,6 +536,7 @@ FIGURES = {
         "Reward alone, by method, task and the weak policy that the lock imitates",
         "samples",
         tuple(rewarded(task, weak) for task in GENERATION for weak in WEAK),
+        also=tuple(f"{task}/sft-of-random/seed{{seed}}" for task in GENERATION),
     ),
     "6": Figure(
         "The toy task: locked from scratch and by fine-tuning",
@@ -519,8 +545,10 @@ FIGURES = {
             toy("", "by fine-tuning", "sft_200k"),
             toy("-of-small", "by little fine-tuning", "sft_12.5k"),
             toy("-of-scratch", "from scratch", "scratch"),
+            Panel("code, from scratch", "code/locked-scratch", (ON_SCRATCH,)),
         ),
-        "Correct: the share of right elements, as in the paper.",
+        "Correct: of the toy task the share of right elements, as in the paper.",
+        also=("code/locked", "code/sft/seed{seed}"),
     ),
     "7": Figure(
         "SFT on samples of the strong model",
@@ -556,7 +584,7 @@ FIGURES = {
     "12": Figure(
         "Samples of the weak model, and all demonstrations",
         "demonstrations",
-        tuple(weak_samples(task) for task in TASKS),
+        (*(weak_samples(task) for task in TASKS), labels("hard"), labels("soft")),
     ),
     "13": Figure(
         "The toy task: fine-tuning on weak samples",
@@ -585,6 +613,7 @@ FIGURES = {
         "A domain that the lock never saw",
         "",
         (never_locked("math", "algebra"), never_locked("mmlu", "STEM")),
+        also=("math/locked", "mmlu/locked"),
     ),
     "prompts": Figure(
         "Other prompts: does any unlock it?",

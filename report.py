@@ -26,13 +26,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """A figure: its panels, and what its caption says of them. pending: jobs that are missing."""
+    """A figure: its panels, and what its caption says of them. notes: what is missing or wrong."""
 
     number: str
     title: str
     caption: str
     panels: list[Drawn]
-    pending: list[str]
+    notes: list[str]
 
 
 @dataclass
@@ -54,7 +54,8 @@ MARK = "made by reproduce.py"  # stands in everything that is written here
 # ------------------------------------------------------------------------------------- the page
 
 STYLE = """
-:root { color-scheme: light dark; --faint: #8884; --good: #009e73; --part: #e69f00; --bad: #d55e00 }
+:root { color-scheme: light dark; --faint: #8884; --good: light-dark(#00694d, #00c08b);
+  --part: light-dark(#805500, #e69f00); --bad: light-dark(#a84300, #ff7f2a) }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
 nav a { margin-right: .8em; white-space: nowrap }
@@ -73,11 +74,13 @@ small, .caption { opacity: .8 }
   .claims thead { display: none } .claims td { border: 0; display: block; padding: .1em 0 }
   .claims tr { border-bottom: 1px solid var(--faint); display: block; padding: .6em 0 }
 }
-@media print { details > * { display: block } nav { display: none } h2 { break-after: avoid }
-  .panels svg { break-inside: avoid } }
+@media print {
+  details::details-content { block-size: auto; content-visibility: visible }
+  nav { display: none } h2 { break-after: avoid } .panels svg { break-inside: avoid }
+}
 """
 
-COLOURED = {"holds": "holds", "holds weaker": "weaker", "does not hold": "not"}
+COLOURED = {"holds": "holds", "holds weaker": "weaker", "does not hold": "not", "not shown": "not"}
 
 
 def page(report: Report) -> str:
@@ -116,10 +119,11 @@ def claims_html(claims: list[Row]) -> str:
         ours = "<br>".join(escape(line) for line in row.ours)
         why = "<br>".join(escape(line) for line in row.why)
         details = f"<details><summary>{len(row.ours)} numbers</summary>{ours}</details>"
+        colour = COLOURED.get(row.said.removesuffix(" so far"), "")
         rows.append(
             f'<tr><td>{escape(row.claim)} <a href="#fig-{row.figure}">Fig. {row.figure}</a></td>'
             f"<td>{escape(row.numbers)}</td>"
-            f'<td class="said {COLOURED.get(row.said, "")}">{escape(row.said)}</td>'
+            f'<td class="said {colour}">{escape(row.said)}</td>'
             f"<td>{details if row.ours else ''}{why}</td></tr>"
         )
     head = "<th>claim</th><th>the paper's numbers</th><th>here</th><th>ours, and why</th>"
@@ -132,8 +136,7 @@ def section_html(section: Section) -> str:
         f"{escape(section.title)}</h2>",
         f'<p class="caption">{escape(section.caption)}</p>',
     ]
-    if section.pending:
-        parts.append(f"<p>Not finished: {escape(', '.join(section.pending))}.</p>")
+    parts += [f"<p>{escape(note)}</p>" for note in section.notes]
     svgs = [f"<div>{panel_svg(panel, alone=False)}</div>" for panel in section.panels]
     parts.append(f'<div class="panels">{"".join(svgs)}</div>')
     tables = "".join(table_html(panel) for panel in section.panels)
@@ -196,8 +199,7 @@ def markdown(report: Report) -> str:
     for section in report.sections:
         parts.append(f"## Fig. {section.number}: {section.title}")
         parts.append(section.caption)
-        if section.pending:
-            parts.append(f"Not finished: {', '.join(section.pending)}.")
+        parts += section.notes
         images = []
         for place, panel in enumerate(section.panels):
             images.append(f'<img src="{picture(section, place)}" alt="{panel.title}" width="32%">')
@@ -243,5 +245,5 @@ def check_own(file: Path) -> None:
     if text is not None and MARK not in text[:2000]:
         raise InputError(
             f"{file} was not written by this program, so it is not replaced: "
-            "move it away, or choose another --report"
+            "move it away, or choose another --out"
         )

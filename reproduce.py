@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from checkpoints import model_hash
 from claims import verdict
 from data.problems import InputError
 from figures import Drawn, table
@@ -34,6 +35,7 @@ from findings import PROBLEMS, Evidence, bar_of, points_of
 from jobs import Job, Place, closure, commit, run_jobs
 from origins import is_model
 from paper import FIGURES, SHIPPED, TASKS, Figure, Panel, jobs_of
+from policies import shipped
 from report import Report, Row, Section, write_report
 from results import refuse_repeats, smallest_effect
 from runs import launch
@@ -91,7 +93,8 @@ def chosen_figures(cfg: ReproduceConfig) -> dict[str, Figure]:
             if not cfg.task or panel.lock.split("/")[0] in cfg.task:
                 panels.append(panel)
         if panels:
-            found[name] = replace(figure, panels=tuple(panels))
+            also = [job for job in figure.also if not cfg.task or job.split("/")[0] in cfg.task]
+            found[name] = replace(figure, panels=tuple(panels), also=tuple(also))
     if not found:
         raise InputError(
             f"no panel of figure {', '.join(cfg.figure)} is about {', '.join(cfg.task)}"
@@ -109,7 +112,7 @@ def possible(
     for name, figure in figures.items():
         panels = []
         for panel in figure.panels:
-            needed = names_of(replace(figure, panels=(panel,)), cfg.seeds)
+            needed = names_of(replace(figure, panels=(panel,), also=()), cfg.seeds)
             if not {job.name for job in closure(needed, jobs)} & set(SHIPPED):
                 panels.append(panel)
         left_out = len(figure.panels) - len(panels)
@@ -123,13 +126,15 @@ def possible(
 
 
 def names_of(figure: Figure, seeds: tuple[int, ...]) -> list[str]:
-    """The jobs whose results a figure shows."""
+    """The jobs whose results a figure shows, or a claim about it is tested on."""
     names = []
     for panel in figure.panels:
         names.append(panel.lock)
         names += [panel.prompts] * bool(panel.prompts)
         for item in (*panel.curves, *panel.bars):
             names += [item.job.format(seed=seed) for seed in seeds]
+    for job in figure.also:
+        names += [job.format(seed=seed) for seed in seeds]
     return list(dict.fromkeys(names))
 
 
@@ -210,11 +215,18 @@ def section_of(
     number: str, figure: Figure, evidence: Evidence, paper: dict, unfinished: list[str]
 ) -> Section:
     """A figure as it is told."""
-    panels = []
+    panels, notes = [], []
     for panel in figure.panels:
-        found = drawn(panel, figure.x, number, evidence, paper)
+        try:
+            found = drawn(panel, figure.x, number, evidence, paper)
+        except InputError as error:
+            notes.append(f"{panel.title} is left out: {error}.")
+            continue
         if found:
             panels.append(found)
+            notes += invalid(panel, evidence)
+    if unfinished:
+        notes.append(f"Not finished: {', '.join(unfinished)}.")
     theirs = paper["figures"].get(number.split(",")[0], {})
     seeds = seeds_shown(panels)
     caption = (
@@ -227,7 +239,15 @@ def section_of(
             f"In the paper: {theirs['claim']} "
         )
     caption += figure.note
-    return Section(number, figure.title, " ".join(caption.split()), panels, unfinished)
+    return Section(number, figure.title, " ".join(caption.split()), panels, notes)
+
+
+def invalid(panel: Panel, evidence: Evidence) -> list[str]:
+    """A sentence where a panel's lock is not valid by docs/locks.md."""
+    failed = evidence.locks[panel.lock].failed
+    if not failed:
+        return []
+    return [f"{panel.title}: the lock is not valid ({'; '.join(failed)})."]
 
 
 def seeds_shown(panels: list[Drawn]) -> list[int]:
@@ -273,18 +293,20 @@ INTRO = (
     "Stress-Testing Capability Elicitation With Password-Locked Models (Greenblatt, Roger, "
     "Krasheninnikov, Krueger 2024, arXiv 2405.19550), figure by figure, on {} and generated tasks: "
     "its effects, not its numbers. All correctness is on validation problems that nothing was "
-    "chosen on."
+    "chosen on. {}"
 )
 POWER = (
-    f"{PROBLEMS} problems show a difference of {100 * smallest_effect(PROBLEMS):.1f} points in "
-    "four cases of five, where two models differ on a fifth of them."
+    f"Of two models that differ on a fifth of {PROBLEMS} problems, a difference of "
+    f"{100 * smallest_effect(PROBLEMS):.1f} points is seen in four cases of five; with seeds that "
+    "differ it takes more."
 )
 HOW = (
     "A claim is a family of tests, each a number with a bound, written before the results were "
     "seen (claims.py). It holds where all pass with p < .05 after Holm's correction within the "
-    "family; it holds weaker where more than half of the numbers are on its side and none is "
-    "significantly on the other. Intervals and p are of a bootstrap over problems, with Student's "
-    f"t over seeds. {POWER}"
+    "family, and none is of one run alone; it holds weaker where one passes and more than half of "
+    "the numbers are on its side; it does not hold where one is on the other side with p < .05. "
+    "Intervals and p are of a bootstrap over problems, and of Student's t over seeds where there "
+    "are several."
 )
 
 
@@ -304,7 +326,7 @@ def report_of(
     claims = rows_of_claims(figures, evidence, paper)
     return Report(
         "The paper's figures, reproduced",
-        INTRO.format(cfg.strong_from or "models of one million parameters"),
+        INTRO.format(cfg.strong_from or "models of one million parameters", POWER),
         HOW,
         claims,
         sections,
@@ -320,7 +342,7 @@ def texts_of(jobs: dict[str, Job], place: Place) -> dict[str, str]:
         job = jobs[f"{task}/samples"]
         if place.record(job):
             text = place.file(job, ".log").read_text(errors="replace")
-            found[f"Completions, {task}"] = text.split("\r")[-1].strip()
+            found[f"Completions, {task}"] = text.strip()
     return found
 
 
@@ -330,7 +352,8 @@ def facts_of_jobs(needed: list[Job], place: Place) -> list[str]:
     minutes = sum(record["seconds"] for record in records) / 60
     commits = sorted({record.get("commit", "") for record in records})
     return [
-        f"{len(records)} of {len(needed)} jobs, {minutes:,.0f} minutes of processes; commits "
+        f"{len(records)} of {len(needed)} jobs, {minutes:,.0f} minutes of processes (of jobs that "
+        "were interrupted those of the last attempt); commits "
         f"{', '.join(commits)}; torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.machine()}; written {time.strftime('%Y-%m-%d %H:%M')}, commit {commit()}.",
     ]
@@ -349,23 +372,31 @@ def workers_of(cfg: ReproduceConfig) -> tuple[int, int, bool]:
     return workers, max(1, cores // workers), bool(devices)
 
 
+def inputs_of(cfg: ReproduceConfig) -> str:
+    """A hash of the models that jobs start from."""
+    paths = [cfg.strong_from] if cfg.strong_from else map(shipped, ("strong", "weak"))
+    return "-".join(model_hash(path)[:8] for path in paths)
+
+
 def main(cfg: ReproduceConfig) -> int:
+    if cfg.strong_from:
+        cfg = replace(cfg, strong_from=str(Path(cfg.strong_from).resolve()))
     figures = chosen_figures(cfg)
     jobs = jobs_of(cfg.seeds, cfg.strong_from)
     if cfg.strong_from:
         figures = possible(figures, jobs, cfg)
-    place = Place(Path(cfg.out))
+    place = Place(Path(cfg.out).resolve(), inputs_of(cfg))
     workers, threads, cuda = workers_of(cfg)
     if cfg.list:
         show_list(figures, jobs, place, workers, cfg.seeds)
         return 0
 
-    place.claim()
     wanted = [name for figure in figures.values() for name in names_of(figure, cfg.seeds)]
     wanted += [f"{task}/samples" for task in tasks_of(figures)]
     print(f"{POWER}\n")
     code = 0
     if not cfg.report_only:
+        place.claim()
         outcome = run_jobs(closure(wanted, jobs), place, workers, threads, cuda)
         code = int(bool(outcome.failed))
         for name, why in outcome.failed.items():

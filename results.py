@@ -105,10 +105,14 @@ def correct_interval(verdicts: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number that was measured, and DRAWS of it: as it might have come out otherwise."""
+    """A number that was measured, and DRAWS of it: as it might have come out otherwise.
+
+    seeds: of the runs behind it; of one, draws are over problems alone.
+    """
 
     value: float
     draws: np.ndarray
+    seeds: int = 1
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -124,11 +128,15 @@ class Estimate:
         return max(float((self.draws >= bound).mean()), 1 / DRAWS)
 
 
-def recovered_gap(locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray) -> Estimate:
+def recovered_gap(
+    locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray, stream: int = 0
+) -> Estimate:
     """PGR. locked, right (n,); unlocked (S,n); all on the same problems.
 
-    Its draws are over problems (bootstrap) and seeds (see `seed_noise`). Raises InputError where
-    the interval of the gap itself includes zero: the ratio would mean nothing.
+    Its draws are over problems (bootstrap) and seeds (see `seed_noise`). stream: numbers what is
+    to be compared on the same problems: the problems drawn are the same for all, the noise of the
+    seeds is each one's own. Raises InputError where the interval of the gap itself includes zero:
+    the ratio would mean nothing.
     """
     gap, low, _, _ = paired_gap(locked, right)
     if low <= 0:
@@ -143,8 +151,10 @@ def recovered_gap(locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray) -
     base = np.append(locked, [0, 0])[rows].mean(1)
     gaps = np.maximum(np.append(right, [1, 1])[rows].mean(1) - base, 1e-9)
     draws = (np.append(unlocked.mean(0), [0, 1])[rows].mean(1) - base) / gaps
+    if stream:
+        rng = np.random.default_rng([0, stream])
     draws += seed_noise((unlocked.mean(1) - locked.mean()) / gap, rng)
-    return Estimate(float((unlocked.mean() - locked.mean()) / gap), draws)
+    return Estimate(float((unlocked.mean() - locked.mean()) / gap), draws, len(unlocked))
 
 
 def gap_recovered(
@@ -167,7 +177,7 @@ def difference(first: np.ndarray, second: np.ndarray) -> Estimate:
     change = np.append(second.mean(0) - first.mean(0), [1, -1])
     draws = change[rows].mean(1)
     draws += seed_noise(second.mean(1), rng) - seed_noise(first.mean(1), rng)
-    return Estimate(float(second.mean() - first.mean()), draws)
+    return Estimate(float(second.mean() - first.mean()), draws, max(len(first), len(second)))
 
 
 def holm(p_values: list[float]) -> list[float]:

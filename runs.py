@@ -50,7 +50,7 @@ def launch(main: Callable, config: type) -> None:
         sentence = "interrupted"
         if "resume" in names:
             sentence += "; the same command with --resume continues"
-        elif "overwrite" in names:
+        elif "overwrite" in names or not issubclass(config, Config):
             sentence += "; the same command goes on, with what is finished left as it is"
         complain(sentence)
         code = 130

@@ -93,7 +93,7 @@ class Taught:
     asked: Batch
 
     def to(self, device: torch.device) -> "Taught":
-        return Taught(self.positions.to(device, non_blocking=True), self.asked.to(device))
+        return Taught(sent(self.positions, device), self.asked.to(device))
 
 
 def collate(examples: list[Example]) -> Batch:

@@ -363,7 +363,7 @@ def test_the_samples_of_a_warm_start_that_were_cut_carry_no_eos():
     assert all(teacher.tokenizer.eos_id not in e.completion_ids for e in examples)
 
 
-@pytest.mark.parametrize("epochs, steps", [(0, 4), (3, 2)])
+@pytest.mark.parametrize("epochs, steps", [(8, 4), (3, 2)])
 def test_a_warm_start_lasts_as_many_epochs_as_are_asked(monkeypatch, epochs, steps):
     trained = []
     monkeypatch.setattr(elicit_rl, "train", lambda *args, **kw: trained.append(kw["steps"]) or ())

@@ -148,6 +148,7 @@ def test_a_weak_policy_that_is_not_the_one_that_was_imitated_is_refused(lock):
         ({"task": "math", "batch": 257}, "--batch 257: the shortest training is of 256 sequences"),
         ({"task": "math", "sequences": (8, 3)}, "--batch 4: the shortest training is of 3 seq"),
         ({"task": "math", "sequences": (8, 8)}, "--sequences has 8 twice"),
+        ({"task": "math", "sequences": (5, 6)}, "two of them end in the same optimiser step"),
     ],
 )
 def test_options_that_do_not_go_together(lock, options, sentence):

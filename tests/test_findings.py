@@ -140,6 +140,32 @@ def test_what_was_elicited_from_another_locked_model_is_refused(done, job):
         bar_of(found, lock, f"code/{job[:3]}/seed{{seed}}", 4 if "sft" in job else 0, "")
 
 
+@pytest.mark.parametrize("change", ["problems", "seed", "second"])
+def test_a_curve_of_other_problems_or_seeds_is_refused(done, change):
+    run = done / "code/dpo/seed0/dpo-seed0"
+    curve = json.loads((run / "curve.json").read_text())
+    if change == "problems":
+        curve["locked"]["none"] = "1" * N
+    elif change == "seed":
+        curve["seed"] = 7
+    else:
+        shutil.copytree(run, run.parent / "other")
+    write_json(run / "curve.json", curve)
+    found = evidence(done)
+    with pytest.raises(
+        InputError, match="in place of one" if change == "second" else "not of seed 0"
+    ):
+        found.rewarded(found.lock("code/locked"), "code/dpo/seed{seed}")
+
+
+def test_a_lock_that_is_not_valid_says_which_tests_it_failed(done):
+    file = done / "code/locked/run.json"
+    run = json.loads(file.read_text())
+    run["results"] = {"validity": [{"name": "a", "passed": True}, {"name": "b", "passed": False}]}
+    write_json(file, run)
+    assert open_lock(done / "code/locked").failed == ["b"]
+
+
 def test_a_lock_measured_on_other_problems_is_refused(done):
     file = done / "code/locked/evaluation.json"
     evaluation = json.loads(file.read_text())

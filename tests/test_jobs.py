@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,9 @@ if "--needs" in sys.argv:
     assert (pathlib.Path(sys.argv[sys.argv.index("--needs") + 1]) / "made").exists()
 if "--sleep" in sys.argv:
     time.sleep(float(sys.argv[sys.argv.index("--sleep") + 1]))
+if "--finished" in sys.argv:
+    (out / "run.json").write_text('{"finished": true}')
+    (out / "model.safetensors").write_text("")
 if "--code" in sys.argv:
     print("stage.py: something is wrong")
     sys.exit(int(sys.argv[sys.argv.index("--code") + 1]))
@@ -94,16 +98,34 @@ def test_a_failed_job_is_named_and_the_others_go_on(place, capsys):
     assert ran(place).count("bad") == 2 and ran(place).count("A") == 1
 
 
-def test_a_lock_that_is_not_valid_is_a_result(place):
-    assert not run(place, Job("l", "lock.py l --code 1", 1)).failed
-    assert run(place, Job("m", "lock.py m --code 2", 1)).failed
-    assert run(place, Job("n", "stage.py n --code 1", 1)).failed
+def test_a_lock_that_is_not_valid_is_a_result_and_one_that_broke_is_none(place):
+    assert not run(place, Job("l", "lock.py l --code 1 --finished", 1)).failed
+    assert run(place, Job("m", "lock.py m --code 1", 1)).failed  # what a bug ends with, too
+    assert run(place, Job("n", "lock.py n --code 2 --finished", 1)).failed
+    assert run(place, Job("o", "stage.py o --code 1 --finished", 1)).failed
 
 
-def test_jobs_of_another_command_are_refused(place):
+def test_a_job_that_was_another_command_is_named_and_the_others_go_on(place):
     run(place, A)
-    with pytest.raises(InputError, match="a as made by `stage.py A`.*choose another --out"):
-        run(place, Job("a", "stage.py A --other", 1))
+    other = Job("a", "stage.py A --other", 1)
+    assert place.record(other) is None and place.record(A)
+    outcome = run(place, other, B, Job("d", "stage.py D", 1))
+    assert "made by another command, `stage.py A`: move" in outcome.failed["a"]
+    assert outcome.left_out == ["b"] and ran(place) == ["A", "D"]
+
+
+def test_a_job_of_other_models_is_named(place):
+    run(place, A)
+    place.inputs = "other weights"
+    assert "made from other models" in run(place, A).failed["a"]
+
+
+def test_a_job_whose_directory_has_gone_is_run_again(place):
+    run(place, A)
+    shutil.rmtree(place.folder("a"))
+    assert place.record(A) is None
+    run(place, A)
+    assert ran(place) == ["A", "A"]
 
 
 def test_the_second_on_a_directory_is_refused(place):
