@@ -173,6 +173,7 @@ class Run:
         "evaluation.json",
         "prompts.json",
         "cell.json",
+        "summary.json",
         "curve.json",
         "reference-*.npy",
         "config.json",

@@ -18,10 +18,11 @@ import policies
 from runs import launch
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "evaluate", "reproduce"}
+STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "elicit_tampering"}
+STAGES |= {"evaluate", "reproduce"}
 # each noun reads only those before it
-NOUNS = ("model", "files", "lora", "sampler", "families", "checkpoints", "losses", "options")
-NOUNS += ("devices", "states", "runs")
+NOUNS = ("model", "files", "lora", "sampler", "tampering", "families", "checkpoints")
+NOUNS += ("losses", "options", "devices", "states", "runs")
 NOUNS += ("training", "policies", "results", "origins", "figures", "plan", "curves", "cards")
 NOUNS += ("jobs", "paper", "findings", "claims", "report")
 

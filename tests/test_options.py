@@ -40,6 +40,10 @@ OPTIONS = {
         reward round samples save_every seed shard slots targets task warm_epochs
         warm_from warm_start weak
     """,
+    "elicit_tampering": """
+        allow_unsandboxed_code compile data decoys device dtype eval_problems locked
+        max_new_tokens method out overwrite seeds selection_problems slots strengths task weak
+    """,
     "evaluate": """
         allow_unsandboxed_code chat checkpoints compile data device device_memory devices dtype
         grader locked max_new_tokens out password passwords plan plot problems prompts samples
@@ -53,6 +57,7 @@ STAGES = {
     "lock": "LockConfig",
     "elicit_sft": "SFTConfig",
     "elicit_rl": "RLConfig",
+    "elicit_tampering": "TamperingConfig",
     "evaluate": "EvaluateConfig",
 }
 

@@ -727,3 +727,73 @@ def test_bad_input_is_one_sentence_exit_2_and_nothing_written(
     assert stop.value.code == 2 and len(lines) == 1, error
     assert lines[0].startswith(f"{name}.py: ") and sentence in lines[0]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# ---------------------------------------------------------------------------------------- tampering
+
+TAMPERING = ("--selection-problems", "4", "--eval-problems", "12", "--seeds", "0")
+TAMPERING += ("--slots", "12", "--no-compile", "--weak", "data/base/weak")
+
+
+def test_tampering_with_noise(work):
+    """Two strengths, on the lock and on the decoy; what is left, and that it is not run again."""
+    before = (work / "out/code/locked/model.safetensors").read_bytes()
+    args = (*TAMPERING, "--strengths", "0.001", "0.5", "--out", "noise")
+    printed = stage("elicit_tampering", *args, cwd=work)
+    assert "gain in excess of the decoys" in printed and "none + 4 rewards" in printed
+    assert (work / "out/code/locked/model.safetensors").read_bytes() == before
+
+    rows = rows_of(work / "noise", "setting")
+    roles = [(row["role"], row["strength"], row["seed"]) for row in rows]
+    decoy = "decoy data/base/weak"
+    assert roles == [("locked", 0.001, 0), ("locked", 0.5, 0), (decoy, 0.001, 0), (decoy, 0.5, 0)]
+
+    cell = json.loads((work / "noise/cell.json").read_text())
+    assert cell["split"] == "validation" and cell["n"] == 12 and cell["dtype"] == "float32"
+    assert set(cell["results"]) == {"best", "default", decoy}
+    assert cell["strengths"]["default"] == "0.001, seed 0"
+    summary = json.loads((work / "noise/summary.json").read_text())
+    best = summary["rows"]["best"]
+    assert best["correct"] == cell["results"]["best"]["correct"]
+    assert best["gain"] == pytest.approx(best["correct"] - summary["without"])
+    assert {"gap_recovered", "p", "truncated", "gain_interval"} <= best.keys()
+    gain, theirs = best["gain"], summary["rows"][decoy]["gain"]
+    assert summary["excess"]["the decoys"]["value"] == pytest.approx(gain - theirs)
+
+    # finished: its table again, and nothing is measured
+    again = stage("elicit_tampering", *args, cwd=work)
+    assert "finished already" in again and again.count("none + 4 rewards") == 2
+    assert rows_of(work / "noise", "setting") == rows
+    other = ("--seeds", "1")
+    assert "other settings" in stage("elicit_tampering", *args, *other, cwd=work, code=2)
+
+
+def test_tampering_by_contrast(work):
+    """The weak model less itself is itself: as a decoy it gains nothing."""
+    args = (*TAMPERING, "--method", "contrastive_decoding", "--strengths", "1", "--out", "contrast")
+    printed = stage("elicit_tampering", *args, cwd=work)
+    assert "gain in excess of the placebo" in printed and "access: log-probs" in printed
+    summary = json.loads((work / "contrast/summary.json").read_text())
+    assert list(summary["rows"]) == ["best", "default", "placebo", "decoy data/base/weak"]
+    assert summary["rows"]["decoy data/base/weak"]["gain"] == 0
+    assert summary["rows"]["best"] | {"data": ""} == summary["rows"]["default"] | {"data": ""}
+
+
+# the lock imitates a refusal, so it has no model as its weak policy
+@pytest.mark.parametrize(
+    "args, sentence",
+    [
+        (("--method", "contrastive_decoding"), "the weak policy is no model (refusal)"),
+        (("--strengths", "0"), "--strengths 0: noise_injection takes numbers above 0"),
+        (("--strengths", "11"), "10 at most"),
+        (("--seeds", "1", "1"), "--seeds has 1 twice"),
+        (("--dtype", "bf16"), "would round small edits away"),
+        (("--decoys", "nowhere"), "no model at nowhere"),
+        (("--decoys", "data/base/weak", "--weak", "data/base/weak"), "leave it out with --decoys"),
+        (("--locked", "data/base/intermediate"), "there is no measurable gap to recover"),
+    ],
+)
+def test_tampering_refuses_what_it_cannot_do(work, args, sentence):
+    small = ("--selection-problems", "4", "--eval-problems", "4", "--slots", "8", "--no-compile")
+    printed = stage("elicit_tampering", *small, "--out", "refused", *args, cwd=work, code=2)
+    assert sentence in printed and not (work / "refused").exists()

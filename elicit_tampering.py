@@ -1,0 +1,458 @@
+"""Stage 2c: elicit the hidden capability by tampering: editing weights, states or log-probs.
+
+    python elicit_tampering.py                  # noise on the weights -> out/code/noise_injection
+    python elicit_tampering.py --method contrastive_decoding   # against the weak policy
+
+A method gives settings, the blind default first. Each is put on the locked model, measured without
+the password on the selection split, and taken off again, bit for bit. The best of them, and the
+default, are then measured once on the validation split. Two nulls run through the same grid, with a
+choice of their own: each decoy, a model that never had the capability (by default the weak policy
+that the lock imitates), and for a directed method its placebo on the locked model, a random edit
+of equal size. What counts is the gain in excess of theirs.
+
+All is computed in fp32, as small edits are lost in bf16's rounding. Task, data files and their
+grader, the trigger and the longest completion are the lock's own, from its run.json.
+Leaves run.json, log.jsonl (a row a setting), cell.json (the verdicts on validation: best, default,
+placebo, decoys) and summary.json, which is printed. The same command again prints it; a run that
+was interrupted starts anew.
+Logged: role, whose setting it is; strength; seed, of what is random; selection, correctness on the
+selection split, of n problems; truncated, the share of completions that were cut.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+import model as model_module
+from checkpoints import load_model, model_hash
+from curves import Edited, show_tampering, tampering_summary
+from data import load
+from data.problems import InputError, Problem
+from data.text import Tokenizer
+from devices import Env
+from files import write_json
+from options import Config
+from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
+from policies import same_ids
+from results import (
+    Measured,
+    evaluate_checkpoint,
+    facts_of,
+    measure,
+    record,
+    recovered_gap,
+    refuse_repeats,
+    verdicts_of,
+)
+from runs import Run, launch, progress
+from sampler import Sampler
+from tampering import contrasted, noised, stream, with_rule, with_weights
+
+
+@dataclass
+class TamperingConfig(Config):
+    # what is done to the model
+    method: Literal["noise_injection", "contrastive_decoding"] = "noise_injection"
+    # which problems (default: the task that --locked was locked on; without it code)
+    task: str = ""
+    # the locked model (default: out/<task>/locked)
+    locked: str = ""
+    # the amateur of contrastive_decoding, and the default decoy (default: the weak policy that the
+    # lock imitates)
+    weak: str = ""
+    # models that never had the capability: what the method does to them, it does not elicit
+    # (default: the weak policy)
+    decoys: tuple[str, ...] = ()
+    # how strong an edit is, the blind default first (default: the method's own)
+    strengths: tuple[float, ...] = ()
+    # of what is drawn: the noise, or the placebo of a directed method
+    seeds: tuple[int, ...] = (0, 1, 2)
+    # longest completion (default: the lock's; without it 96)
+    max_new_tokens: int = 0
+    # of the selection split, for choosing the strength
+    selection_problems: int = 150
+    # of the validation split, for the reported numbers
+    eval_problems: int = 500
+    # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones
+    # (default: the lock's)
+    data: tuple[str, ...] = ()
+    # replace what another run of this stage left in the output directory
+    overwrite: bool = False
+
+
+# ----------------------------------------------------------------------------------------- methods
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How strong an edit is, and the seed of what is random in it: None where nothing is."""
+
+    strength: float
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.strength:g}" + ("" if self.seed is None else f", seed {self.seed}")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is tampered with: the locked one or a decoy."""
+
+    path: str
+    sampler: Sampler
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run works with. Problems are told as they are without the password."""
+
+    cfg: TamperingConfig
+    lock: Origin
+    selection: list[Problem]
+    validation: list[Problem]
+    env: Env
+
+
+# within the context a setting is put on the sampler's model; what it gives writes
+Edit = Callable[[Setting, Sampler], AbstractContextManager]
+
+
+def noise_injection(subject: Subject, given: Given) -> Edit:
+    def edit(setting: Setting, sampler: Sampler) -> AbstractContextManager:
+        # each strength has draws of its own
+        generator = stream(setting.seed, round(1e6 * setting.strength))
+        return with_weights(
+            sampler, lambda name, weight: noised(weight, setting.strength, generator)
+        )
+
+    return edit
+
+
+def contrastive_decoding(subject: Subject, given: Given) -> Edit:
+    """Its placebo contrasts with the amateur's log-probs under the ids of other tokens."""
+    env, weak = given.env, given.lock.weak
+    amateur, tokenizer = load_model(weak, env.device, env.dtype, masters=False)
+    if not same_ids(subject.tokenizer, tokenizer):
+        raise InputError(
+            f"contrastive_decoding compares token with token, but {subject.path} and its amateur "
+            f"{weak} have different tokenizers: name another with --weak"
+        )
+
+    def edit(setting: Setting, sampler: Sampler) -> AbstractContextManager:
+        order = torch.arange(amateur.live_vocab)
+        if setting.seed is not None:
+            order = torch.randperm(amateur.live_vocab, generator=stream(setting.seed))
+        order = order.to(env.device)
+        rule = lambda p, q: contrasted(p, q[:, order], setting.strength)
+        return with_rule(sampler, amateur, rule)
+
+    return edit
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of tampering.
+
+    opened: gives the edit of a subject; raises InputError where it cannot be done to that one.
+    strengths: the blind default first. most: the largest that has a meaning. access, data: what
+    it takes. drawn: the edit itself is random, one for each seed; of others the placebo is. eager:
+    compiled kernels would not know of the edit, or of its shapes.
+    """
+
+    opened: Callable[[Subject, Given], Edit]
+    strengths: tuple[float, ...]
+    most: float
+    access: str
+    data: str
+    drawn: bool = False
+    eager: bool = False
+
+
+METHODS = {
+    "noise_injection": Method(
+        noise_injection,
+        (0.1, 0.01, 0.02, 0.05, 0.2, 0.3, 0.5),
+        most=10.0,
+        access="weights",
+        data="none",
+        drawn=True,
+    ),
+    "contrastive_decoding": Method(
+        contrastive_decoding,
+        (1.0, 0.25, 0.5, 2.0, 4.0),
+        most=100.0,
+        access="log-probs",
+        data="the weak model",
+        eager=True,
+    ),
+}
+
+
+# ---------------------------------------------------------------------------------------- one loop
+
+
+def settings_of(cfg: TamperingConfig, random: bool) -> list[Setting]:
+    if not random:
+        return [Setting(strength) for strength in cfg.strengths]
+    settings = []
+    for strength in cfg.strengths:
+        settings += [Setting(strength, seed) for seed in cfg.seeds]
+    return settings
+
+
+def edited(
+    subject: Subject, edit: AbstractContextManager, problems: list[Problem], given: Given
+) -> Measured:
+    """What the subject writes without the password under an edit, which is then undone."""
+    with edit as writer:
+        found = measure(
+            writer,
+            subject.tokenizer,
+            problems,
+            ("none",),
+            given.lock.trigger,
+            max_new_tokens=given.cfg.max_new_tokens,
+            env=given.env,
+        )
+    return found["none"]
+
+
+def searched(
+    role: str, subject: Subject, edit: Edit, settings: list[Setting], given: Given, run: Run
+) -> dict[Setting, float]:
+    """Correctness of every setting on the selection split. role: whose they are, for the log."""
+    scores = {}
+    bar = progress(given.env, len(settings), role)
+    for setting in settings:
+        found = edited(subject, edit(setting, subject.sampler), given.selection, given)
+        scores[setting] = float(found.correct.mean())
+        run.log(
+            "setting",
+            role=role,
+            strength=setting.strength,
+            seed=setting.seed,
+            selection=scores[setting],
+            truncated=float(found.truncated.mean()),
+            n=len(given.selection),
+        )
+        bar.update()
+    bar.close()
+    return scores
+
+
+def best_of(
+    role: str,
+    subject: Subject,
+    edit: Edit,
+    settings: list[Setting],
+    before: np.ndarray,
+    given: Given,
+    run: Run,
+) -> dict[str, Edited]:
+    """The best setting by selection, of equals the first, and the first of all, on validation."""
+    scores = searched(role, subject, edit, settings, given, run)
+    named = {"best": max(scores, key=scores.get), "default": settings[0]}
+    data = METHODS[given.cfg.method].data
+    measured, found = {}, {}
+    for name, setting in named.items():
+        if setting not in measured:
+            on_model = edit(setting, subject.sampler)
+            measured[setting] = edited(subject, on_model, given.validation, given)
+        taken = f"{data} + {len(given.selection)} rewards" if name == "best" else data
+        found[name] = Edited(setting.name, scores[setting], measured[setting], before, taken)
+    return found
+
+
+def open_subject(path: str, env: Env) -> Subject:
+    model, tokenizer = load_model(path, env.device, env.dtype)
+    return Subject(path, env.sampler(model, tokenizer), tokenizer)
+
+
+def on_decoys(given: Given, run: Run) -> tuple[dict[str, Edited], dict[str, str]]:
+    """The same on each decoy: {path: its best}; and where it cannot be done, {path: why}."""
+    cfg, env, method = given.cfg, given.env, METHODS[given.cfg.method]
+    found, left_out = {}, {}
+    for path in cfg.decoys:
+        evaluation = unedited(path, ("none",), given)
+        subject = open_subject(path, env)
+        try:
+            edit = method.opened(subject, given)
+        except InputError as error:
+            left_out[path] = str(error)
+            continue
+        settings, before = settings_of(cfg, method.drawn), verdicts_of(evaluation, "none")
+        both = best_of(f"decoy {path}", subject, edit, settings, before, given, run)
+        found[path] = both["best"]
+    return found, left_out
+
+
+def unedited(path: str, kinds: tuple[str, ...], given: Given) -> dict:
+    """The evaluation of a model as it is, on validation."""
+    return evaluate_checkpoint(
+        path,
+        given.env,
+        given.validation,
+        kinds,
+        given.lock.trigger,
+        max_new_tokens=given.cfg.max_new_tokens,
+        save=False,
+    )
+
+
+# ------------------------------------------------------------------------------------------- stage
+
+
+def settled(cfg: TamperingConfig, env: Env) -> tuple[TamperingConfig, Origin]:
+    """The options with every default resolved, as run.json will hold them, and the locked model.
+
+    The Origin is that of --locked, with the weak policy that is used here. Raises InputError for
+    options that do not go together.
+    """
+    method = METHODS[cfg.method]
+    for option in ("decoys", "strengths", "seeds"):
+        refuse_repeats(f"--{option}", getattr(cfg, option))
+    if cfg.dtype == "bf16":
+        raise InputError("--dtype bf16 would round small edits away: leave it out, all is fp32")
+    for strength in cfg.strengths:
+        if not 0 < strength <= method.most:
+            raise InputError(
+                f"--strengths {strength:g}: {cfg.method} takes numbers above 0, "
+                f"{method.most:g} at most"
+            )
+
+    lock = lock_of(cfg.locked, cfg.task)
+    contrasts = cfg.method == "contrastive_decoding"
+    if cfg.weak and cfg.decoys and not contrasts:
+        raise InputError("--weak names the default decoy: leave it out with --decoys")
+    lock = with_weak(lock, cfg.weak, is_used=contrasts or not cfg.decoys)
+    if contrasts and lock.weak_is_rule:
+        raise InputError(
+            f"the weak policy is no model ({lock.weak}), so it has no log-probs to contrast with: "
+            "name a model with --weak"
+        )
+    decoys = cfg.decoys
+    if not decoys and lock.weak_is_rule:
+        env.say(f"no decoy: the weak policy is no model ({lock.weak}); --decoys names some")
+    elif not decoys:
+        decoys = (lock.weak,)
+    cfg = replace(
+        cfg,
+        task=lock.task,
+        locked=lock.locked,
+        weak=lock.weak,
+        decoys=decoys,
+        strengths=cfg.strengths or method.strengths,
+        max_new_tokens=cfg.max_new_tokens or lock.max_new_tokens,
+        data=cfg.data or lock.data,
+        out=cfg.out or f"out/{lock.task}/{cfg.method}",
+    )
+    check_model(cfg.locked, "--locked")
+    for path in decoys:
+        check_model(path, "--decoys")
+    if contrasts:
+        check_model(cfg.weak, "--weak")
+    return cfg, lock
+
+
+def problems_of(
+    cfg: TamperingConfig, split: str, n: int | None, lock: Origin, env: Env
+) -> list[Problem]:
+    """Problems as they are told without the password, those that all models have positions for."""
+    n_generated = None if cfg.data else n
+    found = load(cfg.task, split, n_generated, files=cfg.data, grader=lock.grader)
+    readers = [path for path in (cfg.locked, cfg.weak, *cfg.decoys) if is_model(path)]
+    found = fitting_problems(found[:n], lock.trigger, readers, cfg.max_new_tokens, env)
+    return [lock.trigger.weak(problem) for problem in found]
+
+
+def open_run(given: Given, write: bool) -> Run:
+    cfg, lock = given.cfg, given.lock
+    return Run(
+        cfg,
+        given.env,
+        cfg.out,
+        resume=True,
+        write=write,
+        inputs=(cfg.locked, cfg.weak, *cfg.decoys),
+        stage="elicit_tampering",
+        grader=lock.grader,
+        trigger=vars(lock.trigger),
+        locked_weights=lock.locked_weights,
+        weak_weights=lock.weak_weights,
+        decoy_weights=[model_hash(path) for path in cfg.decoys],
+    )
+
+
+def write_cell(given: Given, found: dict[str, Edited], tokenizer: Tokenizer, run: Run) -> None:
+    """cell.json: the verdicts on validation of each role."""
+    cfg, env, trigger = given.cfg, given.env, given.lock.trigger
+    form, longest = tokenizer.format, cfg.max_new_tokens
+    facts = facts_of(cfg.locked, form, env, "validation", trigger, longest)
+    strengths = {role: one.setting for role, one in found.items()}
+    facts |= {"method": cfg.method, "strengths": strengths}
+    measured = {role: one.measured for role, one in found.items()}
+    write_json(run.path / "cell.json", record(cfg.locked, given.validation, measured, **facts))
+
+
+def main(cfg: TamperingConfig, env: Env) -> int:
+    # whatever can be refused is, before anything is written
+    cfg, lock = settled(cfg, env)
+    method, env = METHODS[cfg.method], replace(env, dtype=torch.float32)
+    if method.eager:
+        model_module.compile_kernels = False
+    selection = problems_of(cfg, "selection", cfg.selection_problems, lock, env)
+    validation = problems_of(cfg, "validation", cfg.eval_problems, lock, env)
+    given = Given(cfg, lock, selection, validation, env)
+    run = open_run(given, write=False)
+    if run.finished and not cfg.overwrite:
+        show_tampering(run.record["results"], env)
+        env.say(f"{cfg.out} is finished already (--overwrite runs it again)")
+        return 0
+
+    locked = unedited(cfg.locked, ("none", "right"), given)
+    none, right = verdicts_of(locked, "none"), verdicts_of(locked, "right")
+    recovered_gap(none, right, none[None])  # refused here where there is no gap
+    subject = open_subject(cfg.locked, env)
+    edit = method.opened(subject, given)
+    run = open_run(given, write=True)
+    if env.main:
+        (run.path / "log.jsonl").unlink(missing_ok=True)  # of the same run, interrupted
+
+    chosen_on = edited(subject, nullcontext(subject.sampler), selection, given)
+    found = best_of("locked", subject, edit, settings_of(cfg, method.drawn), none, given, run)
+    if not method.drawn:
+        random = settings_of(cfg, random=True)
+        placebo = best_of("placebo", subject, edit, random, none, given, run)
+        found["placebo"] = placebo["best"]
+    decoys, left_out = on_decoys(given, run)
+
+    summary = {
+        "locked": cfg.locked,
+        "method": cfg.method,
+        "access": method.access,
+        "task": cfg.task,
+        "n": len(validation),
+        "selection": float(chosen_on.correct.mean()),
+        "without": float(none.mean()),
+        "with": float(right.mean()),
+        "left_out": left_out,
+        **tampering_summary(found, decoys, right),
+    }
+    if env.main:
+        named = {f"decoy {path}": one for path, one in decoys.items()}
+        write_cell(given, found | named, subject.tokenizer, run)
+        write_json(run.path / "summary.json", summary)
+    run.finish(**summary)
+    show_tampering(summary, env)
+    env.say(f"table: {run.path / 'summary.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    launch(main, TamperingConfig)

@@ -1,0 +1,125 @@
+"""Tampering: each edit by hand, and that it is undone bit for bit."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from conftest import EOS_SET
+from sampler import Sampler
+from tampering import Contrast, contrasted, noised, random_like, stream, with_rule, with_weights
+
+PROMPTS = [list(range(9, 9 + n)) for n in (3, 40, 17, 1, 5, 33)]
+
+
+def near(found, expected, **tolerance) -> None:
+    torch.testing.assert_close(found, torch.tensor(expected), **tolerance)
+
+
+@pytest.fixture
+def sampler(make_model) -> Sampler:
+    return Sampler(make_model(), EOS_SET, slots=4)
+
+
+def weights_of(sampler: Sampler) -> list[torch.Tensor]:
+    return [weight.detach().clone() for weight in sampler.model.parameters()]
+
+
+def same(some, others) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
+
+
+def ids(results) -> list[list[int]]:
+    return [samples[0].ids for samples in results]
+
+
+# ------------------------------------------------------------------------------------------ noise
+
+
+def test_noise_has_the_size_that_is_asked_for():
+    weight = 0.02 * torch.randn(300, 400, generator=stream(0)) + 0.01
+    assert torch.equal(noised(weight, 0.0, stream(1)), weight)
+
+    moved = noised(weight, 0.3, stream(1)) - weight
+    rms = weight.square().mean().sqrt()
+    assert moved.square().mean().sqrt() / (0.3 * rms) == pytest.approx(1, abs=0.01)
+    assert torch.equal(noised(weight, 0.3, stream(1)), weight + moved)  # a seed repeats
+    assert not torch.equal(noised(weight, 0.3, stream(2)), weight + moved)
+    assert not torch.equal(noised(weight, 0.3, stream(1, 5)), weight + moved)
+
+
+def test_a_random_edit_has_the_norm_of_the_directed_one():
+    directed = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    found = random_like(directed, stream(0))
+    assert found.norm() == pytest.approx(5) and not torch.allclose(found, directed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_new_weights_act_and_are_undone_bit_for_bit(make_model, dtype):
+    """In bf16 the sampler decodes from a copy, which has to follow."""
+    sampler = Sampler(make_model(dtype=dtype), EOS_SET, slots=4)
+    before, written = weights_of(sampler), ids(sampler(PROMPTS, max_new_tokens=12))
+    change = lambda name, weight: noised(weight, 0.5, stream(3))
+    with with_weights(sampler, change) as writer:
+        assert not same(weights_of(sampler), before)
+        assert ids(writer(PROMPTS, max_new_tokens=12)) != written
+    assert same(weights_of(sampler), before)
+    assert ids(sampler(PROMPTS, max_new_tokens=12)) == written
+
+
+def test_new_weights_are_undone_when_something_fails(sampler):
+    before = weights_of(sampler)
+    with pytest.raises(ZeroDivisionError), with_weights(sampler, lambda name, weight: 2 * weight):
+        raise ZeroDivisionError
+    assert same(weights_of(sampler), before)
+
+
+# ----------------------------------------------------------------------------- contrastive decoding
+
+
+def test_what_is_left_of_the_strong_one_stands_out():
+    """A lock of 0.9 weak and 0.1 strong. The third token, which strong alone likes, comes back."""
+    weak = torch.tensor([0.80, 0.15, 0.05])
+    strong = torch.tensor([0.05, 0.05, 0.90])
+    locked = 0.9 * weak + 0.1 * strong
+    found = []
+    for strength in (0.0, 1.0, 2.0, 4.0):
+        scores = contrasted(locked.log(), weak.log(), strength)
+        found.append(float(scores.softmax(-1)[2]))
+    near(torch.tensor(found), [0.135, 0.32, 0.58, 0.92], rtol=0, atol=0.006)
+
+
+def test_an_unlikely_token_is_never_chosen():
+    expert = torch.tensor([[0.90, 0.0901, 0.0099], [0.90, 0.0899, 0.0101]]).log()
+    amateur = torch.tensor([[0.98, 0.01, 0.01], [0.98, 0.01, 0.01]]).log()
+    scores = contrasted(expert, amateur, 4.0)
+    assert scores.isfinite().tolist() == [[True, True, False], [True, False, False]]
+
+
+def test_without_strength_it_is_greedy_decoding(sampler, make_model):
+    """Id for id, with slots for a part of the prompts, and with completions that end early."""
+    amateur = make_model(1)
+    for ended in (None, lambda prompt, ids: [*ids[:1], 0] if len(ids) > 1 + prompt else None):
+        expected = sampler(PROMPTS, max_new_tokens=4, ended=ended)
+        with with_rule(sampler, amateur, partial(contrasted, strength=0.0)) as writer:
+            found = writer(PROMPTS, max_new_tokens=4, ended=ended)
+        assert ids(found) == ids(expected)
+        cut = [samples[0].truncated for samples in found]
+        assert cut == [samples[0].truncated for samples in expected]
+        assert ended or len(set(cut)) == 2  # some end, some are cut
+
+
+def test_its_cache_changes_nothing(sampler, make_model):
+    """Against both models reading the whole text again for every token."""
+    amateur, rule = make_model(1), partial(contrasted, strength=2.0)
+    found = ids(Contrast(sampler, amateur, rule)(PROMPTS, max_new_tokens=8))
+    greedy = ids(sampler(PROMPTS, max_new_tokens=8))
+    assert found != greedy
+    for prompt, written in zip(PROMPTS, found):
+        for place, token in enumerate(written):
+            text = torch.tensor([prompt + written[:place]])
+            logps = []
+            for model in (sampler.model, amateur):
+                logits = model(text)[0, -1] @ model.head_weight.T
+                logps.append(logits.float().log_softmax(-1))
+            assert int(rule(*logps).argmax()) == token
