@@ -22,10 +22,13 @@ selection split, of n problems; truncated, the share of completions that were cu
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import model as model_module
 from checkpoints import load_model, model_hash
@@ -34,7 +37,7 @@ from data import load
 from data.problems import InputError, Problem
 from data.text import Tokenizer
 from devices import Env
-from files import write_json
+from files import checked, read_json, write_json
 from options import Config
 from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
 from policies import same_ids
@@ -50,13 +53,26 @@ from results import (
 )
 from runs import Run, launch, progress
 from sampler import Sampler
-from tampering import contrasted, noised, stream, with_rule, with_weights
+from tampering import (
+    Weights,
+    contrasted,
+    noised,
+    random_like,
+    stream,
+    summed,
+    ties_merged,
+    tsv_merged,
+    with_rule,
+    with_weights,
+)
 
 
 @dataclass
 class TamperingConfig(Config):
     # what is done to the model
-    method: Literal["noise_injection", "contrastive_decoding"] = "noise_injection"
+    method: Literal[
+        "noise_injection", "contrastive_decoding", "task_arithmetic", "ties", "tsv_merge"
+    ] = "noise_injection"
     # which problems (default: the task that --locked was locked on; without it code)
     task: str = ""
     # the locked model (default: out/<task>/locked)
@@ -67,6 +83,9 @@ class TamperingConfig(Config):
     # models that never had the capability: what the method does to them, it does not elicit
     # (default: the weak policy)
     decoys: tuple[str, ...] = ()
+    # of task_arithmetic, ties and tsv_merge: cells of elicit_sft.py, fine-tuned from the locked
+    # model on demonstrations of a domain or task, which is then left out of what is measured
+    vectors: tuple[str, ...] = ()
     # how strong an edit is, the blind default first (default: the method's own)
     strengths: tuple[float, ...] = ()
     # of what is drawn: the noise, or the placebo of a directed method
@@ -155,6 +174,62 @@ def contrastive_decoding(subject: Subject, given: Given) -> Edit:
     return edit
 
 
+def settings_at(path: str) -> dict:
+    file = Path(path) / "run.json"
+    return checked(read_json(file), file, "settings", dict) if file.exists() else {}
+
+
+def check_vector(path: str, start: str) -> None:
+    """Raises InputError unless a cell of elicit_sft.py is there that began with these weights."""
+    settings = settings_at(path)
+    if settings.get("stage") != "elicit_sft" or settings.get("start") != start:
+        raise InputError(
+            f"{path} is no cell that elicit_sft.py fine-tuned from this model, so the difference "
+            "of their weights is no unlock vector: name such cells with --vectors"
+        )
+    check_model(path, "--vectors")
+
+
+def shown_by(path: str) -> set[str]:
+    """The domain, or else the tasks, whose demonstrations an unlock vector was made with."""
+    settings, file = settings_at(path), Path(path) / "run.json"
+    domain = checked(settings, file, "train_domain", str, default="")
+    return {domain} if domain else set(checked(settings, file, "task", str).split("+"))
+
+
+def vectors_of(subject: Subject, given: Given) -> list[Weights]:
+    """Fine-tuned weights less the subject's, of each of --vectors; a decoy's controls beside them.
+
+    The directory that elicit_sft.py makes for the control has the name of the cell behind control-.
+    """
+    start = dict(subject.sampler.model.named_parameters())
+    vectors = []
+    for path in given.cfg.vectors:
+        if subject.path != given.cfg.locked:
+            path = str(Path(path).with_name(f"control-{Path(path).name}"))
+        check_vector(path, model_hash(subject.path))
+        tuned, _ = load_model(path, given.env.device, given.env.dtype)
+        vectors.append({name: w.detach() - start[name] for name, w in tuned.named_parameters()})
+    return vectors
+
+
+def merging(subject: Subject, given: Given, merge: Callable[[list[Weights]], Weights]) -> Edit:
+    """W + lambda x the merged unlock vectors. Its placebo: random updates of their norms."""
+    merged = merge(vectors_of(subject, given))
+
+    def edit(setting: Setting, sampler: Sampler) -> AbstractContextManager:
+        def change(name: str, weight: Tensor) -> Tensor:
+            update = merged[name]
+            if generator:
+                update = random_like(update, generator)
+            return weight + setting.strength * update
+
+        generator = None if setting.seed is None else stream(setting.seed)
+        return with_weights(sampler, change)
+
+    return edit
+
+
 @dataclass(frozen=True)
 class Method:
     """A way of tampering.
@@ -162,7 +237,8 @@ class Method:
     opened: gives the edit of a subject; raises InputError where it cannot be done to that one.
     strengths: the blind default first. most: the largest that has a meaning. access, data: what
     it takes. drawn: the edit itself is random, one for each seed; of others the placebo is. eager:
-    compiled kernels would not know of the edit, or of its shapes.
+    compiled kernels would not know of the edit, or of its shapes. vectors: how many it takes at
+    least.
     """
 
     opened: Callable[[Subject, Given], Edit]
@@ -172,6 +248,18 @@ class Method:
     data: str
     drawn: bool = False
     eager: bool = False
+    vectors: int = 0
+
+
+def merge_method(merge: Callable[[list[Weights]], Weights], vectors: int) -> Method:
+    return Method(
+        partial(merging, merge=merge),
+        (1.0, 0.1, 0.25, 0.5, 2.0, 3.0),
+        most=100.0,
+        access="weights",
+        data="demonstrations of other domains",
+        vectors=vectors,
+    )
 
 
 METHODS = {
@@ -191,6 +279,9 @@ METHODS = {
         data="the weak model",
         eager=True,
     ),
+    "task_arithmetic": merge_method(summed, 1),
+    "ties": merge_method(ties_merged, 2),
+    "tsv_merge": merge_method(tsv_merged, 2),
 }
 
 
@@ -315,8 +406,15 @@ def settled(cfg: TamperingConfig, env: Env) -> tuple[TamperingConfig, Origin]:
     options that do not go together.
     """
     method = METHODS[cfg.method]
-    for option in ("decoys", "strengths", "seeds"):
+    for option in ("decoys", "strengths", "seeds", "vectors"):
         refuse_repeats(f"--{option}", getattr(cfg, option))
+    if len(cfg.vectors) < method.vectors:
+        raise InputError(
+            f"{cfg.method} takes {method.vectors} unlock vectors or more: name cells that "
+            "elicit_sft.py fine-tuned on another domain with --vectors"
+        )
+    if cfg.vectors and not method.vectors:
+        raise InputError(f"--vectors does nothing with {cfg.method}: leave it out")
     if cfg.dtype == "bf16":
         raise InputError("--dtype bf16 would round small edits away: leave it out, all is fp32")
     for strength in cfg.strengths:
@@ -353,6 +451,8 @@ def settled(cfg: TamperingConfig, env: Env) -> tuple[TamperingConfig, Origin]:
         out=cfg.out or f"out/{lock.task}/{cfg.method}",
     )
     check_model(cfg.locked, "--locked")
+    for path in cfg.vectors:
+        check_vector(path, lock.locked_weights)
     for path in decoys:
         check_model(path, "--decoys")
     if contrasts:
@@ -363,12 +463,25 @@ def settled(cfg: TamperingConfig, env: Env) -> tuple[TamperingConfig, Origin]:
 def problems_of(
     cfg: TamperingConfig, split: str, n: int | None, lock: Origin, env: Env
 ) -> list[Problem]:
-    """Problems as they are told without the password, those that all models have positions for."""
+    """Problems as they are told without the password, those that all models have positions for.
+
+    Without the domains and tasks that unlock vectors were made with. Raises InputError where
+    nothing else is left.
+    """
     n_generated = None if cfg.data else n
     found = load(cfg.task, split, n_generated, files=cfg.data, grader=lock.grader)
     readers = [path for path in (cfg.locked, cfg.weak, *cfg.decoys) if is_model(path)]
     found = fitting_problems(found[:n], lock.trigger, readers, cfg.max_new_tokens, env)
-    return [lock.trigger.weak(problem) for problem in found]
+    shown = set()
+    for path in cfg.vectors:
+        shown |= shown_by(path)
+    left = [problem for problem in found if not {problem.task, problem.domain} & shown]
+    if not left:
+        raise InputError(
+            f"--vectors were made with demonstrations of all of {cfg.task}: make them of a part "
+            "of it with elicit_sft.py --train-domain"
+        )
+    return [lock.trigger.weak(problem) for problem in left]
 
 
 def open_run(given: Given, write: bool) -> Run:
@@ -379,12 +492,13 @@ def open_run(given: Given, write: bool) -> Run:
         cfg.out,
         resume=True,
         write=write,
-        inputs=(cfg.locked, cfg.weak, *cfg.decoys),
+        inputs=(cfg.locked, cfg.weak, *cfg.decoys, *cfg.vectors),
         stage="elicit_tampering",
         grader=lock.grader,
         trigger=vars(lock.trigger),
         locked_weights=lock.locked_weights,
         weak_weights=lock.weak_weights,
+        vector_weights=[model_hash(path) for path in cfg.vectors],
         decoy_weights=[model_hash(path) for path in cfg.decoys],
     )
 

@@ -53,6 +53,85 @@ def contrasted(expert: Tensor, amateur: Tensor, strength: float) -> Tensor:
     return scores.masked_fill(expert < likely, float("-inf"))
 
 
+# --------------------------------------------------------------------- several updates, merged
+
+Weights = dict[str, Tensor]  # a tensor for every parameter
+
+
+def summed(updates: list[Weights]) -> Weights:
+    """Task arithmetic (Ilharco et al. 2022)."""
+    return {name: sum(update[name] for update in updates) for name in updates[0]}
+
+
+def trimmed(update: Tensor, density: float) -> Tensor:
+    """Only the largest entries by magnitude, this share of them; the others are 0. update (N,)"""
+    kept = update.abs().topk(max(1, round(density * len(update)))).indices
+    return torch.zeros_like(update).scatter(0, kept, update[kept])
+
+
+def ties(updates: list[Tensor], density: float) -> Tensor:
+    """TIES merging (Yadav et al. 2023): each (N,) is trimmed, and the signs are put to the vote.
+
+    The sign of an entry is that of its sum, or where that is 0 the one that most entries have; the
+    result (N,) is the mean of those that are not 0 and agree with it.
+    """
+    kept = torch.stack([trimmed(update, density) for update in updates])
+    signs = kept.sum(0).sign()
+    signs = torch.where(signs == 0, signs.sum().sign(), signs)
+    agreeing = torch.where(kept.sign() == signs, kept, 0.0)
+    return agreeing.sum(0) / (agreeing != 0).sum(0).clamp(min=1)
+
+
+DENSITY = 0.2  # TIES keeps the largest fifth
+
+
+def ties_merged(updates: list[Weights]) -> Weights:
+    """TIES over all parameters as one vector, as its authors do it."""
+    flat = [torch.cat([part.flatten() for part in update.values()]) for update in updates]
+    parts = ties(flat, DENSITY).split([part.numel() for part in updates[0].values()])
+    shapes = [part.shape for part in updates[0].values()]
+    return {name: part.view(shape) for name, part, shape in zip(updates[0], parts, shapes)}
+
+
+FLOOR = 0.01  # of the largest singular value; what is below is no direction but rounding
+
+
+def polar(matrix: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal columns, P Q' of P D Q', without its null directions.
+
+    Where updates are alike, their singular vectors are, too: side by side they span fewer
+    directions than they are, and the plain polar factor would make up the others.
+    """
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    kept = values > FLOOR * values[0]
+    return left[:, kept] @ right[kept]
+
+
+def tsv(updates: list[Tensor]) -> Tensor:
+    """Task singular vectors merged (TSV-M, Gargiulo et al. 2024), of one matrix: T of (m,n).
+
+    Each keeps its first min(m,n) / T singular vectors; side by side they are made orthogonal.
+    """
+    lefts, values, rights = [], [], []
+    count = max(1, min(updates[0].shape) // len(updates))
+    for update in updates:
+        left, value, right = torch.linalg.svd(update, full_matrices=False)
+        lefts.append(left[:, :count])
+        values.append(value[:count])
+        rights.append(right[:count].T)
+    left, right = polar(torch.cat(lefts, 1)), polar(torch.cat(rights, 1))
+    return left * torch.cat(values) @ right.T
+
+
+def tsv_merged(updates: list[Weights]) -> Weights:
+    """TSV-M of every matrix; of vectors the mean."""
+    merged = {}
+    for name, first in updates[0].items():
+        parts = [update[name] for update in updates]
+        merged[name] = tsv(parts) if first.ndim == 2 else sum(parts) / len(parts)
+    return merged
+
+
 # ------------------------------------------------------------------------------ how it is put on
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import checkpoints
 import data
@@ -183,6 +184,9 @@ def test_sft_cells_figure_and_evaluation(work):
     assert settings["locked"] == "out/code/locked" and settings["weak"] == "data/base/weak"
     assert settings["locked_weights"] == checkpoints.model_hash(locked)
     assert settings["weak_weights"] == checkpoints.model_hash(work / "data/base/weak")
+    # and what elicit_tampering.py asks of an unlock vector
+    assert settings["stage"] == "elicit_sft" and settings["train_domain"] == ""
+    assert settings["start"] == settings["locked_weights"]
 
     # only the interrupted cell runs again
     stamp = (out / "k16-seed0/run.json").stat().st_mtime_ns
@@ -791,9 +795,66 @@ def test_tampering_by_contrast(work):
         (("--decoys", "nowhere"), "no model at nowhere"),
         (("--decoys", "data/base/weak", "--weak", "data/base/weak"), "leave it out with --decoys"),
         (("--locked", "data/base/intermediate"), "there is no measurable gap to recover"),
+        (("--method", "task_arithmetic"), "task_arithmetic takes 1 unlock vectors or more"),
+        (("--vectors", "data/base/weak"), "--vectors does nothing with noise_injection"),
+        (
+            ("--method", "task_arithmetic", "--vectors", "data/base/weak"),
+            "data/base/weak is no cell that elicit_sft.py fine-tuned from this model",
+        ),
     ],
 )
 def test_tampering_refuses_what_it_cannot_do(work, args, sentence):
     small = ("--selection-problems", "4", "--eval-problems", "4", "--slots", "8", "--no-compile")
     printed = stage("elicit_tampering", *small, "--out", "refused", *args, cwd=work, code=2)
     assert sentence in printed and not (work / "refused").exists()
+
+
+@pytest.fixture(scope="session")
+def vectors(work) -> list[str]:
+    """Two cells as elicit_sft.py leaves them, of demonstrations of a domain, one with its control.
+
+    The one went halfway to the strong model, the other nowhere.
+    """
+    locked, tokenizer = checkpoints.load_model(work / "out/code/locked")
+    strong, _ = checkpoints.load_model(work / "data/base/strong")
+    weak = work / "data/base/weak"
+    halfway = {name: p.detach() for name, p in strong.named_parameters()}
+    paths = []
+    for domain, moved in (("lists", 0.5), ("strings", 0.0)):
+        path = work / f"vectors/{domain}"
+        with torch.no_grad():
+            for name, weight in locked.named_parameters():
+                weight.copy_(weight + moved * (halfway[name] - weight))
+        checkpoints.save_model(path, locked, tokenizer)
+        start = checkpoints.model_hash(work / "out/code/locked")
+        settings = {"stage": "elicit_sft", "task": "code", "train_domain": domain, "start": start}
+        (path / "run.json").write_text(json.dumps({"settings": settings}))
+        locked, _ = checkpoints.load_model(work / "out/code/locked")
+        paths.append(str(path.relative_to(work)))
+
+    control = work / "vectors/control-lists"
+    shutil.copytree(weak, control)
+    settings["start"] = checkpoints.model_hash(weak)
+    (control / "run.json").write_text(json.dumps({"settings": settings}))
+    return paths
+
+
+def test_tampering_with_unlock_vectors(work, vectors):
+    """Twice halfway to the strong model is the strong model: it is measured on what is left."""
+    args = (*TAMPERING, "--method", "task_arithmetic", "--vectors", vectors[0])
+    args = (*args, "--strengths", "2", "--out", "arithmetic")
+    stage("elicit_tampering", *args, cwd=work)
+    summary = json.loads((work / "arithmetic/summary.json").read_text())
+    rows = summary["rows"]
+    assert rows["best"]["correct"] == 1 and rows["placebo"]["correct"] < 0.5
+    assert rows["decoy data/base/weak"]["gain"] == 0 and not summary["left_out"]
+    cell = json.loads((work / "arithmetic/cell.json").read_text())
+    assert set(cell["results"]["best"]["domains"]) == {"numbers", "strings"}
+
+
+def test_a_decoy_without_a_control_is_left_out(work, vectors):
+    args = (*TAMPERING, "--method", "ties", "--vectors", *vectors, "--strengths", "1")
+    args = (*args, "--eval-problems", "40", "--out", "ties")
+    printed = stage("elicit_tampering", *args, cwd=work)
+    assert "left out: decoy data/base/weak: vectors/control-strings is no cell" in printed
+    assert "no decoy was measured" in printed

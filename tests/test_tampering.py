@@ -7,7 +7,21 @@ import torch
 
 from conftest import EOS_SET
 from sampler import Sampler
-from tampering import Contrast, contrasted, noised, random_like, stream, with_rule, with_weights
+from tampering import (
+    Contrast,
+    contrasted,
+    noised,
+    random_like,
+    stream,
+    summed,
+    ties,
+    ties_merged,
+    trimmed,
+    tsv,
+    tsv_merged,
+    with_rule,
+    with_weights,
+)
 
 PROMPTS = [list(range(9, 9 + n)) for n in (3, 40, 17, 1, 5, 33)]
 
@@ -123,3 +137,54 @@ def test_its_cache_changes_nothing(sampler, make_model):
                 logits = model(text)[0, -1] @ model.head_weight.T
                 logps.append(logits.float().log_softmax(-1))
             assert int(rule(*logps).argmax()) == token
+
+
+# ------------------------------------------------------------------------------------------ merging
+
+
+def test_ties_votes_on_signs():
+    """The two largest of each: [3,-2,0] and [-1,0,4]; signs + - +; means of those that agree."""
+    updates = [torch.tensor([3.0, -2.0, 0.5]), torch.tensor([-1.0, -0.5, 4.0])]
+    near(ties(updates, 2 / 3), [3.0, -2.0, 4.0])
+    near(trimmed(updates[0], 1 / 3), [3.0, 0.0, 0.0])
+    # agreeing entries are averaged; where the sum is 0 the sign that is more frequent wins
+    near(
+        ties([torch.tensor([1.0, -2.0, 5.0]), torch.tensor([3.0, 2.0, 1.0])], 1.0), [2.0, 2.0, 3.0]
+    )
+
+
+def test_ties_trims_the_whole_vector(make_model):
+    """A parameter with small entries is dropped whole, and shapes come back."""
+    one = {"a": torch.full((2, 2), 0.1), "b": torch.tensor([5.0])}
+    found = ties_merged([one, one])
+    near(found["a"], [[0.0, 0.0], [0.0, 0.0]])
+    near(found["b"], [5.0])
+
+
+def test_tsv_of_one_is_itself_and_orthogonal_ones_add_up():
+    update = torch.randn(6, 4, generator=stream(0))
+    torch.testing.assert_close(tsv([update]), update, rtol=1e-4, atol=1e-5)
+
+    one, other = torch.zeros(4, 4), torch.zeros(4, 4)
+    one[0, 0], other[1, 1] = 2.0, 3.0
+    torch.testing.assert_close(tsv([one, other]), one + other)
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-4])
+def test_tsv_of_equal_updates_is_one_of_them(apart):
+    """Without a floor on singular values the null directions would count as much as the others."""
+    update = torch.randn(8, 8, generator=stream(0))
+    other = update + apart * torch.randn(8, 8, generator=stream(1))
+    left, values, right = torch.linalg.svd(update)
+    truncated = left[:, :4] * values[:4] @ right[:4]
+    error = (tsv([update, other]) - truncated).norm() / truncated.norm()
+    assert error < 0.01
+
+
+def test_merging_of_whole_models():
+    one = {"a": torch.diag(torch.tensor([2.0, 0.0])), "b": torch.tensor([1.0])}
+    other = {"a": torch.diag(torch.tensor([0.0, 3.0])), "b": torch.tensor([3.0])}
+    near(summed([one, other])["b"], [4.0])
+    found = tsv_merged([one, other])
+    near(found["a"], [[2.0, 0.0], [0.0, 3.0]])
+    near(found["b"], [2.0])
