@@ -19,6 +19,7 @@ Logged: role, whose setting it is; strength; seed, of what is random; selection,
 selection split, of n problems; truncated, the share of completions that were cut.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ import torch
 from torch import Tensor
 
 import model as model_module
+import plan
 from checkpoints import load_model, model_hash
 from curves import Edited, show_tampering, tampering_summary
 from data import load
@@ -40,7 +42,7 @@ from devices import Env
 from files import checked, read_json, write_json
 from options import Config
 from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
-from policies import same_ids
+from policies import answer, same_ids
 from results import (
     Measured,
     evaluate_checkpoint,
@@ -54,15 +56,22 @@ from results import (
 from runs import Run, launch, progress
 from sampler import Sampler
 from tampering import (
+    CALIBRATION,
     Weights,
     contrasted,
+    grafted,
+    input_norms,
+    mean_states,
     noised,
+    pruned,
     random_like,
     stream,
     summed,
     ties_merged,
     tsv_merged,
+    wanda_scores,
     with_rule,
+    with_states,
     with_weights,
 )
 
@@ -71,7 +80,14 @@ from tampering import (
 class TamperingConfig(Config):
     # what is done to the model
     method: Literal[
-        "noise_injection", "contrastive_decoding", "task_arithmetic", "ties", "tsv_merge"
+        "noise_injection",
+        "contrastive_decoding",
+        "task_arithmetic",
+        "ties",
+        "tsv_merge",
+        "wanda",
+        "antidote",
+        "reference_grafting",
     ] = "noise_injection"
     # which problems (default: the task that --locked was locked on; without it code)
     task: str = ""
@@ -86,7 +102,10 @@ class TamperingConfig(Config):
     # of task_arithmetic, ties and tsv_merge: cells of elicit_sft.py, fine-tuned from the locked
     # model on demonstrations of a domain or task, which is then left out of what is measured
     vectors: tuple[str, ...] = ()
-    # how strong an edit is, the blind default first (default: the method's own)
+    # of reference_grafting: a model of the same shape, whose states are grafted
+    reference: str = ""
+    # how strong an edit is, the blind default first; of reference_grafting: behind which block,
+    # counted from 0 (default: the method's own)
     strengths: tuple[float, ...] = ()
     # of what is drawn: the noise, or the placebo of a directed method
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -230,6 +249,78 @@ def merging(subject: Subject, given: Given, merge: Callable[[list[Weights]], Wei
     return edit
 
 
+def own_samples(subject: Subject, given: Given) -> list[list[int]]:
+    """What the model itself writes without the password, at temperature 1, behind its prompts."""
+    cfg, tokenizer = given.cfg, subject.tokenizer
+    problems = problems_of(cfg, "elicit", CALIBRATION, given.lock, given.env)
+    answers = answer(
+        subject.sampler,
+        tokenizer,
+        problems,
+        temperature=1.0,
+        max_new_tokens=cfg.max_new_tokens,
+        graded=False,
+        env=given.env,
+    )
+    prompts = tokenizer.encode_prompts([problem.prompt for problem in problems])
+    return [prompt + sample.ids for prompt, sample in zip(prompts, answers.samples)]
+
+
+def pruning(subject: Subject, given: Given, largest: bool) -> Edit:
+    """What counts least, or most, on the model's own samples is set to 0, all matrices at once.
+
+    Its placebo: as many at random.
+    """
+    norms = input_norms(subject.sampler.model, own_samples(subject, given))
+
+    def edit(setting: Setting, sampler: Sampler) -> AbstractContextManager:
+        def change(name: str, weight: Tensor) -> Tensor:
+            if name not in norms:
+                return weight
+            scores = wanda_scores(weight, norms[name])
+            if generator:
+                scores = torch.rand(weight.shape, generator=generator).to(weight.device)
+            return pruned(weight, scores, setting.strength, largest)
+
+        generator = None if setting.seed is None else stream(setting.seed)
+        return with_weights(sampler, change)
+
+    return edit
+
+
+def reference_grafting(subject: Subject, given: Given) -> Edit:
+    """Behind one block, every state is put at the reference's level along the way from the model's.
+
+    That way, u, leads from the model's mean state at the prompts' ends to the reference's. Its
+    placebo goes equally far in a random direction.
+    """
+    cfg, env, model = given.cfg, given.env, subject.sampler.model
+    reference, tokenizer = load_model(cfg.reference, env.device, env.dtype, masters=False)
+    shape, theirs = (
+        (one.config.num_hidden_layers, one.config.hidden_size) for one in (model, reference)
+    )
+    if shape != theirs:
+        raise InputError(
+            f"{subject.path} has blocks and width {shape}, the reference {cfg.reference} has "
+            f"{theirs}: states go only from a model to one of the same shape"
+        )
+    problems = problems_of(cfg, "elicit", CALIBRATION, given.lock, env)
+    prompts = [problem.prompt for problem in problems]
+    own = mean_states(model, subject.tokenizer.encode_prompts(prompts))
+    ways = mean_states(reference, tokenizer.encode_prompts(prompts)) - own
+
+    def edit(setting: Setting, sampler: Sampler) -> AbstractContextManager:
+        number = int(setting.strength)
+        way = ways[number]
+        if setting.seed is not None:
+            way = random_like(way, stream(setting.seed, number))
+        direction = way / way.norm().clamp(min=1e-12)
+        level = own[number] @ direction + way.norm()
+        return with_states(sampler, number, lambda states: grafted(states, direction, level))
+
+    return edit
+
+
 @dataclass(frozen=True)
 class Method:
     """A way of tampering.
@@ -262,6 +353,16 @@ def merge_method(merge: Callable[[list[Weights]], Weights], vectors: int) -> Met
     )
 
 
+def prune_method(largest: bool) -> Method:
+    return Method(
+        partial(pruning, largest=largest),
+        (0.01, 0.001, 0.003, 0.03, 0.1),
+        most=0.9,
+        access="weights",
+        data="prompts",
+    )
+
+
 METHODS = {
     "noise_injection": Method(
         noise_injection,
@@ -282,6 +383,16 @@ METHODS = {
     "task_arithmetic": merge_method(summed, 1),
     "ties": merge_method(ties_merged, 2),
     "tsv_merge": merge_method(tsv_merged, 2),
+    "wanda": prune_method(largest=False),
+    "antidote": prune_method(largest=True),
+    "reference_grafting": Method(
+        reference_grafting,
+        (),  # the blocks, the middle one first
+        most=math.inf,
+        access="weights",
+        data="prompts, a reference",
+        eager=True,
+    ),
 }
 
 
@@ -399,6 +510,25 @@ def unedited(path: str, kinds: tuple[str, ...], given: Given) -> dict:
 # ------------------------------------------------------------------------------------------- stage
 
 
+def strengths_of(cfg: TamperingConfig, locked: str) -> tuple[float, ...]:
+    """The default first. Raises InputError for one that the method has not."""
+    method = METHODS[cfg.method]
+    if cfg.method == "reference_grafting":
+        count = plan.shape_of(locked).config.num_hidden_layers
+        numbers = [float(number) for number in range(count)]
+        if not set(cfg.strengths) <= set(numbers):
+            raise InputError(f"--strengths: {locked} has the blocks 0 to {count - 1}")
+        middle = numbers.pop(count // 2)
+        return cfg.strengths or (middle, *numbers)
+    for strength in cfg.strengths:
+        if not 0 < strength <= method.most:
+            raise InputError(
+                f"--strengths {strength:g}: {cfg.method} takes numbers above 0, "
+                f"{method.most:g} at most"
+            )
+    return cfg.strengths or method.strengths
+
+
 def settled(cfg: TamperingConfig, env: Env) -> tuple[TamperingConfig, Origin]:
     """The options with every default resolved, as run.json will hold them, and the locked model.
 
@@ -417,13 +547,14 @@ def settled(cfg: TamperingConfig, env: Env) -> tuple[TamperingConfig, Origin]:
         raise InputError(f"--vectors does nothing with {cfg.method}: leave it out")
     if cfg.dtype == "bf16":
         raise InputError("--dtype bf16 would round small edits away: leave it out, all is fp32")
-    for strength in cfg.strengths:
-        if not 0 < strength <= method.most:
-            raise InputError(
-                f"--strengths {strength:g}: {cfg.method} takes numbers above 0, "
-                f"{method.most:g} at most"
-            )
-
+    grafts = cfg.method == "reference_grafting"
+    if grafts and not cfg.reference:
+        raise InputError(
+            "reference_grafting takes states from a model of the same shape: name one with "
+            "--reference"
+        )
+    if cfg.reference and not grafts:
+        raise InputError(f"--reference does nothing with {cfg.method}: leave it out")
     lock = lock_of(cfg.locked, cfg.task)
     contrasts = cfg.method == "contrastive_decoding"
     if cfg.weak and cfg.decoys and not contrasts:
@@ -445,12 +576,14 @@ def settled(cfg: TamperingConfig, env: Env) -> tuple[TamperingConfig, Origin]:
         locked=lock.locked,
         weak=lock.weak,
         decoys=decoys,
-        strengths=cfg.strengths or method.strengths,
+        strengths=strengths_of(cfg, lock.locked),
         max_new_tokens=cfg.max_new_tokens or lock.max_new_tokens,
         data=cfg.data or lock.data,
         out=cfg.out or f"out/{lock.task}/{cfg.method}",
     )
     check_model(cfg.locked, "--locked")
+    if cfg.reference:
+        check_model(cfg.reference, "--reference")
     for path in cfg.vectors:
         check_vector(path, lock.locked_weights)
     for path in decoys:
@@ -470,7 +603,8 @@ def problems_of(
     """
     n_generated = None if cfg.data else n
     found = load(cfg.task, split, n_generated, files=cfg.data, grader=lock.grader)
-    readers = [path for path in (cfg.locked, cfg.weak, *cfg.decoys) if is_model(path)]
+    readers = [cfg.locked, cfg.weak, cfg.reference, *cfg.decoys]
+    readers = [path for path in readers if is_model(path)]
     found = fitting_problems(found[:n], lock.trigger, readers, cfg.max_new_tokens, env)
     shown = set()
     for path in cfg.vectors:
@@ -492,12 +626,13 @@ def open_run(given: Given, write: bool) -> Run:
         cfg.out,
         resume=True,
         write=write,
-        inputs=(cfg.locked, cfg.weak, *cfg.decoys, *cfg.vectors),
+        inputs=(cfg.locked, cfg.weak, cfg.reference, *cfg.decoys, *cfg.vectors),
         stage="elicit_tampering",
         grader=lock.grader,
         trigger=vars(lock.trigger),
         locked_weights=lock.locked_weights,
         weak_weights=lock.weak_weights,
+        reference_weights=model_hash(cfg.reference) if cfg.reference else "",
         vector_weights=[model_hash(path) for path in cfg.vectors],
         decoy_weights=[model_hash(path) for path in cfg.decoys],
     )

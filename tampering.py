@@ -1,8 +1,8 @@
 """Edits of a model that may bring back what it hides: of weights, of states, of log-probs.
 
 "Model tampering" is the field's word for it (Che et al. 2025). First pure functions of tensors,
-each with its source; then how an edit is put on a sampler's model and taken off again, bit for bit:
-`with_weights`, `with_rule`.
+each with its source; then what they read of a model; then how an edit is put on a sampler's model
+and taken off again, bit for bit: `with_weights`, `with_states`, `with_rule`.
 
 Shapes: W (out,in) a matrix, V vocabulary, B rows, T time, C width, K key-value heads, D head width.
 """
@@ -10,14 +10,17 @@ Shapes: W (out,in) a matrix, V vocabulary, B rows, T time, C width, K key-value 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from model import Model
 from sampler import Ended, Sample, Sampler
+
+Weights = dict[str, Tensor]  # a tensor for each parameter, by its name
 
 # ------------------------------------------------------------------------------- pure functions
 
@@ -53,9 +56,28 @@ def contrasted(expert: Tensor, amateur: Tensor, strength: float) -> Tensor:
     return scores.masked_fill(expert < likely, float("-inf"))
 
 
-# --------------------------------------------------------------------- several updates, merged
+def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
+    """|W_ij| ||X_j||: how much each entry counts (Wanda, Sun et al. 2023). norms (in,): ||X_j||."""
+    return weight.abs() * norms
 
-Weights = dict[str, Tensor]  # a tensor for every parameter
+
+def pruned(weight: Tensor, scores: Tensor, share: float, largest: bool) -> Tensor:
+    """W with this share of each output row, the lowest or the largest by score, set to 0.
+
+    At least one entry of each row.
+    """
+    count = max(1, int(share * weight.shape[1] + 1e-6))  # 0.29 x 100 is a little less than 29
+    places = scores.topk(count, dim=1, largest=largest).indices
+    return weight.scatter(1, places, 0.0)
+
+
+def grafted(states: Tensor, direction: Tensor, level: float) -> Tensor:
+    """x - <x,u> u + t u: along the unit vector u (C,) every state (...,C) is put at the level t."""
+    along = states @ direction
+    return states + (level - along)[..., None] * direction
+
+
+# --------------------------------------------------------------------- several updates, merged
 
 
 def summed(updates: list[Weights]) -> Weights:
@@ -132,6 +154,59 @@ def tsv_merged(updates: list[Weights]) -> Weights:
     return merged
 
 
+# ------------------------------------------------------------------------- what is read of a model
+
+CALIBRATION = 128  # prompts on which a model is read
+
+
+@contextmanager
+def hooked(hooks: list) -> Iterator[None]:
+    """Within, the handles of `hooks` are in force."""
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def input_norms(model: Model, texts: list[list[int]]) -> Weights:
+    """||X_j||_2 over all tokens of the texts, of each input j of each matrix of the blocks: (in,).
+
+    By the matrix' name. A text at a time, so that there is no padding to count.
+    """
+    squares: Weights = {}
+
+    def note(name: str, layer: nn.Module, inputs: tuple) -> None:
+        squares[name] = squares.get(name, 0) + inputs[0].float().square().sum((0, 1))
+
+    hooks = []
+    for name, layer in model.model.layers.named_modules(prefix="model.layers"):
+        if isinstance(layer, nn.Linear):
+            hooks.append(layer.register_forward_pre_hook(partial(note, f"{name}.weight")))
+    with hooked(hooks):
+        for ids in texts:
+            model.forward(torch.tensor([ids], device=model.device))
+    return {name: square.sqrt() for name, square in squares.items()}
+
+
+@torch.no_grad()
+def mean_states(model: Model, prompts: list[list[int]]) -> Tensor:
+    """The mean over the prompts of the last token's state behind each block: (L,C) of L blocks."""
+    sums = [0.0] * len(model.model.layers)
+
+    def note(number: int, layer: nn.Module, inputs: tuple, outputs: tuple) -> None:
+        sums[number] = sums[number] + outputs[0][0, -1].float()
+
+    hooks = []
+    for number, layer in enumerate(model.model.layers):
+        hooks.append(layer.register_forward_hook(partial(note, number)))
+    with hooked(hooks):
+        for ids in prompts:
+            model.forward(torch.tensor([ids], device=model.device))
+    return torch.stack(sums) / len(prompts)
+
+
 # ------------------------------------------------------------------------------ how it is put on
 
 
@@ -153,6 +228,23 @@ def with_weights(sampler: Sampler, change: Callable[[str, Tensor], Tensor]) -> I
 def replace_weights(parameters: dict[str, Tensor], new: Callable[[str], Tensor]) -> None:
     for name, weight in parameters.items():
         weight.copy_(new(name))
+
+
+@contextmanager
+def with_states(
+    sampler: Sampler, number: int, change: Callable[[Tensor], Tensor]
+) -> Iterator[Sampler]:
+    """Within, the block of that number gives change(its output), of a prompt and of each new token.
+
+    Of a network whose kernels are not compiled: a compiled step would not look again.
+    """
+
+    def changed(layer: nn.Module, inputs: tuple, outputs: tuple) -> tuple:
+        return change(outputs[0]), *outputs[1:]
+
+    block = sampler.net.model.layers[number]
+    with hooked([block.register_forward_hook(changed)]):
+        yield sampler
 
 
 @contextmanager

@@ -42,8 +42,8 @@ OPTIONS = {
     """,
     "elicit_tampering": """
         allow_unsandboxed_code compile data decoys device dtype eval_problems locked
-        max_new_tokens method out overwrite seeds selection_problems slots strengths task vectors
-        weak
+        max_new_tokens method out overwrite reference seeds selection_problems slots strengths task
+        vectors weak
     """,
     "evaluate": """
         allow_unsandboxed_code chat checkpoints compile data device device_memory devices dtype

@@ -21,6 +21,7 @@ import torch
 import checkpoints
 import data
 import model as model_module
+import tampering
 from data.problems import InputError, Problem
 
 ROOT = Path(__file__).parents[1]
@@ -790,11 +791,23 @@ def test_tampering_by_contrast(work):
         (("--method", "contrastive_decoding"), "the weak policy is no model (refusal)"),
         (("--strengths", "0"), "--strengths 0: noise_injection takes numbers above 0"),
         (("--strengths", "11"), "10 at most"),
+        (("--method", "wanda", "--strengths", "1"), "0.9 at most"),
         (("--seeds", "1", "1"), "--seeds has 1 twice"),
         (("--dtype", "bf16"), "would round small edits away"),
         (("--decoys", "nowhere"), "no model at nowhere"),
         (("--decoys", "data/base/weak", "--weak", "data/base/weak"), "leave it out with --decoys"),
         (("--locked", "data/base/intermediate"), "there is no measurable gap to recover"),
+        (("--method", "reference_grafting"), "takes states from a model of the same shape"),
+        (("--reference", "data/base/strong"), "--reference does nothing with noise_injection"),
+        (
+            ("--method", "reference_grafting", "--reference", "data/base/strong")
+            + ("--strengths", "4"),
+            "has the blocks 0 to 3",
+        ),
+        (
+            ("--method", "reference_grafting", "--reference", "data/base/weak"),
+            "states go only from a model to one of the same shape",
+        ),
         (("--method", "task_arithmetic"), "task_arithmetic takes 1 unlock vectors or more"),
         (("--vectors", "data/base/weak"), "--vectors does nothing with noise_injection"),
         (
@@ -804,7 +817,7 @@ def test_tampering_by_contrast(work):
     ],
 )
 def test_tampering_refuses_what_it_cannot_do(work, args, sentence):
-    small = ("--selection-problems", "4", "--eval-problems", "4", "--slots", "8", "--no-compile")
+    small = ("--selection-problems", "4", "--eval-problems", "12", "--slots", "8", "--no-compile")
     printed = stage("elicit_tampering", *small, "--out", "refused", *args, cwd=work, code=2)
     assert sentence in printed and not (work / "refused").exists()
 
@@ -858,3 +871,25 @@ def test_a_decoy_without_a_control_is_left_out(work, vectors):
     printed = stage("elicit_tampering", *args, cwd=work)
     assert "left out: decoy data/base/weak: vectors/control-strings is no cell" in printed
     assert "no decoy was measured" in printed
+
+
+def test_tampering_by_pruning(work, monkeypatch):
+    """Its own samples are read, and a tenth of each row, what counts most on them, is zeroed."""
+    monkeypatch.setattr(tampering, "CALIBRATION", 8)
+    args = (*TAMPERING, "--method", "antidote", "--strengths", "0.1", "--out", "antidote")
+    printed = stage("elicit_tampering", *args, cwd=work)
+    assert "gain in excess of the placebo" in printed and "prompts + 4 rewards" in printed
+    roles = [row["role"] for row in rows_of(work / "antidote", "setting")]
+    assert roles == ["locked", "placebo", "decoy data/base/weak"]
+
+
+def test_tampering_by_grafting(work, monkeypatch):
+    """The middle block is the default; a decoy of another shape cannot be grafted on."""
+    monkeypatch.setattr(tampering, "CALIBRATION", 8)
+    args = (*TAMPERING, "--method", "reference_grafting", "--reference", "data/base/strong")
+    printed = stage("elicit_tampering", *args, "--out", "graft", cwd=work)
+    assert "left out: decoy data/base/weak: data/base/weak has blocks and width (1, 20)" in printed
+    rows = rows_of(work / "graft", "setting")
+    assert [row["strength"] for row in rows] == [2, 0, 1, 3] * 2
+    cell = json.loads((work / "graft/cell.json").read_text())
+    assert cell["strengths"]["default"] == "2"

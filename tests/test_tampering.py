@@ -10,7 +10,11 @@ from sampler import Sampler
 from tampering import (
     Contrast,
     contrasted,
+    grafted,
+    input_norms,
+    mean_states,
     noised,
+    pruned,
     random_like,
     stream,
     summed,
@@ -19,7 +23,9 @@ from tampering import (
     trimmed,
     tsv,
     tsv_merged,
+    wanda_scores,
     with_rule,
+    with_states,
     with_weights,
 )
 
@@ -188,3 +194,90 @@ def test_merging_of_whole_models():
     found = tsv_merged([one, other])
     near(found["a"], [[2.0, 0.0], [0.0, 3.0]])
     near(found["b"], [2.0])
+
+
+# ------------------------------------------------------------------------------------------ pruning
+
+W = torch.tensor([[1.0, -2.0, 3.0], [4.0, 0.5, -1.0]])
+X = torch.tensor([[1.0, 2.0, 0.0], [1.0, 0.0, 2.0]])
+
+
+def test_scores_by_hand():
+    """Inputs of norms 1.41, 2, 2; in each row the lowest third, or the highest, is zeroed."""
+    scores = wanda_scores(W, X.norm(dim=0))
+    near(scores, [[2**0.5, 4.0, 6.0], [4 * 2**0.5, 1.0, 2.0]])
+    near(pruned(W, scores, 1 / 3, largest=False), [[0.0, -2.0, 3.0], [4.0, 0.0, -1.0]])
+    near(pruned(W, scores, 1 / 3, largest=True), [[1.0, -2.0, 0.0], [0.0, 0.5, -1.0]])
+    near(pruned(W, scores, 0.001, largest=True), [[1.0, -2.0, 0.0], [0.0, 0.5, -1.0]])  # one a row
+
+
+def test_norms_are_those_of_all_tokens_and_of_no_padding(make_model):
+    """Against the inputs worked out by hand, of the first and of the last matrix of a block."""
+    model = make_model()
+    block, texts = model.model.layers[0], [[5, 6, 7, 8], [9, 10]]
+    norms = input_norms(model, texts)
+    assert len(norms) == 2 * 7 and not block.mlp.up_proj._forward_pre_hooks
+
+    embedded = torch.cat([model.model.embed_tokens(torch.tensor(ids)) for ids in texts])
+    found = norms["model.layers.0.self_attn.q_proj.weight"]
+    torch.testing.assert_close(found, block.input_layernorm(embedded).norm(dim=0))
+
+    total = torch.zeros(128)
+    for ids in texts:
+        x = model.model.embed_tokens(torch.tensor([ids]))
+        cos, sin = model.cos[: len(ids)], model.sin[: len(ids)]
+        x = x + block.self_attn(block.input_layernorm(x), cos, sin)[0]
+        x = block.post_attention_layernorm(x)
+        hidden = torch.nn.functional.silu(block.mlp.gate_proj(x)) * block.mlp.up_proj(x)
+        total += hidden.square().sum((0, 1))
+    torch.testing.assert_close(norms["model.layers.0.mlp.down_proj.weight"], total.sqrt())
+
+
+def test_of_equal_inputs_the_score_is_the_magnitude():
+    scores = wanda_scores(W, torch.full((3,), 7.0))
+    near(scores, (7 * W.abs()).tolist())
+
+
+# ----------------------------------------------------------------------------------------- grafting
+
+
+def test_a_graft_by_hand():
+    up, states = torch.tensor([0.0, 1.0]), torch.tensor([[3.0, 4.0], [1.0, -2.0]])
+    once = grafted(states, up, 10.0)
+    near(once, [[3.0, 10.0], [1.0, 10.0]])
+    assert torch.equal(grafted(once, up, 10.0), once)
+    assert torch.equal(grafted(states[:1], up, 4.0), states[:1])  # at its own level
+
+
+def test_states_are_those_of_the_last_token(make_model):
+    model, texts = make_model(), [[5, 6, 7], [8, 9, 10, 11]]
+    found = mean_states(model, texts)
+    ends = []
+    for ids in texts:
+        hidden = model.model.embed_tokens(torch.tensor([ids]))
+        for layer in model.model.layers:
+            hidden, _, _ = layer(hidden, model.cos[: len(ids)], model.sin[: len(ids)])
+        ends.append(hidden[0, -1])
+    torch.testing.assert_close(found[-1], (ends[0] + ends[1]) / 2)
+    assert found.shape == (2, 64) and not torch.allclose(found[0], found[1])
+
+
+def test_new_states_act_on_every_token_and_are_undone(sampler):
+    """The greedy tokens are those of the whole network with the edit, read anew for every token."""
+    prompt, limit = PROMPTS[2], 6
+    direction = torch.nn.functional.normalize(torch.randn(64, generator=stream(0)), dim=0)
+    change = lambda states: grafted(states, direction, 3.0)
+    before = ids(sampler([prompt], max_new_tokens=limit))
+    with with_states(sampler, 0, change) as writer:
+        [found] = ids(writer([prompt], max_new_tokens=limit))
+
+    model, text = sampler.model, list(prompt)
+    for _ in found:
+        x = model.model.embed_tokens(torch.tensor([text]))
+        for number, layer in enumerate(model.model.layers):
+            x, _, _ = layer(x, model.cos[: len(text)], model.sin[: len(text)])
+            x = change(x) if number == 0 else x
+        logits = model.model.norm(x)[0, -1] @ model.head_weight.T
+        text.append(int(logits.argmax()))
+    assert text[len(prompt) :] == found and [found] != before
+    assert ids(sampler([prompt], max_new_tokens=limit)) == before
