@@ -29,7 +29,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import model as model_module
 import plan
@@ -40,6 +39,7 @@ from data.problems import InputError, Problem
 from data.text import Tokenizer
 from devices import Env
 from files import checked, read_json, write_json
+from model import Model
 from options import Config
 from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
 from policies import answer, same_ids
@@ -57,22 +57,19 @@ from runs import Run, launch, progress
 from sampler import Sampler
 from tampering import (
     CALIBRATION,
+    Edit,
+    Setting,
     Weights,
-    contrasted,
-    grafted,
+    contrast_edit,
+    graft_edit,
     input_norms,
     mean_states,
-    noised,
-    pruned,
-    random_like,
-    stream,
+    noise_edit,
+    prune_edit,
     summed,
     ties_merged,
     tsv_merged,
-    wanda_scores,
-    with_rule,
-    with_states,
-    with_weights,
+    update_edit,
 )
 
 
@@ -126,18 +123,6 @@ class TamperingConfig(Config):
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How strong an edit is, and the seed of what is random in it: None where nothing is."""
-
-    strength: float
-    seed: int | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.strength:g}" + ("" if self.seed is None else f", seed {self.seed}")
-
-
-@dataclass(frozen=True)
 class Subject:
     """A model that is tampered with: the locked one or a decoy."""
 
@@ -157,23 +142,12 @@ class Given:
     env: Env
 
 
-# within the context a setting is put on the sampler's model; what it gives writes
-Edit = Callable[[Setting, Sampler], AbstractContextManager]
-
-
 def noise_injection(subject: Subject, given: Given) -> Edit:
-    def edit(setting: Setting, sampler: Sampler) -> AbstractContextManager:
-        # each strength has draws of its own
-        generator = stream(setting.seed, round(1e6 * setting.strength))
-        return with_weights(
-            sampler, lambda name, weight: noised(weight, setting.strength, generator)
-        )
-
-    return edit
+    return noise_edit
 
 
 def contrastive_decoding(subject: Subject, given: Given) -> Edit:
-    """Its placebo contrasts with the amateur's log-probs under the ids of other tokens."""
+    """With the weak policy as the amateur."""
     env, weak = given.env, given.lock.weak
     amateur, tokenizer = load_model(weak, env.device, env.dtype, masters=False)
     if not same_ids(subject.tokenizer, tokenizer):
@@ -182,15 +156,7 @@ def contrastive_decoding(subject: Subject, given: Given) -> Edit:
             f"{weak} have different tokenizers: name another with --weak"
         )
 
-    def edit(setting: Setting, sampler: Sampler) -> AbstractContextManager:
-        order = torch.arange(amateur.live_vocab)
-        if setting.seed is not None:
-            order = torch.randperm(amateur.live_vocab, generator=stream(setting.seed))
-        order = order.to(env.device)
-        rule = lambda p, q: contrasted(p, q[:, order], setting.strength)
-        return with_rule(sampler, amateur, rule)
-
-    return edit
+    return partial(contrast_edit, amateur=amateur)
 
 
 def settings_at(path: str) -> dict:
@@ -233,20 +199,8 @@ def vectors_of(subject: Subject, given: Given) -> list[Weights]:
 
 
 def merging(subject: Subject, given: Given, merge: Callable[[list[Weights]], Weights]) -> Edit:
-    """W + lambda x the merged unlock vectors. Its placebo: random updates of their norms."""
-    merged = merge(vectors_of(subject, given))
-
-    def edit(setting: Setting, sampler: Sampler) -> AbstractContextManager:
-        def change(name: str, weight: Tensor) -> Tensor:
-            update = merged[name]
-            if generator:
-                update = random_like(update, generator)
-            return weight + setting.strength * update
-
-        generator = None if setting.seed is None else stream(setting.seed)
-        return with_weights(sampler, change)
-
-    return edit
+    """W + strength x the merged unlock vectors."""
+    return partial(update_edit, update=merge(vectors_of(subject, given)))
 
 
 def own_samples(subject: Subject, given: Given) -> list[list[int]]:
@@ -267,38 +221,16 @@ def own_samples(subject: Subject, given: Given) -> list[list[int]]:
 
 
 def pruning(subject: Subject, given: Given, largest: bool) -> Edit:
-    """What counts least, or most, on the model's own samples is set to 0, all matrices at once.
-
-    Its placebo: as many at random.
-    """
+    """By what counts least, or most, on the model's own samples."""
     norms = input_norms(subject.sampler.model, own_samples(subject, given))
-
-    def edit(setting: Setting, sampler: Sampler) -> AbstractContextManager:
-        def change(name: str, weight: Tensor) -> Tensor:
-            if name not in norms:
-                return weight
-            scores = wanda_scores(weight, norms[name])
-            if generator:
-                scores = torch.rand(weight.shape, generator=generator).to(weight.device)
-            return pruned(weight, scores, setting.strength, largest)
-
-        generator = None if setting.seed is None else stream(setting.seed)
-        return with_weights(sampler, change)
-
-    return edit
+    return partial(prune_edit, norms=norms, largest=largest)
 
 
 def reference_grafting(subject: Subject, given: Given) -> Edit:
-    """Behind one block, every state is put at the reference's level along the way from the model's.
-
-    That way, u, leads from the model's mean state at the prompts' ends to the reference's. Its
-    placebo goes equally far in a random direction.
-    """
+    """Of the mean states where prompts end."""
     cfg, env, model = given.cfg, given.env, subject.sampler.model
     reference, tokenizer = load_model(cfg.reference, env.device, env.dtype, masters=False)
-    shape, theirs = (
-        (one.config.num_hidden_layers, one.config.hidden_size) for one in (model, reference)
-    )
+    shape, theirs = shape_of(model), shape_of(reference)
     if shape != theirs:
         raise InputError(
             f"{subject.path} has blocks and width {shape}, the reference {cfg.reference} has "
@@ -307,18 +239,12 @@ def reference_grafting(subject: Subject, given: Given) -> Edit:
     problems = problems_of(cfg, "elicit", CALIBRATION, given.lock, env)
     prompts = [problem.prompt for problem in problems]
     own = mean_states(model, subject.tokenizer.encode_prompts(prompts))
-    ways = mean_states(reference, tokenizer.encode_prompts(prompts)) - own
+    honest = mean_states(reference, tokenizer.encode_prompts(prompts))
+    return partial(graft_edit, own=own, ways=honest - own)
 
-    def edit(setting: Setting, sampler: Sampler) -> AbstractContextManager:
-        number = int(setting.strength)
-        way = ways[number]
-        if setting.seed is not None:
-            way = random_like(way, stream(setting.seed, number))
-        direction = way / way.norm().clamp(min=1e-12)
-        level = own[number] @ direction + way.norm()
-        return with_states(sampler, number, lambda states: grafted(states, direction, level))
 
-    return edit
+def shape_of(model: Model) -> tuple[int, int]:
+    return model.config.num_hidden_layers, model.config.hidden_size
 
 
 @dataclass(frozen=True)

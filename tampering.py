@@ -2,14 +2,16 @@
 
 "Model tampering" is the field's word for it (Che et al. 2025). First pure functions of tensors,
 each with its source; then what they read of a model; then how an edit is put on a sampler's model
-and taken off again, bit for bit: `with_weights`, `with_states`, `with_rule`.
+and taken off again, bit for bit: `with_weights`, `with_states`, `with_rule`; at last the edits that
+are made of these, each with its placebo.
 
 Shapes: W (out,in) a matrix, V vocabulary, B rows, T time, C width, K key-value heads, D head width.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -348,3 +350,89 @@ class Contrast:
         if is_over or len(ids) == new_tokens:
             return Sample(ids, [], not is_over)
         return None
+
+
+# ---------------------------------------------------------------------------------------- the edits
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How strong an edit is, and the seed of what is random in it: None where nothing is.
+
+    Of noise it is the draw's. Of every other edit it makes a placebo of it: random, and as large.
+    """
+
+    strength: float
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.strength:g}" + ("" if self.seed is None else f", seed {self.seed}")
+
+    def stream(self, *more: int) -> torch.Generator | None:
+        return None if self.seed is None else stream(self.seed, *more)
+
+
+# a setting is put on the sampler's model: within the context what it gives writes
+Edit = Callable[[Setting, Sampler], AbstractContextManager]
+
+
+def noise_edit(setting: Setting, sampler: Sampler) -> AbstractContextManager:
+    """Noise on every parameter. Each strength has draws of its own."""
+    generator = setting.stream(round(1e6 * setting.strength))
+    return with_weights(sampler, lambda name, weight: noised(weight, setting.strength, generator))
+
+
+def contrast_edit(setting: Setting, sampler: Sampler, amateur: Model) -> AbstractContextManager:
+    """Contrastive decoding. Placebo: the amateur's log-probs under the ids of other tokens."""
+    order = torch.arange(amateur.live_vocab)
+    if setting.seed is not None:
+        order = torch.randperm(amateur.live_vocab, generator=setting.stream())
+    order = order.to(amateur.device)
+    rule = lambda expert, other: contrasted(expert, other[:, order], setting.strength)
+    return with_rule(sampler, amateur, rule)
+
+
+def update_edit(setting: Setting, sampler: Sampler, update: Weights) -> AbstractContextManager:
+    """W + strength x update. Placebo: a random update of the same norm in each parameter."""
+    generator = setting.stream()
+
+    def change(name: str, weight: Tensor) -> Tensor:
+        added = random_like(update[name], generator) if generator else update[name]
+        return weight + setting.strength * added
+
+    return with_weights(sampler, change)
+
+
+def prune_edit(
+    setting: Setting, sampler: Sampler, norms: Weights, largest: bool
+) -> AbstractContextManager:
+    """Zeros by Wanda's scores in all matrices at once. Placebo: as many in each row at random."""
+    generator = setting.stream()
+
+    def change(name: str, weight: Tensor) -> Tensor:
+        if name not in norms:
+            return weight
+        scores = wanda_scores(weight, norms[name])
+        if generator:
+            scores = torch.rand(weight.shape, generator=generator).to(weight.device)
+        return pruned(weight, scores, setting.strength, largest)
+
+    return with_weights(sampler, change)
+
+
+def graft_edit(
+    setting: Setting, sampler: Sampler, own: Tensor, ways: Tensor
+) -> AbstractContextManager:
+    """Along the way from own mean states to others' every state is put where theirs are.
+
+    own, ways (L,C): behind each block; the strength is the number of the one that is changed.
+    Placebo: as far in a random direction.
+    """
+    number = int(setting.strength)
+    way = ways[number]
+    if setting.seed is not None:
+        way = random_like(way, setting.stream(number))
+    direction = way / way.norm().clamp(min=1e-12)
+    level = own[number] @ direction + way.norm()
+    return with_states(sampler, number, lambda states: grafted(states, direction, level))

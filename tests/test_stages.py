@@ -853,13 +853,18 @@ def vectors(work) -> list[str]:
 
 
 def test_tampering_with_unlock_vectors(work, vectors):
-    """Twice halfway to the strong model is the strong model: it is measured on what is left."""
+    """Twice halfway to the strong model is the strong model: the best, and not the default.
+
+    It is measured on the domains that are left.
+    """
     args = (*TAMPERING, "--method", "task_arithmetic", "--vectors", vectors[0])
-    args = (*args, "--strengths", "2", "--out", "arithmetic")
+    args = (*args, "--strengths", "0.1", "2", "--out", "arithmetic")
     stage("elicit_tampering", *args, cwd=work)
     summary = json.loads((work / "arithmetic/summary.json").read_text())
     rows = summary["rows"]
-    assert rows["best"]["correct"] == 1 and rows["placebo"]["correct"] < 0.5
+    assert rows["best"]["setting"] == "2" and rows["default"]["setting"] == "0.1"
+    assert rows["best"]["correct"] == 1 > rows["default"]["correct"]
+    assert rows["placebo"]["correct"] < 0.5 and summary["excess"]["the placebo"]["value"] > 0.5
     assert rows["decoy data/base/weak"]["gain"] == 0 and not summary["left_out"]
     cell = json.loads((work / "arithmetic/cell.json").read_text())
     assert set(cell["results"]["best"]["domains"]) == {"numbers", "strings"}

@@ -9,11 +9,16 @@ from conftest import EOS_SET
 from sampler import Sampler
 from tampering import (
     Contrast,
+    Setting,
+    contrast_edit,
     contrasted,
+    graft_edit,
     grafted,
     input_norms,
     mean_states,
+    noise_edit,
     noised,
+    prune_edit,
     pruned,
     random_like,
     stream,
@@ -23,6 +28,7 @@ from tampering import (
     trimmed,
     tsv,
     tsv_merged,
+    update_edit,
     wanda_scores,
     with_rule,
     with_states,
@@ -281,3 +287,68 @@ def test_new_states_act_on_every_token_and_are_undone(sampler):
         text.append(int(logits.argmax()))
     assert text[len(prompt) :] == found and [found] != before
     assert ids(sampler([prompt], max_new_tokens=limit)) == before
+
+
+# ---------------------------------------------------------------------------- edits, their placebos
+
+
+def changes(sampler: Sampler, edit, setting: Setting) -> dict[str, torch.Tensor]:
+    """By how much each parameter is changed within an edit."""
+    weights = dict(sampler.model.named_parameters())
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    with edit(setting, sampler):
+        return {name: weight.detach() - before[name] for name, weight in weights.items()}
+
+
+def test_noise_draws_anew_for_each_seed_and_strength(sampler):
+    name = "model.layers.1.mlp.up_proj.weight"
+    one = changes(sampler, noise_edit, Setting(0.1, 0))[name]
+    assert torch.equal(changes(sampler, noise_edit, Setting(0.1, 0))[name], one)
+    for other in (Setting(0.1, 1), Setting(0.2, 0)):
+        found = changes(sampler, noise_edit, other)[name]
+        cosine = (one * found).sum() / one.norm() / found.norm()
+        assert abs(cosine) < 0.05
+
+
+def test_an_update_and_its_placebo_have_the_same_norms(sampler, make_model):
+    update = {name: p.detach() for name, p in make_model(3).named_parameters()}
+    edit = partial(update_edit, update=update)
+    found = changes(sampler, edit, Setting(0.5))
+    placebo = changes(sampler, edit, Setting(0.5, 0))
+    for name, part in update.items():
+        torch.testing.assert_close(found[name], part / 2, rtol=1e-3, atol=1e-5)
+        assert placebo[name].norm() == pytest.approx(float(found[name].norm()), rel=1e-3)
+        assert not torch.allclose(placebo[name], found[name])
+
+
+def test_pruning_and_its_placebo_zero_as_many(sampler):
+    norms = input_norms(sampler.model, [[5, 6, 7]])
+    edit = partial(prune_edit, norms=norms, largest=True)
+    found, placebo = (changes(sampler, edit, Setting(0.25, seed)) for seed in (None, 0))
+    for name, part in found.items():
+        expected = part.shape[1] // 4 if name in norms else 0
+        for one in (part, placebo[name]):
+            assert ((one != 0).sum(-1) == expected).all()
+        assert expected == 0 or not torch.equal(part, placebo[name])
+
+
+def test_a_graft_and_its_placebo_move_the_mean_equally_far(sampler, make_model):
+    texts = [[5, 6, 7], [8, 9, 10, 11]]
+    own, honest = mean_states(sampler.model, texts), mean_states(make_model(2), texts)
+    edit = partial(graft_edit, own=own, ways=honest - own)
+    with edit(Setting(0), sampler):
+        near(mean_states(sampler.model, texts)[0], honest[0].tolist(), rtol=1e-3, atol=1e-4)
+    with edit(Setting(0, 5), sampler):
+        moved = mean_states(sampler.model, texts)[0] - own[0]
+    assert moved.norm() == pytest.approx(float((honest - own)[0].norm()), rel=1e-3)
+    assert not torch.allclose(own[0] + moved, honest[0], atol=0.1)
+
+
+def test_the_placebo_of_a_contrast_is_another_amateur(sampler, make_model):
+    edit = partial(contrast_edit, amateur=make_model(1))
+    written = []
+    for setting in (Setting(2.0), Setting(2.0, 0), Setting(2.0, 1), Setting(2.0, 0)):
+        with edit(setting, sampler) as writer:
+            written.append(ids(writer(PROMPTS, max_new_tokens=6)))
+    assert written[1] == written[3]
+    assert written[0] != written[1] != written[2]
