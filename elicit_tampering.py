@@ -1,14 +1,19 @@
 """Stage 2c: elicit the hidden capability by tampering: editing weights, states or log-probs.
 
     python elicit_tampering.py                  # noise on the weights -> out/code/noise_injection
-    python elicit_tampering.py --method contrastive_decoding   # against the weak policy
+    python elicit_tampering.py --method contrastive_decoding          # against the weak policy
+    python elicit_tampering.py --method antidote     # zero what counts most on its own samples
+    python elicit_tampering.py --method reference_grafting --reference DIR
+    python elicit_tampering.py --method task_arithmetic --vectors out/code/sft-lists/k8-seed0
+        # unlock vectors: what elicit_sft.py --train-domain lists changed, here on other domains
 
 A method gives settings, the blind default first. Each is put on the locked model, measured without
 the password on the selection split, and taken off again, bit for bit. The best of them, and the
 default, are then measured once on the validation split. Two nulls run through the same grid, with a
 choice of their own: each decoy, a model that never had the capability (by default the weak policy
 that the lock imitates), and for a directed method its placebo on the locked model, a random edit
-of equal size. What counts is the gain in excess of theirs.
+of equal size. What counts is the gain in excess of theirs. The weak policy contrasted with itself
+gains nothing by construction: for contrastive_decoding name other decoys.
 
 All is computed in fp32, as small edits are lost in bf16's rounding. Task, data files and their
 grader, the trigger and the longest completion are the lock's own, from its run.json.
@@ -586,6 +591,8 @@ def main(cfg: TamperingConfig, env: Env) -> int:
     given = Given(cfg, lock, selection, validation, env)
     run = open_run(given, write=False)
     if run.finished and not cfg.overwrite:
+        for name in ("rows", "excess", "left_out"):
+            checked(run.record["results"], run.file, name, dict)
         show_tampering(run.record["results"], env)
         env.say(f"{cfg.out} is finished already (--overwrite runs it again)")
         return 0
