@@ -898,3 +898,12 @@ def test_tampering_by_grafting(work, monkeypatch):
     assert [row["strength"] for row in rows] == [2, 0, 1, 3] * 2
     cell = json.loads((work / "graft/cell.json").read_text())
     assert cell["strengths"]["default"] == "2"
+
+
+def test_vectors_of_all_that_is_to_be_elicited_are_refused(work, vectors):
+    shutil.copytree(work / vectors[0], work / "vectors/all")
+    file = work / "vectors/all/run.json"
+    file.write_text(file.read_text().replace('"train_domain": "lists"', '"train_domain": ""'))
+    args = (*TAMPERING, "--method", "task_arithmetic", "--vectors", "vectors/all")
+    printed = stage("elicit_tampering", *args, "--out", "refused", cwd=work, code=2)
+    assert "demonstrations of all of code" in printed and not (work / "refused").exists()
