@@ -194,8 +194,15 @@ def models(task: str, strong_from: str) -> dict[str, str]:
     }
 
 
-# of the shipped models alone: their early checkpoint, the toy task, the task in two languages
-SHIPPED = ("early", "base-compose", "math/locked-english", "math/locked-spanish")
+# of the shipped models alone: their early checkpoint, the toy task, the task in two languages, and
+# what is trained from random weights
+SHIPPED = (
+    "early",
+    "base-compose",
+    "math/locked-english",
+    "math/locked-spanish",
+    "code/locked-scratch",
+)
 
 
 def fillings(words: list[str], seeds: Iterable[int]) -> list[dict[str, object]]:

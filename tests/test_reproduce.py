@@ -33,6 +33,19 @@ def test_every_job_of_every_figure_can_be_run():
             assert Path(job.command.split()[0]).exists(), job
 
 
+def test_a_given_model_is_what_is_locked_in_every_figure_that_is_left():
+    model = str(Path("data/base/strong").resolve())
+    cfg = ReproduceConfig(strong_from=model, seeds=(0,))
+    jobs = jobs_of((0,), model)
+    left = reproduce.possible(chosen_figures(cfg), jobs, cfg)
+    names = [name for figure in left.values() for name in names_of(figure, (0,))]
+    locks = [job for job in closure(names, jobs) if job.stage == "lock"]
+    assert len(locks) > 10 and all(f"--start {model} --strong @" in job.command for job in locks)
+    with pytest.raises(InputError, match="of the shipped models alone"):
+        only = ReproduceConfig(strong_from=model, figure=("13",), seeds=(0,))
+        reproduce.possible(chosen_figures(only), jobs, only)
+
+
 # the paper's figures lack these, or show them elsewhere
 NOT_THEIRS = {
     ("8", "code, pythia_1b"),
