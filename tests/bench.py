@@ -1,6 +1,6 @@
 """Speed and memory of this repository against transformers, TRL and plain PyTorch, one machine.
 
-    python tests/bench.py                     # the short table; meant for 8 minutes of 2 cores
+    python tests/bench.py                     # the short table; 3 minutes of 2 quiet cores
     python tests/bench.py train --repeats 9   # a section in full, narrower spread
     SMOLLM2=DIR python tests/bench.py real    # a model that nobody here trained
     python tests/bench.py gpu                 # one H100 or H200; skipped without CUDA
