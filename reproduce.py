@@ -29,6 +29,7 @@ import torch
 from checkpoints import model_hash
 from claims import verdict
 from data.problems import InputError
+from devices import check_place
 from figures import Drawn, table
 from files import read_json
 from findings import PROBLEMS, Evidence, bar_of, points_of
@@ -387,6 +388,7 @@ def main(cfg: ReproduceConfig) -> int:
         figures = possible(figures, jobs, cfg)
     place = Place(Path(cfg.out).resolve(), inputs_of(cfg))
     workers, threads, cuda = workers_of(cfg)
+    check_place(place.path)
     if cfg.list:
         show_list(figures, jobs, place, workers, cfg.seeds)
         return 0

@@ -142,6 +142,11 @@ def test_what_does_not_exist_is_refused(options, sentence):
         chosen_figures(ReproduceConfig(**options))
 
 
+def test_a_place_that_cannot_be_written_is_refused():
+    with pytest.raises(InputError, match="nothing can be written in /proc/x"):
+        reproduce.main(ReproduceConfig(figure=("1",), out="/proc/x", report_only=True))
+
+
 def test_figures_and_tasks_are_chosen():
     figures = chosen_figures(ReproduceConfig(figure=("5", "9"), task=("math",)))
     assert set(figures) == {"5", "9", "9, RL"}
