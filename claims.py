@@ -361,40 +361,36 @@ def fixed_random(known: Known) -> list[Comparison]:
     return tests
 
 
-def continuous_rewards(known: Known) -> list[Comparison]:
-    known.reasons.append("that they start faster: the curves show it, no test does")
-    lock = known.lock("code/locked")
+def by_method(
+    known: Known, lock: Lock, jobs: tuple[str, str], name: str, side: str, bound: float
+) -> list[Comparison]:
+    """The end of RL in the second of two ways less that in the first. jobs: with {method}."""
     tests = []
     for method in ("expert_iteration", "iterated_dpo"):
         with known.part():
-            binary, graded = (
-                known.rl(lock, f"code/{method}{kind}") for kind in ("", "-continuous")
-            )
-            name = f"code, {METHODS[method]}: continuous less binary, at the end"
-            tests.append(Comparison(name, difference(binary, graded), "below", 0.0))
+            first, second = (known.rl(lock, job.replace("{method}", method)) for job in jobs)
+            less = difference(first, second)
+            tests.append(Comparison(f"{METHODS[method]}: {name}", less, side, bound))
     return tests
+
+
+def continuous_rewards(known: Known) -> list[Comparison]:
+    known.reasons.append("that they start faster: the curves show it, no test does")
+    jobs = ("code/{method}", "code/{method}-continuous")
+    name = "code, continuous less binary, at the end"
+    return by_method(known, known.lock("code/locked"), jobs, name, "below", 0.0)
 
 
 def warm_start(known: Known) -> list[Comparison]:
-    lock = known.lock("math/locked")
-    tests = []
-    for method in ("expert_iteration", "iterated_dpo"):
-        with known.part():
-            cold, warm = (known.rl(lock, f"math/{method}{kind}") for kind in ("", "-warm-8"))
-            name = f"{METHODS[method]}: with less without"
-            tests.append(Comparison(name, difference(cold, warm), "above", 0.2))
-    return tests
+    jobs = ("math/{method}", "math/{method}-warm-8")
+    name = "with demonstrations less without"
+    return by_method(known, known.lock("math/locked"), jobs, name, "above", 0.2)
 
 
 def stop_sft_early(known: Known) -> list[Comparison]:
-    lock = known.lock("math/locked")
-    tests = []
-    for method in ("expert_iteration", "iterated_dpo"):
-        with known.part():
-            short, long = (known.rl(lock, f"math/{method}-warm-{n}") for n in (8, 64))
-            name = f"{METHODS[method]}: after 8 epochs less after 64"
-            tests.append(Comparison(name, difference(long, short), "above", 0.0))
-    return tests
+    jobs = ("math/{method}-warm-64", "math/{method}-warm-8")
+    name = "after 8 epochs less after 64"
+    return by_method(known, known.lock("math/locked"), jobs, name, "above", 0.0)
 
 
 def overshooting(known: Known) -> list[Comparison]:

@@ -212,14 +212,18 @@ class Evidence:
         """Of an SFT with one k: verdicts (S,n) after so many sequences seen."""
         by_seed = []
         for seed, folder in self.folders(job).items():
-            (k,) = self.numbers(job)
+            numbers = self.numbers(job)
+            if len(numbers) != 1:
+                raise InputError(f"{folder} has not one number of demonstrations: {numbers}")
+            [k] = numbers
             self.demonstrated(lock, job, k)  # it is of this lock, on these problems
             file = folder / f"k{k}-seed{seed}" / "cell.json"
             rows = checked(read_json(file), file, "lengths", dict)
             by_seed.append({int(at): from_bits(row["verdicts"]) for at, row in rows.items()})
-        if not by_seed:
-            return {}
-        return {at: np.stack([row[at] for row in by_seed]) for at in sorted(by_seed[0])}
+        found = {}
+        for at in sorted(by_seed[0]) if by_seed else ():
+            found[at] = np.stack([row[at] for row in by_seed])
+        return found
 
 
 def check_elicited_from(lock: Lock, file: Path) -> None:
@@ -262,7 +266,9 @@ def learning(curves: list[Curve], n: int) -> dict[int, Value]:
     """
     if not curves:
         return {}
-    by_seed = [{point["samples"]: point["correct"] for point in run.points} for run in curves]
+    by_seed = []
+    for run in curves:
+        by_seed.append({point["samples"]: point["correct"] for point in run.points})
     found = {}
     for samples in sorted(set().union(*by_seed)):
         values = []

@@ -84,7 +84,11 @@ def grafted(states: Tensor, direction: Tensor, level: float) -> Tensor:
 
 def summed(updates: list[Weights]) -> Weights:
     """Task arithmetic (Ilharco et al. 2022)."""
-    return {name: sum(update[name] for update in updates) for name in updates[0]}
+    total = dict(updates[0])
+    for update in updates[1:]:
+        for name, part in update.items():
+            total[name] = total[name] + part
+    return total
 
 
 def trimmed(update: Tensor, density: float) -> Tensor:
@@ -111,7 +115,7 @@ DENSITY = 0.2  # TIES keeps the largest fifth
 
 def ties_merged(updates: list[Weights]) -> Weights:
     """TIES over all parameters as one vector, as its authors do it."""
-    flat = [torch.cat([part.flatten() for part in update.values()]) for update in updates]
+    flat = [nn.utils.parameters_to_vector(update.values()) for update in updates]
     parts = ties(flat, DENSITY).split([part.numel() for part in updates[0].values()])
     shapes = [part.shape for part in updates[0].values()]
     return {name: part.view(shape) for name, part, shape in zip(updates[0], parts, shapes)}
