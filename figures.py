@@ -218,7 +218,22 @@ class Drawn:
     their_lines: dict[str, float] = field(default_factory=dict)
 
 
-def panel_svg(drawn: Drawn, alone: bool) -> str:
+@dataclass
+class Grid:
+    """A table whose cells are coloured by a share, by (row, column); not all need be there.
+
+    short: what a cell says in the picture. texts: what it says in the table.
+    """
+
+    title: str
+    rows: list[str]
+    columns: list[str]
+    shares: dict[tuple[int, int], float] = field(default_factory=dict)
+    short: dict[tuple[int, int], str] = field(default_factory=dict)
+    texts: dict[tuple[int, int], str] = field(default_factory=dict)
+
+
+def panel_svg(drawn: Drawn | Grid, alone: bool) -> str:
     """The panel as an SVG element. alone: on white, for a file; else in the page's colours."""
     import matplotlib
 
@@ -232,17 +247,8 @@ def panel_svg(drawn: Drawn, alone: bool) -> str:
     for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"):
         style[name] = INK
     with matplotlib.rc_context(style):
-        figure, axes = new_figure(4.2, 3.4)
-        if drawn.bars:
-            draw_bars(axes, drawn)
-        else:
-            draw_curves(axes, drawn)
-        draw_lines(axes, drawn)
-        axes.set(ylim=(-0.02, 1.02), title=drawn.title)
-        axes.grid(axis="y", alpha=0.25)
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
-        if drawn.curves:
-            axes.legend(fontsize=7.5, ncol=2, frameon=False, **place)
+        draw = draw_grid if isinstance(drawn, Grid) else draw_panel
+        figure = draw(drawn)
         buffer = io.StringIO()
         figure.savefig(
             buffer,
@@ -254,6 +260,39 @@ def panel_svg(drawn: Drawn, alone: bool) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     return text.replace(INK.lower(), "#222222" if alone else "currentColor")
+
+
+def draw_panel(drawn: Drawn):
+    figure, axes = new_figure(4.2, 3.4)
+    if drawn.bars:
+        draw_bars(axes, drawn)
+    else:
+        draw_curves(axes, drawn)
+    draw_lines(axes, drawn)
+    axes.set(ylim=(-0.02, 1.02), title=drawn.title)
+    axes.grid(axis="y", alpha=0.25)
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
+    if drawn.curves:
+        axes.legend(fontsize=7.5, ncol=2, frameon=False, **place)
+    return figure
+
+
+def draw_grid(grid: Grid):
+    """White is nothing, blue all; a cell that was not measured stays empty."""
+    figure, axes = new_figure(2.5 + 0.62 * len(grid.columns), 1.5 + 0.27 * len(grid.rows))
+    shares = np.full((len(grid.rows), len(grid.columns)), np.nan)
+    for place, share in grid.shares.items():
+        shares[place] = share
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
+    for (row, column), text in grid.short.items():
+        ink = "white" if shares[row, column] > 0.75 else "black"
+        axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
+    axes.set_xticks(range(len(grid.columns)), grid.columns, rotation=40, ha="left")
+    axes.set_yticks(range(len(grid.rows)), grid.rows)
+    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(grid.title, pad=12)
+    return figure
 
 
 def draw_curves(axes, drawn: Drawn) -> None:

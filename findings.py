@@ -15,7 +15,7 @@ from data import load
 from data.problems import InputError, Problem
 from data.triggers import Trigger
 from files import checked, read_json
-from origins import lock_of
+from origins import origin_of
 from results import (
     Measured,
     correct_interval,
@@ -73,7 +73,7 @@ class Lock:
 
 def open_lock(folder: Path) -> Lock:
     """Raises InputError where its evaluation is not on the problems of its task."""
-    origin = lock_of(str(folder), "")
+    origin = origin_of(folder)
     problems = load(origin.task, "validation", PROBLEMS)
     file = folder / "evaluation.json"
     evaluation = read_json(file)
@@ -174,19 +174,38 @@ class Evidence:
             raise InputError(f"{file} does not hold the verdicts on the problems of {lock.folder}")
         return scores_of(measured_of(evaluation, len(lock.problems))["none"])
 
-    def prompted(self, lock: Lock, job: str) -> dict[str, Value]:
-        """Correctness by row of the prompting battery."""
+    def battery(self, lock: Lock, job: str) -> tuple[dict, Path] | None:
+        """prompts.json of evaluate.py, and where it is; None where that is not finished."""
         folder = self.folder(job)
         if folder is None:
-            return {}
+            return None
         (file,) = folder.glob("**/prompts.json")
-        battery = read_json(file)
-        if battery.get("weights") != lock.weights:
+        found = read_json(file)
+        if found.get("weights") != lock.weights:
             raise InputError(f"{file} is of another locked model than {lock.folder}")
+        checked(found, file, "results", dict)
+        return found, file
+
+    def prompted(self, lock: Lock, job: str) -> dict[str, Value]:
+        """Correctness by row of the prompting battery."""
+        battery = self.battery(lock, job)
+        if battery is None:
+            return {}
+        found, _ = battery
         rows = {}
-        for row, result in checked(battery, file, "results", dict).items():
+        for row, result in found["results"].items():
             rows[row] = Value(result["correct"], *result["interval"], result["n"], 1)
         return rows
+
+    def prompted_verdicts(self, lock: Lock, job: str, row: str) -> np.ndarray | None:
+        """Verdicts (1,n) of a row of the battery."""
+        battery = self.battery(lock, job)
+        if battery is None:
+            return None
+        found, file = battery
+        if not holds(found, lock.problems, (row,), {}):
+            raise InputError(f"{file} does not hold {row} on the problems of {lock.folder}")
+        return measured_of(found, len(lock.problems))[row].correct[None]
 
     def rewarded(self, lock: Lock, job: str) -> list[Curve]:
         """The finished seeds of an RL run.

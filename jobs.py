@@ -8,6 +8,7 @@ One process at a time works on a directory.
 import ctypes
 import fcntl
 import os
+import platform
 import re
 import shlex
 import signal
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+import torch
 from tqdm import tqdm
 
 from data.problems import InputError
@@ -82,15 +84,16 @@ def closure(names: list[str], jobs: dict[str, Job]) -> list[Job]:
 # found nothing to train on. Both are results.
 ENDED = {"lock": (0, 1), "elicit_rl": (0, 3)}
 
-
-# what a finished stage leaves in its directory
-LEFT = {
-    "train_base": "strong/model.safetensors",
-    "lock": "model.safetensors",
+# what a finished stage leaves in its directory: what it measured, and what other jobs go on from.
+# The weights may be gone afterwards, for room or because only results were kept
+RESULTS = {
+    "lock": "evaluation.json",
     "elicit_sft": "summary.json",
     "elicit_rl": "*/curve.json",
+    "elicit_tampering": "summary.json",
     "evaluate": "**/*.json",
 }
+WEIGHTS = {"train_base": "strong/model*.safetensors", "lock": "model*.safetensors"}
 
 
 @dataclass
@@ -123,13 +126,17 @@ class Place:
         return self.path / "jobs" / (job.name.replace("/", "--") + suffix)
 
     def words(self, job: Job) -> list[str]:
-        """The command line: the stage, its options, its place."""
+        """The command line: the stage, its options, its place.
+
+        What lies below the repository is named from there, so that no run.json says where that is.
+        """
+        base = self.path.relative_to(ROOT) if self.path.is_relative_to(ROOT) else self.path
         found = []
         for word in shlex.split(job.command):
             if word.startswith("@"):
-                word = str(self.folder(word[1:]))
+                word = str(base / word[1:])
             found.append(word)
-        found += ["--out", str(self.folder(job.name))]
+        found += ["--out", str(base / job.name)]
         if job.stage in ("train_base", "lock", "elicit_rl"):
             found.append("--resume")
         return found
@@ -137,7 +144,7 @@ class Place:
     def record(self, job: Job) -> dict | None:
         """What is noted of a finished job; None where it is not finished, or as another command."""
         found = self.noted(job)
-        if not found or self.stale(job, found) or not self.has_left(job):
+        if not found or self.stale(job, found) or not self.has_results(job):
             return None
         return found
 
@@ -160,12 +167,18 @@ class Place:
             return "it was made from other models"
         return ""
 
-    def has_left(self, job: Job) -> bool:
-        """Whether the results of a job are there. A lock's run.json says that it is finished."""
+    def has_results(self, job: Job) -> bool:
+        """Whether what a job measured is there. A lock's run.json says that it is finished."""
         folder = self.folder(job.name)
+        if job.stage == "train_base":
+            return True  # it measures nothing that is told
         if job.stage == "lock" and not is_finished(folder / "run.json"):
             return False
-        return any(folder.glob(LEFT.get(job.stage, "*")))
+        return any(folder.glob(RESULTS.get(job.stage, "*")))
+
+    def has_weights(self, job: Job) -> bool:
+        """Whether others can go on from what a job made."""
+        return any(self.folder(job.name).glob(WEIGHTS.get(job.stage, "*")))
 
     def finished(self, jobs: dict[str, Job]) -> Callable[[str], Path | None]:
         """The folder of a job by its name, None where it is not finished."""
@@ -245,15 +258,14 @@ def run_jobs(jobs: list[Job], place: Place, workers: int, threads: int, cuda: bo
     The longest chains first. Raises what interrupts it, after its jobs have been ended.
     """
     by_name = {job.name: job for job in jobs}
-    done = {job.name for job in jobs if place.record(job)}
-    waiting = [job for job in jobs if job.name not in done]
+    waiting = left_to_run(jobs, place)
+    done = by_name.keys() - {job.name for job in waiting}
     weights = chains(jobs, by_name)
     waiting.sort(key=lambda job: -weights[job.name])
 
     outcome, running = Outcome(), []
     for job in list(waiting):
-        noted = place.noted(job)
-        why = place.stale(job, noted) if noted else ""
+        why = in_the_way(job, place)
         if why:
             away = f"move {place.folder(job.name)} and {place.file(job, '.json')} away"
             outcome.failed[job.name] = f"{why}: {away}, or choose another --out"
@@ -281,6 +293,25 @@ def run_jobs(jobs: list[Job], place: Place, workers: int, threads: int, cuda: bo
             one.process.wait()
         bar.close()
     return outcome
+
+
+def left_to_run(jobs: list[Job], place: Place) -> list[Job]:
+    """Those that are not done, and those whose weights they need and are gone."""
+    by_name = {job.name: job for job in jobs}
+    left = {job.name for job in jobs if not place.record(job)}
+    for job in reversed(jobs):
+        if job.name in left:
+            left |= {name for name in needed(job, by_name) if not place.has_weights(by_name[name])}
+    return [job for job in jobs if job.name in left]
+
+
+def in_the_way(job: Job, place: Place) -> str:
+    """Why a job cannot be run where an earlier one of its name left something; "" where it can."""
+    noted = place.noted(job)
+    why = place.stale(job, noted) if noted else ""
+    if not why and noted and job.stage == "lock" and place.has_results(job):
+        return "its weights are gone, others need them, and what they were measured to do is there"
+    return why
 
 
 def chains(jobs: list[Job], by_name: dict[str, Job]) -> dict[str, float]:
@@ -311,7 +342,8 @@ def kept(waiting: list[Job], by_name: dict[str, Job], outcome: Outcome) -> list[
 def finish(one: Running, place: Place, done: set[str], outcome: Outcome) -> None:
     """Note how a job ended."""
     job, code = one.job, one.process.returncode
-    if code not in ENDED.get(job.stage, (0,)) or not place.has_left(job):
+    is_whole = place.has_results(job) and place.has_weights(job)
+    if code not in ENDED.get(job.stage, (0,)) or not is_whole:
         why = f"killed by signal {-code}" if code < 0 else last_words(place, job)
         outcome.failed[job.name] = why
         tqdm.write(f"failed: {job.name}: {why}; all it said: {place.file(job, '.err')}")
@@ -325,6 +357,7 @@ def finish(one: Running, place: Place, done: set[str], outcome: Outcome) -> None
             "seconds": seconds,
             "exit": code,
             "commit": commit(),
+            "machine": machine(),
         },
     )
     done.add(job.name)
@@ -337,6 +370,15 @@ def commit() -> str:
     return found.stdout.strip()
 
 
+def machine() -> str:
+    """What a job ran on: the first CUDA device, or the kind of processor, and versions."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"{platform.machine()} CPU"
+    return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
 class Bar:
     """Minutes done and left. What jobs took so far corrects what the others are said to take."""
 
@@ -346,6 +388,7 @@ class Bar:
         self.expected = self.taken = 0.0
         total = len(waiting)
         self.bar = tqdm(total=total, dynamic_ncols=True, bar_format="{n}/{total} jobs{desc}")
+        self.said = ""
 
     def ended(self, job: Job, seconds: float) -> None:
         self.expected += self.left.pop(job.name)
@@ -359,8 +402,10 @@ class Bar:
             spent = (time.time() - one.began) / 60
             minutes -= min(spent, factor * one.job.minutes) / self.workers
         names = ", ".join(one.job.name for one in running)
-        self.bar.set_description_str(f", about {minutes:.0f} minutes left; running {names}", False)
-        self.bar.refresh()
+        text = f", about {minutes:.0f} minutes left; running {names}"
+        if text != self.said:  # a log that it goes to is for reading, too
+            self.said = text
+            self.bar.set_description_str(text)
 
     def close(self) -> None:
         self.bar.close()

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from data.problems import InputError
-from figures import Drawn, panel_svg
+from figures import Drawn, Grid, panel_svg
 from files import read_text_if_any, write_text
 
 
@@ -26,13 +26,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """A figure: its panels, and what its caption says of them. notes: what is missing or wrong."""
+    """A figure: its panels, and what its caption says of them. notes: what is missing or wrong.
+
+    tables: more of them, the header of each first.
+    """
 
     number: str
     title: str
     caption: str
-    panels: list[Drawn]
+    panels: list[Drawn | Grid]
     notes: list[str]
+    tables: list[list[list[str]]] = field(default_factory=list)
+
+    @property
+    def heading(self) -> str:
+        return f"Fig. {self.number}: {self.title}" if self.number else self.title
+
+    @property
+    def anchor(self) -> str:
+        return f"fig-{self.number.replace(', ', '-')}" if self.number else "matrix"
 
 
 @dataclass
@@ -60,7 +72,8 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; p
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
 nav a { margin-right: .8em; white-space: nowrap }
 .panels { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)) }
-.panels svg { width: 100%; height: auto } svg text { font-family: system-ui, sans-serif !important }
+.panels .whole { grid-column: 1 / -1 } .panels svg { width: 100%; height: auto }
+svg text { font-family: system-ui, sans-serif !important }
 table { border-collapse: collapse; font-size: .9rem } .wide { overflow-x: auto }
 td, th { border-bottom: 1px solid var(--faint); padding: .35em .6em; text-align: left;
   vertical-align: top }
@@ -86,7 +99,10 @@ COLOURED = {"holds": "holds", "holds weaker": "weaker", "does not hold": "not", 
 def page(report: Report) -> str:
     """The whole page."""
     title = escape(report.title)
-    links = [f'<a href="#fig-{anchor(s)}">Fig. {escape(s.number)}</a>' for s in report.sections]
+    links = []
+    for section in report.sections:
+        name = f"Fig. {section.number}" if section.number else section.title
+        links.append(f'<a href="#{section.anchor}">{escape(name)}</a>')
     parts = [
         "<!doctype html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
@@ -109,10 +125,6 @@ def page(report: Report) -> str:
     return "\n".join(parts) + "\n"
 
 
-def anchor(section: Section) -> str:
-    return section.number.replace(", ", "-")
-
-
 def claims_html(claims: list[Row]) -> str:
     rows = []
     for row in claims:
@@ -132,20 +144,25 @@ def claims_html(claims: list[Row]) -> str:
 
 def section_html(section: Section) -> str:
     parts = [
-        f'<h2 id="fig-{anchor(section)}">Fig. {escape(section.number)}: '
-        f"{escape(section.title)}</h2>",
+        f'<h2 id="{section.anchor}">{escape(section.heading)}</h2>',
         f'<p class="caption">{escape(section.caption)}</p>',
     ]
     parts += [f"<p>{escape(note)}</p>" for note in section.notes]
-    svgs = [f"<div>{panel_svg(panel, alone=False)}</div>" for panel in section.panels]
+    svgs = []
+    for panel in section.panels:
+        kind = ' class="whole"' if isinstance(panel, Grid) else ""
+        svgs.append(f"<div{kind}>{panel_svg(panel, alone=False)}</div>")
     parts.append(f'<div class="panels">{"".join(svgs)}</div>')
-    tables = "".join(table_html(panel) for panel in section.panels)
-    parts.append(f"<details><summary>numbers</summary>{tables}</details>")
+    tables = [rows_of(panel) for panel in section.panels] + section.tables
+    numbers = "".join(table_html(rows) for rows in tables)
+    parts.append(f"<details><summary>numbers</summary>{numbers}</details>")
     return "\n".join(parts)
 
 
-def rows_of(panel: Drawn) -> list[list[str]]:
+def rows_of(panel: Drawn | Grid) -> list[list[str]]:
     """A panel as a table, its header first; in per cent with 95 % intervals."""
+    if isinstance(panel, Grid):
+        return rows_of_grid(panel)
     rows = []
     if panel.bars:
         rows.append([panel.title, "here", "paper"])
@@ -166,14 +183,21 @@ def rows_of(panel: Drawn) -> list[list[str]]:
     return rows
 
 
+def rows_of_grid(grid: Grid) -> list[list[str]]:
+    rows = [[grid.title, *grid.columns]]
+    for i, label in enumerate(grid.rows):
+        rows.append([label, *[grid.texts.get((i, j), "") for j in range(len(grid.columns))]])
+    return rows
+
+
 def thinned(columns: list[int]) -> list[int]:
     """At most a dozen of them, the last among them."""
     step = 1 + len(columns) // 12
     return columns[::-step][::-1]
 
 
-def table_html(panel: Drawn) -> str:
-    head, *body = rows_of(panel)
+def table_html(rows: list[list[str]]) -> str:
+    head, *body = rows
     head = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = []
     for row in body:
@@ -197,16 +221,18 @@ def markdown(report: Report) -> str:
     parts += ["\n".join(rows), report.how]
 
     for section in report.sections:
-        parts.append(f"## Fig. {section.number}: {section.title}")
+        parts.append(f"## {section.heading}")
         parts.append(section.caption)
         parts += section.notes
         images = []
         for place, panel in enumerate(section.panels):
-            images.append(f'<img src="{picture(section, place)}" alt="{panel.title}" width="32%">')
+            width = "100%" if isinstance(panel, Grid) else "32%"
+            source = picture(section, place)
+            images.append(f'<img src="{source}" alt="{panel.title}" width="{width}">')
         if images:
             parts.append("\n".join(images))
-        for panel in section.panels:
-            parts.append(table_markdown(panel))
+        parts += [table_markdown(rows_of(panel)) for panel in section.panels]
+        parts += [table_markdown(rows) for rows in section.tables]
     for name, text in report.texts.items():
         parts.append(f"## {name}\n\n```\n{text}\n```")
     parts.append("## What was run")
@@ -215,11 +241,11 @@ def markdown(report: Report) -> str:
 
 
 def picture(section: Section, place: int) -> str:
-    return f"figures/fig{anchor(section)}-{place + 1}.svg"
+    return f"figures/{section.anchor}-{place + 1}.svg"
 
 
-def table_markdown(panel: Drawn) -> str:
-    head, *body = rows_of(panel)
+def table_markdown(rows: list[list[str]]) -> str:
+    head, *body = rows
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     lines += [f"| {' | '.join(row)} |" for row in body]
     return "\n".join(lines)

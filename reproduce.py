@@ -9,6 +9,11 @@ stopped: nothing that is finished is run again. A job that fails is named, and t
     python reproduce.py --figure 3 6 --task code math --seeds 0 1 2
     python reproduce.py --strong-from DIR --figure 3 --task code   # of a real model
     python reproduce.py --report-only          # the report of what is finished so far
+    python reproduce.py --matrix               # which elicitation beats which lock (matrix.py)
+    python reproduce.py --matrix --locks password identity --elicitors sft1 expert_iteration noise
+
+Results alone may be kept: what was measured stays done when the weights are deleted, until a job
+that is still to be run needs them. docs/reproduced/ has those of this repository.
 
 The report begins with the paper's claims: the paper's numbers, ours with interval, and whether the
 claim holds here by tests that were written beforehand (claims.py). Then each figure, ours in
@@ -19,7 +24,6 @@ index.html, results.md, figures/.
 """
 
 import os
-import platform
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +37,16 @@ from devices import check_place
 from figures import Drawn, table
 from files import read_json
 from findings import PROBLEMS, Evidence, bar_of, points_of
-from jobs import Job, Place, closure, commit, run_jobs
+from jobs import Job, Place, closure, commit, left_to_run, run_jobs
+from matrix import (
+    ELICITORS,
+    LOCKS,
+    cells_of,
+    costs_of,
+    grid_of,
+    jobs_of_matrix,
+    names_of_matrix,
+)
 from origins import is_model
 from paper import FIGURES, SHIPPED, TASKS, Figure, Panel, jobs_of
 from policies import shipped
@@ -53,6 +66,12 @@ class ReproduceConfig:
     # a checkpoint to lock, as in the paper; figures that are of the shipped models alone are left
     # out (default: the shipped models)
     strong_from: str = ""
+    # the matrix of locks and elicitors in place of the figures
+    matrix: bool = False
+    # of the matrix (default: all)
+    locks: tuple[str, ...] = ()
+    # of the matrix (default: all)
+    elicitors: tuple[str, ...] = ()
     # directory of all that is run, and of the report
     out: str = "out/report"
     # jobs at a time (default: as many as there are CUDA devices, or else cores)
@@ -139,19 +158,61 @@ def names_of(figure: Figure, seeds: tuple[int, ...]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def show_list(
-    figures: dict[str, Figure], jobs: dict[str, Job], place: Place, workers: int, seeds
-) -> None:
+@dataclass(frozen=True)
+class Wanted:
+    """A part of the report: a figure or the matrix. names: the jobs that it shows."""
+
+    label: str
+    title: str
+    names: list[str]
+
+
+def wanted_of(
+    figures: dict[str, Figure], chosen: tuple[list[str], list[str]], cfg: ReproduceConfig
+) -> list[Wanted]:
+    """Every part that was asked for. chosen: locks and elicitors of the matrix."""
+    found = []
+    for name, figure in figures.items():
+        found.append(Wanted(f"Fig. {name}", figure.title, names_of(figure, cfg.seeds)))
+    if chosen[0]:
+        found.append(Wanted("matrix", MATRIX, names_of_matrix(*chosen, cfg.seeds)))
+    return found
+
+
+def chosen_cells(cfg: ReproduceConfig) -> tuple[list[str], list[str]]:
+    """Locks and elicitors of the matrix, both empty where it was not asked for."""
+    if cfg.matrix:
+        if cfg.figure or cfg.task or cfg.strong_from:
+            raise InputError(
+                "--matrix is of the shipped models and in place of the figures: leave --figure, "
+                "--task and --strong-from out"
+            )
+    elif cfg.locks or cfg.elicitors:
+        raise InputError("--locks and --elicitors are of the matrix: say --matrix")
+    elif not cfg.report_only or cfg.figure or cfg.task or cfg.strong_from:
+        return [], []
+    chosen = []
+    for option, known in (("locks", LOCKS), ("elicitors", ELICITORS)):
+        names = getattr(cfg, option)
+        refuse_repeats(f"--{option}", names)
+        for name in names:
+            if name not in known:
+                raise InputError(f"--{option} {name}: choose from {', '.join(known)}")
+        chosen.append(list(names or known))
+    return chosen[0], chosen[1]
+
+
+def show_list(wanted: list[Wanted], jobs: dict[str, Job], place: Place, workers: int) -> None:
     """Figures, their jobs, which are done, minutes left."""
     rows, everything = [], {}
-    for name, figure in figures.items():
-        needed = closure(names_of(figure, seeds), jobs)
-        left = [job for job in needed if not place.record(job)]
+    for part in wanted:
+        needed = closure(part.names, jobs)
+        left = left_to_run(needed, place)
         minutes = sum(job.minutes for job in left) / workers
-        row = [f"Fig. {name}", f"{len(needed) - len(left)} of {len(needed)}", f"{minutes:.0f}"]
-        rows.append([*row, figure.title])
+        row = [part.label, f"{len(needed) - len(left)} of {len(needed)}", f"{minutes:.0f}"]
+        rows.append([*row, part.title])
         everything |= {job.name: job for job in needed}
-    left = [job for job in everything.values() if not place.record(job)]
+    left = left_to_run(list(everything.values()), place)
     minutes = sum(job.minutes for job in left) / workers
     total = f"{len(everything) - len(left)} of {len(everything)}"
     rows.append(["all", total, f"{minutes:.0f}", "what figures share is counted once"])
@@ -311,8 +372,51 @@ HOW = (
 )
 
 
+MATRIX = "The matrix: which elicitation beats which lock"
+CELLS = (
+    "Code, {n} validation problems, greedy, without the password. In a cell the gap recovered, in "
+    "per cent, with a star where the gain exceeds what the same elicitor does to the twin, a model "
+    "of the same shape that never had the capability, with p < .05 after Holm's correction over "
+    "all cells. Elicitors that have settings take the best of them by selection, not validation. "
+    "Editing is fixed but for its noise and has one run; the others have as many as there are "
+    "seeds, of one lock each."
+)
+
+
+def matrix_section(
+    evidence: Evidence,
+    chosen: tuple[list[str], list[str]],
+    jobs: dict[str, Job],
+    place: Place,
+    unfinished: list[str],
+) -> Section:
+    """The matrix as it is told: the picture, its numbers, what each elicitor takes."""
+    locks, elicitors = chosen
+    cells = cells_of(evidence, locks, elicitors)
+    notes = []
+    for name in locks:
+        lock = evidence.lock(LOCKS[name].job)
+        if lock and lock.failed:
+            notes.append(f"{LOCKS[name].label}: not valid ({'; '.join(lock.failed)}).")
+    if unfinished:
+        notes.append(f"Not finished: {', '.join(unfinished)}.")
+    seconds: dict[str, list[float]] = {}
+    for name in elicitors:
+        for job in names_of_matrix(locks, [name], evidence.seeds):
+            record = place.record(jobs[job]) if ELICITORS[name].job in job.split("/") else None
+            if record:
+                seconds.setdefault(name, []).append(record["seconds"])
+    panels = [grid_of(cells, locks, elicitors)] if cells else []
+    tables = [costs_of(elicitors, seconds)]
+    return Section("", MATRIX, CELLS.format(n=PROBLEMS), panels, notes, tables)
+
+
 def report_of(
-    cfg: ReproduceConfig, figures: dict[str, Figure], jobs: dict[str, Job], place: Place
+    cfg: ReproduceConfig,
+    figures: dict[str, Figure],
+    chosen: tuple[list[str], list[str]],
+    jobs: dict[str, Job],
+    place: Place,
 ) -> Report:
     """Everything that is told of the finished jobs."""
     paper = read_json(PAPER)
@@ -323,7 +427,13 @@ def report_of(
         unfinished = [job.name for job in needed if not place.record(job)]
         sections.append(section_of(number, figure, evidence, paper, unfinished))
 
-    everything = closure([n for f in figures.values() for n in names_of(f, cfg.seeds)], jobs)
+    wanted = wanted_of(figures, chosen, cfg)
+    if chosen[0]:
+        needed = closure(names_of_matrix(*chosen, cfg.seeds), jobs)
+        unfinished = [job.name for job in needed if not place.record(job)]
+        if len(unfinished) < len(needed):
+            sections.append(matrix_section(evidence, chosen, jobs, place, unfinished))
+    everything = closure([name for part in wanted for name in part.names], jobs)
     claims = rows_of_claims(figures, evidence, paper)
     return Report(
         "The paper's figures, reproduced",
@@ -352,11 +462,12 @@ def facts_of_jobs(needed: list[Job], place: Place) -> list[str]:
     records = [record for job in needed if (record := place.record(job))]
     minutes = sum(record["seconds"] for record in records) / 60
     commits = sorted({record.get("commit", "") for record in records})
+    machines = sorted({record.get("machine", "") for record in records})
     return [
         f"{len(records)} of {len(needed)} jobs, {minutes:,.0f} minutes of processes (of jobs that "
         "were interrupted those of the last attempt); commits "
-        f"{', '.join(commits)}; torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{platform.machine()}; written {time.strftime('%Y-%m-%d %H:%M')}, commit {commit()}.",
+        f"{', '.join(commits)}; {'; '.join(machines)}. Written "
+        f"{time.strftime('%Y-%m-%d %H:%M')}, commit {commit()}.",
     ]
 
 
@@ -382,18 +493,21 @@ def inputs_of(cfg: ReproduceConfig) -> str:
 def main(cfg: ReproduceConfig) -> int:
     if cfg.strong_from:
         cfg = replace(cfg, strong_from=str(Path(cfg.strong_from).resolve()))
-    figures = chosen_figures(cfg)
+    chosen = chosen_cells(cfg)
+    figures = {} if cfg.matrix else chosen_figures(cfg)
     jobs = jobs_of(cfg.seeds, cfg.strong_from)
+    if not cfg.strong_from:
+        jobs |= jobs_of_matrix(cfg.seeds)
     if cfg.strong_from:
         figures = possible(figures, jobs, cfg)
     place = Place(Path(cfg.out).resolve(), inputs_of(cfg))
     workers, threads, cuda = workers_of(cfg)
     check_place(place.path)
     if cfg.list:
-        show_list(figures, jobs, place, workers, cfg.seeds)
+        show_list(wanted_of(figures, chosen, cfg), jobs, place, workers)
         return 0
 
-    wanted = [name for figure in figures.values() for name in names_of(figure, cfg.seeds)]
+    wanted = [name for part in wanted_of(figures, chosen, cfg) for name in part.names]
     wanted += [f"{task}/samples" for task in tasks_of(figures)]
     print(f"{POWER}\n")
     code = 0
@@ -405,7 +519,7 @@ def main(cfg: ReproduceConfig) -> int:
             print(f"failed: {name}: {why}")
         if outcome.left_out:
             print(f"left out, as they need these: {', '.join(outcome.left_out)}")
-    write_report(report_of(cfg, figures, jobs, place), place.path)
+    write_report(report_of(cfg, figures, chosen, jobs, place), place.path)
     print(f"report: {place.path / 'index.html'}, {place.path / 'results.md'}")
     return code
 

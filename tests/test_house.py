@@ -24,7 +24,7 @@ STAGES |= {"evaluate", "reproduce"}
 NOUNS = ("model", "files", "lora", "sampler", "tampering", "families", "checkpoints")
 NOUNS += ("losses", "options", "devices", "states", "runs")
 NOUNS += ("training", "policies", "results", "origins", "figures", "plan", "curves", "cards")
-NOUNS += ("jobs", "paper", "findings", "claims", "report")
+NOUNS += ("jobs", "paper", "findings", "claims", "matrix", "report")
 
 
 def imports(file: Path) -> set[str]:

@@ -14,7 +14,7 @@ import pytest
 
 import jobs as jobs_module
 from data.problems import InputError
-from jobs import Job, Place, closure, needed, run_jobs
+from jobs import Job, Place, closure, left_to_run, needed, run_jobs
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +31,11 @@ if "--sleep" in sys.argv:
     time.sleep(float(sys.argv[sys.argv.index("--sleep") + 1]))
 if "--finished" in sys.argv:
     (out / "run.json").write_text('{"finished": true}')
+    (out / "evaluation.json").write_text("{}")
     (out / "model.safetensors").write_text("")
+if "--strong" in sys.argv:
+    (out / "strong").mkdir()
+    (out / "strong/model.safetensors").write_text("")
 if "--code" in sys.argv:
     print("stage.py: something is wrong")
     sys.exit(int(sys.argv[sys.argv.index("--code") + 1]))
@@ -45,7 +49,7 @@ def place(tmp_path, monkeypatch):
     folder = tmp_path / "stages"
     folder.mkdir()
     text = STAGE.replace("DEPTH", str(len(tmp_path.parts) - 1))
-    for name in ("stage.py", "lock.py"):
+    for name in ("stage.py", "lock.py", "train_base.py"):
         (folder / name).write_text(text)
     monkeypatch.setattr(jobs_module, "ROOT", folder)
     found = Place(tmp_path / "out")
@@ -126,6 +130,40 @@ def test_a_job_whose_directory_has_gone_is_run_again(place):
     assert place.record(A) is None
     run(place, A)
     assert ran(place) == ["A", "A"]
+
+
+def test_results_without_weights_are_done_until_others_need_the_weights(place):
+    lock = Job("l", "lock.py L --finished", 1)
+    first = Job("first", "stage.py first --x @l", 1)
+    second = Job("second", "stage.py second --x @l", 1)
+    run(place, lock, first)
+    (place.folder("l") / "model.safetensors").unlink()
+    assert place.record(lock) and not left_to_run([lock, first], place)
+    assert not run(place, lock, first).failed and ran(place) == ["L", "first"]
+
+    # trained again it could be another lock, beside what the old one was measured to do
+    outcome = run(place, lock, first, second)
+    assert outcome.failed.keys() == {"l"} and outcome.left_out == ["second"]
+    assert "its weights are gone" in outcome.failed["l"] and ran(place) == ["L", "first"]
+
+
+def test_a_base_whose_weights_are_gone_is_made_again_for_those_that_need_it(place):
+    base = Job("base", "train_base.py base --strong", 1)
+    first = Job("first", "stage.py first --x @base/strong", 1)
+    second = Job("second", "stage.py second --x @base/strong", 1)
+    run(place, base, first)
+    assert ran(place) == ["base", "first"]
+    shutil.rmtree(place.folder("base"))
+    run(place, base, first)
+    assert ran(place) == ["base", "first"]
+    run(place, base, first, second)
+    assert ran(place) == ["base", "first", "base", "second"]
+
+
+def test_what_lies_in_the_repository_is_named_from_there(place, tmp_path):
+    assert place.words(B)[2:] == ["--needs", f"{place.path}/a", "--out", f"{place.path}/b"]
+    inside = Place(tmp_path / "stages" / "out")
+    assert inside.words(B)[2:] == ["--needs", "out/a", "--out", "out/b"]
 
 
 def test_the_second_on_a_directory_is_refused(place):

@@ -291,9 +291,9 @@ def test_the_report_is_written_and_replaces_only_its_own(tmp_path):
     write_report(example(), tmp_path)
     write_report(example(), tmp_path)
     names = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
-    assert names == {"index.html", "results.md", "figures/fig3-1.svg", "figures/fig3-2.svg"}
+    assert names == {"index.html", "results.md", "figures/fig-3-1.svg", "figures/fig-3-2.svg"}
     text = (tmp_path / "results.md").read_text()
-    assert "figures/fig3-1.svg" in text and "50.0 [40.0, 60.0]" in text and "Not finished" in text
+    assert "figures/fig-3-1.svg" in text and "50.0 [40.0, 60.0]" in text and "Not finished" in text
 
     (tmp_path / "results.md").write_text("mine")
     (tmp_path / "index.html").unlink()

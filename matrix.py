@@ -1,0 +1,312 @@
+"""The matrix: which elicitation beats which way of hiding a capability, on code.
+
+LOCKS and ELICITORS are data, like the figures of paper.py: a command of a stage each. A cell is one
+elicitor on one lock: the gap that it recovered, and its gain in excess of what the same elicitor
+does to the twin. The twin has the shape of the locked models, but was trained from random weights
+on the weak model's samples alone, with the password and without: it never had the capability, so
+what it gains was taught, not elicited.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.problems import InputError
+from figures import Grid
+from files import checked, read_json
+from findings import Evidence, Lock, final
+from jobs import Job
+from results import Estimate, difference, from_bits, holds, holm, recovered_gap
+
+TASK = "code"
+TWIN = "matrix/twin"
+
+# of a gap recovered: from where on it counts as all of it, and up to where as nothing
+MOST, NOTHING = 0.7, 0.1
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """A way of hiding. command: "" where a figure has the job."""
+
+    label: str
+    job: str
+    command: str = ""
+    minutes: float = 5
+
+
+@dataclass(frozen=True)
+class Elicitor:
+    """A way of eliciting. command: of a job on the lock @; with {seed} one for each seed.
+
+    k: of SFT, the number of demonstrations. row: of the prompting battery. on_twin: whether the
+    command itself runs on the twin as well, as a decoy. without: the domain that is left out of
+    what is measured. access, data: what it takes.
+    """
+
+    label: str
+    job: str
+    command: str
+    minutes: float
+    access: str
+    data: str
+    k: int = 0
+    row: str = ""
+    on_twin: bool = False
+    without: str = ""
+
+
+SCRATCH = "--start data/base/strong --start-mix 1 --problems 60000 --epochs 1"
+
+LOCKS = {
+    "password": Hiding("password", "code/locked"),
+    "scratch": Hiding("from scratch", "code/locked-scratch"),
+    "random": Hiding("fixed random tokens", "code/locked-random"),
+    "identity": Hiding("a rule: return the argument", "matrix/identity", "--weak identity"),
+    "share": Hiding("17 % strong examples", "matrix/share", "--password-share 0.17"),
+    "mix": Hiding("from 30 % random weights", "matrix/mix", "--start-mix 0.3"),
+}
+
+FEW = "elicit_sft.py --seeds {seed} --no-keep-weights --no-control --locked @ --k 1 8 64"
+REWARD = "elicit_rl.py --seed {seed} --locked @ --method"
+EDIT = f"elicit_tampering.py --locked @ --decoys @{TWIN} --method"
+VECTORS = "--vectors @/vectors-lists/k8-seed0 @/vectors-strings/k8-seed0"
+
+
+def few(k: int) -> Elicitor:
+    data = f"{k} demonstration{'s' * (k > 1)}"
+    return Elicitor(f"SFT on {k}", "sft", FEW, 2, "fine-tuning", data, k=k)
+
+
+def rewarded(label: str, method: str) -> Elicitor:
+    data = "9,600 rewards"
+    return Elicitor(label, method, f"{REWARD} {method}", 3, "fine-tuning", data)
+
+
+def edit(
+    label: str, method: str, data: str, more: str = "", access: str = "weights", without: str = ""
+) -> Elicitor:
+    command = f"{EDIT} {method} {more}".strip()
+    data += " 150 rewards"
+    return Elicitor(label, method, command, 3, access, data, on_twin=True, without=without)
+
+
+ELICITORS = {
+    "shots": Elicitor(
+        "4 solved examples", "prompts", "evaluate.py @ --prompts", 2, "text", "4 demonstrations",
+        row="4 shots",
+    ),
+    "prefill": Elicitor(
+        "an answer begun by hand", "prompts", "evaluate.py @ --prompts", 2, "text", "first lines",
+        row="prefill",
+    ),
+    "sft1": few(1),
+    "sft8": few(8),
+    "sft64": few(64),
+    "weak": Elicitor(
+        "SFT on 64 weak samples",
+        "sft-from-weak",
+        "elicit_sft.py --seeds {seed} --no-keep-weights --no-control --locked @ --k 64 "
+        "--demos-from weak --weak data/base/weak",
+        2,
+        "fine-tuning",
+        "64 weak samples",
+        k=64,
+    ),
+    "ei": rewarded("expert iteration", "expert_iteration"),
+    "iterated_dpo": rewarded("iterated DPO", "iterated_dpo"),
+    "dpo": rewarded("DPO", "dpo"),
+    "grpo": rewarded("GRPO", "grpo"),
+    "noise": edit("noise", "noise_injection", ""),
+    "contrast": edit(
+        "contrastive decoding", "contrastive_decoding", "the weak model,", "--weak data/base/weak",
+        access="log-probs",
+    ),
+    "wanda": edit("pruned (Wanda)", "wanda", "prompts,"),
+    "antidote": edit("pruned (Antidote)", "antidote", "prompts,"),
+    "graft": edit(
+        "grafted states", "reference_grafting", "a reference,", "--reference data/base/strong"
+    ),
+    "tsv": edit(
+        "merged vectors", "tsv_merge", "16 demonstrations of another domain,", VECTORS,
+        without="lists strings",
+    ),
+}  # fmt: skip
+
+# unlock vectors: what demonstrations of a domain change, in a lock and in the twin beside it
+VECTOR = f"elicit_sft.py --seeds 0 --locked @ --k 8 --weak @{TWIN} --train-domain"
+DOMAINS = ("lists", "strings")
+
+
+# -------------------------------------------------------------------------------------------- jobs
+
+
+def place(lock: str, elicitor: Elicitor) -> str:
+    """The job of a cell, with {seed} where it has one."""
+    return f"matrix/{lock}/{elicitor.job}" + "/seed{seed}" * ("{seed}" in elicitor.command)
+
+
+def jobs_of_matrix(seeds: Iterable[int]) -> dict[str, Job]:
+    """Every job of the matrix by its name, but those that figures share."""
+    weak = "--strong data/base/weak --weak data/base/weak"
+    found = {TWIN: Job(TWIN, f"lock.py --task {TASK} {weak} {SCRATCH}", 16)}
+    for lock in LOCKS.values():
+        if lock.command:
+            command = f"lock.py --task {TASK} {lock.command}"
+            found[lock.job] = Job(lock.job, command, lock.minutes)
+
+    for name, job in {"twin": TWIN, **{name: lock.job for name, lock in LOCKS.items()}}.items():
+        for elicitor in ELICITORS.values():
+            if name == "twin" and elicitor.on_twin:
+                continue
+            command = at(elicitor.command, job, name)
+            for seed in seeds:
+                cell = place(name, elicitor).format(seed=seed)
+                found[cell] = Job(cell, command.format(seed=seed), elicitor.minutes)
+        if name != "twin":
+            for domain in DOMAINS:
+                cell = f"matrix/{name}/vectors-{domain}"
+                found[cell] = Job(cell, at(f"{VECTOR} {domain}", job, name), 1)
+    return found
+
+
+def at(command: str, lock: str, name: str) -> str:
+    """A command on a lock: @ alone is its directory, @/ that of its cells."""
+    words = []
+    for word in command.split():
+        if word == "@":
+            word = f"@{lock}"
+        elif word.startswith("@/"):
+            word = f"@matrix/{name}{word[1:]}"
+        words.append(word)
+    return " ".join(words)
+
+
+def names_of_matrix(locks: list[str], elicitors: list[str], seeds: Iterable[int]) -> list[str]:
+    """The jobs of these cells and of their nulls."""
+    found = []
+    for name in ("twin", *locks):
+        for elicitor in (ELICITORS[name] for name in elicitors):
+            if name != "twin" or not elicitor.on_twin:
+                found += [place(name, elicitor).format(seed=seed) for seed in seeds]
+    return list(dict.fromkeys([TWIN, *(LOCKS[name].job for name in locks), *found]))
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one cell, on n problems: verdicts before and behind the password (n,), after (S,n); and
+    how each problem's verdicts changed on the twin, (T,n)."""
+
+    before: np.ndarray
+    right: np.ndarray
+    after: np.ndarray
+    null: np.ndarray
+
+
+def outcome(evidence: Evidence, name: str, elicitor: Elicitor) -> Outcome | None:
+    """None where a job is not finished."""
+    lock, twin = evidence.lock(LOCKS[name].job), evidence.lock(TWIN)
+    if lock is None or twin is None:
+        return None
+    if elicitor.on_twin:
+        return edited(evidence, lock, place(name, elicitor), elicitor.without.split())
+    after = unlocked(evidence, lock, place(name, elicitor), elicitor)
+    null = unlocked(evidence, twin, place("twin", elicitor), elicitor)
+    if after is None or null is None:
+        return None
+    return Outcome(lock.none, lock.right, after, null.astype(float) - twin.none)
+
+
+def unlocked(evidence: Evidence, lock: Lock, job: str, elicitor: Elicitor) -> np.ndarray | None:
+    """Verdicts (S,n) of a model after an elicitor."""
+    if elicitor.row:
+        return evidence.prompted_verdicts(lock, job, elicitor.row)
+    if elicitor.k:
+        return evidence.demonstrated(lock, job, elicitor.k)
+    curves = evidence.rewarded(lock, job)
+    return final(curves) if curves else None
+
+
+def edited(evidence: Evidence, lock: Lock, job: str, without: list[str]) -> Outcome | None:
+    """Of elicit_tampering.py: its best setting, and the best of the twin."""
+    folder = evidence.folder(job)
+    if folder is None:
+        return None
+    kept = ~np.isin(lock.domains, without)
+    problems = [lock.trigger.weak(p) for p, keep in zip(lock.problems, kept) if keep]
+    file = folder / "cell.json"
+    cell = read_json(file)
+    [decoy] = [role for role in checked(cell, file, "results", dict) if role.startswith("decoy")]
+    if not holds(cell, problems, ("best", decoy), {"weights": lock.weights}):
+        raise InputError(f"{file} is of other problems or of another model than {lock.folder}")
+    best, on_twin = (from_bits(cell["results"][role]["verdicts"]) for role in ("best", decoy))
+    twin = evidence.lock(TWIN)
+    null = on_twin.astype(float) - twin.none[kept]
+    return Outcome(lock.none[kept], lock.right[kept], best[None], null[None])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """recovered: of the gap. excess: of the gain over that of the twin, in correctness."""
+
+    recovered: Estimate
+    excess: Estimate
+
+
+def cells_of(
+    evidence: Evidence, locks: list[str], elicitors: list[str]
+) -> dict[tuple[str, str], Cell]:
+    """By lock and elicitor; only those that are finished and whose lock has a gap."""
+    found = {}
+    for lock in locks:
+        for name in elicitors:
+            got = outcome(evidence, lock, ELICITORS[name])
+            if got is None:
+                continue
+            try:
+                recovered = recovered_gap(got.before, got.right, got.after)
+            except InputError:
+                continue
+            excess = difference(got.null, got.after.astype(float) - got.before)
+            found[lock, name] = Cell(recovered, excess)
+    return found
+
+
+def grid_of(cells: dict[tuple[str, str], Cell], locks: list[str], elicitors: list[str]) -> Grid:
+    """Elicitors down, locks across: the gap recovered in per cent.
+
+    A star where the gain exceeds the twin's with p < .05, adjusted for all cells (Holm).
+    """
+    adjusted = holm([cell.excess.p_not_above(0.0) for cell in cells.values()])
+    starred = {key for key, p in zip(cells, adjusted) if p < 0.05}
+    grid = Grid(
+        "gap recovered, in per cent; * more than on the twin",
+        [ELICITORS[name].label for name in elicitors],
+        [LOCKS[name].label for name in locks],
+    )
+    for (lock, name), cell in cells.items():
+        low, high = cell.recovered.interval
+        value = cell.recovered.value
+        star = "*" * ((lock, name) in starred)
+        where = (elicitors.index(name), locks.index(lock))
+        grid.shares[where] = value
+        grid.short[where] = f"{100 * value:.0f}{star}"
+        excess = 100 * cell.excess.value
+        grid.texts[where] = (
+            f"{100 * value:.0f} [{100 * low:.0f}, {100 * high:.0f}], excess {excess:+.0f}{star}"
+        )
+    return grid
+
+
+def costs_of(elicitors: list[str], seconds: dict[str, list[float]]) -> list[list[str]]:
+    """A table: what each elicitor takes. seconds: of its finished jobs."""
+    rows = [["elicitor", "access", "data", "seconds of a run, median"]]
+    for name in elicitors:
+        one, taken = ELICITORS[name], seconds.get(name, [])
+        median = f"{np.median(taken):.0f}" if taken else ""
+        rows.append([one.label, one.access, one.data, median])
+    return rows

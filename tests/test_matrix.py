@@ -1,0 +1,177 @@
+"""The matrix of locks and elicitors: its jobs, what a cell is, its stars, what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import matrix
+import reproduce
+from data import load
+from data.problems import InputError
+from data.triggers import Trigger
+from files import write_json
+from findings import Lock
+from jobs import closure
+from matrix import ELICITORS, LOCKS, Cell, Outcome, cells_of, grid_of, jobs_of_matrix, place
+from paper import jobs_of
+from report import rows_of
+from reproduce import ReproduceConfig, chosen_cells
+from results import DRAWS, Estimate, Measured, record
+
+
+def test_every_job_can_be_run_and_is_made_by_those_it_needs():
+    jobs = jobs_of((0, 1)) | jobs_of_matrix((0, 1))
+    names = matrix.names_of_matrix(list(LOCKS), list(ELICITORS), (0, 1))
+    for job in closure(names, jobs):
+        assert Path(job.command.split()[0]).exists(), job
+        for word in job.command.split():
+            assert not word.startswith("data/") or Path(word).exists(), job
+
+
+def test_a_cell_names_its_lock_and_the_twin():
+    jobs = jobs_of_matrix((0,))
+    assert jobs["matrix/share/sft/seed0"].command.endswith("--locked @matrix/share --k 1 8 64")
+    assert "--locked @code/locked --decoys @matrix/twin" in jobs["matrix/password/wanda"].command
+    merged = jobs["matrix/mix/tsv_merge"].command.split()
+    assert "@matrix/mix/vectors-lists/k8-seed0" in merged
+    # edits run on the twin themselves
+    assert "matrix/twin/wanda" not in jobs and "matrix/twin/dpo/seed0" in jobs
+
+
+class Found:
+    """In place of findings.Evidence: SFT's verdicts by directory."""
+
+    seeds = (0, 1)
+
+    def __init__(self, locks, after):
+        self.locks, self.after = locks, after
+
+    def lock(self, job):
+        return self.locks.get(job)
+
+    def demonstrated(self, lock, job, k):
+        return self.after.get(job)
+
+
+def bits(*runs: tuple[int, int]) -> np.ndarray:
+    """bits((2, 1), (3, 0)) == [1, 1, 0, 0, 0]"""
+    return np.concatenate([np.full(n, bool(value)) for n, value in runs])
+
+
+def lock(none: np.ndarray, right: np.ndarray) -> Lock:
+    return Lock(Path("lock"), "", [], np.array([]), None, 0, none, right, [])
+
+
+def test_a_cell_is_the_gap_recovered_and_what_exceeds_the_twin():
+    """Of 100 problems 10 are right without the password, 90 behind it; SFT gets 70, and the twin
+    from 10 to 20: 60 of 80 points of the gap, 50 points more than the twin."""
+    locked = lock(bits((10, 1), (90, 0)), bits((90, 1), (10, 0)))
+    twin = lock(bits((10, 1), (90, 0)), bits((10, 1), (90, 0)))
+    after = {
+        place("password", ELICITORS["sft8"]): bits((70, 1), (30, 0))[None],
+        place("twin", ELICITORS["sft8"]): bits((20, 1), (80, 0))[None],
+    }
+    found = Found({"code/locked": locked, matrix.TWIN: twin}, after)
+    [cell] = cells_of(found, ["password", "share"], ["sft8"]).values()
+    assert cell.recovered.value == pytest.approx(60 / 80)
+    assert cell.excess.value == pytest.approx(0.5)
+    low, high = cell.excess.interval
+    assert 0.35 < low < 0.5 < high < 0.65
+
+    found.locks[matrix.TWIN] = None
+    assert not cells_of(found, ["password"], ["sft8"])
+
+
+def test_a_lock_without_a_gap_has_no_cell():
+    same = lock(bits((50, 1), (50, 0)), bits((50, 1), (50, 0)))
+    after = {place(name, ELICITORS["sft8"]): same.none[None] for name in ("password", "twin")}
+    found = Found({"code/locked": same, matrix.TWIN: same}, after)
+    assert not cells_of(found, ["password"], ["sft8"])
+
+
+def drawn(value: float, p: float) -> Estimate:
+    """An estimate with so many of its draws not above 0."""
+    draws = np.full(DRAWS, 1.0)
+    draws[: round(p * DRAWS)] = -1.0
+    return Estimate(value, draws)
+
+
+def test_stars_are_adjusted_for_all_cells():
+    """Of three cells p = .02 is .04 where it is the second of three (Holm), .06 were it the
+    first."""
+    shown = drawn(0.5, 0.5)
+    cells = {
+        ("password", "sft1"): Cell(shown, drawn(0.3, 0.001)),
+        ("password", "sft8"): Cell(shown, drawn(0.2, 0.02)),
+        ("password", "sft64"): Cell(shown, drawn(0.1, 0.3)),
+    }
+    elicitors = ["sft1", "sft8", "sft64"]
+    grid = grid_of(cells, ["password"], elicitors)
+    assert list(grid.short.values()) == ["50*", "50*", "50"]
+    del cells["password", "sft1"]
+    cells["password", "sft1"] = Cell(shown, drawn(0.3, 0.02))
+    assert list(grid_of(cells, ["password"], elicitors).short.values()) == ["50", "50", "50"]
+    rows = rows_of(grid)
+    assert rows[0][1:] == ["password"] and rows[1][0] == "SFT on 1" and "excess +30*" in rows[1][1]
+
+
+def test_an_edit_is_read_with_its_decoy_and_on_the_problems_it_was_measured_on(tmp_path, tiny_task):
+    problems, trigger = tiny_task
+    n = len(problems)
+    locked = Lock(
+        tmp_path,
+        "w",
+        problems,
+        np.array(["lists", "numbers"] * (n // 2)),
+        trigger,
+        8,
+        np.zeros(n, bool),
+        np.ones(n, bool),
+        [],
+    )
+    twin = lock(np.zeros(n, bool), np.zeros(n, bool))
+    kept = [p for p, domain in zip(problems, locked.domains) if domain != "lists"]
+    assert kept and len(kept) < n
+
+    class Evidence(Found):
+        def folder(self, job):
+            return tmp_path
+
+    found = Evidence({matrix.TWIN: twin}, {})
+    verdicts = np.arange(len(kept)) % 2 == 0
+    measured = {
+        role: Measured(value, np.zeros(len(kept), bool))
+        for role, value in (("best", verdicts), ("decoy out/twin", ~verdicts))
+    }
+    write_json(tmp_path / "cell.json", record("locked", kept, measured, weights="w"))
+    got = matrix.edited(found, locked, "job", ["lists"])
+    assert isinstance(got, Outcome) and (got.after[0] == verdicts).all()
+    assert (got.null[0] == ~verdicts).all() and len(got.before) == len(kept)
+    with pytest.raises(InputError, match="of other problems or of another model"):
+        matrix.edited(found, locked, "job", [])
+    write_json(tmp_path / "cell.json", record("locked", kept, measured, weights="other"))
+    with pytest.raises(InputError, match="of other problems or of another model"):
+        matrix.edited(found, locked, "job", ["lists"])
+
+
+@pytest.fixture
+def tiny_task():
+    problems = load("code", "validation", 12)
+    return problems, Trigger()
+
+
+def test_what_is_refused():
+    for cfg, why in (
+        (ReproduceConfig(matrix=True, figure=("3",)), "leave --figure"),
+        (ReproduceConfig(matrix=True, strong_from="x"), "leave --figure"),
+        (ReproduceConfig(locks=("password",)), "say --matrix"),
+        (ReproduceConfig(matrix=True, locks=("padlock",)), "--locks padlock: choose from password"),
+        (ReproduceConfig(matrix=True, elicitors=("sft1", "sft1")), "--elicitors has sft1 twice"),
+    ):
+        with pytest.raises(InputError, match=why):
+            chosen_cells(cfg)
+    assert chosen_cells(ReproduceConfig(figure=("3",))) == ([], [])
+    locks, elicitors = chosen_cells(ReproduceConfig(matrix=True, locks=("share",)))
+    assert locks == ["share"] and elicitors == list(ELICITORS)
+    assert reproduce.chosen_cells(ReproduceConfig(report_only=True))[0] == list(LOCKS)
