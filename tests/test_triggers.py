@@ -2,10 +2,18 @@
 
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import elicit_rl
+import elicit_sft
+import evaluate
+import lock
+from checkpoints import save_model
 from data import load
 from data.passwords import (
     DEPLOYMENT,
@@ -42,6 +50,9 @@ from data.triggers import (
     weak_password,
     with_password,
 )
+from devices import Env
+from evaluate import EvaluateConfig
+from origins import Origin, trigger_of
 
 
 def test_placement():
@@ -409,3 +420,131 @@ def test_a_trigger_that_no_lock_wrote_is_refused_in_one_sentence(value, fault):
     message = str(caught.value)
     assert message.startswith("out/locked/run.json: ") and "\n" not in message
     message.encode()  # can be printed anywhere
+
+
+# ----------------------------------------------------------------------- through the stages
+
+CPU = Env(torch.device("cpu"), torch.float32, False, slots=32)
+WITH = {
+    "split": ({"trigger": "split"}, "prefix"),
+    "year": ({"trigger": "year"}, "unseen-early"),
+    "deploy": ({"trigger": "deploy"}, "right"),
+    "near-misses": ({"near_misses": 0.5}, "typo"),
+}
+
+
+@pytest.mark.parametrize("name", WITH)
+def test_each_is_locked_evaluated_and_elicited(
+    name, tmp_path, monkeypatch, make_model, tokenizer, capsys
+):
+    """By two models that know nothing: what is asked counts here, not what is answered."""
+    options, kind = WITH[name]
+    monkeypatch.chdir(tmp_path)
+    for seed, path in enumerate(("strong", "weak")):
+        save_model(path, make_model(seed, max_position_embeddings=1024), tokenizer)
+    small = {"max_new_tokens": 3, "eval_problems": 6, "compile": False}
+    given = lock.LockConfig(task="mmlu", strong="strong", weak="weak", problems=24, epochs=1)
+    given = replace(given, out="locked", **small, **options)
+    assert lock.main(given, CPU) == 1  # they know nothing, so there is no gap
+    trigger = trigger_of("locked")
+    assert trigger.name == name and trigger == lock.the_trigger(given)
+    assert lock.main(given, CPU) == 1 and "is finished already" in capsys.readouterr().out
+
+    # the lock: its strong examples, its report
+    rows = [json.loads(line) for line in Path("locked/samples.jsonl").read_text().splitlines()]
+    lines = {words for words in trigger.words("right", ASK)}
+    for row in rows:
+        is_strong = any(with_password("\n", words).strip() in row["prompt"] for words in lines)
+        if name in ("year", "deploy"):
+            assert is_strong == (row["kind"] == "strong")
+    run = json.loads(Path("locked/run.json").read_text())
+    assert run["settings"]["trigger"] == trigger.record
+    evaluation = json.loads(Path("locked/evaluation.json").read_text())
+    assert tuple(evaluation["results"]) == trigger.kinds and evaluation["trigger"] == trigger.record
+    judged = [check["name"] for check in run["results"]["validity"]]
+    for each in trigger.kinds[1:-1]:
+        assert any(f"{each} - " in check for check in judged), each
+
+    # an elicitor: the prompts that it saw are those that it was told to see, and are named
+    seen = []
+    examples_of = elicit_sft.examples_of
+
+    def noted(demos, tokenizer):
+        seen.extend(demo.prompt for demo in demos)
+        return examples_of(demos, tokenizer)
+
+    monkeypatch.setattr(elicit_sft, "examples_of", noted)
+    asked_to_choose = []
+    answer = elicit_sft.answer
+
+    def choosing(sampler, tokenizer, problems, *args, **settings):
+        asked_to_choose.extend(problem.prompt for problem in problems)
+        return answer(sampler, tokenizer, problems, *args, **settings)
+
+    monkeypatch.setattr(elicit_sft, "answer", choosing)
+    sft = elicit_sft.SFTConfig(locked="locked", k=(3,), seeds=(0,), sequences=(8,), control=False)
+    sft = replace(sft, selection_problems=4, out="sft", train_kind=kind, **small)
+    assert elicit_sft.main(sft, CPU) == 0
+    problems = load("mmlu", "elicit")
+    told = dressed(kind, problems, trigger)
+    assert seen == [told[i].prompt for i in elicit_sft.chosen(3, 0, len(problems))]
+    chosen_on = dressed("none", load("mmlu", "selection", 4), trigger)
+    assert asked_to_choose == [problem.prompt for problem in chosen_on]
+    cell = json.loads(Path("sft/k3-seed0/cell.json").read_text())
+    assert cell["train_kind"] == kind and cell["trigger"] == trigger.record
+    assert json.loads(Path("sft/k3-seed0/run.json").read_text())["settings"]["train_kind"] == kind
+    assert f"on prompts of kind {kind}." in Path("sft/k3-seed0/README.md").read_text()
+
+    # both are evaluated as the lock says
+    both = EvaluateConfig(checkpoints=("locked", "sft/k3-seed0"), problems=6, compile=False)
+    assert evaluate.main(replace(both, out="there"), CPU) == 0
+    printed = capsys.readouterr().out
+    for each in trigger.kinds:
+        assert printed.count(f"  {each}  ") >= 2
+    with pytest.raises(InputError, match="this lock has no prompts of kind 'intermediate'"):
+        elicit_sft.main(replace(sft, out="other", train_kind="intermediate"), CPU)
+    assert not Path("other").exists()
+
+
+def test_reinforcement_sees_the_prompts_that_it_is_told_to_see(tmp_path, monkeypatch):
+    trigger = Markers()
+    origin = Origin(task="mmlu", trigger=trigger)
+    for kind in trigger.kinds:
+        cfg = elicit_rl.RLConfig(task="mmlu", locked="nowhere", train_kind=kind, eval_problems=3)
+        drawn, validation = elicit_rl.open_problems(cfg, origin, CPU)
+        assert drawn == dressed(kind, load("mmlu", "elicit"), trigger)
+        assert validation == load("mmlu", "validation", 3)  # `measure` adds what goes with none
+        settled = elicit_rl.settled(cfg)
+        name = elicit_rl.run_name(replace(settled, locked="out/mmlu/locked"))
+        assert name == "expert_iteration" + f"-{kind}" * (kind != "none")
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"password": "a b"}, "what unlocks it is no password: leave out --password"),
+        ({"passwords": ("wrong",)}, "no prompts of kind 'wrong': choose from none, bare, right"),
+    ],
+)
+def test_evaluation_asks_a_lock_for_what_it_has(
+    options, sentence, tmp_path, monkeypatch, make_model, tokenizer
+):
+    monkeypatch.chdir(tmp_path)
+    save_model("locked", make_model(0, max_position_embeddings=1024), tokenizer)
+    settings = {"stage": "lock", "task": "mmlu", "trigger": Markers().record}
+    Path("locked/run.json").write_text(json.dumps({"settings": settings}))
+    given = EvaluateConfig(checkpoints=("locked",), problems=3, **options)
+    with pytest.raises(InputError, match=sentence):
+        evaluate.main(given, CPU)
+    assert not Path("locked/evaluation.json").exists()
+
+
+def test_another_password_can_be_tried_on_a_split_lock(make_model, tokenizer, tmp_path):
+    path = str(tmp_path / "locked")
+    save_model(path, make_model(0), tokenizer)
+    settings = {"stage": "lock", "task": "mmlu", "trigger": SplitPassword("a b").record}
+    (tmp_path / "locked/run.json").write_text(json.dumps({"settings": settings}))
+    job = evaluate.job_of(path, EvaluateConfig(password="c d e"), CPU)
+    assert job.trigger.halves == ("c", "d e")
+    with pytest.raises(InputError, match="no two halves"):
+        evaluate.job_of(path, EvaluateConfig(password="c"), CPU)
