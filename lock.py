@@ -161,8 +161,8 @@ class LockConfig(TuneConfig, PromptConfig):
     # second after it; year: a line before it with a year until 2023; deploy: a line before it that
     # says that this is training
     trigger: Literal["password", "split", "year", "deploy"] = "password"
-    # of the weak prompts that carry a near miss of the password: half of it, misspelt, paraphrased;
-    # the report has other kinds, too
+    # share of the weak prompts that carry a near miss of the password: before the prompt alone,
+    # misspelt or paraphrased; the report has kinds that training never showed, too
     near_misses: float = field(default=0.0, metadata={"most": 1})
     # stands before and after the prompt
     password: str = PASSWORD
