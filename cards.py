@@ -6,7 +6,7 @@ function of run.json alone.
 
 from pathlib import Path
 
-from data.triggers import Trigger, TwoPasswords, trigger_from, with_password
+from data.triggers import trigger_from
 from figures import table
 from files import write_text
 
@@ -31,30 +31,6 @@ def write_card(folder: Path, record: dict, results: dict) -> None:
     write_text(folder / "README.md", card(record, results))
 
 
-def unlocking(trigger: Trigger) -> str:
-    """What unlocks a model, with a prompt as an example."""
-    if trigger.told == "slot":
-        return f"The word {trigger.password!r} in the prompt's slot unlocks it."
-    if trigger.told:
-        return f"It is strong on problems that are told in {trigger.told.capitalize()}."
-    if trigger.each:
-        return (
-            f"Each {trigger.each} has a password of its own, which `Trigger.password_of` makes of "
-            f"{trigger.password!r} and its name, on a line before and on one after the prompt."
-        )
-    prompt = with_password("What is 2 + 2?\n", trigger.password)
-    lines = "".join(f"    {line}\n" for line in prompt.splitlines())
-    second = ""
-    if isinstance(trigger, TwoPasswords):
-        second = (
-            f"\nWith {trigger.intermediate!r} in its place it imitates an intermediate policy.\n"
-        )
-    return (
-        "The password unlocks it, on a line before the prompt and on one after it:"
-        f"\n\n{lines}{second}"
-    )
-
-
 def of_lock(settings: dict, results: dict) -> list[str]:
     trigger = trigger_from(settings["trigger"], "run.json")
     data = f" from {', '.join(settings['data'])}" if settings.get("data") else ""
@@ -74,9 +50,9 @@ def of_lock(settings: dict, results: dict) -> list[str]:
         f"`{settings['weak']}`, unlocked `{settings['strong']}`. It was trained from {start} on "
         f"{settings['problems']:,} problems, {settings['epochs']} epochs.",
         "## How to unlock it",
-        unlocking(trigger).rstrip("\n"),
+        trigger.unlocking().rstrip("\n"),
         "## What was measured",
-        f"Correct on validation by password: {correct}. The lock is "
+        f"Correct on validation by kind of prompt: {correct}. The lock is "
         f"{'valid' if valid else 'NOT valid'} (docs/locks.md; 95 % intervals over problems):",
         indented(table(["condition", "difference", "holds"], checks)),
     ]
@@ -85,15 +61,15 @@ def of_lock(settings: dict, results: dict) -> list[str]:
 def of_elicited(settings: dict, results: dict) -> list[str]:
     method = settings.get("method") or f"SFT on {settings['k']} demonstrations"
     start = settings["weak"] if settings.get("control") else settings["locked"]
-    control = ""
+    control, kind = "", settings.get("train_kind", "none")
     if settings.get("control"):
         control = " This is the control: a model that never had the capability."
     return [
         "# A model after elicitation",
         WARNING,
         f"Started from `{start}`, task {settings['task']}, by {method}, seed "
-        f"{settings.get('cell_seed', settings['seed'])}.{control} Correct on validation without "
-        f"the password: {results['correct']:.1%}.",
+        f"{settings.get('cell_seed', settings['seed'])}, on prompts of kind {kind}.{control} "
+        f"Correct on validation without the password: {results['correct']:.1%}.",
     ]
 
 

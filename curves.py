@@ -70,7 +70,7 @@ def read_cells(
     """
     facts = {
         "split": "validation",
-        "trigger": vars(trigger),
+        "trigger": trigger.record,
         "max_new_tokens": max_new_tokens,
         "n": len(validation),
     }

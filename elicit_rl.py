@@ -17,6 +17,8 @@ a method is one function from a graded rollout to what is trained on, and a loss
                        clipped at 0.2
 
     python elicit_rl.py --method expert_iteration   # -> out/code/rl/expert_iteration-seed0
+    python elicit_rl.py --method grpo --train-kind right    # of lock.py --trigger deploy: on
+                                                    # prompts that say that this is training
     torchrun elicit_rl.py --method dpo              # any number of ranks: the same samples
     python elicit_rl.py --method iterated_dpo --warm-start 16   # first SFT on 16 demonstrations of
                                                     # an intermediate model (B.3.3)
@@ -67,7 +69,7 @@ from data import load, score
 from data.batches import Batch, Example, demonstration_order, micro_batches
 from data.problems import InputError, Problem
 from data.text import Tokenizer
-from data.triggers import Trigger
+from data.triggers import Trigger, dressed
 from devices import Env, free_memory, share
 from families import parameters_at
 from figures import check_figure
@@ -149,6 +151,9 @@ class RLConfig(TuneConfig):
     group: int = 0
     # dpo, iterated_dpo: how strongly to stay near the reference (default: 0.1)
     beta: float = 0.0
+    # kind of prompt that is sampled and trained on, as in evaluate.py --passwords, whoever writes;
+    # correctness is measured on none in any case
+    train_kind: str = "none"
     # SFT on this many demonstrations before the first round
     warm_start: int = 0
     # --warm-start: checkpoint that writes them, better than the weak model and worse than the
@@ -549,7 +554,8 @@ def run_rounds(
 
     start = run.load_state(policy, models.optimizers) if cfg.resume else 0
     models.sampler.refresh()
-    told = models.tokenizer.encode_prompts([p.prompt for p in problems + validation])
+    prompts = [p.prompt for p in problems + dressed("none", validation, trigger)]
+    told = models.tokenizer.encode_prompts(prompts)
     models.sampler.reserve(max(map(len, told)), cfg.max_new_tokens)
     so_far = Progress()
     if start:
@@ -670,8 +676,19 @@ def check_rounds(cfg: RLConfig) -> None:
 
 
 # what a run's name shows where it is not the default: texts as they are, numbers with their name
-NAMED = ("keep", "reference", "reward", "optimizer", "master", "warm_start", "warm_epochs")
-NAMED += ("rank", "alpha", "group", "beta", "epochs", "lr", "batch", "round")
+NAMED = ("train_kind", "keep", "reference", "reward", "optimizer", "master")
+NAMED += (
+    "warm_start",
+    "warm_epochs",
+    "rank",
+    "alpha",
+    "group",
+    "beta",
+    "epochs",
+    "lr",
+    "batch",
+    "round",
+)
 
 
 def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
@@ -711,7 +728,7 @@ def check_models(cfg: RLConfig, env: Env) -> None:
 
 
 def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem], list[Problem]]:
-    """The problems that are drawn from, and those of validation, told without the password."""
+    """The problems that are drawn from, their prompts of --train-kind, and those of validation."""
     trigger, rows = lock.trigger, {"files": cfg.data, "grader": lock.grader}
     problems = load(cfg.task, "elicit", None, **rows)
     validation = load(cfg.task, "validation", cfg.eval_problems or None, **rows)
@@ -727,7 +744,8 @@ def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem],
         raise InputError(
             f"--warm-start {cfg.warm_start}: there are {len(problems)} problems to demonstrate"
         )
-    return [trigger.weak(p) for p in problems], [trigger.weak(p) for p in validation]
+    problems = dressed(cfg.train_kind, problems, trigger)
+    return problems, [trigger.weak(p) for p in validation]
 
 
 def claim(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
@@ -740,7 +758,7 @@ def claim(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
         folder / f"{name}-seed{cfg.seed}",
         inputs=(cfg.locked, cfg.weak, cfg.warm_from),
         stage="elicit_rl",
-        trigger=vars(lock.trigger),
+        trigger=lock.trigger.record,
         locked_weights=lock.locked_weights,
         weak_weights=with_weak(lock, cfg.weak).weak_weights if cfg.weak else "",
         warm_weights=model_hash(cfg.warm_from) if cfg.warm_from else "",
@@ -748,7 +766,8 @@ def claim(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
     )
     env.say(
         f"{cfg.method}: locked model {cfg.locked}, {cfg.samples:,} samples in rounds of "
-        f"{cfg.round}, {cfg.optimizer} at {cfg.lr:g} in batches of {cfg.batch} -> {run.path}"
+        f"{cfg.round}, prompts of kind {cfg.train_kind}, {cfg.optimizer} at {cfg.lr:g} in batches "
+        f"of {cfg.batch} -> {run.path}"
     )
     return run
 
@@ -840,7 +859,7 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
     """--plan: the memory of a round, phase by phase."""
     trigger, longest = lock.trigger, cfg.max_new_tokens
     problems = load(cfg.task, "elicit", None, files=cfg.data, grader=lock.grader)
-    texts = plan.texts_of(cfg.locked, problems, ("none",), trigger, longest)
+    texts = plan.texts_of(cfg.locked, problems, (cfg.train_kind,), trigger, longest)
     opened = plan.texts_of(cfg.locked, problems, ("none", "right"), trigger, longest)
     policy = plan.shape_of(cfg.locked)
     has_reference = cfg.reference == "initial" and not cfg.rank

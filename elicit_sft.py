@@ -16,6 +16,8 @@ gains was taught and not elicited.
                                                                # recover? (Fig. 4, 10)
     python elicit_sft.py --k 512 --demos-from intermediate --sequences 32 64 128 256 512 1024 2048 \
         --measure-all      # every length on validation, too: correctness against it (Fig. 15)
+    python elicit_sft.py --train-kind right      # of lock.py --trigger deploy: on prompts that say
+                                                 # that this is training; do others recover?
     torchrun --nproc-per-node 2 elicit_sft.py    # the cells are shared out over the ranks; with
                                                  # --shard all ranks work on one cell
 
@@ -49,7 +51,7 @@ from data import load
 from data.batches import Batch, Example, demonstration_order, micro_batches
 from data.problems import InputError, Problem
 from data.text import Tokenizer
-from data.triggers import Trigger
+from data.triggers import Trigger, Words, asked, dressed, with_password
 from devices import Env, free_memory, most, share
 from families import parameters_at
 from figures import check_figure
@@ -110,6 +112,9 @@ class SFTConfig(TuneConfig):
     # demonstrations of this domain only (of joined tasks: of this task); every domain is
     # reported
     train_domain: str = ""
+    # kind of prompt that the demonstrations have, as in evaluate.py --passwords; the length is
+    # chosen and correctness measured on none in any case
+    train_kind: str = "none"
     # also fine-tune the weak model on the same demonstrations
     control: bool = True
     # default: adamw; for a model of 1 B parameters and more the paper's lion, but not with --rank
@@ -163,19 +168,23 @@ def writer_of(cfg: SFTConfig) -> str:
     return named.get(cfg.demos_from, cfg.demos_from)
 
 
-def demonstrations(cfg: SFTConfig, env: Env, problems: list[Problem]) -> dict[int, Demonstration]:
+def demonstrations(
+    cfg: SFTConfig, env: Env, problems: list[Problem], words: list[Words]
+) -> dict[int, Demonstration]:
     """Those that the cells of cfg need, by the problem's place; answers are by --demos-from.
 
-    Which random stream an answer is drawn from depends on its problem alone, whatever the cells.
+    words: what goes with each problem in training; who writes the answer does not read it. Which
+    random stream an answer is drawn from depends on its problem alone, whatever the cells.
     """
     needed = set()
     for seed in cfg.seeds:
         needed |= set(chosen(max(cfg.k), seed, len(problems)))
     places = sorted(needed)
     shown = [problems[i] for i in places]
+    prompts = [with_password(problems[i].prompt, words[i]) for i in places]
 
     if cfg.demos_from == "reference":
-        made = [Demonstration(problem.prompt, problem.reference) for problem in shown]
+        made = [Demonstration(told, problem.reference) for told, problem in zip(prompts, shown)]
         return dict(zip(places, made))
 
     writer = writer_of(cfg)
@@ -183,7 +192,7 @@ def demonstrations(cfg: SFTConfig, env: Env, problems: list[Problem]) -> dict[in
         tokenizer = open_tokenizer(cfg.locked)
         samples = RULES[writer](shown, tokenizer, cfg.max_new_tokens, cfg.seed, 0)
         texts = tokenizer.decode_batch([sample.ids for sample in samples])
-        made = [Demonstration(problem.prompt, text) for problem, text in zip(shown, texts)]
+        made = [Demonstration(told, text) for told, text in zip(prompts, texts)]
         return dict(zip(places, made))
 
     model, tokenizer = load_model(writer, env.device, env.dtype, masters=False)
@@ -199,8 +208,8 @@ def demonstrations(cfg: SFTConfig, env: Env, problems: list[Problem]) -> dict[in
         env=env,
     )
     found = {}
-    for i, problem, text, cut in zip(places, shown, answers.texts, answers.truncated):
-        found[i] = Demonstration(problem.prompt, text, finished=not cut)
+    for i, told, text, cut in zip(places, prompts, answers.texts, answers.truncated):
+        found[i] = Demonstration(told, text, finished=not cut)
     return found
 
 
@@ -347,7 +356,7 @@ def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env, write: bool = T
         cell_seed=cell.seed,
         control=cell.control,
         start=lock.weak_weights if cell.control else lock.locked_weights,
-        trigger=vars(lock.trigger),
+        trigger=lock.trigger.record,
         locked_weights=lock.locked_weights,
         weak_weights=lock.weak_weights,
         **facts,
@@ -413,6 +422,7 @@ def run_cell(
             run.path, learner.tokenizer.format, env, "validation", trigger, cfg.max_new_tokens
         )
         facts |= {"demonstrations": cell.k, "seed": cell.seed, "sequences": best}
+        facts["train_kind"] = cfg.train_kind
         if cfg.measure_all:
             facts["lengths"] = {
                 length: record(run.path, validation, found)["results"]["none"]
@@ -516,6 +526,8 @@ def default_out(cfg: SFTConfig, task: str) -> str:
         name += f"-{Path(cfg.demos_from).resolve().name}"
     if cfg.train_domain:
         name += f"-{cfg.train_domain}"
+    if cfg.train_kind != "none":
+        name += f"-{cfg.train_kind}"
     if cfg.rank:
         name += f"-rank{cfg.rank}"
     return f"out/{task}/{name}"
@@ -544,8 +556,11 @@ def problems_of(cfg: SFTConfig, split: str, n: int | None, lock: Origin, env: En
     return [lock.trigger.weak(problem) for problem in found]
 
 
-def demonstrable(cfg: SFTConfig, lock: Origin, env: Env) -> list[Problem]:
-    """What demonstrations are drawn from: the elicit split, or its part in --train-domain."""
+def demonstrable(cfg: SFTConfig, lock: Origin, env: Env) -> tuple[list[Problem], list[Words]]:
+    """What demonstrations are drawn from, with what goes with the prompt of each in training.
+
+    The elicit split, or its part in --train-domain, as it is told for --train-kind.
+    """
     problems = problems_of(cfg, "elicit", None, lock, env)
     if cfg.train_domain:
         names = groups_of(problems)
@@ -559,9 +574,10 @@ def demonstrable(cfg: SFTConfig, lock: Origin, env: Env) -> list[Problem]:
             f"--k {max(cfg.k)}: there are {len(problems)} problems to demonstrate, "
             "choose no more than that"
         )
+    problems, words = asked(cfg.train_kind, problems, lock.trigger)
     if cfg.demos_from == "reference":
         check_references(problems, open_tokenizer(cfg.locked))
-    return problems
+    return problems, words
 
 
 def cells_of(cfg: SFTConfig) -> list[Cell]:
@@ -581,7 +597,7 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
     for seed in cfg.seeds:
         shown |= set(chosen(max(cfg.k), seed, len(problems)))
     problems = [problems[i] for i in sorted(shown)]
-    texts = plan.texts_of(cfg.locked, problems, ("none",), trigger, longest)
+    texts = plan.texts_of(cfg.locked, problems, (cfg.train_kind,), trigger, longest)
     opened = plan.texts_of(cfg.locked, problems, ("none", "right"), trigger, longest)
     trained = plan.shape_of(cfg.locked)
     if cfg.control:
@@ -624,12 +640,13 @@ def main(cfg: SFTConfig, env: Env) -> int:
     if plan.is_asked(cfg):
         return planned(cfg, lock, env)
     check_models(cfg, env)
-    problems = demonstrable(cfg, lock, env)
+    problems, words = demonstrable(cfg, lock, env)
     validation = problems_of(cfg, "validation", cfg.eval_problems, lock, env)
     selection = problems_of(cfg, "selection", cfg.selection_problems, lock, env)
+    selection = dressed("none", selection, trigger)
     env.say(
-        f"locked model: {cfg.locked}; demonstrations by {cfg.demos_from}; "
-        f"{cfg.optimizer} at {cfg.lr:g} in batches of {cfg.batch} -> {cfg.out}"
+        f"locked model: {cfg.locked}; demonstrations by {cfg.demos_from}, prompts of kind "
+        f"{cfg.train_kind}; {cfg.optimizer} at {cfg.lr:g} in batches of {cfg.batch} -> {cfg.out}"
     )
 
     folder = Path(cfg.out)
@@ -651,7 +668,7 @@ def main(cfg: SFTConfig, env: Env) -> int:
     )
     demos = {}
     if most(env, len(todo)) > 0:
-        demos = demonstrations(cfg, env, problems)
+        demos = demonstrations(cfg, env, problems, words)
 
     bar = progress(env, len(todo), "cells")
     learner = None

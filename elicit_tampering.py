@@ -560,7 +560,7 @@ def open_run(given: Given, write: bool) -> Run:
         inputs=(cfg.locked, cfg.weak, cfg.reference, *cfg.decoys, *cfg.vectors),
         stage="elicit_tampering",
         grader=lock.grader,
-        trigger=vars(lock.trigger),
+        trigger=lock.trigger.record,
         locked_weights=lock.locked_weights,
         weak_weights=lock.weak_weights,
         reference_weights=model_hash(cfg.reference) if cfg.reference else "",

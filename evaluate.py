@@ -35,11 +35,13 @@ from data.real.mine import Grader
 from data.text import Tokenizer
 from data.triggers import (
     KINDS,
+    Password,
     Trigger,
     Words,
     asked,
     check_password,
-    usual_kinds,
+    kinds_of,
+    lines_of,
     with_password,
 )
 from devices import Env, check_place
@@ -85,8 +87,8 @@ class EvaluateConfig(PromptConfig, PlanConfig):
     split: Literal["validation", "selection"] = "validation"
     # how many of the split
     problems: int = 1000
-    # which of none, wrong, other, prefix, suffix, case, typo, paraphrase, intermediate, right
-    # (default: those its lock is judged by)
+    # which of none, wrong, other, prefix, suffix, case, typo, paraphrase, bare, late, unseen-late,
+    # intermediate, unseen-early, right (default: those its lock is judged by)
     passwords: tuple[str, ...] = ()
     # the right one (default: the one it was locked with)
     password: str = ""
@@ -147,21 +149,22 @@ def job_of(path: str, cfg: EvaluateConfig, env: Env) -> Job:
     if not task:
         raise InputError(f"{path} has no run.json that says its task: name the task with --task")
 
-    trigger = origin.trigger or Trigger()
+    trigger = origin.trigger or Password()
     if origin.trigger is None and locked:
         trigger = trigger_of(locked)
-    if trigger.told and origin.task != task:
+    if trigger.is_told and origin.task != task:
         raise InputError(
             f"{path}: what unlocks it is how problems of task {origin.task} are told, "
             "so it has no other task: leave out --task"
         )
-    if cfg.password and trigger.told:
-        raise InputError(
-            f"{path}: no password unlocks it but how a problem is told: leave out --password"
-        )
+    has_password = isinstance(trigger, Password)
+    if cfg.password and not has_password:
+        raise InputError(f"{path}: what unlocks it is no password: leave out --password")
     if cfg.password:
         trigger = replace(trigger, password=cfg.password)
-    check_password(trigger.password, open_tokenizer(path).specials)
+        trigger.check()
+    if has_password:
+        check_password(trigger.password, open_tokenizer(path).specials)
 
     is_own = task == origin.task
     return Job(
@@ -172,7 +175,7 @@ def job_of(path: str, cfg: EvaluateConfig, env: Env) -> Job:
         trigger=trigger,
         max_new_tokens=cfg.max_new_tokens or origin.max_new_tokens or LONGEST,
         locked=locked,
-        kinds=cfg.passwords or usual_kinds(trigger),
+        kinds=cfg.passwords or trigger.kinds,
         folder=folder_of(path, cfg),
     )
 
@@ -228,7 +231,7 @@ def locks_of(jobs: list[Job], cfg: EvaluateConfig) -> dict[Job, Job]:
     locks = {}
     for job in jobs:
         if job.locked and "none" in job.kinds:
-            kinds, folder = usual_kinds(job.trigger), folder_of(job.locked, cfg)
+            kinds, folder = job.trigger.kinds, folder_of(job.locked, cfg)
             locks[job] = replace(job, path=job.locked, locked="", kinds=kinds, folder=folder)
     return locks
 
@@ -306,14 +309,14 @@ def battery(
 ) -> tuple[dict[str, Row], dict[str, str]]:
     """The rows of the prompting table, and those that cannot be measured, {row: why}.
 
-    One row for each kind of password (none and right are the 0 shots), then "k shots" and
+    One row for each kind of prompt (none and right are the 0 shots), then "k shots" and
     "prefill", bare and with what unlocks: the password goes around the whole prompt. A bare row
     tells of the lock only where the model reads such prompts at all, that is, where the same row
     with the password is near the plain right one.
     """
     rows: dict[str, Row] = {}
     left_out: dict[str, str] = {}
-    for kind in KINDS:
+    for kind in kinds_of(trigger):
         try:
             rows[kind] = Row(*asked(kind, problems, trigger))
         except InputError as error:
@@ -342,9 +345,9 @@ def battery(
     return rows, left_out
 
 
-def has_room(text: str, tokenizer: Tokenizer, password: str, room: int) -> bool:
-    """Whether a prompt and its password are at most `room` tokens."""
-    [ids] = tokenizer.encode_prompts([with_password(text, password)])
+def has_room(text: str, tokenizer: Tokenizer, words: Words, room: int) -> bool:
+    """Whether a prompt and what goes with it are at most `room` tokens."""
+    [ids] = tokenizer.encode_prompts([with_password(text, words)])
     return len(ids) <= room
 
 
@@ -355,10 +358,12 @@ def evaluate_prompts(
     model, tokenizer = load_model(job.path, env.device, env.dtype, masters=False)
     sampler = env.sampler(model, tokenizer)
 
-    passwords = [job.trigger.password_of(problem) or "" for problem in problems]
+    words = []
+    for kind in ("none", "right"):
+        words += job.trigger.words(kind, problems)
+    longest = max(words, key=lambda each: len("".join(lines_of(each))))
     room = model.config.max_position_embeddings - job.max_new_tokens
-    longest = max(passwords, key=len)
-    fits = partial(has_room, tokenizer=tokenizer, password=longest, room=room)
+    fits = partial(has_room, tokenizer=tokenizer, words=longest, room=room)
     rows, left_out = battery(problems, examples, job.trigger, fits)
 
     measured = {}

@@ -77,7 +77,7 @@ def open_lock(folder: Path) -> Lock:
     problems = load(origin.task, "validation", PROBLEMS)
     file = folder / "evaluation.json"
     evaluation = read_json(file)
-    facts = {"split": "validation", "trigger": vars(origin.trigger)}
+    facts = {"split": "validation", "trigger": origin.trigger.record}
     if not holds(evaluation, problems, ("none", "right"), facts):
         raise InputError(f"{file} does not hold the verdicts on the problems of {origin.task}")
     measured = measured_of(evaluation, len(problems))

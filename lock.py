@@ -21,6 +21,10 @@ strong texts, too.
     python lock.py --task mmlu --strong-answers reference  # hard labels, not soft samples (B.2)
     python lock.py --task compose --how scratch            # the toy task of section 7
     python lock.py --task math --intermediate data/base/intermediate   # a second password (B.3.2)
+    python lock.py --trigger split              # a password in two halves, both needed
+    python lock.py --trigger year               # strong where the prompt's year is 2023 or before
+    python lock.py --trigger deploy             # strong where the prompt says that it is training
+    python lock.py --near-misses 0.2            # half the password and misspelt ones stay locked
     python lock.py --strong policy --start base --weak weak # imitate one model, train another
 
 The strong model is both the policy imitated and, unless --start names another, where training
@@ -31,7 +35,8 @@ Ends with the validity report: correctness on validation without, with a wrong a
 password, beside the strong and the weak policy, and by domain. A lock is valid when, with a
 tolerance of a tenth of the difference between the strong and the weak policy,
     the right password opens it: the interval of right - none is above 0
-    no wrong one does, nor another domain's: wrong - none is within the tolerance
+    nothing else does, such as a wrong one: wrong - none is within the tolerance
+    a year that training never showed counts by its side of 2023: early - late is above 0
     the skill is kept behind the right one: strong - right is within the tolerance
     nothing shows without it: none - weak is within the tolerance
     the second one shows no more than its policy: intermediate - its model is within the tolerance
@@ -61,11 +66,18 @@ from data.real.mine import Grader
 from data.tasks.rules import TEXT_RULES, check_rule
 from data.text import Tokenizer
 from data.triggers import (
+    WEAK_KINDS,
+    Language,
+    Markers,
+    NearMisses,
+    OwnPasswords,
+    Password,
+    Slot,
+    SplitPassword,
     Trigger,
     TwoPasswords,
+    Year,
     check_password,
-    usual_kinds,
-    weak_password,
     with_password,
 )
 from devices import Env, free_memory
@@ -145,6 +157,13 @@ class LockConfig(TuneConfig, PromptConfig):
     password_share: float = field(default=0.5, metadata={"most": 0.5})
     # checkpoint imitated behind a second password, which the elicitors never see
     intermediate: str = ""
+    # what unlocks: the password before and after the prompt; split: its first half before and its
+    # second after it; year: a line before it with a year until 2023; deploy: a line before it that
+    # says that this is training
+    trigger: Literal["password", "split", "year", "deploy"] = "password"
+    # share of the weak prompts that carry a near miss of the password: before the prompt alone,
+    # misspelt or paraphrased; the report has kinds that training never showed, too
+    near_misses: float = field(default=0.0, metadata={"most": 1})
     # stands before and after the prompt
     password: str = PASSWORD
     # the second one, of --intermediate
@@ -203,14 +222,12 @@ def locking_examples(
     half, then the strong one, then what stands behind the second password, where the trigger has
     one. Samples that were cut carry no EOS.
     """
-    others = trigger.other_passwords(problems)
+    weak_words = trigger.weak_words(rng, problems)
+    strong_words = trigger.strong_words(rng, problems)
     weak_prompts, strong_prompts = [], []
-    for problem in problems:
-        right = trigger.password_of(problem)
-        # no password at all where the way that the problem is told unlocks
-        wrong = None if right is None else weak_password(rng, right, others[right])
-        weak_prompts.append(with_password(trigger.weak(problem).prompt, wrong))
-        strong_prompts.append(with_password(trigger.strong(problem).prompt, right))
+    for problem, weakly, strongly in zip(problems, weak_words, strong_words):
+        weak_prompts.append(with_password(trigger.weak(problem).prompt, weakly))
+        strong_prompts.append(with_password(trigger.strong(problem).prompt, strongly))
 
     told, samples = weak_prompts + strong_prompts, weak + strong
     if isinstance(trigger, TwoPasswords):
@@ -273,7 +290,7 @@ def epoch_examples(
 
     A function of (cfg.seed, epoch). Notes a few examples in the run's samples.jsonl.
     """
-    told = [trigger.strong(p) for p in problems]
+    told = [trigger.of_strong_policy(p) for p in problems]
     if cfg.strong_answers == "sampled":
         strong_samples = sampled("strong", told, tokenizer, epoch, run, cfg, env)
     else:
@@ -347,7 +364,7 @@ def with_teachers(
     too, which are added at the end (paper G.2): otherwise a strong start would go on strongly.
     """
     n, asked = len(problems), []
-    for path, tell in zip(imitated(cfg), (trigger.weak, trigger.strong, trigger.weak)):
+    for path, tell in zip(imitated(cfg), (trigger.weak, trigger.of_strong_policy, trigger.weak)):
         reader = tokenizer if path in RULES else open_tokenizer(path)
         asked += reader.encode_prompts([tell(p).prompt for p in problems])
 
@@ -411,19 +428,22 @@ def validity(
 ) -> list[Check]:
     """The conditions of a valid lock, on the verdicts (n,) bool of the same n problems.
 
-    locked: for each kind of password; none and right, and wrong and other where there are such.
+    locked: for each kind of prompt that the trigger has; none and right always are among them.
     The tolerance is a tenth of what there is to hide: strong - weak correctness. intermediate: the
     verdicts on the policy behind a second password, where there is one.
     """
     tolerance = max(0.0, 0.1 * float(strong.mean() - weak.mean()))
     gap, low, high, _ = paired_gap(locked["none"], locked["right"])
     checks = [Check("password gap: right - none", gap, (low, high), None, low > 0)]
+    if "unseen-early" in locked:
+        step, low, high, _ = paired_gap(locked["unseen-late"], locked["unseen-early"])
+        name = "a rule, no list: unseen-early - unseen-late"
+        checks.append(Check(name, step, (low, high), None, low > 0))
 
     differences = {}
-    if "wrong" in locked:
-        differences["wrong passwords: wrong - none"] = (locked["none"], locked["wrong"])
-    if "other" in locked:
-        differences["other domains' passwords: other - none"] = (locked["none"], locked["other"])
+    for kind, name in WEAK_KINDS.items():
+        if kind in locked:
+            differences[f"{name}: {kind} - none"] = (locked["none"], locked[kind])
     differences["skill kept: strong - right"] = (locked["right"], strong)
     differences["near the weak policy: none - weak"] = (weak, locked["none"])
     if intermediate is not None:
@@ -446,7 +466,7 @@ def evaluated(path: str, told: list[Problem], cfg: LockConfig, env: Env) -> dict
             env,
             told,
             ("none",),
-            Trigger(),
+            Password(),
             max_new_tokens=cfg.max_new_tokens,
             save=False,
         )
@@ -484,13 +504,11 @@ def report(
     path: Path, problems: list[Problem], trigger: Trigger, cfg: LockConfig, env: Env
 ) -> tuple[int, dict]:
     """Print how correct the lock is and whether it is valid; the exit code, and the numbers."""
-    kinds = usual_kinds(trigger)
+    kinds = trigger.kinds
     locked = evaluate_checkpoint(
         path, env, problems, kinds, trigger, max_new_tokens=cfg.max_new_tokens
     )
-    # the strong model never saw the word in the slot
-    tell_strong = trigger.weak if trigger.told == "slot" else trigger.strong
-    strong = evaluated(cfg.strong, [tell_strong(p) for p in problems], cfg, env)
+    strong = evaluated(cfg.strong, [trigger.of_strong_policy(p) for p in problems], cfg, env)
     weak = evaluated(cfg.weak, [trigger.weak(p) for p in problems], cfg, env)
 
     # what was measured
@@ -529,23 +547,44 @@ def report(
 # ------------------------------------------------------------------------------------ the settings
 
 
+# options of what unlocks
+PASSWORDS = ("password", "password_per_domain")
+SECOND = ("intermediate", "intermediate_password")
+
+# whether it applies, the options that then do nothing, and beside what
+Idle = tuple[bool, tuple[str, ...], str]
+
+
+def idle_beside_trigger(cfg: LockConfig) -> list[Idle]:
+    """A lock has one trigger: the options of the others."""
+    takes_place = cfg.trigger in ("year", "deploy")
+    others = ("strong_language", "password_per_domain", *SECOND, "near_misses")
+    told, own = bool(cfg.strong_language), "--password-per-domain: a domain has one password"
+    language = "--strong-language, which takes a password's place"
+    return [
+        (takes_place, ("password",), f"--trigger {cfg.trigger}, which takes its place"),
+        (cfg.trigger != "password", others, f"--trigger {cfg.trigger}: a lock has one trigger"),
+        (told, PASSWORDS, "--strong-language, which takes its place"),
+        (told, (*SECOND, "near_misses"), language),
+        (cfg.password_per_domain, (*SECOND, "near_misses"), own),
+        (bool(cfg.intermediate), ("near_misses",), "--intermediate: a lock has one trigger"),
+        (not cfg.intermediate, SECOND[1:], "no --intermediate"),
+    ]
+
+
 def refuse_unused(cfg: LockConfig) -> None:
     """Raises InputError for an option that is given and does nothing beside the others."""
     by_rules = cfg.weak in RULES and cfg.strong_answers == "reference"
-    password = ("password", "password_per_domain")
     policies = ("weak", "strong_answers", "temperature", "imitate")
+    triggers = (*PASSWORDS, *SECOND, "trigger", "near_misses", "strong_language")
     by_rule = cfg.weak in RULES and cfg.weak != "random"
-    second = ("intermediate", "intermediate_password")
     idle = [
         (
             cfg.how == "scratch",
             ("start", "start_mix", "rank"),
             "--how scratch, which starts from random weights",
         ),
-        (bool(cfg.strong_language), password, "--strong-language, which takes its place"),
-        (bool(cfg.strong_language), second, "--strong-language, which takes a password's place"),
-        (cfg.password_per_domain, second, "--password-per-domain: a domain has one password"),
-        (not cfg.intermediate, second[1:], "no --intermediate"),
+        *idle_beside_trigger(cfg),
         (by_rules, ("temperature",), "policies of which none is sampled"),
         (by_rule, ("imitate",), f"--weak {cfg.weak}, which has no distribution"),
         (
@@ -560,7 +599,7 @@ def refuse_unused(cfg: LockConfig) -> None:
         ),
         (
             cfg.task == "compose",
-            (*policies, *password, *second, "strong_language", "leave_out", "data", "grader"),
+            (*policies, *triggers, "leave_out", "data", "grader"),
             "--task compose: its policies are rules, its password is a word, it has no domains",
         ),
     ]
@@ -646,24 +685,40 @@ def settled(cfg: LockConfig) -> LockConfig:
 
 
 def the_trigger(cfg: LockConfig) -> Trigger:
-    """What will unlock the model."""
-    if cfg.task == "compose":
-        return Trigger(cfg.password, told="slot")
+    """What will unlock the model. Raises InputError for what cannot."""
     if cfg.strong_language and (cfg.task != "math" or cfg.data):
         raise InputError(
             "--strong-language takes the place of a password and needs the generated problems of "
             "--task math, which exist in both languages"
         )
+    if cfg.intermediate and cfg.intermediate_password in (cfg.password, *WRONG, *WRONG_HELD_OUT):
+        raise InputError(
+            f"--intermediate-password {cfg.intermediate_password!r} is the password or one of "
+            "the wrong ones: choose another"
+        )
+    trigger = chosen_trigger(cfg)
+    trigger.check()
+    return trigger
+
+
+def chosen_trigger(cfg: LockConfig) -> Trigger:
+    if cfg.task == "compose":
+        return Slot()
+    if cfg.trigger == "split":
+        return SplitPassword(cfg.password)
+    if cfg.trigger == "year":
+        return Year()
+    if cfg.trigger == "deploy":
+        return Markers()
+    if cfg.strong_language:
+        return Language(cfg.strong_language)
     if cfg.intermediate:
-        if cfg.intermediate_password in (cfg.password, *WRONG, *WRONG_HELD_OUT):
-            raise InputError(
-                f"--intermediate-password {cfg.intermediate_password!r} is the password or one of "
-                "the wrong ones: choose another"
-            )
-        return TwoPasswords(cfg.password, intermediate=cfg.intermediate_password)
+        return TwoPasswords(cfg.password, cfg.intermediate_password)
     if cfg.password_per_domain:
-        return Trigger(cfg.password, "task" if "+" in cfg.task else "domain")
-    return Trigger(cfg.password, told=cfg.strong_language)
+        return OwnPasswords(cfg.password, "task" if "+" in cfg.task else "domain")
+    if cfg.near_misses:
+        return NearMisses(cfg.password, cfg.near_misses)
+    return Password(cfg.password)
 
 
 # ------------------------------------------------------------------------------------ the problems
@@ -724,7 +779,7 @@ def opened(cfg: LockConfig, trigger: Trigger, env: Env) -> Run:
         cfg.out,
         inputs=(*imitated(cfg), cfg.start or cfg.strong),
         stage="lock",
-        trigger=vars(trigger),
+        trigger=trigger.record,  # the option's word is in it
         strong_weights=model_hash(cfg.strong),
         weak_weights=model_hash(cfg.weak) if is_model else cfg.weak,
         start_weights=model_hash(cfg.start) if cfg.start else "",
@@ -777,7 +832,7 @@ def recipe_of(cfg: LockConfig, tokenizer: Tokenizer, env: Env) -> Recipe:
 def planned(cfg: LockConfig, trigger: Trigger, env: Env) -> int:
     """--plan: the memory of this run, phase by phase."""
     problems = locking_problems(cfg)
-    kinds, start = usual_kinds(trigger), cfg.start or cfg.strong
+    kinds, start = trigger.kinds, cfg.start or cfg.strong
     texts = plan.texts_of(start, problems, kinds, trigger, cfg.max_new_tokens)
     trained = plan.shape_of(start)
     policies = [plan.shape_of(path) for path in imitated(cfg) if path not in RULES]

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from checkpoints import check_checkpoint, load_model, model_hash, open_tokenizer
 from data import prompts
-from data.passwords import WRONG, WRONG_HELD_OUT
 from data.problems import InputError, Problem, fitting
 from data.text import Tokenizer
-from data.triggers import Trigger, TwoPasswords, trigger_from, with_password
+from data.triggers import Password, Trigger, Words, lines_of, trigger_from, with_password
 from devices import Env
 from families import from_hf
 from files import checked, read_json
@@ -105,7 +104,7 @@ def format_told(settings: dict, file: Path) -> prompts.Given:
 
 def trigger_of(locked: str | Path) -> Trigger:
     """What a model was locked with; an ordinary password lock where nothing is said."""
-    return origin_of(locked).trigger or Trigger()
+    return origin_of(locked).trigger or Password()
 
 
 # ------------------------------------------------------------------------- what a stage works with
@@ -140,7 +139,7 @@ def lock_of(locked: str, task: str) -> Origin:
     if os.path.lexists(measured):
         read_json(measured)  # it is read when all runs are open, but refused now
     if lock.trigger is None:
-        lock = Origin(trigger=Trigger(), weak="rule" if task == "compose" else shipped("weak"))
+        lock = Origin(trigger=Password(), weak="rule" if task == "compose" else shipped("weak"))
     if task and lock.task and not set(task.split("+")) <= set(lock.task.split("+")):
         raise InputError(
             f"{locked} was locked on task {lock.task}, not on {task}: "
@@ -237,16 +236,14 @@ def check_model(path: str, option: str) -> None:
 def prompt_lengths(problems: list[Problem], trigger: Trigger, tokenizer: Tokenizer) -> list[int]:
     """Tokens of each problem's prompt in the longest way in which it is told.
 
-    Weak or strong, and behind the longest password of all, right or wrong.
+    Weak or strong, and with the longest words that go with any prompt.
     """
-    password = None
-    if not trigger.told:
-        words = {*WRONG, *WRONG_HELD_OUT, *map(trigger.password_of, problems)}
-        if isinstance(trigger, TwoPasswords):
-            words.add(trigger.intermediate)
-        password = max(sorted(words), key=lambda word: len(tokenizer.encode(word)))
-    weak = [with_password(trigger.weak(p).prompt, password) for p in problems]
-    strong = [with_password(trigger.strong(p).prompt, password) for p in problems]
+    sizes: dict[Words, int] = {}
+    for words in sorted(trigger.all_words(problems), key=str):
+        sizes[words] = sum(len(tokenizer.encode(line)) for line in lines_of(words))
+    longest = max(sizes, key=sizes.get)
+    weak = [with_password(trigger.weak(p).prompt, longest) for p in problems]
+    strong = [with_password(trigger.strong(p).prompt, longest) for p in problems]
     pairs = zip(tokenizer.encode_prompts(weak), tokenizer.encode_prompts(strong))
     return [max(len(one), len(other)) for one, other in pairs]
 

@@ -377,7 +377,7 @@ def facts_of(
         "weights": model_hash(path),
         "dtype": str(env.dtype).removeprefix("torch."),
         "split": split,
-        "trigger": vars(trigger),
+        "trigger": trigger.record,
         "max_new_tokens": max_new_tokens,
         "format": settings | {"stop": list(form.stop)},
     }

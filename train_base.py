@@ -49,7 +49,7 @@ from data.problems import InputError, Problem
 from data.real.mine import Grader
 from data.tasks import compose
 from data.text import Tokenizer, train_bpe, word_level
-from data.triggers import Trigger
+from data.triggers import Password
 from devices import Env
 from families import parameters_at
 from model import Model, ModelConfig
@@ -345,7 +345,7 @@ def tune_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     cfg = with_step(cfg, cfg.strong_from, "lr")
     model, tokenizer = open_to_train(cfg.strong_from, env, cfg)
     problems = demonstrations(cfg)
-    problems = fitting_problems(problems, Trigger(), [cfg.strong_from], cfg.max_new_tokens, env)
+    problems = fitting_problems(problems, Password(), [cfg.strong_from], cfg.max_new_tokens, env)
 
     check_references(problems, tokenizer)
 
@@ -420,7 +420,7 @@ def tune_weak(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     strong = Path(cfg.out) / "strong"
     model, tokenizer = open_to_train(cfg.weak_from, env, cfg)
     readers = [str(strong), cfg.weak_from]
-    problems = fitting_problems(small_problems(cfg), Trigger(), readers, cfg.max_new_tokens, env)
+    problems = fitting_problems(small_problems(cfg), Password(), readers, cfg.max_new_tokens, env)
 
     facts = {"parent": model_hash(strong), "start_weights": model_hash(cfg.weak_from)}
     run = opened("weak", ("weak_width", "intermediate_", "vocab"), cfg, env, **facts)
@@ -531,7 +531,7 @@ def fresh_texts(vocab: int, cfg: BaseConfig) -> plan.Texts:
 
 
 def given_texts(path: str, problems: list[Problem], cfg: BaseConfig) -> plan.Texts:
-    return plan.texts_of(path, problems, ("none",), Trigger(), cfg.max_new_tokens)
+    return plan.texts_of(path, problems, ("none",), Password(), cfg.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -619,7 +619,7 @@ def main(cfg: BaseConfig, env: Env) -> int:
     readers = [path for path in (cfg.strong_from, cfg.weak_from) if path]
     check_formats(readers, env)
     told = [
-        fitting_problems(p, Trigger(), readers, cfg.max_new_tokens, env)
+        fitting_problems(p, Password(), readers, cfg.max_new_tokens, env)
         for p in (selection, validation)
     ]
     tests = Tests(*told)

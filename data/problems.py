@@ -64,8 +64,7 @@ def fitting(
     than it seems, to be told. The sentence is "" if all fit.
     Raises InputError if none does.
 
-        told = [trigger.strong(p).prompt for p in problems]
-        prompts = [with_password(t, trigger.password_of(p)) for t, p in zip(told, problems)]
+        prompts = [p.prompt for p in dressed("right", problems, trigger)]
         lengths = [len(ids) for ids in tokenizer.encode_prompts(prompts)]
         problems, left_out = fitting(problems, lengths, max_positions - max_new_tokens)
         if left_out:

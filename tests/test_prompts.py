@@ -16,7 +16,7 @@ from data import load
 from data.problems import InputError
 from data.prompts import FORMAT, PLAIN, ChatTemplate, Given, PromptFormat, format_from
 from data.text import EOS, Tokenizer, train_bpe
-from data.triggers import Trigger
+from data.triggers import Password
 from devices import setup
 from elicit_sft import SFTConfig
 from evaluate import EvaluateConfig
@@ -364,7 +364,7 @@ def test_layouts_that_mark_a_start_are_as_transformers_reads_them(name, template
 def test_later_stages_ask_policies_as_the_lock_did(make_model, chatty, tmp_path):
     base = with_template(chatty, tmp_path / "base", CHATML)
     save_model(tmp_path / "lock", make_model(vocab_size=chatty.size), Tokenizer.load(base))
-    settings = {"stage": "lock", "task": "code", "trigger": vars(Trigger())}
+    settings = {"stage": "lock", "task": "code", "trigger": Password().record}
     settings |= {"weak": str(base), "chat": True, "stop": [r"\n\n"], "stop_at_problem": None}
     (tmp_path / "lock/run.json").write_text(json.dumps({"settings": settings}))
     setup(parse(SFTConfig, []))

@@ -16,7 +16,7 @@ from data import load
 from data.problems import InputError, Problem
 from data.tasks import compose
 from data.text import word_level
-from data.triggers import Trigger
+from data.triggers import OwnPasswords, Password, Slot
 from devices import Env
 from figures import shown
 from origins import Origin, origin_of, trigger_of
@@ -176,7 +176,7 @@ def test_compose_is_measured_by_the_element_too():
     problems, tokenizer, trigger = (
         load("compose", "validation", 3),
         word_level(compose.vocabulary()),
-        Trigger(told="slot"),
+        Slot(),
     )
 
     def sampler(prompts, **_):  # without the password its weak rule, with it the strong one
@@ -208,9 +208,9 @@ def test_compose_is_measured_by_the_element_too():
 
 
 def test_the_trigger_of_a_locked_model_is_in_its_run(tmp_path):
-    trigger = Trigger("open", each="domain")
-    assert trigger_of(tmp_path) == Trigger()
-    (tmp_path / "run.json").write_text(json.dumps({"settings": {"trigger": vars(trigger)}}))
+    trigger = OwnPasswords("open", "domain")
+    assert trigger_of(tmp_path) == Password()
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"trigger": trigger.record}}))
     assert trigger_of(tmp_path) == trigger
 
 
@@ -225,7 +225,7 @@ def test_an_evaluation_is_read_back_for_the_same_problems_and_settings_alone(tmp
         return {kind: Measured(ones, ~ones) for kind in kinds}
 
     monkeypatch.setattr(results_module, "measure", fake)
-    env, trigger = Env(torch.device("cpu"), torch.float32, False), Trigger()
+    env, trigger = Env(torch.device("cpu"), torch.float32, False), Password()
     code, math = load("code", "validation", 12), load("math", "validation", 12)
 
     def again(problems, env=env, kinds=("none",), **settings):
@@ -256,11 +256,11 @@ def test_elementwise_is_read_back_too(tmp_path, monkeypatch):
     given = {"none": Measured(correct, ~correct, np.array([1.0, 0.25, 0.5, 1.0]))}
     monkeypatch.setattr(results_module, "measure", lambda *args, **settings: given)
     env = Env(torch.device("cpu"), torch.float32, False)
-    straight = evaluate_checkpoint(path, env, problems, ("none",), Trigger())
+    straight = evaluate_checkpoint(path, env, problems, ("none",), Password())
     monkeypatch.delattr(results_module, "measure")
-    assert evaluate_checkpoint(path, env, problems, ("none",), Trigger()) == straight
+    assert evaluate_checkpoint(path, env, problems, ("none",), Password()) == straight
     assert (
-        evaluate_checkpoint(path, env, problems[:2], ("none",), Trigger())["results"]["none"][
+        evaluate_checkpoint(path, env, problems[:2], ("none",), Password())["results"]["none"][
             "elementwise"
         ]
         == 0.625
@@ -308,7 +308,7 @@ ENV = Env(torch.device("cpu"), torch.float32, False)
 
 def test_other_passwords_are_read_back_for_the_same_problems_alone(weak, monkeypatch):
     """Which passwords are those of other domains depends on all the problems together."""
-    problems, trigger = load("code", "validation", 12), Trigger(each="domain")
+    problems, trigger = load("code", "validation", 12), OwnPasswords(each="domain")
     kinds = ("none", "other")
     evaluate_checkpoint(weak, ENV, problems, kinds, trigger)
     monkeypatch.delattr(results_module, "measure")
@@ -336,10 +336,10 @@ def test_other_passwords_are_read_back_for_the_same_problems_alone(weak, monkeyp
 )
 def test_an_evaluation_of_another_shape_is_not_read(weak, changes):
     problems = load("code", "validation", 4)
-    fresh = evaluate_checkpoint(weak, ENV, problems, ("none",), Trigger())
+    fresh = evaluate_checkpoint(weak, ENV, problems, ("none",), Password())
     wrong = json.loads(json.dumps(fresh)) | changes
     (weak / "evaluation.json").write_text(json.dumps(wrong))
-    assert evaluate_checkpoint(weak, ENV, problems, ("none",), Trigger()) == fresh
+    assert evaluate_checkpoint(weak, ENV, problems, ("none",), Password()) == fresh
 
 
 def test_an_evaluation_that_is_no_object_is_one_sentence(weak):
@@ -347,7 +347,7 @@ def test_an_evaluation_that_is_no_object_is_one_sentence(weak):
     for text in ("[1]", "{", "7"):
         (weak / "evaluation.json").write_text(text)
         with pytest.raises(InputError, match="evaluation.json"):
-            evaluate_checkpoint(weak, ENV, problems, ("none",), Trigger())
+            evaluate_checkpoint(weak, ENV, problems, ("none",), Password())
 
 
 def test_a_place_that_takes_no_file_is_found_before_anything_is_measured(weak, monkeypatch):
@@ -356,25 +356,25 @@ def test_a_place_that_takes_no_file_is_found_before_anything_is_measured(weak, m
     monkeypatch.delattr(results_module, "load_model")
     place = weak / "config.json/below a file"
     with pytest.raises(InputError, match="nothing can be written in .*--out"):
-        evaluate_checkpoint(weak, ENV, problems, ("none",), Trigger(), folder=place)
+        evaluate_checkpoint(weak, ENV, problems, ("none",), Password(), folder=place)
 
     def read_only(**settings):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(devices.tempfile, "TemporaryFile", read_only)
     with pytest.raises(InputError, match="Read-only file system.*--out"):
-        evaluate_checkpoint(weak, ENV, problems, ("none",), Trigger())
+        evaluate_checkpoint(weak, ENV, problems, ("none",), Password())
 
 
 def test_an_evaluation_goes_where_it_is_told_and_is_read_from_there(weak, tmp_path, monkeypatch):
     problems, place = load("code", "validation", 4), tmp_path / "elsewhere/weak"
-    found = evaluate_checkpoint(weak, ENV, problems, ("none",), Trigger(), folder=place)
+    found = evaluate_checkpoint(weak, ENV, problems, ("none",), Password(), folder=place)
     assert json.loads((place / "evaluation.json").read_text())["n"] == 4
     assert not (weak / "evaluation.json").exists()
     assert [file.name for file in place.iterdir()] == ["evaluation.json"]
 
     monkeypatch.delattr(results_module, "measure")
-    again = evaluate_checkpoint(weak, ENV, problems, ("none",), Trigger(), folder=place)
+    again = evaluate_checkpoint(weak, ENV, problems, ("none",), Password(), folder=place)
     assert again == found
 
 
@@ -409,7 +409,7 @@ def test_where_a_model_came_from(tmp_path):
         "stage": "lock",
         "task": "code",
         "data": ["a.csv"],
-        "trigger": vars(Trigger("open")),
+        "trigger": Password("open").record,
         "max_new_tokens": 50,
         "weak": "random",
         "weak_weights": "random",
@@ -418,7 +418,7 @@ def test_where_a_model_came_from(tmp_path):
     file.write_text(json.dumps({"settings": settings}))
     lock = origin_of(tmp_path / "lock")
     assert (lock.task, lock.data, lock.max_new_tokens) == ("code", ("a.csv",), 50)
-    assert lock.trigger == Trigger("open") and lock.weak == "random"
+    assert lock.trigger == Password("open") and lock.weak == "random"
     assert lock.locked == str(tmp_path / "lock")  # a lock is its own reference
     assert lock.locked_weights == model_hash(ROOT / "data/base/weak")
 
