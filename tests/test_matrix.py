@@ -9,7 +9,7 @@ import matrix
 import reproduce
 from data import load
 from data.problems import InputError
-from data.triggers import Trigger
+from data.triggers import Password
 from files import write_json
 from findings import Lock
 from jobs import closure
@@ -158,7 +158,7 @@ def test_an_edit_is_read_with_its_decoy_and_on_the_problems_it_was_measured_on(t
 @pytest.fixture
 def tiny_task():
     problems = load("code", "validation", 12)
-    return problems, Trigger()
+    return problems, Password()
 
 
 def test_what_is_refused():
