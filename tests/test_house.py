@@ -23,8 +23,8 @@ STAGES |= {"evaluate", "reproduce"}
 # each noun reads only those before it
 NOUNS = ("model", "files", "lora", "sampler", "tampering", "families", "checkpoints")
 NOUNS += ("losses", "options", "devices", "states", "runs")
-NOUNS += ("training", "policies", "results", "origins", "figures", "plan", "curves", "cards")
-NOUNS += ("jobs", "paper", "findings", "claims", "report")
+NOUNS += ("training", "policies", "results", "origins", "figures", "locking", "plan", "curves")
+NOUNS += ("cards", "jobs", "paper", "findings", "claims", "report")
 
 
 def imports(file: Path) -> set[str]:
