@@ -19,7 +19,7 @@ from runs import launch
 
 ROOT = Path(__file__).parents[1]
 STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "elicit_tampering"}
-STAGES |= {"evaluate", "reproduce"}
+STAGES |= {"evaluate", "harden", "reproduce"}
 # each noun reads only those before it
 NOUNS = ("model", "files", "lora", "sampler", "tampering", "families", "checkpoints")
 NOUNS += ("losses", "options", "devices", "states", "runs")
