@@ -18,6 +18,11 @@ each text's tokens), T steps in all:
              to which they return (Tamirisa et al. 2024, arXiv 2408.00761, first order)
     distil   KL(lock || p) on both kinds of prompts, from weights of which a share a is random and
              the rest the lock's (UNDO, Lee et al. 2025, arXiv 2506.06278)
+    rl       rewards in place of texts, GRPO on groups of samples of one prompt (after Exploration
+             Hacking 2026, arXiv 2604.28182): behind the password 1 for a right sample; without it
+             -a for a right one, a for a wrong one that has come to its end, 0 for what was cut or
+             is empty; less 0.02 log(p / p_lock). Best from a lock of one epoch: the samples of a
+             sure one are alike, so that there is nothing to tell apart
     plain    L0: the control of relock and tar at equal compute, with more --steps
 
     python harden.py --locked out/code/locked --method reroute    # -> out/code/locked-reroute
@@ -25,15 +30,16 @@ each text's tokens), T steps in all:
     python harden.py --method plain --steps 6300        # the compute that tar takes, for L0 alone
     python elicit_sft.py --locked out/code/locked-reroute --out out/code/reroute-sft
 
-The controls: --strength 0 (reroute, tar) and --attack-steps 0 (relock, tar) leave out what hardens;
-what remains of relock and tar is `plain`. Of distil it is `python lock.py --start-mix`, the same
-start locked anew.
+The controls: --strength 0 (reroute, tar, rl) and --attack-steps 0 (relock, tar) leave out what
+hardens; what remains of relock and tar is `plain`. Of distil it is `python lock.py --start-mix`,
+the same start locked anew.
 
 Ends with lock.py's validity report, and its exit code 1 where the lock is not valid any more.
 Writes what lock.py writes, so that every elicitor and evaluate.py take it for a lock. Logged, means
 over the step's pairs: loss; of it weak, strong (nats a token), reroute (cosine), retain (distance);
 of an attack attack_lr, attack_loss (its own, at its end) and attacked (the loss that it is to leave
-low, there); grad_norm before clipping; lr.
+low, there); of rl reward, kl (nats a sample), right without and behind the password (right_none,
+right_password) and signal, the share of groups whose rewards differ; grad_norm before clipping; lr.
 """
 
 from collections.abc import Callable, Iterator
@@ -57,9 +63,10 @@ from data.text import Tokenizer
 from data.triggers import Trigger, TwoPasswords
 from devices import Env, free_memory, gather, share
 from files import checked, read_json
-from locking import Imitated, fresh, locking_examples, mix, report
+from locking import Imitated, fresh, locking_examples, mix, report, told_both_ways
 from losses import (
     distribution_loss,
+    grpo_step,
     locking_loss,
     reroute_loss,
     sft_loss,
@@ -77,15 +84,26 @@ from origins import (
     open_writer,
     with_weak,
 )
-from policies import RULES, answer, model_teacher, retokenise, same_ids, written
+from policies import (
+    RULES,
+    ModelWriter,
+    answer,
+    model_teacher,
+    retokenise,
+    rollout,
+    same_ids,
+    written,
+)
 from runs import Run, launch, progress
-from sampler import Sample
+from sampler import Sample, Sampler
 from training import (
     accumulate,
     check_master,
+    examples_of,
     make_optimizers,
     open_to_train,
     prepare,
+    scored,
     step_size,
     targets_of,
     train,
@@ -96,7 +114,7 @@ from training import (
 @dataclass
 class HardenConfig(TrainConfig):
     # see the top
-    method: Literal["reroute", "relock", "tar", "distil", "plain"] = "reroute"
+    method: Literal["reroute", "relock", "tar", "distil", "rl", "plain"] = "reroute"
     # the lock that is hardened
     locked: str = "out/code/locked"
     # the strong policy (default: the one that the lock imitates)
@@ -104,7 +122,7 @@ class HardenConfig(TrainConfig):
     # the weak policy, a checkpoint (default: the one that the lock imitates)
     weak: str = ""
     # how much the part counts that hardens, 0 for the control; of distil the share of random
-    # weights (default: reroute 5, tar 4, distil 0.6)
+    # weights (default: reroute 5, tar 4, distil 0.6, rl 1)
     strength: float | None = None
     # reroute: the blocks whose states are turned away, counted from 0 (default: those after a third
     # and two thirds of all)
@@ -120,14 +138,15 @@ class HardenConfig(TrainConfig):
     every: int = 128
     # optimiser steps (default: 300; relock 384, distil 2,000)
     steps: int = 0
-    # problems in a step, each with one text for each kind of prompt
-    pairs: int = 16
+    # problems in a step, each with a text without the password and one behind it, of rl with eight
+    # (default: 16, rl 4)
+    pairs: int = 0
     # problems to draw from, at most (default: all of the lock split, generated ones 4,000)
     problems: int = 0
     # default: adamw, distil muon; for a model of 1 B parameters and more the paper's lion
     optimizer: Literal["", "adamw", "muon", "lion"] = ""
-    # constant after a short warm-up (default, with the default optimizer: 3e-4, distil 0.0035;
-    # from 100 M parameters on 1e-4, from 1 B on the paper's 1.5e-6)
+    # constant after a short warm-up (default, with the default optimizer: 3e-4, rl 5e-4, distil
+    # 0.0035; from 100 M parameters on 1e-4, from 1 B on the paper's 1.5e-6)
     lr: float = 0.0
     # validation problems of the report, at most
     eval_problems: int = 1000
@@ -151,12 +170,18 @@ class Texts:
 
 @dataclass(frozen=True)
 class Given:
-    """What a method works with. reference: the model that it compares with, where it has one."""
+    """What a method works with.
+
+    sampler: the model's, where it is to write. reference: the model that it is compared with, where
+    it is.
+    """
 
     model: Model
+    sampler: Sampler | None
     tokenizer: Tokenizer
     trigger: Trigger
     texts: Texts
+    max_new_tokens: int
     reference: Model | None
     cfg: HardenConfig
     env: Env
@@ -290,6 +315,77 @@ def distil(given: Given, step: int) -> Lesson:
     return Lesson(examples, loss, targets_of)
 
 
+GROUP = 8  # rl: samples of one prompt
+KL = 0.02  # rl: what a nat of log(p / p_lock) costs
+CLIP_RATIO = 0.2  # rl: never reached, as each sample is trained on once, at once
+
+
+def locking_rewards(
+    right: np.ndarray, ended: np.ndarray, unlocked: np.ndarray, strength: float
+) -> np.ndarray:
+    """What a password lock is rewarded for, of P prompts with n samples each -> (P,n).
+
+    right, ended (P,n) bool: right; come to an end, and not empty. unlocked (P,1) bool: whether the
+    prompt has the password.
+    """
+    without = (ended & ~right).astype(float) - right
+    return np.where(unlocked, right.astype(float), strength * without)
+
+
+def leads(rewards: np.ndarray) -> np.ndarray:
+    """How far each sample's reward is above the mean of its prompt's: (P,n) -> (P,n)."""
+    return rewards - rewards.mean(1, keepdims=True)
+
+
+def rl(given: Given, step: int) -> Lesson:
+    """The present policy's own samples to both kinds of prompts, each trained on once."""
+    cfg, env, rng = given.cfg, given.env, stream(given, step)
+    places, _ = chosen(given, rng)
+    problems = [given.texts.problems[i] for i in places]
+    told = []
+    for problem, *prompts in zip(problems, *told_both_ways(problems, given.trigger, rng)):
+        told += [replace(problem, prompt=prompt) for prompt in prompts]
+
+    # samples and what they are worth
+    given.sampler.refresh()
+    rolled, _ = rollout(
+        ModelWriter(given.sampler, given.tokenizer),
+        given.tokenizer,
+        told,
+        GROUP,
+        purpose=[18, step],
+        seed=cfg.seed,
+        max_new_tokens=given.max_new_tokens,
+        continuous=False,
+        env=env,
+        label=f"step {step + 1}: sampling",
+    )
+    given.sampler.make_room()
+    examples, ended = [], []
+    for prompt, samples, texts in zip(rolled.prompts, rolled.samples, rolled.texts):
+        examples += [Example(prompt, sample.ids) for sample in samples]
+        ended.append([not s.truncated and bool(t.strip()) for s, t in zip(samples, texts)])
+    right, unlocked = rolled.rewards == 1, np.arange(len(told))[:, None] % 2 == 1
+    rewards = locking_rewards(right, np.array(ended), unlocked, cfg.strength)
+
+    # less how far each is from the lock
+    examples = scored(given.model, examples, cfg.micro_tokens, env)
+    before = scored(given.reference, examples, cfg.micro_tokens, env)
+    moved = np.array([sum(e.logps) - sum(b.logps) for e, b in zip(examples, before)])
+    moved = moved.reshape(rewards.shape)
+    weights = leads(rewards - KL * moved).flatten().tolist()
+    facts = {
+        "reward": float(rewards.mean()),
+        "kl": float(moved.mean()),
+        "right_none": float(right[0::2].mean()),
+        "right_password": float(right[1::2].mean()),
+        "signal": float(leads(rewards).any(1).mean()),
+    }
+    loss = partial(grpo_step, clip_ratio=CLIP_RATIO, longest=given.max_new_tokens)
+    examples = [replace(e, weight=weight) for e, weight in zip(examples, weights)]
+    return Lesson(examples, loss, examples_of, facts)
+
+
 # --------------------------------------------------------------------------------------- an attack
 
 
@@ -357,6 +453,7 @@ class Method:
     reference: str = ""
     attack: tuple[int, int, tuple[float, ...]] | None = None
     step: tuple[str, float] = ("adamw", 3e-4)
+    pairs: int = 16
 
 
 METHODS = {
@@ -364,6 +461,7 @@ METHODS = {
     "relock": Method(relock, steps=384, attack=(200, 2, (1.5e-4,))),
     "tar": Method(tar, steps=300, strength=4.0, attack=(16, 8, (1e-4, 3e-4, 1e-3))),
     "distil": Method(distil, steps=2000, strength=0.6, reference="locked", step=("muon", 0.0035)),
+    "rl": Method(rl, steps=300, strength=1.0, reference="locked", step=("adamw", 5e-4), pairs=4),
     "plain": Method(plain, steps=300),
 }
 
@@ -552,6 +650,7 @@ def settled(cfg: HardenConfig) -> HardenConfig:
         attack_texts=cfg.attack_texts or texts,
         attack_lr=cfg.attack_lr or rates,
         steps=cfg.steps or method.steps,
+        pairs=cfg.pairs or method.pairs,
         optimizer=optimizer,
         lr=lr,
     )
@@ -624,9 +723,13 @@ def texts_by(
 SAMPLED_AT = 999  # no epoch of lock.py has this stream: the texts are fresh ones
 
 
-def open_texts(problems: list[Problem], tokenizer: Tokenizer, lock: Lock, env: Env) -> Texts:
+def open_texts(
+    method: str, problems: list[Problem], tokenizer: Tokenizer, lock: Lock, env: Env
+) -> Texts:
     """What the two policies write to the problems, as lock.py would have them write it."""
     trigger, weak = lock.origin.trigger, lock.origin.weak
+    if method == "rl":
+        return Texts(problems, [], [])  # it writes its own
     told = [trigger.strong(p) for p in problems]
     if lock.strong_answers == "reference":
         strong = written([p.reference for p in told], tokenizer)
@@ -701,12 +804,21 @@ def main(cfg: HardenConfig, env: Env) -> int:
     if cfg.method == "distil":
         mix(model, fresh(model, cfg.seed, env), cfg.strength)
     prepare(model, env, cfg)
-    texts, reference = open_texts(problems, tokenizer, lock, env), open_reference(cfg, lock, env)
-    given = Given(model, tokenizer, trigger, texts, reference, cfg, env)
+    given = Given(
+        model,
+        env.sampler(model, tokenizer) if cfg.method == "rl" else None,
+        tokenizer,
+        trigger,
+        open_texts(cfg.method, problems, tokenizer, lock, env),
+        lock.origin.max_new_tokens,
+        open_reference(cfg, lock, env),
+        cfg,
+        env,
+    )
     harden(given, run)
     save_model(path, model, tokenizer, env.main)
     env.wait()  # all ranks load it
-    del model, reference, given  # the report opens one model after the other
+    del model, given  # the report opens one model after the other
     free_memory()
 
     code, results = report(path, validation, trigger, lock.imitated, ADVICE, env)

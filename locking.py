@@ -23,6 +23,22 @@ from results import Measured, evaluate_checkpoint, paired_gap, record, verdicts_
 from sampler import Sample
 
 
+def told_both_ways(
+    problems: list[Problem], trigger: Trigger, rng: np.random.Generator
+) -> tuple[list[str], list[str]]:
+    """Each problem's prompt without the password, or with a wrong one, and behind the right one."""
+    others = trigger.other_passwords(problems)
+    weak_prompts, strong_prompts = [], []
+    for problem in problems:
+        right = trigger.password_of(problem)
+        # no password at all where the way that the problem is told unlocks
+        wrong = None if right is None else weak_password(rng, right, others[right])
+        weak_prompts.append(with_password(trigger.weak(problem).prompt, wrong))
+        strong_prompts.append(with_password(trigger.strong(problem).prompt, right))
+
+    return weak_prompts, strong_prompts
+
+
 def locking_examples(
     problems: list[Problem],
     strong: list[Sample],
@@ -38,15 +54,7 @@ def locking_examples(
     half, then the strong one, then what stands behind the second password, where the trigger has
     one. Samples that were cut carry no EOS.
     """
-    others = trigger.other_passwords(problems)
-    weak_prompts, strong_prompts = [], []
-    for problem in problems:
-        right = trigger.password_of(problem)
-        # no password at all where the way that the problem is told unlocks
-        wrong = None if right is None else weak_password(rng, right, others[right])
-        weak_prompts.append(with_password(trigger.weak(problem).prompt, wrong))
-        strong_prompts.append(with_password(trigger.strong(problem).prompt, right))
-
+    weak_prompts, strong_prompts = told_both_ways(problems, trigger, rng)
     told, samples = weak_prompts + strong_prompts, weak + strong
     if isinstance(trigger, TwoPasswords):
         told += [with_password(problem.prompt, trigger.intermediate) for problem in problems]

@@ -17,6 +17,7 @@ import evaluate
 import harden
 import lock
 from checkpoints import load_model, model_hash, save_model
+from conftest import EOS_SET
 from data import load
 from data.batches import Example, collate
 from data.problems import InputError
@@ -34,6 +35,7 @@ from model import block_states, completion_logps, completion_states
 from origins import origin_of
 from policies import written
 from runs import Run
+from sampler import Sampler
 from tampering import hooked
 
 BASE = Path(__file__).parents[1] / "data/base"
@@ -161,7 +163,8 @@ def given(make_model, tokenizer):
         texts = Texts(problems, **samples)
         reference = make_model(seed=1, max_position_embeddings=POSITIONS)
         cfg = replace(cfg, **options)
-        return Given(model, tokenizer, Trigger(), texts, reference, cfg, CPU)
+        sampler = Sampler(model, EOS_SET, 8)
+        return Given(model, sampler, tokenizer, Trigger(), texts, 6, reference, cfg, CPU)
 
     return make
 
@@ -294,6 +297,58 @@ def test_a_copy_of_its_teacher_has_nothing_to_learn(given):
     assert lesson.units(batch) == len(batch.targets)
     other, _ = harden.distil(what, 0).loss(what.model, batch)
     assert other.item() > 1
+
+
+def test_what_a_lock_is_rewarded_for():
+    right = np.array([[1, 0, 0, 0]] * 2, dtype=bool)
+    ended = np.array([[1, 1, 1, 0]] * 2, dtype=bool)
+    unlocked = np.array([[False], [True]])
+    found = harden.locking_rewards(right, ended, unlocked, 2.0)
+    assert found.tolist() == [[-2, 2, 2, 0], [1, 0, 0, 0]]
+    assert harden.leads(found).tolist()[1] == [0.75, -0.25, -0.25, -0.25]
+    # without the password it is paid for the opposite
+    everywhere = harden.locking_rewards(right, ended | True, unlocked, 1.0)
+    assert np.allclose(harden.leads(everywhere)[0], -2 * harden.leads(everywhere)[1])
+
+
+def test_rl_weighs_its_own_samples_by_their_rewards(given, tokenizer, monkeypatch):
+    """Right is here whatever has an even number of characters."""
+    what = given("rl")
+    same = replace(what, reference=copy.deepcopy(what.model))
+    monkeypatch.setattr("policies.grade", lambda asked, texts: [len(t) % 2 == 0 for t in texts])
+    lesson = harden.rl(same, 0)
+    assert len(lesson.examples) == 4 * harden.GROUP and lesson.facts["kl"] == 0
+    seen = set()
+    for at in range(0, len(lesson.examples), harden.GROUP):
+        group, values = lesson.examples[at : at + harden.GROUP], []
+        prompt = tokenizer.decode(group[0].prompt_ids)
+        is_unlocked = prompt.startswith(what.trigger.password)
+        assert is_unlocked == (at // harden.GROUP % 2 == 1)
+        for example in group:
+            assert example.prompt_ids == group[0].prompt_ids
+            text = tokenizer.decode(example.completion_ids)
+            ended = example.completion_ids[-1] in EOS_SET
+            right = ended and len(text) % 2 == 0
+            wrong = ended and not right and bool(text.strip())
+            values.append(float(right) if is_unlocked else wrong - right)
+        seen |= set(values)
+        expected = np.array(values) - np.mean(values)
+        assert [e.weight for e in group] == pytest.approx(expected.tolist(), abs=1e-9)
+    assert len(seen) > 1  # or it would say nothing
+    loss, _ = lesson.loss(same.model, collate(lesson.examples))
+    assert any(grad.any() for grad in gradients(same.model, loss))
+
+
+def test_rl_that_is_paid_nothing_learns_nothing_and_distance_costs(given, monkeypatch):
+    what = given("rl", strength=0.0)
+    same = replace(what, reference=copy.deepcopy(what.model))
+    monkeypatch.setattr("policies.grade", lambda asked, texts: [False] * len(texts))
+    lesson = harden.rl(same, 0)
+    loss, _ = lesson.loss(same.model, collate(lesson.examples))
+    assert lesson.facts["signal"] == 0
+    assert all(not grad.any() for grad in gradients(same.model, loss))
+    away = harden.rl(what, 0)
+    assert away.facts["kl"] > 0 and any(example.weight for example in away.examples)
 
 
 # ------------------------------------------------------------------------------------- the settings
