@@ -7,10 +7,10 @@ weak and the strong policy wrote, L0 = -log p(y_w | x-) - log p(y_s | x+) (equat
 each text's tokens), T steps in all:
 
     reroute  a (1 - t/2T) relu cos(H(x-, y_s), H_r(x-, y_s)) - log p(y_s | x+)
-             + a t/2T |H(x+, y_s) - H_r(x+, y_s)|: at chosen blocks the states without the password
-             are turned away from those of the strong model r, at every position of the answer, and
-             all blocks' states behind it are kept (Zou et al. 2024, arXiv 2406.04313; as a lock
-             Hofstätter et al. 2025, arXiv 2502.02180)
+             + a t/2T |H(x+, y_s) - H_r(x+, y_s)| / |H_r(x+, y_s)|: at chosen blocks the states
+             without the password are turned away from those of the strong model r, at every
+             position of the answer, and those of all blocks behind it are kept (Zou et al. 2024,
+             arXiv 2406.04313; as a lock Hofstätter et al. 2025, arXiv 2502.02180)
     relock   every --every steps the lock is attacked, by fitting a few weak samples without the
              password until they are memorised, which disturbs a lock; then L0 from there on
     tar      L0 + a sum_k w_k grad(-log p(y_w | x-)) at weights th_k on the way of an attack, which
@@ -27,7 +27,7 @@ each text's tokens), T steps in all:
 
     python harden.py --locked out/code/locked --method reroute    # -> out/code/locked-reroute
     python harden.py --method reroute --strength 0 --out out/code/locked-control    # its control
-    python harden.py --method plain --steps 6300        # the compute that tar takes, for L0 alone
+    python harden.py --method plain --steps 6300        # no less compute than tar's, for L0 alone
     python elicit_sft.py --locked out/code/locked-reroute --out out/code/reroute-sft
 
 The controls: --strength 0 (reroute, tar, rl) and --attack-steps 0 (relock, tar) leave out what

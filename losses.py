@@ -101,8 +101,12 @@ def rerouting(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def retention(ours: Tensor, theirs: Tensor) -> Tensor:
-    """The Euclidean distance of two states (...,C) -> (...)."""
-    return (ours.float() - theirs.float()).norm(dim=-1)
+    """The distance of two states (...,C), as a share of the second's length -> (...).
+
+    The published loss takes the distance itself. In the shipped models of 1 M parameters that was
+    130 where the cosine was .94: it outweighed the cosine and drove it up again, to .98.
+    """
+    return (ours.float() - theirs.float()).norm(dim=-1) / theirs.float().norm(dim=-1)
 
 
 def reroute_loss(

@@ -52,7 +52,7 @@ def test_rerouting_by_hand():
     found = rerouting(ours, theirs)
     assert found.tolist() == pytest.approx([0.70711, 0.0, 0.0, 1.0], abs=1e-5)
     assert torch.allclose(rerouting(7 * ours, 0.1 * theirs), found)  # free of scale
-    assert retention(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])).item() == 5.0
+    assert retention(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])).item() == 1.25
 
 
 def test_the_weights_of_an_attack_by_hand():
@@ -126,8 +126,8 @@ def test_reroute_is_the_sum_of_its_parts(make_model):
                 cosine = F.cosine_similarity(ours[1, n], theirs[1, n], dim=0)
                 alike += max(0.0, cosine.item()) / len(tokens)
             for block in (0, 1) if row % 2 else ():
-                gap = (ours[block, n] - theirs[block, n]).norm().item()
-                moved += gap / 2 / len(tokens)
+                gap = (ours[block, n] - theirs[block, n]).norm() / theirs[block, n].norm()
+                moved += gap.item() / 2 / len(tokens)
     assert found["reroute"].item() == pytest.approx(alike, rel=1e-4)
     assert found["retain"].item() == pytest.approx(moved, rel=1e-4)
     strong = locking_loss(model, batch)[1]["strong"].item()
