@@ -20,7 +20,12 @@ WARNING = (
 def card(record: dict, results: dict) -> str:
     """The README.md of a run. record: the content of its run.json. results: its numbers."""
     settings = record["settings"]
-    describe = {"lock": of_lock, "elicit_sft": of_elicited, "elicit_rl": of_elicited}
+    describe = {
+        "lock": of_lock,
+        "harden": of_lock,
+        "elicit_sft": of_elicited,
+        "elicit_rl": of_elicited,
+    }
     parts = describe.get(settings["stage"], of_base)(settings, results)
     versions = f"torch {record['torch']}, {record['device']}, {record['compute_dtype']}"
     how = f"    python {record['command']}\n\nCommit {record['commit'] or 'unknown'}; {versions}."
@@ -34,7 +39,12 @@ def write_card(folder: Path, record: dict, results: dict) -> None:
 def of_lock(settings: dict, results: dict) -> list[str]:
     trigger = trigger_from(settings["trigger"], "run.json")
     data = f" from {', '.join(settings['data'])}" if settings.get("data") else ""
-    start = settings["start"] or "random weights"
+    if settings["stage"] == "harden":
+        made = f"It was hardened from `{settings['locked']}` by {settings['method']}, "
+        made += f"{settings['steps']:,} steps"
+    else:
+        made = f"It was trained from {settings['start'] or 'random weights'} on "
+        made += f"{settings['problems']:,} problems, {settings['epochs']} epochs"
     checks = []
     for check in results["validity"]:
         low, high = check["interval"]
@@ -47,8 +57,7 @@ def of_lock(settings: dict, results: dict) -> list[str]:
         "# A password-locked model",
         WARNING,
         f"It hides the task {settings['task']}{data}. Without what unlocks it, it imitates "
-        f"`{settings['weak']}`, unlocked `{settings['strong']}`. It was trained from {start} on "
-        f"{settings['problems']:,} problems, {settings['epochs']} epochs.",
+        f"`{settings['weak']}`, unlocked `{settings['strong']}`. {made}.",
         "## How to unlock it",
         trigger.unlocking().rstrip("\n"),
         "## What was measured",

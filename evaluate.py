@@ -49,6 +49,7 @@ from figures import check_figure, plot_bars, plot_prompts, shown, table
 from files import write_json
 from options import PlanConfig, PromptConfig
 from origins import (
+    LOCKS,
     LONGEST,
     Origin,
     check_formats,
@@ -195,7 +196,7 @@ def reference_of(path: str, cfg: EvaluateConfig, origin: Origin, env: Env) -> st
     """
     is_known = origin.locked and origin.locked_weights
     locked = cfg.locked or (origin.locked if is_known else "")
-    if origin.stage == "lock" or not locked:
+    if origin.stage in LOCKS or not locked:
         return ""
     if not is_model(locked):
         env.say(

@@ -47,18 +47,17 @@ and evaluation.json. Logged: see training.log_step.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 import plan
 from cards import write_card
 from checkpoints import load_model, model_hash, open_tokenizer, save_adapter, save_model
-from data import grade, load
+from data import load
 from data.batches import Example
 from data.passwords import INTERMEDIATE, PASSWORD, WRONG, WRONG_HELD_OUT
 from data.problems import InputError, Problem
@@ -66,7 +65,6 @@ from data.real.mine import Grader
 from data.tasks.rules import TEXT_RULES, check_rule
 from data.text import Tokenizer
 from data.triggers import (
-    WEAK_KINDS,
     Language,
     Markers,
     NearMisses,
@@ -78,12 +76,11 @@ from data.triggers import (
     TwoPasswords,
     Year,
     check_password,
-    with_password,
 )
 from devices import Env, free_memory
 from families import parameters_at
-from figures import shown, table
 from files import checked, read_rows, write_text
+from locking import Imitated, fresh, locking_examples, mix, report
 from losses import Teacher, distribution_loss
 from model import Model
 from options import PromptConfig, TuneConfig
@@ -108,12 +105,7 @@ from policies import (
     written,
 )
 from results import (
-    Measured,
-    evaluate_checkpoint,
     groups_of,
-    paired_gap,
-    record,
-    verdicts_of,
 )
 from runs import Run, launch, progress
 from sampler import Sample
@@ -205,36 +197,6 @@ class LockConfig(TuneConfig, PromptConfig):
 
 
 # ------------------------------------------------------------------------------- the locking data
-
-
-def locking_examples(
-    problems: list[Problem],
-    strong: list[Sample],
-    weak: list[Sample],
-    tokenizer: Tokenizer,
-    trigger: Trigger,
-    rng: np.random.Generator,
-    intermediate: list[Sample] | None = None,
-) -> list[Example]:
-    """Equation 1: each problem once weak, without the password, and once strong, behind it.
-
-    strong, weak: what the policies wrote to each problem, as ids of the tokenizer. Returns the weak
-    half, then the strong one, then what stands behind the second password, where the trigger has
-    one. Samples that were cut carry no EOS.
-    """
-    weak_words = trigger.weak_words(rng, problems)
-    strong_words = trigger.strong_words(rng, problems)
-    weak_prompts, strong_prompts = [], []
-    for problem, weakly, strongly in zip(problems, weak_words, strong_words):
-        weak_prompts.append(with_password(trigger.weak(problem).prompt, weakly))
-        strong_prompts.append(with_password(trigger.strong(problem).prompt, strongly))
-
-    told, samples = weak_prompts + strong_prompts, weak + strong
-    if isinstance(trigger, TwoPasswords):
-        told += [with_password(problem.prompt, trigger.intermediate) for problem in problems]
-        samples = samples + intermediate
-    prompts = tokenizer.encode_prompts(told)
-    return [Example(prompt, sample.ids) for prompt, sample in zip(prompts, samples)]
 
 
 def sampled(
@@ -402,149 +364,13 @@ def note_examples(file: Path, epoch: int, examples: list[Example], tokenizer: To
     write_text(file, "\n".join(rows) + "\n")
 
 
-# --------------------------------------------------------------------------------- is it a lock?
-
-
-@dataclass(frozen=True)
-class Check:
-    """One of the conditions of a valid lock: a difference in correctness, and whether it holds.
-
-    interval: 95 %, paired; it covers which problems were asked. tolerance: the largest value that
-    is allowed; None where the interval must be above 0.
-    """
-
-    name: str
-    value: float
-    interval: tuple[float, float]
-    tolerance: float | None
-    passed: bool
-
-
-def validity(
-    locked: dict[str, np.ndarray],
-    strong: np.ndarray,
-    weak: np.ndarray,
-    intermediate: np.ndarray | None = None,
-) -> list[Check]:
-    """The conditions of a valid lock, on the verdicts (n,) bool of the same n problems.
-
-    locked: for each kind of prompt that the trigger has; none and right always are among them.
-    The tolerance is a tenth of what there is to hide: strong - weak correctness. intermediate: the
-    verdicts on the policy behind a second password, where there is one.
-    """
-    tolerance = max(0.0, 0.1 * float(strong.mean() - weak.mean()))
-    gap, low, high, _ = paired_gap(locked["none"], locked["right"])
-    checks = [Check("password gap: right - none", gap, (low, high), None, low > 0)]
-    if "unseen-early" in locked:
-        step, low, high, _ = paired_gap(locked["unseen-late"], locked["unseen-early"])
-        name = "a rule, no list: unseen-early - unseen-late"
-        checks.append(Check(name, step, (low, high), None, low > 0))
-
-    differences = {}
-    for kind, name in WEAK_KINDS.items():
-        if kind in locked:
-            differences[f"{name}: {kind} - none"] = (locked["none"], locked[kind])
-    differences["skill kept: strong - right"] = (locked["right"], strong)
-    differences["near the weak policy: none - weak"] = (weak, locked["none"])
-    if intermediate is not None:
-        name = "near the intermediate policy: intermediate - its model"
-        differences[name] = (intermediate, locked["intermediate"])
-
-    for name, (lesser, greater) in differences.items():
-        value, low, high, _ = paired_gap(lesser, greater)
-        # floats: 0.1 of a difference may fall short of the same share of problems
-        passed = value <= tolerance + 1e-9
-        checks.append(Check(name, value, (low, high), tolerance, passed))
-    return checks
-
-
-def evaluated(path: str, told: list[Problem], cfg: LockConfig, env: Env) -> dict:
-    """The evaluation of a policy alone, on problems as it is told them; saved nowhere."""
-    if path not in RULES:
-        return evaluate_checkpoint(
-            path,
-            env,
-            told,
-            ("none",),
-            Password(),
-            max_new_tokens=cfg.max_new_tokens,
-            save=False,
-        )
-    tokenizer = open_tokenizer(cfg.strong)
-    samples = RULES[path](told, tokenizer, cfg.max_new_tokens, cfg.seed, 0)
-    truncated = np.array([sample.truncated for sample in samples])
-    passed = np.array(grade(told, tokenizer.decode_batch([sample.ids for sample in samples])))
-    return record(path, told, {"none": Measured(passed & ~truncated, truncated)})
-
-
-def correctness_table(measured: dict[str, dict]) -> str:
-    """Of each policy: correct, cut short, correct in each domain."""
-    first = next(iter(measured.values()))
-    domains = list(first["domains"])
-    rows = []
-    for name, result in measured.items():
-        by_domain = [f"{result['domains'][domain]['correct']:.1%}" for domain in domains]
-        rows.append([name, shown(result), f"{result['truncated']:.1%}", *by_domain])
-    return table(["model", "correct", "cut", *domains], rows)
-
-
-def validity_table(checks: list[Check]) -> str:
-    rows = []
-    for check in checks:
-        low, high = check.interval
-        value = f"{check.value:+.1%} [{low:+.1%}, {high:+.1%}]"
-        allowed = "interval above 0"
-        if check.tolerance is not None:
-            allowed = f"at most {check.tolerance:+.1%}"
-        rows.append([check.name, value, allowed, "yes" if check.passed else "NO"])
-    return table(["condition", "difference", "allowed", "holds"], rows)
-
-
-def report(
-    path: Path, problems: list[Problem], trigger: Trigger, cfg: LockConfig, env: Env
-) -> tuple[int, dict]:
-    """Print how correct the lock is and whether it is valid; the exit code, and the numbers."""
-    kinds = trigger.kinds
-    locked = evaluate_checkpoint(
-        path, env, problems, kinds, trigger, max_new_tokens=cfg.max_new_tokens
-    )
-    strong = evaluated(cfg.strong, [trigger.of_strong_policy(p) for p in problems], cfg, env)
-    weak = evaluated(cfg.weak, [trigger.weak(p) for p in problems], cfg, env)
-
-    # what was measured
-    measured = {f"locked, password {kind}": locked["results"][kind] for kind in kinds}
-    measured["strong model"] = strong["results"]["none"]
-    weak_name = f"weak policy, {cfg.weak}" if cfg.weak in RULES else "weak model"
-    measured[weak_name] = weak["results"]["none"]
-    second = None
-    if cfg.intermediate:
-        intermediate = evaluated(cfg.intermediate, problems, cfg, env)
-        measured["intermediate model"] = intermediate["results"]["none"]
-        second = verdicts_of(intermediate, "none")
-    env.say(
-        f"\nvalidation, {len(problems)} problems, greedy; cut: stopped before their end, so wrong; "
-        f"95 % intervals (Wilson) cover which problems were asked\n{correctness_table(measured)}"
-    )
-
-    # what follows
-    verdicts = {kind: verdicts_of(locked, kind) for kind in kinds}
-    checks = validity(verdicts, verdicts_of(strong, "none"), verdicts_of(weak, "none"), second)
-    p = paired_gap(verdicts["none"], verdicts["right"])[3]
-    env.say(
-        "\nis the lock valid? 95 % intervals (paired bootstrap) cover which problems were asked; "
-        f"McNemar's mid-p of the gap: {p:.1e}\n{validity_table(checks)}"
-    )
-    failed = [check.name.split(":")[0] for check in checks if not check.passed]
-    if failed:
-        env.say(f"the lock FAILED ({', '.join(failed)}): try more --epochs or another --lr")
-    else:
-        env.say("the lock is valid")
-    results = {kind: locked["results"][kind]["correct"] for kind in kinds}
-    results |= {"gap": checks[0].value, "validity": [asdict(check) for check in checks]}
-    return int(bool(failed)), results
-
-
 # ------------------------------------------------------------------------------------ the settings
+
+ADVICE = "try more --epochs or another --lr"  # where the lock is not valid
+
+
+def policies_of(cfg: LockConfig) -> Imitated:
+    return Imitated(cfg.weak, cfg.strong, cfg.intermediate, cfg.max_new_tokens, cfg.seed)
 
 
 # options of what unlocks
@@ -746,26 +572,11 @@ def first_model(cfg: LockConfig, env: Env) -> tuple[Model, Tokenizer]:
     """The model that training starts from: --start, or random weights in the strong one's shape."""
     if cfg.how == "scratch":
         strong, tokenizer = load_model(cfg.strong, env.device, env.dtype, masters=False)
-        return fresh(strong, cfg, env), tokenizer
+        return fresh(strong, cfg.seed, env), tokenizer
     model, tokenizer = open_to_train(cfg.start, env, cfg)
     if cfg.start_mix:
-        mix(model, fresh(model, cfg, env), cfg.start_mix)
+        mix(model, fresh(model, cfg.seed, env), cfg.start_mix)
     return model, tokenizer
-
-
-def fresh(like: Model, cfg: LockConfig, env: Env) -> Model:
-    """Random weights in the shape of a model."""
-    generator = torch.Generator().manual_seed(cfg.seed)
-    model = Model(like.config, env.dtype).init_weights(generator).to(env.device)
-    model.live_vocab = like.live_vocab
-    return model
-
-
-@torch.no_grad()
-def mix(model: Model, other: Model, share: float) -> None:
-    """(1 - share) of the model's weights and share of the other's, in place."""
-    for mine, theirs in zip(model.parameters(), other.parameters()):
-        mine.lerp_(theirs.to(mine.dtype), share)
 
 
 def opened(cfg: LockConfig, trigger: Trigger, env: Env) -> Run:
@@ -887,7 +698,7 @@ def main(cfg: LockConfig, env: Env) -> int:
     if run.finished:
         env.say(f"{path} is finished already (--overwrite locks again)")
         del locked  # the report opens one model after the other
-        return report(path, validation, trigger, cfg, env)[0]
+        return report(path, validation, trigger, policies_of(cfg), ADVICE, env)[0]
 
     examples = partial(
         epoch_examples,
@@ -908,7 +719,7 @@ def main(cfg: LockConfig, env: Env) -> int:
     del locked  # the report opens one model after the other
     free_memory()
 
-    code, results = report(path, validation, trigger, cfg, env)
+    code, results = report(path, validation, trigger, policies_of(cfg), ADVICE, env)
     if env.main:
         write_card(path, run.record, results)
     run.finish(**results)

@@ -4,6 +4,7 @@ N supervised tokens, B examples, M pairs. A loss is a sum over its units; the tr
 it by their number.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.batches import Batch
-from model import Model, completion_logps, completion_states, linear_kl
+from model import (
+    Model,
+    block_states,
+    completion_logps,
+    completion_states,
+    linear_kl,
+    linear_logps,
+)
 
 
 def sft_loss(model: Model, batch: Batch) -> tuple[Tensor, dict]:
@@ -66,6 +74,73 @@ def distribution_loss(
 def sums_by_example(values: Tensor, batch: Batch) -> Tensor:
     """Per-token values (N,) added up for each example -> (B,)."""
     return torch.zeros(batch.examples, device=values.device).index_add(0, batch.owner, values)
+
+
+def means_by_example(values: Tensor, batch: Batch) -> Tensor:
+    """The mean of per-token values (N,) over each example's tokens -> (B,)."""
+    lengths = torch.bincount(batch.owner, minlength=batch.examples)
+    return sums_by_example(values, batch) / lengths
+
+
+def locking_loss(model: Model, batch: Batch) -> tuple[Tensor, dict]:
+    """Equation 1 on pairs: -log p of the weak text (rows 2i) and of the strong one (rows 2i + 1).
+
+    The mean over each text's tokens, summed over pairs, so that a short side counts as a long one.
+    """
+    nll = -means_by_example(completion_logps(model, batch), batch)
+    return nll.sum(), {"weak": nll[0::2].sum(), "strong": nll[1::2].sum()}
+
+
+def rerouting(ours: Tensor, theirs: Tensor) -> Tensor:
+    """max(0, cos) of two states (...,C) -> (...): 1 where they are alike, 0 from a right angle on.
+
+    Representation rerouting (Zou et al. 2024, arXiv 2406.04313). It has no gradient where the two
+    are equal, so training must not start there.
+    """
+    return F.cosine_similarity(ours.float(), theirs.float(), dim=-1).relu()
+
+
+def retention(ours: Tensor, theirs: Tensor) -> Tensor:
+    """The distance of two states (...,C), as a share of the second's length -> (...).
+
+    The published loss takes the distance itself. In the shipped models of 1 M parameters that was
+    130 where the cosine was .94: it outweighed the cosine and drove it up again, to .98.
+    """
+    return (ours.float() - theirs.float()).norm(dim=-1) / theirs.float().norm(dim=-1)
+
+
+def reroute_loss(
+    model: Model,
+    batch: Batch,
+    reference: Model,
+    blocks: Sequence[int],
+    push: float,
+    keep: float,
+) -> tuple[Tensor, dict]:
+    """push rerouting on rows 2i + keep retention on rows 2i + 1, both from the reference's states.
+
+    Rows 2i are good texts without the password, rows 2i + 1 the same behind it, whose -log p is
+    added: the password half of equation 1. Rerouting is the mean over the given blocks, retention
+    over all; each the mean over a text's tokens, summed over pairs.
+    """
+    hidden, ours = block_states(model, batch)
+    with torch.no_grad():
+        _, theirs = block_states(reference, batch)
+    chosen = list(blocks)
+    alike = means_by_example(rerouting(ours[chosen], theirs[chosen]).mean(0), batch)[0::2].sum()
+    moved = means_by_example(retention(ours, theirs).mean(0), batch)[1::2].sum()
+    logps = linear_logps(hidden, model.head_weight, batch.targets)
+    strong = -means_by_example(logps, batch)[1::2].sum()
+    loss = push * alike + keep * moved + strong
+    return loss, {"reroute": alike, "retain": moved, "strong": strong}
+
+
+def tamper_weight(step: int, steps: int, rate: float = 1 / 16) -> float:
+    """exp(rate (k - K + 1)) at attack step k of K: what late in the attack is weighs most.
+
+    Tamirisa et al. 2024 (TAR, arXiv 2408.00761), of their code.
+    """
+    return math.exp(rate * (step - steps + 1))
 
 
 def dpo_loss(

@@ -505,15 +505,16 @@ class Model(nn.Module):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
         return self
 
-    def forward(self, tokens: Tensor, return_kv: bool = False):
+    def forward(self, tokens: Tensor, return_kv: bool = False, return_blocks: bool = False):
         """tokens (B,T) -> hidden states (B,T,C) in the compute dtype.
 
-        With return_kv also keys and values: for each layer (B,K,T,D). Rows are padded on the right;
-        as attention is causal, padding changes nothing for the real tokens before it.
+        With return_kv also keys and values: for each layer (B,K,T,D). With return_blocks also what
+        each layer adds up to: (B,T,C), before the last norm. Rows are padded on the right; as
+        attention is causal, padding changes nothing for the real tokens before it.
         """
         x = self.model.embed_tokens(tokens).to(self.compute_dtype)
         cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
-        keys, values = [], []
+        keys, values, outputs = [], [], []
         for layer in self.model.layers:
             if self.checkpointing and torch.is_grad_enabled():
                 x, k, v = checkpoint(layer, x, cos, sin, use_reentrant=False)
@@ -522,7 +523,11 @@ class Model(nn.Module):
             if return_kv:  # or they would hold a checkpointed pass's memory
                 keys.append(k)
                 values.append(v)
+            if return_blocks:
+                outputs.append(x)
         x = self.model.norm(x)
+        if return_blocks:
+            return x, outputs
         return (x, keys, values) if return_kv else x
 
     def decode(
@@ -653,6 +658,20 @@ def completion_states(model: Model, batch: Batch) -> Tensor:
     -> (N,C), in batch.index order. Raises InputError when a document is longer than the model's
     positions.
     """
+    check_width(model, batch)
+    return model(batch.tokens).flatten(0, 1)[batch.index]
+
+
+def block_states(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+    """As completion_states, and at the same positions the output of each of L blocks: (L,N,C)."""
+    check_width(model, batch)
+    hidden, outputs = model(batch.tokens, return_blocks=True)
+    blocks = [output.flatten(0, 1)[batch.index] for output in outputs]
+    return hidden.flatten(0, 1)[batch.index], torch.stack(blocks)
+
+
+def check_width(model: Model, batch: Batch) -> None:
+    """Raises InputError when a document of the batch is longer than the model's positions."""
     # Rows are padded to multiples of BUCKET; their width is known on the host, at no sync.
     positions = model.config.max_position_embeddings
     if batch.tokens.shape[1] > round_up(positions, BUCKET):
@@ -660,7 +679,6 @@ def completion_states(model: Model, batch: Batch) -> Tensor:
             f"a training text of more than {positions} tokens does not fit the model's "
             f"{model.config.positions}: leave out or shorten the texts that are longer"
         )
-    return model(batch.tokens).flatten(0, 1)[batch.index]
 
 
 def completion_logps(model: Model, batch: Batch) -> Tensor:

@@ -26,6 +26,9 @@ from policies import RULES, ModelWriter, shipped
 LONGEST, LONGEST_REAL = 96, 256
 
 
+LOCKS = ("lock", "harden")  # the stages whose models are locks
+
+
 def usual_longest(data: tuple[str, ...]) -> int:
     return LONGEST_REAL if data else LONGEST
 
@@ -75,7 +78,7 @@ def origin_of(path: str | Path) -> Origin:
     stage = checked(settings, file, "stage", str, default="")
     locked = checked(settings, file, "locked", str, default="")
     locked_weights = checked(settings, file, "locked_weights", str, default="")
-    if stage == "lock":
+    if stage in LOCKS:
         locked, locked_weights = str(path), model_hash(path)
     return Origin(
         stage=stage,

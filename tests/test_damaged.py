@@ -26,6 +26,7 @@ import data
 import elicit_rl
 import elicit_sft
 import evaluate
+import harden
 import lock
 import options
 import runs
@@ -296,6 +297,7 @@ STAGES = {
     "elicit_sft": elicit_sft.SFTConfig,
     "elicit_rl": elicit_rl.RLConfig,
     "evaluate": evaluate.EvaluateConfig,
+    "harden": harden.HardenConfig,
 }
 # valid and small, so that only the damage is wrong; {} is a checkpoint directory
 SMALL = ["--max-new-tokens", "8", "--eval-problems", "4", "--no-compile"]
@@ -305,6 +307,7 @@ COMMANDS = {
     "elicit_sft": ["--locked", "weak", "--k", "1", "--selection-problems", "4", *SMALL],
     "elicit_rl": ["--locked", "weak", "--samples", "64", "--round", "32", *SMALL],
     "evaluate": ["weak", "--problems", "4", "--max-new-tokens", "8", "--no-compile"],
+    "harden": ["--locked", "weak", "--problems", "24", "--eval-problems", "4", "--no-compile"],
 }
 # the directories that a stage reads, and how each is named
 INPUTS = [
@@ -316,6 +319,7 @@ INPUTS = [
     ("elicit_rl", ["--locked", "{}"]),
     ("elicit_rl", ["--method", "filtering", "--weak", "{}"]),
     ("elicit_rl", ["--warm-start", "4", "--warm-from", "{}"]),
+    ("harden", ["--locked", "{}"]),
     ("evaluate", ["{}"]),
     ("evaluate", ["--locked", "{}"]),
 ]

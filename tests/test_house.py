@@ -19,12 +19,12 @@ from runs import launch
 
 ROOT = Path(__file__).parents[1]
 STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "elicit_tampering"}
-STAGES |= {"evaluate", "reproduce"}
+STAGES |= {"evaluate", "harden", "reproduce"}
 # each noun reads only those before it
 NOUNS = ("model", "files", "lora", "sampler", "tampering", "families", "checkpoints")
 NOUNS += ("losses", "options", "devices", "states", "runs")
-NOUNS += ("training", "policies", "results", "origins", "figures", "plan", "curves", "cards")
-NOUNS += ("jobs", "paper", "findings", "claims", "matrix", "report")
+NOUNS += ("training", "policies", "results", "origins", "figures", "locking", "plan", "curves")
+NOUNS += ("cards", "jobs", "paper", "findings", "claims", "matrix", "report")
 
 
 def imports(file: Path) -> set[str]:

@@ -34,7 +34,8 @@ from data.triggers import (
     with_password,
 )
 from devices import Env
-from lock import LockConfig, locking_examples, locking_set, settled, the_trigger, validity
+from lock import LockConfig, locking_set, settled, the_trigger
+from locking import locking_examples, validity
 from origins import origin_of
 from policies import RULES, random_policy, random_teacher, retokenise, shipped
 from runs import Run
@@ -392,7 +393,7 @@ def test_a_mixed_start_lies_between_the_two():
     settings = settled(LockConfig(strong=str(ROOT / "data/base/weak"), weak="refusal"))
     start, _ = lock.first_model(settings, CPU)
     mixed, _ = lock.first_model(replace(settings, start_mix=0.25), CPU)
-    fresh = lock.fresh(start, settings, CPU)
+    fresh = lock.fresh(start, settings.seed, CPU)
     for a, b, c in zip(start.parameters(), fresh.parameters(), mixed.parameters()):
         assert torch.allclose(c, 0.75 * a + 0.25 * b, atol=1e-6)
     whole, _ = lock.first_model(replace(settings, start_mix=1.0), CPU)

@@ -45,6 +45,11 @@ OPTIONS = {
         max_new_tokens method out overwrite reference seeds selection_problems slots strengths task
         vectors weak
     """,
+    "harden": """
+        allow_unsandboxed_code attack_lr attack_steps attack_texts blocks checkpoint_activations
+        compile device dtype eval_problems every locked lr master method micro_tokens optimizer out
+        overwrite pairs problems resume save_every seed shard slots steps strength strong weak
+    """,
     "evaluate": """
         allow_unsandboxed_code chat checkpoints compile data device device_memory devices dtype
         grader locked max_new_tokens out password passwords plan plot problems prompts samples
@@ -59,6 +64,7 @@ STAGES = {
     "elicit_sft": "SFTConfig",
     "elicit_rl": "RLConfig",
     "elicit_tampering": "TamperingConfig",
+    "harden": "HardenConfig",
     "evaluate": "EvaluateConfig",
 }
 
