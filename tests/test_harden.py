@@ -21,6 +21,7 @@ from conftest import EOS_SET
 from data import load
 from data.batches import Example, collate
 from data.problems import InputError
+from data.triggers import Password
 from devices import Env
 from harden import Given, HardenConfig, Texts, settled
 from losses import (
