@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from data.problems import InputError
 from data.prompts import FORMAT
@@ -34,8 +34,17 @@ from families import (
     to_hf,
 )
 from files import checked, read_json, reason, shortened, size_of, sync, write_json
-from lora import base_of, is_adapter, merge, peft_settings, peft_tensors, plain_weights
-from model import Model, ModelConfig, whole
+from lora import (
+    base_of,
+    is_adapter,
+    merge,
+    own_rows,
+    peft_settings,
+    peft_tensors,
+    plain_weights,
+    read_weights,
+)
+from model import Model, ModelConfig, local, whole
 
 # ------------------------------------------------------------------------------------ weights, read
 
@@ -60,7 +69,7 @@ def load_model(
     divides them over the ranks, a rank never holds more than its share and one tensor.
 
     A directory that holds a LoRA adapter in PEFT's layout opens as its base model with the adapter
-    merged, and is not divided.
+    merged.
     Raises InputError, naming the file, for anything missing, truncated, corrupted, misshapen, not
     finite, or where tokenizer and model disagree. Nothing large is allocated before all files are
     found to hold what config.json says; then tensors are read one at a time, so that memory never
@@ -68,7 +77,7 @@ def load_model(
     """
     path = Path(path)
     if is_adapter(path):
-        return load_adapter(path, device, compute_dtype, masters)
+        return load_adapter(path, device, compute_dtype, masters, divide)
     model, tokenizer, files = opened_checkpoint(path, compute_dtype)
 
     if not masters:
@@ -78,9 +87,9 @@ def load_model(
     model.to_empty(device=device).rebuild()  # ties the head anew, which to_empty undoes
     begun: dict[str, Tensor] = {}
     with torch.no_grad():
-        parameters = dict(model.named_parameters())
         for file in files:
             fill(model, file, device, begun)
+        parameters = read_weights(model)
         for name, tensor in begun.items():
             keep_share(parameters[name], tensor)
     model.live_vocab = tokenizer.size
@@ -235,7 +244,7 @@ def fill(model: Model, file: Path, device: torch.device | str, begun: dict[str, 
     begun: of parameters that are divided over the ranks and stand in several tensors, what of them
     was read so far.
     """
-    parameters = dict(model.named_parameters())
+    parameters = read_weights(model)
     places = stored_places(model.config, parameters)
     with opened(file, device) as f:
         for key in sorted(set(f.keys()) & set(places)):
@@ -255,9 +264,7 @@ def fill(model: Model, file: Path, device: torch.device | str, begun: dict[str, 
 
 def keep_share(parameter: DTensor, whole_one: Tensor) -> None:
     """Copy this rank's share of a whole tensor into the parameter."""
-    mesh, placements = parameter.device_mesh, parameter.placements
-    share = distribute_tensor(whole_one, mesh, placements, src_data_rank=None)
-    parameter.to_local().copy_(share.to_local())
+    local(parameter).copy_(own_rows(whole_one, parameter))
 
 
 def check_finite(file: Path, key: str, tensor: Tensor) -> None:
@@ -459,7 +466,11 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor]) -> list[str]:
 
 
 def load_adapter(
-    path: Path, device: torch.device | str, compute_dtype: torch.dtype, masters: bool
+    path: Path,
+    device: torch.device | str,
+    compute_dtype: torch.dtype,
+    masters: bool,
+    divide: Callable[[Model], object] | None,
 ) -> tuple[Model, Tokenizer]:
     """An adapter's base model with the adapter merged, and the base's tokenizer.
 
@@ -486,7 +497,7 @@ def load_adapter(
             f"{base} has other weights than the base model that the adapter in {path} was trained "
             f"on: put that model there, or its place into {config}"
         )
-    model, _ = load_model(base, device, compute_dtype, masters)
+    model, _ = load_model(base, device, compute_dtype, masters, divide)
     merge(model, read_json(config), tensors, (str(config), str(file)))
     return model, open_tokenizer(path)
 

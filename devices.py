@@ -5,11 +5,15 @@ ranks (gloo on CPU, nccl on CUDA): every rank works on its share of the same glo
 several machines need one file system that all of them see.
 """
 
+import contextlib
 import gc
 import os
 import platform
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,10 +114,99 @@ class Env:
         return box[0]
 
 
-def setup(cfg: Config) -> Env:
+# seconds between two looks for a refusal, and for which one that ends waits for the other ranks
+LOOK_EVERY, LEAVE_WITHIN = 0.5, 10
+
+
+class Meeting:
+    """The ranks of a run, from before they compute: so that all end where one refuses its input.
+
+    The others cannot know: they would wait for it, or fail with the connection. The sentence lies
+    in the store through which the ranks meet, and a thread of each rank looks for it there. Of
+    several the first counts. Each machine prints it once, and all ranks end with code 2.
+    say: prints a sentence.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+        self.store, self.rank, self.world = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
+        # torchrun itself holds the store, where it is there
+        by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self.holds_store = self.rank == 0 and not by_launcher
+
+        self.over = threading.Event()
+        # a connection of its own: the first one may be waiting for a rank that has refused
+        self.watcher = threading.Thread(target=self.watch, args=(self.store.clone(),), daemon=True)
+        self.watcher.start()
+
+    def watch(self, store: dist.Store) -> None:
+        """Ends this process, whatever it does, once another one has refused."""
+        while not self.over.wait(LOOK_EVERY):
+            if refusal := refusal_in(store):
+                with contextlib.suppress(dist.DistError):
+                    self.tell(store, refusal)
+                    self.leave(store)
+                sys.stdout.flush()
+                os._exit(2)
+
+    def refusal(self) -> str:
+        """What a rank has refused, "" where none has."""
+        return refusal_in(self.store)
+
+    def refuse(self, sentence: str) -> None:
+        """End all ranks with this sentence, or with that of another one that came first."""
+        # torchrun ends the others once one has ended; they do already
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.close()
+        try:
+            first = self.store.compare_set("refusal", "", sentence).decode()
+            self.tell(self.store, first)
+        except dist.DistError:  # the rank that held the store is gone
+            self.say(sentence)
+            return
+        with contextlib.suppress(dist.DistError):
+            self.wait_for_all(self.store, "told")
+            self.leave(self.store)
+
+    def tell(self, store: dist.Store, sentence: str) -> None:
+        """Print the sentence, unless another rank of this machine has."""
+        machine = os.environ.get("GROUP_RANK", "0")  # torchrun's number of it
+        if store.add(f"machine/{machine}", 1) == 1:
+            self.say(sentence)
+        store.set(f"told/{self.rank}", "")
+
+    def leave(self, store: dist.Store) -> None:
+        """The last words of a rank; whoever holds the store is the last."""
+        store.set(f"left/{self.rank}", "")
+        if self.holds_store:
+            self.wait_for_all(store, "left")
+
+    def wait_for_all(self, store: dist.Store, what: str) -> None:
+        """Until all ranks have told or left; not for ever, as one may have ended before."""
+        words = [f"{what}/{rank}" for rank in range(self.world)]
+        deadline = time.time() + LEAVE_WITHIN
+        while not store.check(words) and time.time() < deadline:
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        """This rank ends by itself."""
+        self.over.set()
+        self.watcher.join(timeout=5)
+
+
+def refusal_in(store: dist.Store) -> str:
+    """What a rank has refused, "" where none has."""
+    try:
+        return store.get("refusal").decode() if store.check(["refusal"]) else ""
+    except dist.DistError:
+        return ""  # the rank that held the store has left
+
+
+def setup(cfg: Config, meeting: Meeting | None = None) -> Env:
     """Device, ranks, dtype and compiler from the settings. Call once, first.
 
-    Raises InputError for what this machine cannot do, and for an --out that cannot be written.
+    meeting: where the ranks have met, if they have. Raises InputError for what this machine cannot
+    do, and for an --out that cannot be written.
     """
     rank = int(os.environ.get("RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -143,6 +236,9 @@ def setup(cfg: Config) -> Env:
         dist.init_process_group(
             "nccl" if on_cuda else "gloo",
             timeout=LONGEST_WAIT,
+            store=dist.PrefixStore("default_pg", meeting.store) if meeting else None,
+            rank=rank,
+            world_size=world,
             device_id=device if on_cuda else None,
         )
 

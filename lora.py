@@ -27,11 +27,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils.parametrize import register_parametrization
 
 from data.problems import InputError
 from files import checked, read_json, shortened
-from model import Model, whole
+from model import Model, local, whole
 
 # alpha where nothing else is said. A constant and not the rank, as in the paper (section 4.1): an
 # entry of the product is a sum over the rank, so with alpha / rank before it one learning rate
@@ -42,16 +43,22 @@ ALPHA = 16.0
 class LowRank(nn.Module):
     """W0 -> W0 + (alpha / r) B A, in fp32 whatever W0 is stored in."""
 
-    def __init__(self, weight: Tensor, rank: int, alpha: float, generator: torch.Generator):
+    def __init__(self, weight: Tensor, rank: int, alpha: float):
         super().__init__()
         outputs, inputs = weight.shape
-        down = torch.empty(rank, inputs)
-        nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)  # +-1/sqrt(inputs)
-        self.lora_A = nn.Parameter(down.to(weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(outputs, rank, device=weight.device))
+        self.lora_A = nn.Parameter(torch.empty(rank, inputs, device=weight.device))
+        self.lora_B = nn.Parameter(torch.empty(outputs, rank, device=weight.device))
         self.rank = rank
         self.alpha = alpha
         self.is_on = True
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator) -> None:
+        """A random, the same on any number of ranks; B zero."""
+        down = torch.empty(self.lora_A.shape)
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)  # +-1/sqrt(inputs)
+        local(self.lora_A).copy_(own_rows(down, self.lora_A))
+        local(self.lora_B).zero_()
 
     def forward(self, weight: Tensor) -> Tensor:
         if not self.is_on:
@@ -62,6 +69,14 @@ class LowRank(nn.Module):
 def updated(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """weight + scale up down, in fp32. weight (out,in), down (r,in), up (out,r)."""
     return torch.addmm(weight.float(), up, down, alpha=scale)
+
+
+def own_rows(whole_one: Tensor, like: Tensor) -> Tensor:
+    """This rank's rows of a whole tensor that is divided as `like` is; else all of them."""
+    if not isinstance(like, DTensor):
+        return whole_one
+    mesh, placements = like.device_mesh, like.placements
+    return distribute_tensor(whole_one, mesh, placements, src_data_rank=None).to_local()
 
 
 # ------------------------------------------------------------------------------- an adapted model
@@ -90,6 +105,7 @@ def attach(model: Model, rank: int, alpha: float, targets: tuple[str, ...], seed
 
     Frozen matrices are stored in the compute dtype, to which they are rounded wherever they are
     used. So a merged model that was trained in bf16 is that dtype's W0 and the fp32 product.
+    A model on the meta device has no weights yet: once it has, `reset` begins its adapters.
     """
     layers = chosen_layers(model, targets)
     model.requires_grad_(False)
@@ -97,11 +113,19 @@ def attach(model: Model, rank: int, alpha: float, targets: tuple[str, ...], seed
         if parameter.ndim == 2:
             parameter.data = parameter.data.to(model.compute_dtype)
 
-    generator = torch.Generator().manual_seed(seed)
     for layer in layers.values():
-        low = LowRank(layer.weight, rank, alpha, generator)
+        low = LowRank(layer.weight, rank, alpha)
         # unsafe: W is fp32 also where W0 is bf16, which torch would refuse
         register_parametrization(layer, "weight", low, unsafe=True)
+    if model.device.type != "meta":
+        reset(model, seed)
+
+
+def reset(model: Model, seed: int) -> None:
+    """Begin the adapters of a model anew, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    for low in adapters(model).values():
+        low.reset(generator)
 
 
 def adapters(model: Model) -> dict[str, LowRank]:
@@ -113,18 +137,27 @@ def adapters(model: Model) -> dict[str, LowRank]:
     return found
 
 
+def read_weights(model: Model) -> dict[str, Tensor]:
+    """Every parameter that a checkpoint has, by its name there; of an adapted layer W0."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        layer, _, part = name.partition(".parametrizations.weight.")
+        if not part:
+            found[name] = parameter
+        elif part == "original":
+            found[f"{layer}.weight"] = parameter
+    return found
+
+
 def plain_weights(model: Model) -> Iterator[tuple[str, Tensor]]:
     """Every weight under its name in a checkpoint, one after the other; of an adapted layer W.
 
     Those of an adapted model are whole tensors, so where they are sharded all ranks must call this.
     """
     lows = adapters(model)
-    for name, parameter in model.named_parameters():
-        layer, _, part = name.partition(".parametrizations.weight.")
-        if not part:
-            yield name, parameter
-        elif part == "original":
-            yield f"{layer}.weight", merged(parameter, lows[layer])
+    for name, parameter in read_weights(model).items():
+        low = lows.get(name.removesuffix(".weight"))
+        yield name, merged(parameter, low) if low else parameter
 
 
 @torch.no_grad()
@@ -284,7 +317,7 @@ def factor(tensors: dict[str, Tensor], key: str, shape: tuple[int, int], file: s
 def merge(
     model: Model, settings: dict, tensors: dict[str, Tensor], places: tuple[str, str]
 ) -> None:
-    """Add an adapter in PEFT's layout to the weights of its base model, in place.
+    """Add an adapter in PEFT's layout to the weights of its base model, in place, divided or not.
 
     settings and tensors: the content of the two files, whose names, for errors, are places. Raises
     InputError for what is no plain LoRA, or of another model; nothing has changed then.
@@ -308,4 +341,5 @@ def merge(
         up = factor(tensors, PREFIX + name + UP, (outputs, rank), file)
         updates.append((weight, down, up))
     for weight, down, up in updates:
-        weight.copy_(updated(weight, down, up, scale))
+        mine = local(weight)
+        mine.copy_(updated(mine, down, own_rows(up, weight), scale))

@@ -408,14 +408,15 @@ def scoring(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> Phase:
 def opening(shape: Shape, t: Tuning, n: Numbers) -> Phase:
     """A model that will be trained, as it is read: with --shard a share of it and one tensor.
 
-    But with LoRA whole, and divided later.
+    LoRA's is read into masters first, unless it is divided.
     """
-    if not t.shard or t.rank:
+    if not t.shard:
         return {"masters": n.master * shape.parameters}
+    wide = n.wide if t.rank else n.master
     largest_one = shape.config.vocab_size * shape.config.hidden_size
     return {
-        "masters": n.master * shape.parameters / n.devices,
-        "copies": n.master * largest_one,
+        "weights" if t.rank else "masters": wide * shape.parameters / n.devices,
+        "copies": wide * largest_one,
     }
 
 

@@ -27,7 +27,7 @@ from checkpoints import LAYOUTS
 from data.problems import InputError
 from data.real.rows import content_hash
 from data.text import COPIED
-from devices import Env, check_shared, setup
+from devices import Env, Meeting, check_shared, setup
 from files import checked, read_json, read_rows, reason, shortened, write_json, write_text
 from model import Model
 from options import Config, parse
@@ -39,27 +39,38 @@ def launch(main: Callable, config: type) -> None:
     """Run a stage's main(cfg, env) from the command line and end the program.
 
     Bad input, too little memory and a place that cannot be written end with one sentence on stderr
-    and exit code 2. Anything else that is raised is a bug and keeps its traceback.
+    and exit code 2: of all ranks, also where only one of them found it. Anything else that is
+    raised is a bug and keeps its traceback.
     """
+    # a stage computes; what only starts stages has no device and no ranks
+    computes = issubclass(config, Config)
+    several = computes and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    meeting = Meeting(complain) if several else None
     try:
         cfg = parse(config)
-        # a stage computes; what only starts stages has no device
-        code = (main(cfg, setup(cfg)) if isinstance(cfg, Config) else main(cfg)) or 0
+        code = (main(cfg, setup(cfg, meeting)) if computes else main(cfg)) or 0
     except KeyboardInterrupt:
         names = [option.name for option in fields(config)]
         sentence = "interrupted"
         if "resume" in names:
             sentence += "; the same command with --resume continues"
-        elif "overwrite" in names or not issubclass(config, Config):
+        elif "overwrite" in names or not computes:
             sentence += "; the same command goes on, with what is finished left as it is"
         complain(sentence)
         code = 130
     except Exception as error:
-        sentence = sentence_for(error, config)
+        # what fails because another rank has left is no bug
+        sentence = sentence_for(error, config) or (meeting.refusal() if meeting else "")
         if not sentence:
             raise
-        complain(sentence)
+        if meeting:
+            meeting.refuse(sentence)
+        else:
+            complain(sentence)
         code = 2
+    finally:
+        if meeting:
+            meeting.close()
 
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -220,6 +231,7 @@ class Run:
         if resume is None:
             resume = getattr(cfg, "resume", False)
         self.refuse_inputs(inputs)
+        env.wait()  # what one rank alone refuses, it has: nothing is written before
         self.record = env.decide(self.open, resume, cfg.overwrite, write)
         self.finished = self.record["finished"]
         if write:

@@ -30,7 +30,7 @@ from data.text import Tokenizer
 from devices import Env, gather, most, share
 from families import from_hf
 from files import read_json, reason
-from lora import ALPHA, attach, base_of, chosen_layers, is_adapter
+from lora import ALPHA, attach, base_of, chosen_layers, is_adapter, reset
 from losses import document_loss, sft_loss
 from model import Model, ModelConfig, compile_model, completion_logps, kernel, local, whole
 from options import TrainConfig, TuneConfig
@@ -40,12 +40,18 @@ from runs import Run, progress
 def open_to_train(path: str, env: Env, cfg: TrainConfig) -> tuple[Model, Tokenizer]:
     """The checkpoint that training starts from, in fp32 or as --master says.
 
-    With --shard divided before a weight is read, so that no rank ever holds the whole of it. But
-    with LoRA, whose adapters are made beside whole weights, it is divided by `prepare`.
+    With --shard divided before a weight is read, so that no rank ever holds the whole of it. But an
+    adapter that gets another one beside it is merged in fp32 first, and divided by `prepare`.
     """
-    early = cfg.shard and not getattr(cfg, "rank", 0)
-    divide = partial(prepare, env=env, cfg=cfg) if early else None
-    return load_model(path, env.device, env.dtype, cfg.master == "fp32", divide)
+    rank = getattr(cfg, "rank", 0)
+    if not cfg.shard or (rank and is_adapter(path)):
+        return load_model(path, env.device, env.dtype, cfg.master == "fp32")
+
+    divide = partial(prepare, env=env, cfg=cfg)
+    model, tokenizer = load_model(path, env.device, env.dtype, cfg.master == "fp32", divide)
+    if rank:
+        reset(model, cfg.seed)
+    return model, tokenizer
 
 
 def prepare(model: Model, env: Env, cfg: TrainConfig) -> Model:

@@ -226,12 +226,12 @@ SCRIPT = """
 import sys, torch
 from pathlib import Path
 from data.batches import Example, micro_batches
-from checkpoints import load_model, save_adapter, save_model
+from checkpoints import save_adapter, save_model
 from devices import setup
 from losses import sft_loss
 from options import TuneConfig
 from sampler import Sampler
-from training import make_optimizers, prepare, train
+from training import make_optimizers, open_to_train, prepare, train
 
 out = Path(sys.argv[1])
 examples = [Example([5, 6, 7 + i], [8, 9 + i, 0]) for i in range(4)]
@@ -239,7 +239,7 @@ for dtype in ("fp32", "bf16"):
     ways = {"shard": True, "checkpoint_activations": True, "compile": False, "device": "cpu"}
     cfg = TuneConfig(dtype=dtype, rank=4, alpha=12.0, **ways)
     env = setup(cfg)
-    model, tokenizer = load_model(out / "start", env.device, env.dtype)
+    model, tokenizer = open_to_train(str(out / "start"), env, cfg)
     optimizers = make_optimizers(prepare(model, env, cfg), "adamw", 1e-3)
     batches = lambda step: micro_batches(examples[env.rank :: env.world], 64)
     for _ in train(model, optimizers, batches, sft_loss, env, steps=3):
@@ -247,11 +247,14 @@ for dtype in ("fp32", "bf16"):
     save_model(out / f"merged-{dtype}", model, tokenizer, env.main)
     save_adapter(out / f"adapter-{dtype}", model, tokenizer, str(out / "start"), env.main)
     Sampler(model, [0], slots=4)([[5, 6, 7]], max_new_tokens=4)
+cfg = TuneConfig(dtype="fp32", **ways)
+model, tokenizer = open_to_train(str(out / "adapter-fp32"), env, cfg)
+save_model(out / "divided", model, tokenizer, env.main)
 torch.distributed.destroy_process_group()
 """
 
 
-def test_sharded_it_is_the_same(make_model, tokenizer, tmp_path):
+def test_sharded_it_is_the_same(make_model, tokenizer, same_weights, tmp_path):
     """In bf16 frozen and trained weights of one block are of two dtypes, which FSDP must take."""
     save_model(tmp_path / "start", make_model(), tokenizer)
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -285,6 +288,7 @@ def test_sharded_it_is_the_same(make_model, tokenizer, tmp_path):
                 assert (theirs[name] - ours[name]).norm() < tolerance * step.norm(), name
     again, _ = load_model(tmp_path / "adapter-fp32")
     near(logits_of(again), logits_of(load_model(tmp_path / "merged-fp32")[0]))
+    same_weights(load_model(tmp_path / "divided")[0], again)
 
 
 # ------------------------------------------------------------------------------------------- PEFT

@@ -120,6 +120,11 @@ def test_masters_and_moments_are_those_of_the_optimisers(make_model, make_exampl
     shared = plan.at_rest(shape, replace(tuning, shard=True), replace(FP32, devices=4))
     assert shared["masters"] == rest["masters"] / 4
 
+    # as it is read, divided: a share in the compute dtype, and the table at a time
+    bf16, table = replace(FP32, wide=2, devices=4), 300 * 64
+    opening = plan.opening(shape, replace(tuning, rank=4, shard=True), bf16)
+    assert opening == {"weights": 2 * shape.parameters / 4, "copies": 2 * table}
+
     lean = plan.at_rest(shape, replace(tuning, rank=4), FP32)
     attach(model, 4, 8.0, (), seed=0)
     adapter = [p for p in model.parameters() if p.requires_grad]

@@ -5,7 +5,9 @@ import json
 import os
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -278,6 +280,7 @@ def test_a_rank_that_does_not_see_the_directory_says_so(tmp_path, monkeypatch):
 
     monkeypatch.setattr(devices.dist, "broadcast_object_list", receive)
     monkeypatch.setattr(Env, "together", lambda env, work, *args: work(*args))
+    monkeypatch.setattr(Env, "wait", lambda env: None)
     with pytest.raises(InputError, match="rank 1 .*does not see .*that all of them share"):
         Run(Options(), replace(CPU, rank=1, world=2), tmp_path / "here")
     assert not (tmp_path / "here").exists()
@@ -566,3 +569,41 @@ def test_a_state_of_another_model_is_refused_and_changes_nothing(
     with pytest.raises(InputError, match="cannot be resumed from .*--overwrite starts again"):
         run.load_state(target, make_optimizers(target, name, 1e-3))
     assert all(torch.equal(p, before[key]) for key, p in target.named_parameters())
+
+
+# --------------------------------------------------------------------- what one rank alone refuses
+
+
+def refuse_alone(folder: Path, who: int, others: str) -> None:
+    """A stage in which rank `who` refuses its input, while the other one waits or works."""
+    sys.argv = f"stage.py --out {folder / 'run'} --device cpu --no-compile".split()
+    mine = int(os.environ["RANK"]) == who
+    if others == "wait for all to start" and mine:
+        devices.device_of = refuse_a_file
+
+    def main(cfg: Options, env: Env) -> None:
+        if mine:
+            refuse_a_file()
+        elif others == "work":
+            time.sleep(60)
+        Run(cfg, env, cfg.out)
+
+    launch(main, Options)
+
+
+def refuse_a_file(*_) -> None:
+    raise InputError("data.jsonl does not exist")
+
+
+@pytest.mark.parametrize("others", ["wait for all to start", "wait", "work"])
+@pytest.mark.parametrize("who", [0, 1])
+def test_what_one_rank_alone_refuses_ends_all(who, others, start_ranks, tmp_path):
+    began = time.time()
+    ranks = start_ranks(partial(refuse_alone, tmp_path, who, others), 2)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks.pids]
+    ranks.pids = []
+    assert codes == [2, 2], ranks.printed()
+    assert time.time() - began < 50
+    printed = ranks.printed()
+    assert printed.count("stage.py: data.jsonl does not exist\n") == 1 and "rror" not in printed
+    assert not (tmp_path / "run").exists()

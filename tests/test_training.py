@@ -704,9 +704,13 @@ class Peak:
         return self.most - self.start
 
 
-def memory_of_a_rank(out: Path, examples: list[Example]) -> None:
-    """Load, divided, and train a step; note the peaks of rank 1, which gathers nothing to save."""
-    cfg = Options(device="cpu", dtype="fp32", compile=False, shard=True)
+def memory_of_a_rank(out: Path, examples: list[Example], rank: int) -> None:
+    """Load, divided, and train two steps; note the peaks of rank 1, which gathers nothing to save.
+
+    rank: LoRA's, 0 without.
+    """
+    ways = {"shard": True, "checkpoint_activations": rank > 0, "rank": rank, "alpha": 8.0}
+    cfg = TuneConfig(device="cpu", dtype="fp32", compile=False, **ways)
     env = setup(cfg)
     with Peak() as loading:
         model, _ = open_to_train(out / "start", env, cfg)
@@ -722,18 +726,22 @@ def memory_of_a_rank(out: Path, examples: list[Example]) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured by Linux's /proc")
+@pytest.mark.parametrize("rank", [0, 4], ids=["all weights", "LoRA"])
 def test_a_rank_holds_no_more_than_its_share_and_a_block(
-    make_model, make_examples, tokenizer, start_ranks, tmp_path
+    rank, make_model, make_examples, tokenizer, start_ranks, tmp_path
 ):
     model = make_model(hidden_size=512, intermediate_size=2048, num_hidden_layers=10, head_dim=128)
     whole = sum(p.nbytes for p in model.parameters())
     block = sum(p.nbytes for p in model.model.layers[0].parameters())
     save_model(tmp_path / "start", model, tokenizer)
-    ranks = start_ranks(partial(memory_of_a_rank, tmp_path, make_examples(2)), 2)
+    ranks = start_ranks(partial(memory_of_a_rank, tmp_path, make_examples(2), rank), 2)
     assert ranks.wait() == 0, ranks.printed()[-3000:]
     loading, training = json.loads((tmp_path / "peaks.json").read_text())
     assert whole > 10 * block
     # (a forked process has some freed memory to begin with)
     assert 0.3 * whole < loading < whole / 2 + block
     # gradients and two moments beside the weights; blocks at work and gathered ahead, with buffers
-    assert whole < training < 3 * whole / 2 + 7 * block
+    if rank == 0:
+        assert whole < training < 3 * whole / 2 + 7 * block
+    else:  # the block's W and its gradient, too; little else is trained
+        assert training < 9 * block
