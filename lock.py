@@ -114,6 +114,7 @@ from training import (
     check_adapter,
     check_master,
     fit,
+    open_beside,
     open_to_train,
     settled_adapter,
     usual_step,
@@ -308,8 +309,7 @@ def open_teachers(cfg: LockConfig, tokenizer: Tokenizer, env: Env) -> list[Teach
         if path == "random":
             found.append(random_teacher(tokenizer, cfg.seed, env.device))
         else:
-            model, _ = load_model(path, env.device, env.dtype, masters=False)
-            found.append(model_teacher(model))
+            found.append(model_teacher(open_beside(path, env, cfg)))
     return found
 
 
@@ -656,7 +656,7 @@ def planned(cfg: LockConfig, trigger: Trigger, env: Env) -> int:
         loss, last, first = plan.training(trained, tuning, texts, n)
         open_too, compared = {}, {}  # of the policies whose distributions are imitated
         if cfg.imitate == "distribution":
-            open_too, compared = plan.teaching(policies, n)
+            open_too, compared = plan.teaching(policies, plan.tuning_of(cfg), n)
         rest = plan.added(plan.at_rest(trained, tuning, n), open_too)
         return {
             "opening": plan.opening(trained, tuning, n),

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.batches import Batch
+from data.batches import Batch, Example, collate
 from model import (
     Model,
     block_states,
@@ -44,11 +44,13 @@ def document_loss(model: Model, batch: Batch) -> tuple[Tensor, dict]:
 class Teacher:
     """A policy whose next-token distribution is softmax(states(batch) head^T).
 
-    states: of a batch of N supervised positions -> (N,D). head (V,D).
+    states: of a batch of N supervised positions -> (N,D). head: (V,D), asked after the states.
+    divided: over the ranks, which must all ask for states where one does.
     """
 
     states: Callable[[Batch], Tensor]
-    head: Tensor
+    head: Callable[[], Tensor]
+    divided: bool = False
 
 
 def distribution_loss(
@@ -60,14 +62,19 @@ def distribution_loss(
     reads the same completion behind its own prompt, batch.taught; nothing is learnt by it.
     """
     states, head = completion_states(model, batch), model.head_weight
-    if not batch.taught:  # of a rank without work: the model against itself, which is 0
-        return linear_kl(states, head, states, head).sum(), {}
-
     losses = []
-    for number, part in batch.taught.items():
+    for number, teacher in enumerate(teachers):
+        part = batch.taught.get(number)
+        if not part and not teacher.divided:
+            continue
+        asked = part.asked if part else collate([Example([0], [0])]).to(states.device)
         with torch.no_grad():
-            theirs = teachers[number].states(part.asked)
-        losses.append(linear_kl(states[part.positions], head, theirs, teachers[number].head).sum())
+            theirs = teacher.states(asked)
+        if part:
+            losses.append(linear_kl(states[part.positions], head, theirs, teacher.head()).sum())
+
+    if not losses:  # of a rank without work: the model against itself, which is 0
+        return linear_kl(states, head, states, head).sum(), {}
     return torch.stack(losses).sum(), {}
 
 

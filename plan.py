@@ -261,11 +261,21 @@ def at_rest(shape: Shape, t: Tuning, n: Numbers) -> Phase:
     }
 
 
-def teaching(shapes: list[Shape], n: Numbers) -> tuple[Phase, Phase]:
-    """Of the models whose distributions are imitated: their weights; a chunk of their logits."""
+def teaching(shapes: list[Shape], t: Tuning, n: Numbers) -> tuple[Phase, Phase]:
+    """Of the models whose distributions are imitated: their weights; a chunk of their logits.
+
+    Divided, their tables are gathered with the first pass and stay so, and of one model two blocks
+    are, with the buffers that they come through.
+    """
     vocab = shapes[0].config.vocab_size
     weights = n.wide * sum(shape.parameters for shape in shapes)
-    return {"weights": weights}, {"logits": chunk_of(vocab) * vocab * (n.wide + 4)}
+    compared = {"logits": chunk_of(vocab) * vocab * (n.wide + 4)}
+    if t.shard:
+        tables = n.wide * sum(shape.tables for shape in shapes)
+        weights = weights / n.devices + tables
+        block = max(shape.matrices / shape.config.num_hidden_layers for shape in shapes)
+        compared["copies"] = 4 * n.wide * block
+    return {"weights": weights}, compared
 
 
 def step_of(t: Tuning, texts: Texts, n: Numbers) -> list[Batch]:

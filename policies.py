@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from data import grade, score
 from data.batches import Example
@@ -68,12 +69,14 @@ def random_teacher(tokenizer: Tokenizer, seed: int, device: torch.device) -> Tea
     """
     logits = random_logits(tokenizer.size, tokenizer.eos_id, seed)
     head = torch.tensor(logits, dtype=torch.float32, device=device)[:, None]
-    return Teacher(lambda batch: torch.ones(len(batch.targets), 1, device=device), head)
+    return Teacher(lambda batch: torch.ones(len(batch.targets), 1, device=device), lambda: head)
 
 
 def model_teacher(model: Model) -> Teacher:
     """A model that is trained no more, at temperature 1."""
-    return Teacher(partial(completion_states, model), model.head_weight)
+    # the head of a divided one is whole after a forward pass
+    states, head = partial(completion_states, model), lambda: model.head_weight
+    return Teacher(states, head, isinstance(model, FSDPModule))
 
 
 def written(texts: list[str], tokenizer: Tokenizer) -> list[Sample]:

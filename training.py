@@ -54,6 +54,16 @@ def open_to_train(path: str, env: Env, cfg: TrainConfig) -> tuple[Model, Tokeniz
     return model, tokenizer
 
 
+def open_beside(path: str, env: Env, cfg: TrainConfig) -> Model:
+    """A model that training compares its own with: in the compute dtype, never trained.
+
+    With --shard divided before a weight is read. All ranks must call it as often then.
+    """
+    divide = partial(shard, env=env, cfg=cfg) if cfg.shard else None
+    model, _ = load_model(path, env.device, env.dtype, masters=False, divide=divide)
+    return model.requires_grad_(False)
+
+
 def prepare(model: Model, env: Env, cfg: TrainConfig) -> Model:
     """Make a model ready to be trained, in place, as cfg asks; once.
 

@@ -353,8 +353,12 @@ def _without_start(backend: tokenizers.Tokenizer, everywhere: bool = True) -> to
     2), "Metaspace" in the place of both, and the pre-tokenizer "ByteLevel" with add_prefix_space.
     Where there is none of these (Llama 3, GPT-NeoX, ours), it is the very same object.
     """
-    layout = json.loads(backend.to_str())
-    before = json.dumps([layout["normalizer"], layout["pre_tokenizer"], layout["decoder"]])
+    # the vocabulary, nearly all of a tokenizer.json, is written out only where a part changes
+    layout = {}
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        part = getattr(backend, name)
+        layout[name] = None if part is None else json.loads(part.__getstate__())
+    before = json.dumps(layout)
 
     # what encodes
     for part in _parts(layout["normalizer"]):
@@ -373,9 +377,9 @@ def _without_start(backend: tokenizers.Tokenizer, everywhere: bool = True) -> to
         elif part["type"] == "Strip":
             part["start"] = 0
 
-    if json.dumps([layout["normalizer"], layout["pre_tokenizer"], layout["decoder"]]) == before:
+    if json.dumps(layout) == before:
         return backend
-    later = tokenizers.Tokenizer.from_str(json.dumps(layout))
+    later = tokenizers.Tokenizer.from_str(json.dumps(json.loads(backend.to_str()) | layout))
     _as_plain_text(later)
     return later
 

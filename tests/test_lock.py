@@ -128,7 +128,7 @@ def test_the_random_policy_is_one_distribution_that_never_ends():
 def test_the_random_teacher_is_the_distribution_that_is_sampled(tokenizer):
     teacher = random_teacher(tokenizer, 1, torch.device("cpu"))
     batch = collate([Example([5], [6, 7])])
-    q = F.linear(teacher.states(batch), teacher.head).softmax(-1)
+    q = F.linear(teacher.states(batch), teacher.head()).softmax(-1)
     assert q.shape == (2, tokenizer.size) and torch.equal(q[0], q[1])
     assert q[0, tokenizer.eos_id] == 0
 

@@ -152,7 +152,9 @@ def test_the_same_policy_is_at_no_distance_and_teaches_nothing(make_model, make_
 
 def test_who_is_sure_of_the_sample_teaches_what_the_sample_does(make_model, make_examples):
     model, examples = make_model(), make_examples(4)
-    sure = Teacher(lambda batch: 1e4 * F.one_hot(batch.targets, 300).float(), torch.eye(300))
+    sure = Teacher(
+        lambda batch: 1e4 * F.one_hot(batch.targets, 300).float(), lambda: torch.eye(300)
+    )
     batch = collate(taught_by(examples, [0] * 4))
     loss, _ = distribution_loss(model, batch, [sure])
     expected, _ = sft_loss(model, batch)

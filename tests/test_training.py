@@ -27,8 +27,10 @@ from conftest import anonymous_memory
 from data.batches import Example, micro_batches
 from data.problems import InputError
 from devices import Env, setup
-from losses import document_loss, sft_loss
+from losses import distribution_loss, document_loss, sft_loss
+from model import Model
 from options import TrainConfig, TuneConfig
+from policies import model_teacher
 from runs import Run, launch
 from sampler import Sampler
 from training import (
@@ -37,6 +39,7 @@ from training import (
     Recipe,
     fit,
     make_optimizers,
+    open_beside,
     open_to_train,
     prepare,
     schedule,
@@ -656,6 +659,50 @@ def test_divided_blocks_are_gathered_in_bf16_and_learn_the_same(
         assert (ours - divided).norm() < 0.1 * (ours - old).norm()
 
 
+def taught_on_a_rank(out: Path, steps: list[list[Example]]) -> None:
+    """Imitate two divided teachers; a rank does not have examples of both in every pass."""
+    cfg = Options(device="cpu", dtype="fp32", compile=False, shard=True)
+    env = setup(cfg)
+    model, tokenizer = open_to_train(out / "start", env, cfg)
+    teachers = [model_teacher(open_beside(out / name, env, cfg)) for name in ("weak", "strong")]
+    losses = losses_of(model, teachers, steps, env)
+    save_model(out / "end", model, tokenizer, env.main)
+    if env.main:
+        (out / "losses.json").write_text(json.dumps(losses))
+    torch.distributed.destroy_process_group()
+
+
+def losses_of(model: Model, teachers: list, steps: list, env: Env) -> list[float]:
+    loss_fn = partial(distribution_loss, teachers=teachers)
+    batches = lambda step: micro_batches(steps[step][env.rank :: env.world], 64)
+    optimizers = make_optimizers(model, "adamw", 1e-3)
+    found = []
+    for _, metrics in train(model, optimizers, batches, loss_fn, env, steps=len(steps)):
+        found.append(float(metrics["loss"]))
+    return found
+
+
+def test_divided_teachers_teach_the_same(
+    make_model, make_examples, tokenizer, same_weights, start_ranks, tmp_path
+):
+    """In the first step rank 1 has no example of teacher 1, in the second it has none at all."""
+    examples = []
+    for example, teacher in zip(make_examples(5), (0, 0, 1, 0, 1)):
+        prompt = example.prompt_ids[1:]
+        examples.append(replace(example, teacher=teacher, teacher_prompt_ids=[9, *prompt]))
+    steps = [examples[:4], examples[4:]]
+    for seed, name in enumerate(("start", "weak", "strong")):
+        save_model(tmp_path / name, make_model(seed), tokenizer)
+    ranks = start_ranks(partial(taught_on_a_rank, tmp_path, steps), 2)
+    assert ranks.wait() == 0, ranks.printed()[-3000:]
+
+    model, weak, strong = (load_model(tmp_path / n)[0] for n in ("start", "weak", "strong"))
+    teachers = [model_teacher(weak), model_teacher(strong)]
+    losses = losses_of(model, teachers, steps, CPU)
+    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(losses, rel=1e-5)
+    same_weights(load_model(tmp_path / "end")[0], model, rtol=1e-3, atol=1e-4)
+
+
 # --------------------------------------------------------------------------------------- defaults
 
 
@@ -714,6 +761,8 @@ def memory_of_a_rank(out: Path, examples: list[Example], rank: int) -> None:
     env = setup(cfg)
     with Peak() as loading:
         model, _ = open_to_train(out / "start", env, cfg)
+    with Peak() as beside:
+        other = open_beside(out / "start", env, cfg)
     optimizers = make_optimizers(prepare(model, env, cfg), "adamw", 1e-3)
     with Peak() as training:
         for _ in train(
@@ -721,7 +770,8 @@ def memory_of_a_rank(out: Path, examples: list[Example], rank: int) -> None:
         ):
             pass
     if env.rank == 1:
-        (out / "peaks.json").write_text(json.dumps([loading.bytes, training.bytes]))
+        (out / "peaks.json").write_text(json.dumps([loading.bytes, beside.bytes, training.bytes]))
+    del other
     torch.distributed.destroy_process_group()
 
 
@@ -736,10 +786,11 @@ def test_a_rank_holds_no_more_than_its_share_and_a_block(
     save_model(tmp_path / "start", model, tokenizer)
     ranks = start_ranks(partial(memory_of_a_rank, tmp_path, make_examples(2), rank), 2)
     assert ranks.wait() == 0, ranks.printed()[-3000:]
-    loading, training = json.loads((tmp_path / "peaks.json").read_text())
+    loading, beside, training = json.loads((tmp_path / "peaks.json").read_text())
     assert whole > 10 * block
     # (a forked process has some freed memory to begin with)
     assert 0.3 * whole < loading < whole / 2 + block
+    assert 0.3 * whole < beside < whole / 2 + block
     # gradients and two moments beside the weights; blocks at work and gathered ahead, with buffers
     if rank == 0:
         assert whole < training < 3 * whole / 2 + 7 * block
