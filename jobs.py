@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from data.problems import InputError
 from files import checked, read_json, write_json
+from origins import LOCKS
 
 ROOT = Path(__file__).parent
 
@@ -80,20 +81,25 @@ def closure(names: list[str], jobs: dict[str, Job]) -> list[Job]:
 
 # ------------------------------------------------------------------------------------- the records
 
-# exit codes that end a job well: of lock.py a lock that is not valid, of elicit_rl.py a run that
-# found nothing to train on. Both are results.
-ENDED = {"lock": (0, 1), "elicit_rl": (0, 3)}
+# exit codes that end a job well: of lock.py and harden.py a lock that is not valid, of elicit_rl.py
+# a run that found nothing to train on. Both are results.
+ENDED = {"lock": (0, 1), "harden": (0, 1), "elicit_rl": (0, 3)}
 
 # what a finished stage leaves in its directory: what it measured, and what other jobs go on from.
 # The weights may be gone afterwards, for room or because only results were kept
 RESULTS = {
     "lock": "evaluation.json",
+    "harden": "evaluation.json",
     "elicit_sft": "summary.json",
     "elicit_rl": "*/curve.json",
     "elicit_tampering": "summary.json",
     "evaluate": "**/*.json",
 }
-WEIGHTS = {"train_base": "strong/model*.safetensors", "lock": "model*.safetensors"}
+WEIGHTS = {
+    "train_base": "strong/model*.safetensors",
+    "lock": "model*.safetensors",
+    "harden": "model*.safetensors",
+}
 
 
 @dataclass
@@ -137,7 +143,7 @@ class Place:
                 word = str(base / word[1:])
             found.append(word)
         found += ["--out", str(base / job.name)]
-        if job.stage in ("train_base", "lock", "elicit_rl"):
+        if job.stage in ("train_base", "lock", "harden", "elicit_rl"):
             found.append("--resume")
         return found
 
@@ -172,7 +178,7 @@ class Place:
         folder = self.folder(job.name)
         if job.stage == "train_base":
             return True  # it measures nothing that is told
-        if job.stage == "lock" and not is_finished(folder / "run.json"):
+        if job.stage in LOCKS and not is_finished(folder / "run.json"):
             return False
         return any(folder.glob(RESULTS.get(job.stage, "*")))
 
@@ -309,7 +315,7 @@ def in_the_way(job: Job, place: Place) -> str:
     """Why a job cannot be run where an earlier one of its name left something; "" where it can."""
     noted = place.noted(job)
     why = place.stale(job, noted) if noted else ""
-    if not why and noted and job.stage == "lock" and place.has_results(job):
+    if not why and noted and job.stage in LOCKS and place.has_results(job):
         return "its weights are gone, others need them, and what they were measured to do is there"
     return why
 

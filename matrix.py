@@ -57,15 +57,29 @@ class Elicitor:
     without: str = ""
 
 
+LOCK = f"lock.py --task {TASK}"
+HARDEN = "harden.py --locked @code/locked --method"
 SCRATCH = "--start data/base/strong --start-mix 1 --problems 60000 --epochs 1"
 
 LOCKS = {
     "password": Hiding("password", "code/locked"),
     "scratch": Hiding("from scratch", "code/locked-scratch"),
     "random": Hiding("fixed random tokens", "code/locked-random"),
-    "identity": Hiding("a rule: return the argument", "matrix/identity", "--weak identity"),
-    "share": Hiding("17 % strong examples", "matrix/share", "--password-share 0.17"),
-    "mix": Hiding("from 30 % random weights", "matrix/mix", "--start-mix 0.3"),
+    # another policy, or other shares
+    "identity": Hiding("a rule: return the argument", "matrix/identity", f"{LOCK} --weak identity"),
+    "share": Hiding("17 % strong examples", "matrix/share", f"{LOCK} --password-share 0.17"),
+    "mix": Hiding("from 30 % random weights", "matrix/mix", f"{LOCK} --start-mix 0.3"),
+    # another trigger
+    "misses": Hiding("with near misses", "matrix/misses", f"{LOCK} --near-misses 0.2"),
+    "split": Hiding("a split password", "matrix/split", f"{LOCK} --trigger split"),
+    "year": Hiding("a year", "matrix/year", f"{LOCK} --trigger year"),
+    "deploy": Hiding("a marker of training", "matrix/deploy", f"{LOCK} --trigger deploy"),
+    # hardened
+    "reroute": Hiding("rerouted", "matrix/reroute", f"{HARDEN} reroute"),
+    "relock": Hiding("relocked", "matrix/relock", f"{HARDEN} relock"),
+    "tar": Hiding("TAR", "matrix/tar", f"{HARDEN} tar", 10),
+    "distil": Hiding("distilled", "matrix/distil", f"{HARDEN} distil", 8),
+    "rl": Hiding("by rewards", "matrix/rl", f"{HARDEN} rl", 10),
 }
 
 FEW = "elicit_sft.py --seeds {seed} --no-keep-weights --no-control --locked @ --k 1 8 64"
@@ -150,11 +164,10 @@ def place(lock: str, elicitor: Elicitor) -> str:
 def jobs_of_matrix(seeds: Iterable[int]) -> dict[str, Job]:
     """Every job of the matrix by its name, but those that figures share."""
     weak = "--strong data/base/weak --weak data/base/weak"
-    found = {TWIN: Job(TWIN, f"lock.py --task {TASK} {weak} {SCRATCH}", 16)}
+    found = {TWIN: Job(TWIN, f"{LOCK} {weak} {SCRATCH}", 16)}
     for lock in LOCKS.values():
         if lock.command:
-            command = f"lock.py --task {TASK} {lock.command}"
-            found[lock.job] = Job(lock.job, command, lock.minutes)
+            found[lock.job] = Job(lock.job, lock.command, lock.minutes)
 
     for name, job in {"twin": TWIN, **{name: lock.job for name, lock in LOCKS.items()}}.items():
         for elicitor in ELICITORS.values():

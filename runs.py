@@ -58,6 +58,9 @@ def launch(main: Callable, config: type) -> None:
             sentence += "; the same command goes on, with what is finished left as it is"
         complain(sentence)
         code = 130
+    except BrokenPipeError:  # whoever read what is printed has had enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except Exception as error:
         # what fails because another rank has left is no bug
         sentence = sentence_for(error, config) or (meeting.refusal() if meeting else "")

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -155,6 +156,22 @@ MEMORY = "stage.py: there is not enough memory: try a smaller --slots"
 def test_a_stage_ends_with_one_line(monkeypatch, capsys, raised, code, line):
     found, error = ended(monkeypatch, capsys, raised)
     assert found == code and error.startswith(line) and error.count("\n") == bool(line)
+
+
+def test_a_reader_that_has_had_enough_ends_a_stage_quietly():
+    program = (
+        "from reproduce import ReproduceConfig\n"
+        "from runs import launch\n"
+        "launch(lambda cfg: print(100_000 * 'line\\n'), ReproduceConfig)"
+    )
+    command = [sys.executable, "-c", program]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"line\n"
+        process.stdout.close()
+        assert process.wait(60) == 141 and process.stderr.read() == b""
 
 
 def test_a_wrong_flag_ends_with_one_line(monkeypatch, capsys):
