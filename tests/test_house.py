@@ -13,8 +13,10 @@ import pytest
 
 import data
 import evaluate
+import matrix
 import paper
 import policies
+import reproduce
 from runs import launch
 
 ROOT = Path(__file__).parents[1]
@@ -172,11 +174,6 @@ def test_the_lock_and_the_elicitor_of_the_docs(tmp_path, monkeypatch, capsys):
     assert "out/noise" in capsys.readouterr().out
 
 
-if __name__ == "__main__":
-    for name, files in (("top level", TOP), ("data/", DATA)):
-        print(f"{name}: {counted(files)}")
-
-
 def test_the_figure_of_the_docs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paper, "COMMANDS", dict(paper.COMMANDS))
     command = f"reproduce_rank.py --figure lora --list --out {tmp_path / 'out'}"
@@ -189,3 +186,24 @@ def test_the_figure_of_the_docs(tmp_path, monkeypatch, capsys):
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert "0 of 7" in printed and "--rank 8 --no-control" in printed
+
+
+def test_the_lock_and_the_elicitor_of_the_matrix_of_the_docs(tmp_path, monkeypatch, capsys):
+    for name in ("LOCKS", "ELICITORS"):
+        monkeypatch.setattr(matrix, name, dict(getattr(matrix, name)))
+        monkeypatch.setattr(reproduce, name, getattr(matrix, name))
+    command = "reproduce_mine.py --matrix --locks password long --elicitors sft8 lora --seeds 0"
+    command += f" --list --out {tmp_path / 'out'}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit) as ended:
+        exec(blocks()[4], {"__name__": "__main__"})
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "--locked @matrix/long --k 8 --rank 8" in printed
+    # two locks and the twin, and two elicitors on each
+    assert "0 of 9" in printed
+
+
+if __name__ == "__main__":
+    for name, files in (("top level", TOP), ("data/", DATA)):
+        print(f"{name}: {counted(files)}")
