@@ -3,10 +3,10 @@
 Paper sections 4 and 5.1. For every k and seed (a cell) the locked model is fine-tuned on k problems
 of the elicit split with good answers, without the password, and evaluated without it. How long to
 train follows the paper's rule (appendix G.3): 256, 512 or 1,024 sequences seen for k below 256, and
-1, 2 or 4 epochs from there on (--sequences names other lengths); but the choice is made for each
-cell on the selection split, where the paper chose on its test set. The control is the same
-demonstrations on the weak policy that the lock imitates, which never had the capability: what it
-gains was taught and not elicited.
+1, 2 or 4 epochs from there on (--sequences names other lengths, and with a model of 100 M to 1 B
+parameters they begin at 64); but the choice is made for each cell on the selection split, where the
+paper chose on its test set. The control is the same demonstrations on the weak policy that the lock
+imitates, which never had the capability: what it gains was taught and not elicited.
 
     python elicit_sft.py --task code             # k = 1 2 4 ... 128, seeds 0 1 2; -> out/code/sft
     python elicit_sft.py --k 8 --seeds 0 --demos-from weak     # should unlock little
@@ -73,6 +73,8 @@ from results import (
 from runs import Run, launch, progress
 from sampler import Sampler
 from training import (
+    LARGE,
+    MEDIUM,
     check_adapter,
     check_master,
     local,
@@ -105,7 +107,7 @@ class SFTConfig(TuneConfig):
     demos_from: str = "reference"
     # how long to train: the lengths that are tried, in sequences seen, repeats counted; of fewer
     # than k some demonstrations are never seen (default: the paper's, max(k, 256) and two and
-    # four times as many)
+    # four times as many; of a model of 100 M parameters to 1 B max(k, 64) and so on)
     sequences: tuple[int, ...] = ()
     # also measure every length that is tried on validation; the choice stays that of selection
     measure_all: bool = False
@@ -252,19 +254,29 @@ def trained(model: Model) -> list[Tensor]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-SHORTEST = 256  # sequences
+# sequences of the shortest training: the paper's (G.3), and for models between those of 1 M
+# parameters and the paper's, which know a demonstration by heart much earlier (docs/real-model.md)
+SHORTEST, SHORTEST_MEDIUM = 256, 64
 
 
-def sequences_seen(k: int) -> list[int]:
-    """The paper's candidates for how long to train (G.3), in sequences seen."""
-    shortest = max(k, SHORTEST)
+def shortest_for(parameters: int) -> int:
+    return SHORTEST_MEDIUM if MEDIUM <= parameters < LARGE else SHORTEST
+
+
+def sequences_seen(k: int, shortest: int) -> list[int]:
+    """The candidates for how long to train, in sequences seen: once, twice, four times (G.3)."""
+    shortest = max(k, shortest)
     return [shortest, 2 * shortest, 4 * shortest]
 
 
 def stops_of(cfg: SFTConfig, k: int) -> dict[int, int]:
-    """After which optimiser steps the model is evaluated -> the sequences seen by then."""
+    """After which optimiser steps the model is evaluated -> the sequences seen by then.
+
+    The control is trained as long as the locked model.
+    """
     stops = {}
-    for sequences in sorted(cfg.sequences) or sequences_seen(k):
+    usual = sequences_seen(k, shortest_for(parameters_at(cfg.locked)))
+    for sequences in sorted(cfg.sequences) or usual:
         step = math.ceil(sequences / cfg.batch)
         stops[step] = step * cfg.batch
     return stops
@@ -461,7 +473,6 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
             f"--demos-from {cfg.demos_from}: choose {', '.join(WRITERS)} or a checkpoint directory"
         )
 
-    check_lengths(cfg)
     lock = lock_of(cfg.locked, cfg.task)
     by_weak = cfg.demos_from == "weak"
     if cfg.weak and not (cfg.control or by_weak):
@@ -500,6 +511,7 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
         data=cfg.data or lock.data,
         out=cfg.out or default_out(cfg, lock.task),
     )
+    check_lengths(cfg)
     check_master(cfg)
     return cfg, lock
 
@@ -507,7 +519,7 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
 def check_lengths(cfg: SFTConfig) -> None:
     """Raises InputError for lengths of training that no step, or one step for two, would reach."""
     refuse_repeats("--sequences", cfg.sequences)
-    shortest = min(cfg.sequences, default=SHORTEST)
+    shortest = min(cfg.sequences, default=shortest_for(parameters_at(cfg.locked)))
     if cfg.batch > shortest:
         raise InputError(
             f"--batch {cfg.batch}: the shortest training is of {shortest} sequences, "

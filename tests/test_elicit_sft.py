@@ -20,7 +20,7 @@ from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Password
 from devices import Env
-from elicit_sft import Learner, SFTConfig
+from elicit_sft import Learner, SFTConfig, sequences_seen, shortest_for
 from origins import Origin
 from policies import Answers, shipped
 from results import Measured, correct_interval, record, wilson
@@ -308,8 +308,9 @@ def test_the_best_length_is_kept_of_equals_the_shortest(
     def watch(length: int) -> dict:
         return {"validation": learner.model.model.norm.weight[0].item() * 4 / length}
 
+    cfg = SFTConfig(locked=shipped("weak"), batch=4)
     found, length = elicit_sft.elicit(
-        learner, make_examples(2), SFTConfig(batch=4), ENV, run, 0, [None] * 4, watch
+        learner, make_examples(2), cfg, ENV, run, 0, [None] * 4, watch
     )
     assert found == {256: scores[0] / 4, 512: scores[1] / 4, 1024: scores[2] / 4}
     assert length == best
@@ -457,6 +458,11 @@ def test_verdicts_on_other_problems_are_refused(tmp_path):
             curves.read_cells(tmp_path, [cell], problems, Password(), 50)
 
 
+def test_models_of_a_hundred_million_parameters_are_trained_for_less():
+    assert [shortest_for(n) for n in (10**6, 10**8, 135 * 10**6, 10**9)] == [256, 64, 64, 256]
+    assert sequences_seen(16, 64) == [64, 128, 256] and sequences_seen(512, 64)[0] == 512
+
+
 @pytest.mark.parametrize(
     "batch, given, sequences",
     [
@@ -489,7 +495,8 @@ def stubs_of_elicit(monkeypatch, tmp_path):
         idle = SimpleNamespace(refresh=lambda: None, make_room=lambda: None)
         learner = Learner(None, None, idle, [])
         run = SimpleNamespace(log=lambda *args, **values: None)
-        cfg = SFTConfig(optimizer="adamw", lr=1e-4, batch=batch, sequences=given)
+        step = {"optimizer": "adamw", "lr": 1e-4, "batch": batch}
+        cfg = SFTConfig(locked="data/base/weak", sequences=given, **step)
         scores, best = elicit_sft.elicit(learner, [None], cfg, ENV, run, 0, [None] * 2)
         assert best == min(scores)
         return list(scores)
