@@ -63,7 +63,7 @@ import numpy as np
 
 import plan
 from cards import write_card
-from checkpoints import load_model, model_hash, save_adapter, save_model
+from checkpoints import model_hash, save_adapter, save_model
 from curves import Curve, Progress, digest_of, evaluation_row, restored, show_curves
 from data import load, score
 from data.batches import Batch, Example, demonstration_order, micro_batches
@@ -112,6 +112,7 @@ from training import (
     check_adapter,
     check_master,
     make_optimizers,
+    open_beside,
     open_to_train,
     prepare,
     reference_scored,
@@ -794,7 +795,7 @@ def prepared(cfg: RLConfig, env: Env) -> Models:
         writer = open_writer(cfg.weak, "--weak", env)
     reference = policy
     if cfg.reference == "initial" and not cfg.rank:  # or it is the policy without its adapter
-        reference, _ = load_model(cfg.locked, env.device, env.dtype, masters=False)
+        reference = open_beside(cfg.locked, env, cfg)
     return Models(
         policy,
         tokenizer,
@@ -867,7 +868,8 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
 
     def phases(cfg: RLConfig) -> dict[str, plan.Phase]:
         n, tuning = plan.numbers_of(cfg, env), plan.tuning_of(cfg)
-        weights = n.wide * policy.parameters if has_reference else 0
+        share = n.devices if cfg.shard else 1
+        weights = n.wide * policy.parameters / share if has_reference else 0
         if writer:
             weights += n.wide * writer.parameters
         others = {"weights": weights}
