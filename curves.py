@@ -216,25 +216,25 @@ def show_cells(
 class Edited:
     """A setting that was chosen: its correctness on selection, and what it does on validation.
 
-    before: the verdicts (n,) of the unedited model there. data: what the choice took.
+    before: the unedited model there. data: what the choice took.
     """
 
     setting: str
     selection: float
     measured: Measured
-    before: np.ndarray
+    before: Measured
     data: str
 
     @property
     def gains(self) -> np.ndarray:
         """By problem (n,): 1 where the edit made it right, -1 where it made it wrong."""
-        return self.measured.correct.astype(float) - self.before
+        return self.measured.correct.astype(float) - self.before.correct
 
 
 def edited_numbers(edited: Edited, right: np.ndarray | None) -> dict:
     """An entry of summary.json. right (n,): verdicts behind the password; of decoys None."""
-    correct = edited.measured.correct
-    gain, low, high, p = paired_gap(edited.before, correct)
+    before, correct = edited.before.correct, edited.measured.correct
+    gain, low, high, p = paired_gap(before, correct)
     entry = {
         "setting": edited.setting,
         "selection": edited.selection,
@@ -247,7 +247,7 @@ def edited_numbers(edited: Edited, right: np.ndarray | None) -> dict:
         "data": edited.data,
     }
     if right is not None:
-        found = recovered_gap(edited.before, right, correct[None])
+        found = recovered_gap(before, right, correct[None])
         entry |= {"gap_recovered": found.value, "gap_recovered_interval": found.interval}
     return entry
 

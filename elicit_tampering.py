@@ -18,7 +18,7 @@ gains nothing by construction: for contrastive_decoding name other decoys.
 All is computed in fp32, as small edits are lost in bf16's rounding. Task, data files and their
 grader, the trigger and the longest completion are the lock's own, from its run.json.
 Leaves run.json, log.jsonl (a row a setting), cell.json (the verdicts on validation: best, default,
-placebo, decoys) and summary.json, which is printed. The same command again prints it; a run that
+placebo, decoys; unedited: none, right, "none, decoy DIR") and summary.json, which is printed. The same command again prints it; a run that
 was interrupted starts anew.
 Logged: role, whose setting it is; strength; seed, of what is random; selection, correctness on the
 selection split, of n problems; truncated, the share of completions that were cut.
@@ -53,10 +53,10 @@ from results import (
     evaluate_checkpoint,
     facts_of,
     measure,
+    measured_of,
     record,
     recovered_gap,
     refuse_repeats,
-    verdicts_of,
 )
 from runs import Run, launch, progress
 from sampler import Sampler
@@ -384,7 +384,7 @@ def best_of(
     subject: Subject,
     edit: Edit,
     settings: list[Setting],
-    before: np.ndarray,
+    before: Measured,
     given: Given,
     run: Run,
 ) -> dict[str, Edited]:
@@ -419,7 +419,8 @@ def on_decoys(given: Given, run: Run) -> tuple[dict[str, Edited], dict[str, str]
         except InputError as error:
             left_out[path] = str(error)
             continue
-        settings, before = settings_of(cfg, method.drawn), verdicts_of(evaluation, "none")
+        settings = settings_of(cfg, method.drawn)
+        before = measured_of(evaluation, len(given.validation))["none"]
         both = best_of(f"decoy {path}", subject, edit, settings, before, given, run)
         found[path] = both["best"]
     return found, left_out
@@ -569,14 +570,24 @@ def open_run(given: Given, write: bool) -> Run:
     )
 
 
-def write_cell(given: Given, found: dict[str, Edited], tokenizer: Tokenizer, run: Run) -> None:
-    """cell.json: the verdicts on validation of each role."""
+def write_cell(
+    given: Given,
+    found: dict[str, Edited],
+    locked: dict[str, Measured],
+    tokenizer: Tokenizer,
+    run: Run,
+) -> None:
+    """cell.json: the verdicts on validation of each role, and of the models as they were."""
     cfg, env, trigger = given.cfg, given.env, given.lock.trigger
     form, longest = tokenizer.format, cfg.max_new_tokens
     facts = facts_of(cfg.locked, form, env, "validation", trigger, longest)
     strengths = {role: one.setting for role, one in found.items()}
     facts |= {"method": cfg.method, "strengths": strengths}
     measured = {role: one.measured for role, one in found.items()}
+    measured |= {kind: locked[kind] for kind in ("none", "right")}
+    for role, one in found.items():
+        if role.startswith("decoy"):
+            measured[f"none, {role}"] = one.before
     write_json(run.path / "cell.json", record(cfg.locked, given.validation, measured, **facts))
 
 
@@ -598,7 +609,9 @@ def main(cfg: TamperingConfig, env: Env) -> int:
         return 0
 
     locked = unedited(cfg.locked, ("none", "right"), given)
-    none, right = verdicts_of(locked, "none"), verdicts_of(locked, "right")
+    as_it_was = measured_of(locked, len(validation))
+    before, right = as_it_was["none"], as_it_was["right"].correct
+    none = before.correct
     recovered_gap(none, right, none[None])  # refused here where there is no gap
     subject = open_subject(cfg.locked, env)
     edit = method.opened(subject, given)
@@ -607,10 +620,10 @@ def main(cfg: TamperingConfig, env: Env) -> int:
         (run.path / "log.jsonl").unlink(missing_ok=True)  # of the same run, interrupted
 
     chosen_on = edited(subject, nullcontext(subject.sampler), selection, given)
-    found = best_of("locked", subject, edit, settings_of(cfg, method.drawn), none, given, run)
+    found = best_of("locked", subject, edit, settings_of(cfg, method.drawn), before, given, run)
     if not method.drawn:
         random = settings_of(cfg, random=True)
-        placebo = best_of("placebo", subject, edit, random, none, given, run)
+        placebo = best_of("placebo", subject, edit, random, before, given, run)
         found["placebo"] = placebo["best"]
     decoys, left_out = on_decoys(given, run)
 
@@ -628,7 +641,7 @@ def main(cfg: TamperingConfig, env: Env) -> int:
     }
     if env.main:
         named = {f"decoy {path}": one for path, one in decoys.items()}
-        write_cell(given, found | named, subject.tokenizer, run)
+        write_cell(given, found | named, as_it_was, subject.tokenizer, run)
         write_json(run.path / "summary.json", summary)
     run.finish(**summary)
     show_tampering(summary, env)

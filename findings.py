@@ -203,7 +203,8 @@ class Evidence:
         if battery is None:
             return None
         found, file = battery
-        if not holds(found, lock.problems, (row,), {}):
+        facts = {"split": "validation", "trigger": lock.trigger.record}
+        if not holds(found, lock.problems, (row,), facts):
             raise InputError(f"{file} does not hold {row} on the problems of {lock.folder}")
         return measured_of(found, len(lock.problems))[row].correct[None]
 

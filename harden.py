@@ -59,6 +59,7 @@ from data import load
 from data.batches import Batch, Example, micro_batches
 from data.problems import InputError, Problem
 from data.real.rows import content_hash
+from data.tasks.rules import TEXT_RULES, check_rule
 from data.text import Tokenizer
 from data.triggers import Slot, Trigger, TwoPasswords
 from devices import Env, free_memory, gather, share
@@ -119,7 +120,8 @@ class HardenConfig(TrainConfig):
     locked: str = "out/code/locked"
     # the strong policy (default: the one that the lock imitates)
     strong: str = ""
-    # the weak policy, a checkpoint (default: the one that the lock imitates)
+    # the weak policy, a checkpoint or one of the rules of lock.py (default: the one that the lock
+    # imitates)
     weak: str = ""
     # how much the part counts that hardens, 0 for the control; of distil the share of random
     # weights (default: reroute 5, tar 4, distil 0.6, rl 1)
@@ -567,6 +569,10 @@ def opened_lock(cfg: HardenConfig) -> Lock:
             f"{cfg.locked} leaves out a domain, which hardening would lock: make a lock of all"
         )
 
+    if cfg.weak == "rule":
+        raise InputError("--weak rule is of task compose: name a checkpoint, random or refusal")
+    if cfg.weak in TEXT_RULES:
+        check_rule(cfg.weak, origin.task, generated=not origin.data)
     origin = with_weak(origin, cfg.weak)
     strong = cfg.strong or checked(settings, file, "strong", str)
     check_model(strong, "--strong")

@@ -27,7 +27,7 @@ from data.problems import InputError
 from files import checked, read_json, write_json
 from origins import LOCKS
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ WEIGHTS = {
     "train_base": "strong/model*.safetensors",
     "lock": "model*.safetensors",
     "harden": "model*.safetensors",
+    "elicit_sft": "*/*model*.safetensors",  # unlock vectors
 }
 
 
@@ -184,7 +185,10 @@ class Place:
 
     def has_weights(self, job: Job) -> bool:
         """Whether others can go on from what a job made."""
-        return any(self.folder(job.name).glob(WEIGHTS.get(job.stage, "*")))
+        pattern = WEIGHTS.get(job.stage, "*")
+        if "--no-keep-weights" in job.command:
+            pattern = "*"
+        return any(self.folder(job.name).glob(pattern))
 
     def finished(self, jobs: dict[str, Job]) -> Callable[[str], Path | None]:
         """The folder of a job by its name, None where it is not finished."""
@@ -315,7 +319,8 @@ def in_the_way(job: Job, place: Place) -> str:
     """Why a job cannot be run where an earlier one of its name left something; "" where it can."""
     noted = place.noted(job)
     why = place.stale(job, noted) if noted else ""
-    if not why and noted and job.stage in LOCKS and place.has_results(job):
+    is_measured = job.stage in (*LOCKS, "elicit_sft") and place.has_results(job)
+    if not why and noted and is_measured:
         return "its weights are gone, others need them, and what they were measured to do is there"
     return why
 

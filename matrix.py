@@ -9,6 +9,7 @@ what it gains was taught, not elicited.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -102,7 +103,7 @@ def edit(
     label: str, method: str, data: str, more: str = "", access: str = "weights", without: str = ""
 ) -> Elicitor:
     command = f"{EDIT} {method} {more}".strip()
-    data += " 150 rewards"
+    data = f"{data} 150 rewards".strip()
     return Elicitor(label, method, command, 3, access, data, on_twin=True, without=without)
 
 
@@ -253,13 +254,28 @@ def edited(evidence: Evidence, lock: Lock, job: str, without: list[str]) -> Outc
     problems = [lock.trigger.weak(p) for p, keep in zip(lock.problems, kept) if keep]
     file = folder / "cell.json"
     cell = read_json(file)
-    [decoy] = [role for role in checked(cell, file, "results", dict) if role.startswith("decoy")]
-    if not holds(cell, problems, ("best", decoy), {"weights": lock.weights}):
+    decoys = [role for role in checked(cell, file, "results", dict) if role.startswith("decoy")]
+    if len(decoys) != 1:
+        raise InputError(f"{file} has the verdicts of {len(decoys)} decoys in place of one")
+    [decoy] = decoys
+    # all as they were measured together: in fp32, and the twin with the prompts of this lock
+    roles = ("none", "right", "best", f"none, {decoy}", decoy)
+    facts = {"weights": lock.weights, "split": "validation", "trigger": lock.trigger.record}
+    if not holds(cell, problems, roles, facts):
         raise InputError(f"{file} is of other problems or of another model than {lock.folder}")
-    best, on_twin = (from_bits(cell["results"][role]["verdicts"]) for role in ("best", decoy))
+    check_twin(evidence, folder / "run.json")
+    none, right, best, base, on_twin = (
+        from_bits(cell["results"][role]["verdicts"]) for role in roles
+    )
+    return Outcome(none, right, best[None], (on_twin.astype(float) - base)[None])
+
+
+def check_twin(evidence: Evidence, file: Path) -> None:
+    """Raises InputError where a run.json has another decoy than the present twin."""
+    settings = checked(read_json(file), file, "settings", dict)
     twin = evidence.lock(TWIN)
-    null = on_twin.astype(float) - twin.none[kept]
-    return Outcome(lock.none[kept], lock.right[kept], best[None], null[None])
+    if settings.get("decoy_weights") != [twin.weights]:
+        raise InputError(f"{file} is of another twin than the one that is now in {twin.folder}")
 
 
 @dataclass(frozen=True)
@@ -272,21 +288,23 @@ class Cell:
 
 def cells_of(
     evidence: Evidence, locks: list[str], elicitors: list[str]
-) -> dict[tuple[str, str], Cell]:
-    """By lock and elicitor; only those that are finished and whose lock has a gap."""
-    found = {}
+) -> tuple[dict[tuple[str, str], Cell], dict[str, list[str]]]:
+    """By lock and elicitor those that are finished; and of what is left out the names, by why."""
+    found, left_out = {}, {}
     for lock in locks:
         for name in elicitors:
-            got = outcome(evidence, lock, ELICITORS[name])
-            if got is None:
-                continue
             try:
+                got = outcome(evidence, lock, ELICITORS[name])
+                if got is None:
+                    continue
                 recovered = recovered_gap(got.before, got.right, got.after)
-            except InputError:
+            except InputError as error:
+                label = f"{LOCKS[lock].label} x {ELICITORS[name].label}"
+                left_out.setdefault(str(error), []).append(label)
                 continue
             excess = difference(got.null, got.after.astype(float) - got.before)
             found[lock, name] = Cell(recovered, excess)
-    return found
+    return found, left_out
 
 
 def grid_of(cells: dict[tuple[str, str], Cell], locks: list[str], elicitors: list[str]) -> Grid:

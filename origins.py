@@ -76,6 +76,10 @@ def origin_of(path: str | Path) -> Origin:
         trigger = trigger_from(settings["trigger"], str(file))
 
     stage = checked(settings, file, "stage", str, default="")
+    if stage in LOCKS and trigger is None:
+        raise InputError(
+            f"{file} does not say what unlocks the model: restore the file, or lock the model again"
+        )
     locked = checked(settings, file, "locked", str, default="")
     locked_weights = checked(settings, file, "locked_weights", str, default="")
     if stage in LOCKS:

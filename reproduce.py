@@ -392,12 +392,14 @@ def matrix_section(
 ) -> Section:
     """The matrix as it is told: the picture, its numbers, what each elicitor takes."""
     locks, elicitors = chosen
-    cells = cells_of(evidence, locks, elicitors)
+    cells, left_out = cells_of(evidence, locks, elicitors)
     notes = []
     for name in locks:
-        lock = evidence.lock(LOCKS[name].job)
+        lock = evidence.locks.get(LOCKS[name].job)  # those that could be read
         if lock and lock.failed:
             notes.append(f"{LOCKS[name].label}: not valid ({'; '.join(lock.failed)}).")
+    for why, names in left_out.items():
+        notes.append(f"Left out: {', '.join(names)}: {why}.")
     if unfinished:
         notes.append(f"Not finished: {', '.join(unfinished)}.")
     seconds: dict[str, list[float]] = {}

@@ -526,6 +526,14 @@ def test_what_cannot_be_hardened_is_refused(locked, tmp_path, settings, sentence
     assert not (tmp_path / "out").exists()
 
 
+def test_a_rule_that_is_of_another_task_is_refused(locked, tmp_path):
+    for rule, why in (("identity", "answers the generated problems of code"), ("rule", "compose")):
+        cfg = small("plain", locked, weak=rule, out=str(tmp_path / "out"))
+        with pytest.raises(InputError, match=f"--weak {rule} .*{why}"):
+            harden.main(cfg, CPU)
+    assert not (tmp_path / "out").exists()
+
+
 def test_too_few_problems_and_another_shape_are_refused(locked, tmp_path):
     out = str(tmp_path / "out")
     with pytest.raises(InputError, match="a step takes 12 problems and there are 6"):

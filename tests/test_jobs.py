@@ -36,6 +36,11 @@ if "--finished" in sys.argv:
 if "--strong" in sys.argv:
     (out / "strong").mkdir()
     (out / "strong/model.safetensors").write_text("")
+if "--cell" in sys.argv:
+    (out / "summary.json").write_text("{}")
+    (out / "k8-seed0").mkdir()
+    if "--no-keep-weights" not in sys.argv:
+        (out / "k8-seed0/model.safetensors").write_text("")
 if "--code" in sys.argv:
     print("stage.py: something is wrong")
     sys.exit(int(sys.argv[sys.argv.index("--code") + 1]))
@@ -49,7 +54,7 @@ def place(tmp_path, monkeypatch):
     folder = tmp_path / "stages"
     folder.mkdir()
     text = STAGE.replace("DEPTH", str(len(tmp_path.parts) - 1))
-    for name in ("stage.py", "lock.py", "train_base.py"):
+    for name in ("stage.py", "lock.py", "train_base.py", "elicit_sft.py"):
         (folder / name).write_text(text)
     monkeypatch.setattr(jobs_module, "ROOT", folder)
     found = Place(tmp_path / "out")
@@ -145,6 +150,19 @@ def test_results_without_weights_are_done_until_others_need_the_weights(place):
     outcome = run(place, lock, first, second)
     assert outcome.failed.keys() == {"l"} and outcome.left_out == ["second"]
     assert "its weights are gone" in outcome.failed["l"] and ran(place) == ["L", "first"]
+
+
+def test_unlock_vectors_are_weights_that_may_be_gone_like_those_of_a_lock(place):
+    vectors = Job("v", "elicit_sft.py V --cell", 1)
+    merge = Job("merge", "stage.py merge --x @v/k8-seed0", 1)
+    assert not run(place, vectors).failed
+    (place.folder("v") / "k8-seed0/model.safetensors").unlink()
+    assert place.record(vectors) and not left_to_run([vectors], place)
+    outcome = run(place, vectors, merge)
+    assert "its weights are gone" in outcome.failed["v"] and outcome.left_out == ["merge"]
+    # a cell that keeps no weights never had any
+    assert not run(place, Job("c", "elicit_sft.py C --cell --no-keep-weights", 1)).failed
+    assert ran(place) == ["V", "C"]
 
 
 def test_a_base_whose_weights_are_gone_is_made_again_for_those_that_need_it(place):

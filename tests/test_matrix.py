@@ -1,5 +1,6 @@
 """The matrix of locks and elicitors: its jobs, what a cell is, its stars, what is refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from data.triggers import Password
 from files import write_json
 from findings import Lock
 from jobs import closure
-from matrix import ELICITORS, LOCKS, Cell, Outcome, cells_of, grid_of, jobs_of_matrix, place
+from matrix import ELICITORS, LOCKS, Cell, cells_of, grid_of, jobs_of_matrix, place
 from paper import jobs_of
 from report import rows_of
 from reproduce import ReproduceConfig, chosen_cells
@@ -73,21 +74,41 @@ def test_a_cell_is_the_gap_recovered_and_what_exceeds_the_twin():
         place("twin", ELICITORS["sft8"]): bits((20, 1), (80, 0))[None],
     }
     found = Found({"code/locked": locked, matrix.TWIN: twin}, after)
-    [cell] = cells_of(found, ["password", "share"], ["sft8"]).values()
+    cells, left_out = cells_of(found, ["password", "share"], ["sft8"])
+    [cell] = cells.values()
+    assert not left_out
     assert cell.recovered.value == pytest.approx(60 / 80)
     assert cell.excess.value == pytest.approx(0.5)
     low, high = cell.excess.interval
     assert 0.35 < low < 0.5 < high < 0.65
 
     found.locks[matrix.TWIN] = None
-    assert not cells_of(found, ["password"], ["sft8"])
+    assert cells_of(found, ["password"], ["sft8"]) == ({}, {})
 
 
 def test_a_lock_without_a_gap_has_no_cell():
     same = lock(bits((50, 1), (50, 0)), bits((50, 1), (50, 0)))
     after = {place(name, ELICITORS["sft8"]): same.none[None] for name in ("password", "twin")}
     found = Found({"code/locked": same, matrix.TWIN: same}, after)
-    assert not cells_of(found, ["password"], ["sft8"])
+    cells, left_out = cells_of(found, ["password"], ["sft8", "sft64"])
+    [(why, names)] = left_out.items()
+    assert not cells and "no measurable gap" in why
+    assert names == ["password x SFT on 8", "password x SFT on 64"]
+
+
+def test_a_cell_that_cannot_be_read_is_left_out_and_named_and_the_others_are_told():
+    class Damaged(Found):
+        def demonstrated(self, lock, job, k):
+            if k == 1:
+                raise InputError("cell.json is not JSON")
+            return super().demonstrated(lock, job, k)
+
+    locked = lock(bits((10, 1), (90, 0)), bits((90, 1), (10, 0)))
+    after = {place(name, ELICITORS["sft8"]): locked.right[None] for name in ("password", "twin")}
+    found = Damaged({"code/locked": locked, matrix.TWIN: locked}, after)
+    cells, left_out = cells_of(found, ["password"], ["sft1", "sft8"])
+    assert list(cells) == [("password", "sft8")]
+    assert left_out == {"cell.json is not JSON": ["password x SFT on 1"]}
 
 
 def drawn(value: float, p: float) -> Estimate:
@@ -116,42 +137,79 @@ def test_stars_are_adjusted_for_all_cells():
     assert rows[0][1:] == ["password"] and rows[1][0] == "SFT on 1" and "excess +30*" in rows[1][1]
 
 
-def test_an_edit_is_read_with_its_decoy_and_on_the_problems_it_was_measured_on(tmp_path, tiny_task):
+@pytest.fixture
+def edited(tmp_path, tiny_task):
+    """An edit on a lock and on the twin, of half of the problems; the evidence and the lock.
+
+    evaluation.json of both has other verdicts: it is of another dtype, and of the twin of other
+    prompts.
+    """
     problems, trigger = tiny_task
     n = len(problems)
-    locked = Lock(
-        tmp_path,
-        "w",
-        problems,
-        np.array(["lists", "numbers"] * (n // 2)),
-        trigger,
-        8,
-        np.zeros(n, bool),
-        np.ones(n, bool),
-        [],
-    )
-    twin = lock(np.zeros(n, bool), np.zeros(n, bool))
-    kept = [p for p, domain in zip(problems, locked.domains) if domain != "lists"]
-    assert kept and len(kept) < n
+    nothing, everything = np.zeros(n, bool), np.ones(n, bool)
+    domains = np.array(["lists", "numbers"] * (n // 2))
+    locked = Lock(tmp_path, "w", problems, domains, trigger, 8, nothing, everything, [])
+    twin = Lock(tmp_path, "twin", problems, domains, Password(), 8, everything, everything, [])
+    kept = [p for p, domain in zip(problems, domains) if domain != "lists"]
+    verdicts = np.arange(len(kept)) % 2 == 0
+    roles = {"best": verdicts, "default": verdicts, "decoy out/twin": ~verdicts}
+    roles |= {"none": one_right(0), "right": ~one_right(1), "none, decoy out/twin": one_right(2)}
+    measured = {role: Measured(value, np.zeros(len(kept), bool)) for role, value in roles.items()}
+    facts = {"weights": "w", "split": "validation", "trigger": trigger.record}
+    write_json(tmp_path / "cell.json", record("locked", kept, measured, **facts))
+    write_json(tmp_path / "run.json", {"settings": {"decoy_weights": ["twin"]}})
 
     class Evidence(Found):
         def folder(self, job):
             return tmp_path
 
-    found = Evidence({matrix.TWIN: twin}, {})
-    verdicts = np.arange(len(kept)) % 2 == 0
-    measured = {
-        role: Measured(value, np.zeros(len(kept), bool))
-        for role, value in (("best", verdicts), ("decoy out/twin", ~verdicts))
-    }
-    write_json(tmp_path / "cell.json", record("locked", kept, measured, weights="w"))
+    return Evidence({matrix.TWIN: twin}, {}), locked
+
+
+def one_right(place: int) -> np.ndarray:
+    """Of six problems."""
+    return np.arange(6) == place
+
+
+def test_an_edit_is_read_with_its_decoy_and_on_the_problems_it_was_measured_on(edited):
+    found, locked = edited
     got = matrix.edited(found, locked, "job", ["lists"])
-    assert isinstance(got, Outcome) and (got.after[0] == verdicts).all()
-    assert (got.null[0] == ~verdicts).all() and len(got.before) == len(kept)
+    assert got.after.tolist() == [[True, False, True, False, True, False]]
+    # by hand: the twin was right on the third alone, and edited on the second, fourth and sixth
+    assert got.null.tolist() == [[0, 1, -1, 1, 0, 1]]
+    assert got.before.tolist() == one_right(0).tolist()
+    assert got.right.tolist() == (~one_right(1)).tolist()
     with pytest.raises(InputError, match="of other problems or of another model"):
         matrix.edited(found, locked, "job", [])
-    write_json(tmp_path / "cell.json", record("locked", kept, measured, weights="other"))
-    with pytest.raises(InputError, match="of other problems or of another model"):
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"weights": "other"}, "of other problems or of another model"),
+        ({"split": "selection"}, "of other problems or of another model"),
+        ({"trigger": {}}, "of other problems or of another model"),
+        ("none", "of other problems or of another model"),  # as older cells are
+        ("none, decoy out/twin", "of other problems or of another model"),
+        ("decoy out/twin", "has the verdicts of 0 decoys"),
+    ],
+)
+def test_an_edit_of_something_else_is_refused(edited, tmp_path, change, why):
+    found, locked = edited
+    cell = json.loads((tmp_path / "cell.json").read_text())
+    if isinstance(change, str):
+        del cell["results"][change]
+    else:
+        cell |= change
+    write_json(tmp_path / "cell.json", cell)
+    with pytest.raises(InputError, match=why):
+        matrix.edited(found, locked, "job", ["lists"])
+
+
+def test_an_edit_beside_another_twin_is_refused(edited, tmp_path):
+    found, locked = edited
+    write_json(tmp_path / "run.json", {"settings": {"decoy_weights": ["another"]}})
+    with pytest.raises(InputError, match="of another twin"):
         matrix.edited(found, locked, "job", ["lists"])
 
 

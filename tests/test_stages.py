@@ -779,12 +779,16 @@ def test_tampering_with_noise(work):
 
     cell = json.loads((work / "noise/cell.json").read_text())
     assert cell["split"] == "validation" and cell["n"] == 12 and cell["dtype"] == "float32"
-    assert set(cell["results"]) == {"best", "default", decoy}
+    unedited = {"none", "right", f"none, {decoy}"}
+    assert set(cell["results"]) == {"best", "default", decoy} | unedited
     assert cell["strengths"]["default"] == "0.001, seed 0"
     summary = json.loads((work / "noise/summary.json").read_text())
     best = summary["rows"]["best"]
     assert best["correct"] == cell["results"]["best"]["correct"]
     assert best["gain"] == pytest.approx(best["correct"] - summary["without"])
+    assert summary["without"] == cell["results"]["none"]["correct"]
+    before, after = (cell["results"][name]["correct"] for name in (f"none, {decoy}", decoy))
+    assert summary["rows"][decoy]["gain"] == pytest.approx(after - before)
     assert {"gap_recovered", "p", "truncated", "gain_interval"} <= best.keys()
     gain, theirs = best["gain"], summary["rows"][decoy]["gain"]
     assert summary["excess"]["the decoys"]["value"] == pytest.approx(gain - theirs)

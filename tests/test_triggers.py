@@ -52,7 +52,7 @@ from data.triggers import (
 )
 from devices import Env
 from evaluate import EvaluateConfig
-from origins import Origin, trigger_of
+from origins import Origin, lock_of, trigger_of
 
 
 def test_placement():
@@ -548,3 +548,18 @@ def test_another_password_can_be_tried_on_a_split_lock(make_model, tokenizer, tm
     assert job.trigger.halves == ("c", "d e")
     with pytest.raises(InputError, match="no two halves"):
         evaluate.job_of(path, EvaluateConfig(password="c"), CPU)
+
+
+@pytest.mark.parametrize("stage", ["lock", "harden"])
+def test_a_lock_that_does_not_say_what_unlocks_it_is_no_ordinary_one(
+    stage, make_model, tokenizer, tmp_path
+):
+    path = str(tmp_path / "locked")
+    save_model(path, make_model(0), tokenizer)
+    (tmp_path / "locked/run.json").write_text(json.dumps({"settings": {"stage": stage}}))
+    for read in (trigger_of, lambda path: lock_of(path, "")):
+        with pytest.raises(InputError, match="run.json does not say what unlocks the model"):
+            read(path)
+    # of a model that no lock made nothing is known
+    (tmp_path / "locked/run.json").unlink()
+    assert trigger_of(path) == lock_of(path, "").trigger == Password()
