@@ -18,8 +18,8 @@ gains nothing by construction: for contrastive_decoding name other decoys.
 All is computed in fp32, as small edits are lost in bf16's rounding. Task, data files and their
 grader, the trigger and the longest completion are the lock's own, from its run.json.
 Leaves run.json, log.jsonl (a row a setting), cell.json (the verdicts on validation: best, default,
-placebo, decoys; unedited: none, right, "none, decoy DIR") and summary.json, which is printed. The same command again prints it; a run that
-was interrupted starts anew.
+placebo, decoys; of the models as they were none, right and "none, decoy DIR") and summary.json,
+which is printed. The same command again prints it; a run that was interrupted starts anew.
 Logged: role, whose setting it is; strength; seed, of what is random; selection, correctness on the
 selection split, of n problems; truncated, the share of completions that were cut.
 """
@@ -32,7 +32,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 import model as model_module

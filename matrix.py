@@ -60,7 +60,9 @@ class Elicitor:
 
 LOCK = f"lock.py --task {TASK}"
 HARDEN = "harden.py --locked @code/locked --method"
-SCRATCH = "--start data/base/strong --start-mix 1 --problems 60000 --epochs 1"
+# as many examples as --how scratch has. Of the lock split, 60,000 problems are a quarter of an hour
+# of drawing, and the last of them unlike the first
+SCRATCH = "--start data/base/strong --start-mix 1 --epochs 15"
 
 LOCKS = {
     "password": Hiding("password", "code/locked"),

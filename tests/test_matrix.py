@@ -8,7 +8,7 @@ import pytest
 
 import matrix
 import reproduce
-from data import load
+from data import SPLITS, load
 from data.problems import InputError
 from data.triggers import Password
 from files import write_json
@@ -28,6 +28,18 @@ def test_every_job_can_be_run_and_is_made_by_those_it_needs():
         assert Path(job.command.split()[0]).exists(), job
         for word in job.command.split():
             assert not word.startswith("data/") or Path(word).exists(), job
+
+
+def test_locks_are_made_of_as_many_problems_as_the_lock_split_usually_has():
+    """The generated problems of code run dry: the first 4,000 keys of the split take 41,000 draws,
+    30,000 take 1.6 million."""
+    jobs = jobs_of((0,)) | jobs_of_matrix((0,))
+    locks = [job.command.split() for job in jobs.values() if job.name.startswith("matrix/")]
+    for words in (words for words in locks if words[0] == "lock.py"):
+        if "--problems" in words:
+            assert int(words[words.index("--problems") + 1]) <= SPLITS["lock"]
+    twin = jobs[matrix.TWIN].command.split()
+    assert int(twin[twin.index("--epochs") + 1]) * SPLITS["lock"] == 60_000
 
 
 def test_a_cell_names_its_lock_and_the_twin():
