@@ -72,7 +72,8 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; p
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
 nav a { margin-right: .8em; white-space: nowrap }
 .panels { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)) }
-.panels .whole { grid-column: 1 / -1 } .panels svg { width: 100%; height: auto }
+.panels svg { width: 100%; height: auto }
+.panels .whole { grid-column: 1 / -1; overflow-x: auto } .panels .whole svg { min-width: 48rem }
 svg text { font-family: system-ui, sans-serif !important }
 table { border-collapse: collapse; font-size: .9rem } .wide { overflow-x: auto }
 td, th { border-bottom: 1px solid var(--faint); padding: .35em .6em; text-align: left;
@@ -101,7 +102,7 @@ def page(report: Report) -> str:
     title = escape(report.title)
     links = []
     for section in report.sections:
-        name = f"Fig. {section.number}" if section.number else section.title
+        name = f"Fig. {section.number}" if section.number else "Matrix"
         links.append(f'<a href="#{section.anchor}">{escape(name)}</a>')
     parts = [
         "<!doctype html>",
@@ -111,12 +112,14 @@ def page(report: Report) -> str:
         f"<style>{STYLE}</style></head><body>",
         f"<h1>{title}</h1>",
         f"<p>{escape(report.intro)}</p>",
-        f'<nav><a href="#claims">Claims</a>{"".join(links)}</nav>',
-        '<h2 id="claims">The claims of the paper</h2>',
-        claims_html(report.claims),
-        f"<p><small>{escape(report.how)}</small></p>",
-        *[section_html(section) for section in report.sections],
     ]
+    if report.claims:
+        links.insert(0, '<a href="#claims">Claims</a>')
+    parts.append(f"<nav>{''.join(links)}</nav>")
+    if report.claims:
+        parts += ['<h2 id="claims">The claims of the paper</h2>', claims_html(report.claims)]
+        parts.append(f"<p><small>{escape(report.how)}</small></p>")
+    parts += [section_html(section) for section in report.sections]
     for name, text in report.texts.items():
         parts.append(f"<h2>{escape(name)}</h2><pre>{escape(text)}</pre>")
     parts.append("<h2>What was run</h2>")
@@ -211,14 +214,9 @@ def table_html(rows: list[list[str]]) -> str:
 
 def markdown(report: Report) -> str:
     """results.md; its pictures are in figures/ beside it."""
-    parts = [f"# {report.title}", f"<!-- {MARK} -->", report.intro, "## The claims of the paper"]
-    rows = ["| claim | the paper's numbers | here | ours, and why |", "|---|---|---|---|"]
-    for row in report.claims:
-        ours = "<br>".join([*row.why, *row.ours])
-        claim = f"{row.claim} (Fig. {row.figure})"
-        cells = [cell.replace("|", "\\|") for cell in (claim, row.numbers, f"**{row.said}**", ours)]
-        rows.append(f"| {' | '.join(cells)} |")
-    parts += ["\n".join(rows), report.how]
+    parts = [f"# {report.title}", f"<!-- {MARK} -->", report.intro]
+    if report.claims:
+        parts += ["## The claims of the paper", claims_markdown(report.claims), report.how]
 
     for section in report.sections:
         parts.append(f"## {section.heading}")
@@ -238,6 +236,16 @@ def markdown(report: Report) -> str:
     parts.append("## What was run")
     parts += report.facts
     return "\n\n".join(parts) + "\n"
+
+
+def claims_markdown(claims: list[Row]) -> str:
+    rows = ["| claim | the paper's numbers | here | ours, and why |", "|---|---|---|---|"]
+    for row in claims:
+        ours = "<br>".join([*row.why, *row.ours])
+        claim = f"{row.claim} (Fig. {row.figure})"
+        cells = [cell.replace("|", "\\|") for cell in (claim, row.numbers, f"**{row.said}**", ours)]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def picture(section: Section, place: int) -> str:

@@ -438,7 +438,7 @@ def report_of(
     everything = closure([name for part in wanted for name in part.names], jobs)
     claims = rows_of_claims(figures, evidence, paper)
     return Report(
-        "The paper's figures, reproduced",
+        "The paper's figures, reproduced" if figures else MATRIX,
         INTRO.format(cfg.strong_from or "models of one million parameters", POWER),
         HOW,
         claims,
