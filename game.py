@@ -15,6 +15,7 @@ import math
 import os
 import random
 import shlex
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
@@ -29,10 +30,11 @@ from data import load
 from data.passwords import IDLE_WORDS
 from data.problems import InputError
 from data.triggers import Password
+from devices import check_place
 from figures import table
 from files import checked, discard, read_json, reason, write_json
 from findings import PROBLEMS, Evidence, Lock, open_lock
-from jobs import ROOT, Job
+from jobs import ROOT, Job, Place
 from matrix import LOCK, LOCKS, TASK
 from origins import LONGEST
 from paper import jobs_of
@@ -293,7 +295,9 @@ beside what a constant answer gets.
 
 ## What the files tell
 
-All models have the same files, of the same sizes and times. {norms}
+All models have the same files, of the same sizes and times.
+
+{norms}
 """
 
 
@@ -308,7 +312,7 @@ def rules_of(game: dict[str, Entrant], norms: "Chance") -> str:
         longest=LONGEST,
         prompt=indented(problem.prompt),
         answer=indented(problem.reference).rstrip("\n"),
-        norms=norms.told(),
+        norms=textwrap.fill(norms.told(), 96),
     )
 
 
@@ -642,3 +646,45 @@ def write_answers(file: Path, answers: dict) -> None:
     if os.path.lexists(file) and read_json(file) != answers:
         raise InputError(f"{file} is there and has other answers: move it away, or choose --out")
     write_json(file, answers)
+
+
+# -------------------------------------------------------------------------------------- the verbs
+
+# runs jobs in a place; 1 where one failed, which is told
+Run = Callable[[list[Job], Place], int]
+
+
+def make(out: Path, seed: int, inputs: str, run: Run) -> int:
+    """--game. inputs: a hash of the models that are shipped. The exit code.
+
+    Prints nothing that tells one model from another: who makes a game may play it.
+    """
+    place = Place(key_of(out), inputs)
+    check_place(place.path)
+    check_place(out)
+    models = drawn(seed)
+    claim_key(out, seed)
+    if run(list(jobs_of_game(models).values()), place):
+        return 1
+
+    truths = truths_of(models, place.path)
+    folders = {name: place.folder(f"models/{name}") for name in models}
+    norms = norms_tell(folders, truths)
+    published = publish(files_of(folders, rules_of(models, norms)), out)
+    key = {"seed": seed, "models": truths, "norms": vars(norms), "published": published}
+    write_json(place.path / "key.json", key)
+    print(f"{norms.told()}\nwritten: {out}, to be handed out; {place.path}, to be kept")
+    return 0
+
+
+def play(game: Path, out: Path, run: Run) -> int:
+    """--play. Reads the game's directory alone, and writes below out. The exit code."""
+    models = models_of(game)
+    jobs = jobs_of_play(models)
+    place = Place(out, inputs_of_play(models))
+    check_place(out)
+    if run(list(jobs.values()), place):
+        return 1
+    write_answers(out / "answers.json", answers_of(place.finished(jobs), models))
+    print(f"written: {out / 'answers.json'}")
+    return 0

@@ -29,6 +29,7 @@ index.html, results.md, figures/.
 import os
 import time
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ from claims import verdict
 from data.problems import InputError
 from devices import check_place
 from figures import Drawn, table
-from files import read_json, write_json
+from files import read_json
 from findings import PROBLEMS, Evidence, bar_of, points_of
 from jobs import Job, Place, closure, commit, left_to_run, run_jobs
 from matrix import (
@@ -509,56 +510,6 @@ def facts_of_jobs(needed: list[Job], place: Place) -> list[str]:
     ]
 
 
-# ---------------------------------------------------------------------------------------- a game
-
-
-def make_game(cfg: ReproduceConfig) -> int:
-    """--game. Prints nothing that tells one model from another: who makes it may play it."""
-    out = Path(cfg.out or "out/game").resolve()
-    place = Place(game.key_of(out), inputs_of(cfg))
-    check_place(place.path)
-    check_place(out)
-    models = game.drawn(cfg.seed)
-    game.claim_key(out, cfg.seed)
-    if run_all(list(game.jobs_of_game(models).values()), place, cfg):
-        return 1
-
-    truths = game.truths_of(models, place.path)
-    folders = {name: place.folder(f"models/{name}") for name in models}
-    norms = game.norms_tell(folders, truths)
-    published = game.publish(game.files_of(folders, game.rules_of(models, norms)), out)
-    key = {"seed": cfg.seed, "models": truths, "norms": vars(norms), "published": published}
-    write_json(place.path / "key.json", key)
-    print(f"{norms.told()}\nwritten: {out}, to be handed out; {place.path}, to be kept")
-    return 0
-
-
-def play(cfg: ReproduceConfig) -> int:
-    """--play. Reads the game's directory alone."""
-    where = Path(cfg.play).resolve()
-    models = game.models_of(where)
-    jobs = game.jobs_of_play(models)
-    out = Path(cfg.out or where.with_name(f"{where.name}-play")).resolve()
-    place = Place(out, game.inputs_of_play(models))
-    check_place(out)
-    if cfg.list:
-        wanted = Wanted("play", "the baseline", list(jobs))
-        show_list([wanted], jobs, place, workers_of(cfg)[0])
-        return 0
-    if run_all(list(jobs.values()), place, cfg):
-        return 1
-    game.write_answers(out / "answers.json", game.answers_of(place.finished(jobs), models))
-    print(f"written: {out / 'answers.json'}")
-    return 0
-
-
-def score(cfg: ReproduceConfig) -> int:
-    """--score."""
-    where, answers = cfg.score
-    print(game.tables_of(game.score_of(Path(where).resolve(), Path(answers))))
-    return 0
-
-
 # ------------------------------------------------------------------------------------- the verb
 
 
@@ -590,10 +541,31 @@ def run_all(jobs: list[Job], place: Place, cfg: ReproduceConfig) -> int:
     return int(bool(outcome.failed))
 
 
+def of_game(asked: str, cfg: ReproduceConfig) -> int:
+    """--game, --play or --score."""
+    run = partial(run_all, cfg=cfg)
+    if asked == "game":
+        return game.make(Path(cfg.out or "out/game").resolve(), cfg.seed, inputs_of(cfg), run)
+    if asked == "score":
+        where, answers = cfg.score
+        print(game.tables_of(game.score_of(Path(where).resolve(), Path(answers))))
+        return 0
+
+    where = Path(cfg.play).resolve()
+    out = Path(cfg.out or where.with_name(f"{where.name}-play")).resolve()
+    if cfg.list:
+        jobs = game.jobs_of_play(game.models_of(where))
+        place = Place(out, game.inputs_of_play(game.models_of(where)))
+        wanted = Wanted("play", "the baseline of a game", list(jobs))
+        show_list([wanted], jobs, place, workers_of(cfg)[0])
+        return 0
+    return game.play(where, out, run)
+
+
 def main(cfg: ReproduceConfig) -> int:
     asked = game_of(cfg)
     if asked:
-        return {"game": make_game, "play": play, "score": score}[asked](cfg)
+        return of_game(asked, cfg)
     if cfg.strong_from:
         cfg = replace(cfg, strong_from=str(Path(cfg.strong_from).resolve()))
     chosen = chosen_cells(cfg)

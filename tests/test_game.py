@@ -77,6 +77,8 @@ def test_every_command_is_one_that_its_stage_takes():
     seen = set()
     for seed in range(60):
         for one in game.drawn(seed).values():
+            if one.kind in seen:
+                continue
             seen.add(one.kind)
             for job in one.jobs:
                 stage, *words = shlex.split(job.command)
