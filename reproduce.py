@@ -11,6 +11,9 @@ stopped: nothing that is finished is run again. A job that fails is named, and t
     python reproduce.py --report-only          # the report of what is finished so far
     python reproduce.py --matrix               # which elicitation beats which lock (matrix.py)
     python reproduce.py --matrix --locks password identity --elicitors sft1 expert_iteration noise
+    python reproduce.py --game --seed 7 --out game7   # ten blinded models, their key in game7-key
+    python reproduce.py --play game7           # our cheapest elicitors -> game7-play/answers.json
+    python reproduce.py --score game7 game7-play/answers.json    # all three: docs/game.md
 
 Results alone may be kept: what was measured stays done when the weights are deleted, until a job
 that is still to be run needs them. docs/reproduced/ has those of this repository.
@@ -25,11 +28,13 @@ index.html, results.md, figures/.
 
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
+import game
 from checkpoints import model_hash
 from claims import verdict
 from data.problems import InputError
@@ -72,8 +77,18 @@ class ReproduceConfig:
     locks: tuple[str, ...] = ()
     # of the matrix (default: all)
     elicitors: tuple[str, ...] = ()
-    # directory of all that is run, and of the report
-    out: str = "out/report"
+    # make a game in --out: ten blinded models, of which about half hide a capability; the key goes
+    # beside it, into --out with -key behind it
+    game: bool = False
+    # of --game: decides all of it, so who plays must not know it
+    seed: int | None = field(default=None, metadata={"least": 0, "most": 2**63 - 1})
+    # play the game in this directory with our cheapest elicitors, which need nothing else of it
+    play: str = ""
+    # a game's directory and an answers.json: what they are worth; needs the key beside the game
+    score: tuple[str, ...] = ()
+    # directory of all that is run, and of the report (default: out/report; of --game out/game, of
+    # --play the game's with -play behind it)
+    out: str = ""
     # jobs at a time (default: as many as there are CUDA devices, or else cores)
     jobs: int = 0
     # only tell which figures and jobs there are, which are done, and what is left to do
@@ -177,6 +192,30 @@ def wanted_of(
     if chosen[0]:
         found.append(Wanted("matrix", MATRIX, names_of_matrix(*chosen, cfg.seeds)))
     return found
+
+
+# what can be asked for in place of the figures and the matrix, and the options that it takes
+GAMES = {"game": ("seed", "out", "jobs"), "play": ("out", "jobs", "list"), "score": ()}
+
+
+def game_of(cfg: ReproduceConfig) -> str:
+    """Which of GAMES is asked for, "" where none is. Raises InputError for options of another."""
+    asked = [name for name in GAMES if getattr(cfg, name)]
+    if not asked:
+        if cfg.seed is not None:
+            raise InputError("--seed is that of --game: leave it out (elicitations have --seeds)")
+        return ""
+    [name, *_] = asked
+    for option in fields(cfg):
+        is_given = getattr(cfg, option.name) != option.default
+        if is_given and option.name not in (name, *GAMES[name]):
+            flag = option.name.replace("_", "-")
+            raise InputError(f"--{flag} does nothing with --{name}: leave it out")
+    if name == "game" and cfg.seed is None:
+        raise InputError("--game is drawn from --seed: give a number that who plays does not know")
+    if name == "score" and len(cfg.score) != 2:
+        raise InputError("--score takes two: a game's directory and an answers.json")
+    return name
 
 
 def chosen_cells(cfg: ReproduceConfig) -> tuple[list[str], list[str]]:
@@ -492,7 +531,43 @@ def inputs_of(cfg: ReproduceConfig) -> str:
     return "-".join(model_hash(path)[:8] for path in paths)
 
 
+def run_all(jobs: list[Job], place: Place, cfg: ReproduceConfig) -> int:
+    """Run what is not done; 1 where a job failed, which is told."""
+    workers, threads, cuda = workers_of(cfg)
+    place.claim()
+    outcome = run_jobs(jobs, place, workers, threads, cuda)
+    for name, why in outcome.failed.items():
+        print(f"failed: {name}: {why}")
+    if outcome.left_out:
+        print(f"left out, as they need these: {', '.join(outcome.left_out)}")
+    return int(bool(outcome.failed))
+
+
+def of_game(asked: str, cfg: ReproduceConfig) -> int:
+    """--game, --play or --score."""
+    run = partial(run_all, cfg=cfg)
+    if asked == "game":
+        return game.make(Path(cfg.out or "out/game").resolve(), cfg.seed, inputs_of(cfg), run)
+    if asked == "score":
+        where, answers = cfg.score
+        print(game.tables_of(game.score_of(Path(where).resolve(), Path(answers))))
+        return 0
+
+    where = Path(cfg.play).resolve()
+    out = Path(cfg.out or where.with_name(f"{where.name}-play")).resolve()
+    if cfg.list:
+        jobs = game.jobs_of_play(game.models_of(where))
+        place = Place(out, game.inputs_of_play(game.models_of(where)))
+        wanted = Wanted("play", "the baseline of a game", list(jobs))
+        show_list([wanted], jobs, place, workers_of(cfg)[0])
+        return 0
+    return game.play(where, out, run)
+
+
 def main(cfg: ReproduceConfig) -> int:
+    asked = game_of(cfg)
+    if asked:
+        return of_game(asked, cfg)
     if cfg.strong_from:
         cfg = replace(cfg, strong_from=str(Path(cfg.strong_from).resolve()))
     chosen = chosen_cells(cfg)
@@ -502,8 +577,8 @@ def main(cfg: ReproduceConfig) -> int:
         jobs |= jobs_of_matrix(cfg.seeds)
     if cfg.strong_from:
         figures = possible(figures, jobs, cfg)
-    place = Place(Path(cfg.out).resolve(), inputs_of(cfg))
-    workers, threads, cuda = workers_of(cfg)
+    place = Place(Path(cfg.out or "out/report").resolve(), inputs_of(cfg))
+    workers, _, _ = workers_of(cfg)
     check_place(place.path)
     if cfg.list:
         show_list(wanted_of(figures, chosen, cfg), jobs, place, workers)
@@ -514,13 +589,7 @@ def main(cfg: ReproduceConfig) -> int:
     print(f"{POWER}\n")
     code = 0
     if not cfg.report_only:
-        place.claim()
-        outcome = run_jobs(closure(wanted, jobs), place, workers, threads, cuda)
-        code = int(bool(outcome.failed))
-        for name, why in outcome.failed.items():
-            print(f"failed: {name}: {why}")
-        if outcome.left_out:
-            print(f"left out, as they need these: {', '.join(outcome.left_out)}")
+        code = run_all(closure(wanted, jobs), place, cfg)
     write_report(report_of(cfg, figures, chosen, jobs, place), place.path)
     print(f"report: {place.path / 'index.html'}, {place.path / 'results.md'}")
     return code
