@@ -22,8 +22,8 @@ OPTIONS = {
     "lock": """
         adapter allow_unsandboxed_code alpha batch chat checkpoint_activations compile data
         device device_memory devices dtype epochs eval_problems grader how imitate intermediate
-        intermediate_password leave_out lr master max_new_tokens micro_tokens near_misses optimizer out
-        overwrite password password_per_domain password_share plan problems rank resume
+        intermediate_password leave_out lr master max_new_tokens micro_tokens near_misses optimizer
+        out overwrite password password_per_domain password_share plan problems rank resume
         save_every seed shard slots start start_mix stop stop_at_problem strong strong_answers
         strong_language targets task temperature trigger weak
     """,
