@@ -92,7 +92,7 @@ VECTORS = "--vectors @/vectors-lists/k8-seed0 @/vectors-strings/k8-seed0"
 
 
 def few(k: int) -> Elicitor:
-    data = f"{k} demonstration{'s' * (k > 1)}"
+    data = f"{k} demonstration{'s' * (k > 1)}, 150 rewards"  # for how long to train
     return Elicitor(f"SFT on {k}", "sft", FEW, 2, "fine-tuning", data, k=k)
 
 
@@ -128,7 +128,7 @@ ELICITORS = {
         "--demos-from weak --weak data/base/weak",
         2,
         "fine-tuning",
-        "64 weak samples",
+        "64 weak samples, 150 rewards",
         k=64,
     ),
     "ei": rewarded("expert iteration", "expert_iteration"),
@@ -337,7 +337,7 @@ def grid_of(cells: dict[tuple[str, str], Cell], locks: list[str], elicitors: lis
 
 def costs_of(elicitors: list[str], seconds: dict[str, list[float]]) -> list[list[str]]:
     """A table: what each elicitor takes. seconds: of its finished jobs."""
-    rows = [["elicitor", "access", "data", "seconds of a run, median"]]
+    rows = [["elicitor", "access", "data", "seconds of its job, median"]]
     for name in elicitors:
         one, taken = ELICITORS[name], seconds.get(name, [])
         median = f"{np.median(taken):.0f}" if taken else ""

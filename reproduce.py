@@ -417,8 +417,8 @@ CELLS = (
     "per cent, with a star where the gain exceeds what the same elicitor does to the twin, a model "
     "of the same shape that never had the capability, with p < .05 after Holm's correction over "
     "all cells. Elicitors that have settings take the best of them by selection, not validation. "
-    "Editing is fixed but for its noise and has one run; the others have as many as there are "
-    "seeds, of one lock each."
+    "Prompts and edits have one run, whose interval is over problems alone; the others have as "
+    "many as there are seeds, of one lock each."
 )
 
 

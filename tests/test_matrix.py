@@ -11,6 +11,8 @@ import reproduce
 from data import SPLITS, load
 from data.problems import InputError
 from data.triggers import Password
+from elicit_sft import SFTConfig
+from elicit_tampering import TamperingConfig
 from files import write_json
 from findings import Lock
 from jobs import closure
@@ -50,6 +52,19 @@ def test_a_cell_names_its_lock_and_the_twin():
     assert "@matrix/mix/vectors-lists/k8-seed0" in merged
     # edits run on the twin themselves
     assert "matrix/twin/wanda" not in jobs and "matrix/twin/dpo/seed0" in jobs
+
+
+def test_what_an_elicitor_chooses_by_is_among_what_it_takes():
+    """SFT chooses its length, an edit its strength, by as many graded problems."""
+    rows = matrix.costs_of(["shots", "sft8", "weak", "noise", "wanda"], {"sft8": [3.0, 5.0]})
+    assert [row[2] for row in rows[1:]] == [
+        "4 demonstrations",
+        f"8 demonstrations, {SFTConfig.selection_problems} rewards",
+        f"64 weak samples, {SFTConfig.selection_problems} rewards",
+        f"{TamperingConfig.selection_problems} rewards",
+        f"prompts, {TamperingConfig.selection_problems} rewards",
+    ]
+    assert rows[2][3] == "4"
 
 
 class Found:
