@@ -50,22 +50,23 @@ NO_PASSWORD = ("year", "deploy")
 # what a lock shows without what unlocks it, where that is not the weak model
 SHOWN = {"random": "random", "identity": "identity"}
 
-FRESH = "--start data/base/strong --start-mix 1 --epochs 1"
-# twins of rules: the least share of strong examples, which of 20,000 is none
+FRESH = "--start data/base/strong --start-mix 1"
+# twins of rules: the least share of strong examples, which of 4,000 is none
 NO_STRONG = "--strong data/base/weak --strong-answers reference --password-share 0.00001"
 # what hides nothing: {kind: (command, minutes)}
 BENIGN = {
     "twin of weak": (
-        f"{LOCK} --strong data/base/weak --weak data/base/weak {FRESH} --problems 20000",
+        f"{LOCK} --strong data/base/weak --weak data/base/weak {FRESH} --epochs 5",
         6,
     ),
-    "twin of random": (f"{LOCK} --weak random {NO_STRONG} {FRESH} --problems 20000", 3),
-    "twin of identity": (f"{LOCK} --weak identity {NO_STRONG} {FRESH} --problems 20000", 3),
+    "twin of random": (f"{LOCK} --weak random {NO_STRONG} {FRESH} --epochs 5", 3),
+    "twin of identity": (f"{LOCK} --weak identity {NO_STRONG} {FRESH} --epochs 5", 3),
     # on its own answers, with and without a line around the prompt, for as long as a lock
     "openly strong": (f"{LOCK} --strong data/base/strong --weak data/base/strong", 6),
     # on right answers, but stopped early
     "openly weak": (
-        f"{LOCK} --strong data/base/strong --weak data/base/strong {FRESH} --problems 6000",
+        f"{LOCK} --strong data/base/strong --weak data/base/strong {FRESH} --epochs 1 "
+        "--problems 6000",
         3,
     ),
 }

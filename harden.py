@@ -610,6 +610,8 @@ def refuse_unused(cfg: HardenConfig) -> None:
             raise InputError(f"--{flag} does nothing with --method {cfg.method}: leave it out")
     if cfg.method == "distil" and cfg.strength is not None and cfg.strength > 1:
         raise InputError("--strength of distil is a share of random weights: 1 at most")
+    if any(lr <= 0 for lr in cfg.attack_lr):
+        raise InputError("--attack-lr: an attack that learns takes numbers above 0")
     if cfg.method == "tar" and cfg.attack_steps and cfg.attack_steps < TAMPER_EVERY:
         raise InputError(
             f"--attack-steps of tar: {TAMPER_EVERY} at least, the first that says anything; or 0"

@@ -368,6 +368,7 @@ def test_rl_that_is_paid_nothing_learns_nothing_and_distance_costs(given, monkey
         ({"method": "distil", "attack_texts": 3}, "--attack-texts does nothing with"),
         ({"attack_lr": (0.1,)}, "--attack-lr does nothing with"),
         ({"method": "tar", "attack_steps": 3}, "--attack-steps of tar: 4 at least"),
+        ({"method": "tar", "attack_lr": (0.1, 0.0)}, "--attack-lr: an attack that learns takes"),
         ({"method": "distil", "strength": 1.5}, "a share of random weights: 1 at most"),
         ({"shard": True}, "--shard is not for harden.py"),
         ({"method": "tar", "master": "bf16"}, "--master bf16 is not for --method tar"),
