@@ -1,6 +1,6 @@
 """A pre-trained model that nobody here trained, beside transformers: SMOLLM2 names its directory.
 
-SMOLLM2=DIR/SmolLM2-135M-Instruct pytest tests/test_real_model.py    # six minutes on two cores
+SMOLLM2=DIR/SmolLM2-135M-Instruct pytest tests/test_real_model.py    # 10 to 30 minutes
 """
 
 import os
