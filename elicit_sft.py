@@ -274,9 +274,11 @@ def stops_of(cfg: SFTConfig, k: int) -> dict[int, int]:
 
     The control is trained as long as the locked model.
     """
+    lengths = sorted(cfg.sequences)
+    if not lengths:
+        lengths = sequences_seen(k, shortest_for(parameters_at(cfg.locked)))
     stops = {}
-    usual = sequences_seen(k, shortest_for(parameters_at(cfg.locked)))
-    for sequences in sorted(cfg.sequences) or usual:
+    for sequences in lengths:
         step = math.ceil(sequences / cfg.batch)
         stops[step] = step * cfg.batch
     return stops

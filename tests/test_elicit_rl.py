@@ -17,7 +17,7 @@ import elicit_rl
 import origins
 import policies
 import training
-from checkpoints import model_hash
+from checkpoints import load_model, model_hash
 from curves import Curve
 from data.batches import Example, collate
 from data.problems import InputError, Problem
@@ -368,7 +368,7 @@ def test_a_warm_start_lasts_as_many_epochs_as_are_asked(monkeypatch, epochs, ste
     trained = []
     monkeypatch.setattr(elicit_rl, "train", lambda *args, **kw: trained.append(kw["steps"]) or ())
     settings = elicit_rl.settled(cfg(warm_start=2, warm_epochs=epochs))
-    model, _ = elicit_rl.load_model(BASE / "weak", ALONE.device, ALONE.dtype)
+    model, _ = load_model(BASE / "weak", ALONE.device, ALONE.dtype)
     elicit_rl.warm_start(model, [Example([1], [2])] * 2, settings, ALONE)
     assert trained == [steps]  # of four
 

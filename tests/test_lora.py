@@ -554,7 +554,7 @@ def test_rl_trains_an_adapter_and_writes_it(tmp_path, monkeypatch):
         out="rl",
     )
     loaded = []
-    for name in ("load_model", "open_to_train"):
+    for name in ("open_beside", "open_to_train"):
         load = getattr(elicit_rl, name)
         monkeypatch.setattr(elicit_rl, name, lambda *a, load=load: loaded.append(a) or load(*a))
     assert elicit_rl.main(cfg, replace(CPU, slots=32)) == 0
