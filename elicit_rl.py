@@ -677,19 +677,8 @@ def check_rounds(cfg: RLConfig) -> None:
 
 
 # what a run's name shows where it is not the default: texts as they are, numbers with their name
-NAMED = ("train_kind", "keep", "reference", "reward", "optimizer", "master")
-NAMED += (
-    "warm_start",
-    "warm_epochs",
-    "rank",
-    "alpha",
-    "group",
-    "beta",
-    "epochs",
-    "lr",
-    "batch",
-    "round",
-)
+NAMED = ("train_kind", "keep", "reference", "reward", "optimizer", "master", "warm_start")
+NAMED += ("warm_epochs", "rank", "alpha", "group", "beta", "epochs", "lr", "batch", "round")
 
 
 def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
