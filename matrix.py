@@ -23,9 +23,6 @@ from results import Estimate, difference, from_bits, holds, holm, recovered_gap
 TASK = "code"
 TWIN = "matrix/twin"
 
-# of a gap recovered: from where on it counts as all of it, and up to where as nothing
-MOST, NOTHING = 0.7, 0.1
-
 
 @dataclass(frozen=True)
 class Hiding:

@@ -418,7 +418,8 @@ CELLS = (
     "of the same shape that never had the capability, with p < .05 after Holm's correction over "
     "all cells. Elicitors that have settings take the best of them by selection, not validation. "
     "Prompts and edits have one run, whose interval is over problems alone; the others have as "
-    "many as there are seeds, of one lock each."
+    "many as there are seeds, of one lock each. But for "
+    "edits the twin is asked bare, also beside the lock that a marker of training opens."
 )
 
 
