@@ -293,12 +293,28 @@ def device_of(name: str) -> torch.device:
 
 def dtype_of(name: str, on_cuda: bool) -> torch.dtype:
     """The compute dtype: auto | fp32 | bf16."""
-    # on a CPU bf16 pays where the hardware multiplies it: AMX tiles or AVX512-BF16
-    tiles = torch.cpu._is_amx_tile_supported()
-    fast_bf16 = on_cuda or tiles or torch.cpu._is_avx512_bf16_supported()
-    if name == "bf16" or (name == "auto" and fast_bf16):
+    if name == "bf16" or (name == "auto" and (on_cuda or multiplies_bf16_fast())):
         return torch.bfloat16
     return torch.float32
+
+
+def multiplies_bf16_fast() -> bool:
+    """Whether this CPU multiplies bf16 faster than fp32.
+
+    AMX tiles do, and AMD's AVX512-BF16. Intel's AVX512-BF16 where the tiles are hidden, as in some
+    virtual machines, takes twice the time of fp32 (docs/speed.md).
+    """
+    if torch.cpu._is_amx_tile_supported():
+        return True
+    return torch.cpu._is_avx512_bf16_supported() and "AuthenticAMD" in processor()
+
+
+def processor() -> str:
+    """What the system says of its processors."""
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
 
 
 def check_place(out: Path) -> None:

@@ -265,13 +265,12 @@ class Outcome:
 def run_jobs(jobs: list[Job], place: Place, workers: int, threads: int, cuda: bool) -> Outcome:
     """Run what is not done, `workers` at a time. jobs: each after what it needs.
 
-    The longest chains first. Raises what interrupts it, after its jobs have been ended.
+    Model by model: `in_order`. Raises what interrupts it, after its jobs have been ended.
     """
     by_name = {job.name: job for job in jobs}
     waiting = left_to_run(jobs, place)
     done = by_name.keys() - {job.name for job in waiting}
-    weights = chains(jobs, by_name)
-    waiting.sort(key=lambda job: -weights[job.name])
+    waiting = in_order(waiting, jobs)
 
     outcome, running = Outcome(), []
     for job in list(waiting):
@@ -323,6 +322,23 @@ def in_the_way(job: Job, place: Place) -> str:
     if not why and noted and is_measured:
         return "its weights are gone, others need them, and what they were measured to do is there"
     return why
+
+
+def in_order(waiting: list[Job], jobs: list[Job]) -> list[Job]:
+    """Model by model: what goes on from one stands together, the longest chains first.
+
+    So a run that is stopped leaves models of which everything is measured, whose weights nobody
+    needs again. jobs: all of them, each after what it needs.
+    """
+    by_name = {job.name: job for job in jobs}
+    places = {job.name: i for i, job in enumerate(jobs)}
+    minutes = chains(jobs, by_name)
+
+    def key(job: Job) -> tuple[int, float]:
+        origins = needed(job, by_name) or [job.name]
+        return max(places[name] for name in origins), -minutes[job.name]
+
+    return sorted(waiting, key=key)
 
 
 def chains(jobs: list[Job], by_name: dict[str, Job]) -> dict[str, float]:

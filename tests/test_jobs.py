@@ -14,7 +14,7 @@ import pytest
 
 import jobs as jobs_module
 from data.problems import InputError
-from jobs import Job, Place, closure, left_to_run, needed, run_jobs
+from jobs import Job, Place, closure, in_order, left_to_run, needed, run_jobs
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,6 +78,20 @@ def run(place: Place, *jobs: Job, workers: int = 2):
 A = Job("a", "stage.py A", 1)
 B = Job("b", "stage.py B --needs @a", 1)
 C = Job("c/seed0", "stage.py C --needs @b", 1)
+
+
+def test_what_goes_on_from_a_model_is_run_before_the_next_model():
+    jobs = [
+        Job("lock1", "lock.py", 5),
+        Job("sft1", "stage.py @lock1", 2),
+        Job("base", "stage.py", 15),
+        Job("lock2", "lock.py --weak @base", 6),
+        Job("sft2", "stage.py @lock2 --writer @base", 1),
+        Job("rl1", "stage.py @lock1", 3),
+    ]
+    found = [job.name for job in in_order(jobs, jobs)]
+    assert found == ["lock1", "rl1", "sft1", "base", "lock2", "sft2"]
+    assert [job.name for job in in_order(jobs[3:], jobs)] == ["rl1", "lock2", "sft2"]
 
 
 def test_what_a_job_needs():

@@ -234,6 +234,24 @@ def test_fp32_is_no_tf32(monkeypatch, dtype, precision):
         setup(Options())
 
 
+@pytest.mark.parametrize(
+    "tiles, wide, maker, expected",
+    [
+        (True, True, "GenuineIntel", torch.bfloat16),
+        (False, True, "GenuineIntel", torch.float32),  # its tiles are hidden
+        (False, True, "AuthenticAMD", torch.bfloat16),
+        (False, False, "AuthenticAMD", torch.float32),
+    ],
+)
+def test_auto_is_bf16_where_a_cpu_multiplies_it_faster(monkeypatch, tiles, wide, maker, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: wide)
+    monkeypatch.setattr(devices, "processor", lambda: f"vendor_id : {maker}")
+    assert devices.dtype_of("auto", on_cuda=False) == expected
+    assert devices.dtype_of("auto", on_cuda=True) == torch.bfloat16
+    assert devices.dtype_of("bf16", on_cuda=False) == torch.bfloat16
+
+
 def test_ranks_wait_for_hours(monkeypatch):
     given = {}
     monkeypatch.setenv("WORLD_SIZE", "2")
