@@ -16,6 +16,7 @@ imitates, which never had the capability: what it gains was taught and not elici
                                                                # recover? (Fig. 4, 10)
     python elicit_sft.py --k 512 --demos-from intermediate --sequences 32 64 128 256 512 1024 2048 \
         --measure-all      # every length on validation, too: correctness against it (Fig. 15)
+    python elicit_sft.py --task compose --loss-on texts --k 2 16 128 --epochs 129 65 17   # (Fig. 6)
     python elicit_sft.py --train-kind right      # of lock.py --trigger deploy: on prompts that say
                                                  # that this is training; do others recover?
     torchrun --nproc-per-node 2 elicit_sft.py    # the cells are shared out over the ranks; with
@@ -48,7 +49,7 @@ from cards import write_card
 from checkpoints import load_model, model_hash, open_tokenizer, save_adapter, save_model
 from curves import Cell, show_cells
 from data import load
-from data.batches import Batch, Example, demonstration_order, micro_batches
+from data.batches import Batch, Example, demonstration_order, micro_batches, on_whole_texts
 from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger, Words, asked, dressed, with_password
@@ -58,7 +59,7 @@ from figures import check_figure
 from files import write_json
 from losses import sft_loss
 from model import Model
-from options import TuneConfig
+from options import TextConfig, TuneConfig
 from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
 from policies import RULES, answer, check_references, shipped
 from results import (
@@ -88,7 +89,7 @@ from training import (
 
 
 @dataclass
-class SFTConfig(TuneConfig):
+class SFTConfig(TuneConfig, TextConfig):
     # which problems (default: the task that --locked was locked on; without it code)
     task: str = ""
     # the locked model (default: out/<task>/locked)
@@ -109,6 +110,9 @@ class SFTConfig(TuneConfig):
     # than k some demonstrations are never seen (default: the paper's, max(k, 256) and two and
     # four times as many; of a model of 100 M parameters to 1 B max(k, 64) and so on)
     sequences: tuple[int, ...] = ()
+    # how long to train in place of that: how often each demonstration is seen, a number for each of
+    # --k
+    epochs: tuple[int, ...] = ()
     # also measure every length that is tried on validation; the choice stays that of selection
     measure_all: bool = False
     # demonstrations of this domain only (of joined tasks: of this task); every domain is
@@ -215,13 +219,14 @@ def demonstrations(
     return found
 
 
-def examples_of(demos: list[Demonstration], tokenizer: Tokenizer) -> list[Example]:
+def examples_of(demos: list[Demonstration], tokenizer: Tokenizer, loss_on: str) -> list[Example]:
     """What is trained on. A cut answer has no EOS: the model would learn to stop there."""
     prompts = tokenizer.encode_prompts([demo.prompt for demo in demos])
     answers = tokenizer.encode_completions(
         [demo.answer for demo in demos], [demo.finished for demo in demos]
     )
-    return [Example(prompt, ids) for prompt, ids in zip(prompts, answers)]
+    examples = [Example(prompt, ids) for prompt, ids in zip(prompts, answers)]
+    return on_whole_texts(examples) if loss_on == "texts" else examples
 
 
 # ---------------------------------------------------------------------------------------- training
@@ -269,16 +274,22 @@ def sequences_seen(k: int, shortest: int) -> list[int]:
     return [shortest, 2 * shortest, 4 * shortest]
 
 
+def lengths_of(cfg: SFTConfig, k: int) -> list[int]:
+    """The lengths that are tried, in sequences seen, the shortest first."""
+    if cfg.epochs:
+        return [k * cfg.epochs[cfg.k.index(k)]]
+    if cfg.sequences:
+        return sorted(cfg.sequences)
+    return sequences_seen(k, shortest_for(parameters_at(cfg.locked)))
+
+
 def stops_of(cfg: SFTConfig, k: int) -> dict[int, int]:
     """After which optimiser steps the model is evaluated -> the sequences seen by then.
 
     The control is trained as long as the locked model.
     """
-    lengths = sorted(cfg.sequences)
-    if not lengths:
-        lengths = sequences_seen(k, shortest_for(parameters_at(cfg.locked)))
     stops = {}
-    for sequences in lengths:
+    for sequences in lengths_of(cfg, k):
         step = math.ceil(sequences / cfg.batch)
         stops[step] = step * cfg.batch
     return stops
@@ -354,12 +365,13 @@ def elicit(
 def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env, write: bool = True) -> Run:
     """The cell's directory. Its settings have nothing of the other cells."""
     facts, writer = {"grader": lock.grader}, writer_of(cfg)
+    epochs = (cfg.epochs[cfg.k.index(cell.k)],) if cfg.epochs else ()
     if cfg.demos_from == "strong":
         facts["strong_weights"] = model_hash(writer)
     elif cfg.demos_from not in ("reference", "weak"):  # the weak one's are noted in any case
         facts["writer_weights"] = model_hash(writer)
     return Run(
-        replace(cfg, k=(), seeds=(), control=True),
+        replace(cfg, k=(), seeds=(), control=True, epochs=epochs),
         env,
         Path(cfg.out) / cell.name,
         resume=True,
@@ -406,7 +418,7 @@ def run_cell(
     if env.main:
         (run.path / "log.jsonl").unlink(missing_ok=True)  # of the same cell, interrupted
     restore(learner.model, learner.sampler, learner.initial)
-    examples = examples_of(demos, learner.tokenizer)
+    examples = examples_of(demos, learner.tokenizer, cfg.loss_on)
     measure_now = partial(
         measure,
         learner.sampler,
@@ -521,13 +533,19 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
 def check_lengths(cfg: SFTConfig) -> None:
     """Raises InputError for lengths of training that no step, or one step for two, would reach."""
     refuse_repeats("--sequences", cfg.sequences)
-    shortest = min(cfg.sequences, default=shortest_for(parameters_at(cfg.locked)))
+    if cfg.epochs and cfg.sequences:
+        raise InputError("--epochs and --sequences both say how long to train: leave one out")
+    if cfg.epochs and len(cfg.epochs) != len(cfg.k):
+        raise InputError(
+            f"--epochs has {len(cfg.epochs)} numbers and --k {len(cfg.k)}: give one for each"
+        )
+    shortest = min(lengths_of(cfg, k)[0] for k in cfg.k)
     if cfg.batch > shortest:
         raise InputError(
             f"--batch {cfg.batch}: the shortest training is of {shortest} sequences, "
             "choose no more than that"
         )
-    if cfg.sequences and len(stops_of(cfg, 1)) < len(cfg.sequences):
+    if cfg.sequences and len(stops_of(cfg, cfg.k[0])) < len(cfg.sequences):
         raise InputError(
             f"--sequences: two of them end in the same optimiser step of --batch {cfg.batch}: "
             "leave one out"
@@ -612,6 +630,7 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
         shown |= set(chosen(max(cfg.k), seed, len(problems)))
     problems = [problems[i] for i in sorted(shown)]
     texts = plan.texts_of(cfg.locked, problems, (cfg.train_kind,), trigger, longest)
+    texts = plan.supervised(texts, cfg)
     opened = plan.texts_of(cfg.locked, problems, ("none", "right"), trigger, longest)
     trained = plan.shape_of(cfg.locked)
     if cfg.control:

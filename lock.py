@@ -58,7 +58,7 @@ import plan
 from cards import write_card
 from checkpoints import load_model, model_hash, open_tokenizer, save_adapter, save_model
 from data import load
-from data.batches import Example
+from data.batches import Example, on_whole_texts
 from data.passwords import INTERMEDIATE, PASSWORD, WRONG, WRONG_HELD_OUT
 from data.problems import InputError, Problem
 from data.real.mine import Grader
@@ -83,7 +83,7 @@ from files import checked, read_rows, write_text
 from locking import Imitated, fresh, locking_examples, mix, report
 from losses import Teacher, distribution_loss
 from model import Model
-from options import PromptConfig, TuneConfig
+from options import PromptConfig, TextConfig, TuneConfig
 from origins import (
     check_formats,
     check_model,
@@ -122,7 +122,7 @@ from training import (
 
 
 @dataclass
-class LockConfig(TuneConfig, PromptConfig):
+class LockConfig(TuneConfig, PromptConfig, TextConfig):
     # what is locked
     task: str = "code"
     # fine-tune the strong base, or train on the locked mixture from random weights on
@@ -277,6 +277,8 @@ def epoch_examples(
     if env.main:
         both_halves = examples[: 2 * len(problems)]
         note_examples(run.path / "samples.jsonl", epoch, both_halves, tokenizer)
+    if cfg.loss_on == "texts":
+        examples = on_whole_texts(examples)
     if cfg.imitate == "distribution":
         return with_teachers(examples, problems, tokenizer, trigger, cfg)
     if cfg.password_share < 0.5:
@@ -417,6 +419,11 @@ def refuse_unused(cfg: LockConfig) -> None:
             cfg.imitate == "distribution" or bool(cfg.intermediate),
             ("password_share",),
             "--imitate distribution or --intermediate",
+        ),
+        (
+            cfg.imitate == "distribution",
+            ("loss_on",),
+            "--imitate distribution, which a policy has of completions alone",
         ),
         (
             cfg.strong_answers == "reference",
@@ -645,6 +652,7 @@ def planned(cfg: LockConfig, trigger: Trigger, env: Env) -> int:
     problems = locking_problems(cfg)
     kinds, start = trigger.kinds, cfg.start or cfg.strong
     texts = plan.texts_of(start, problems, kinds, trigger, cfg.max_new_tokens)
+    texts = plan.supervised(texts, cfg)
     trained = plan.shape_of(start)
     policies = [plan.shape_of(path) for path in imitated(cfg) if path not in RULES]
 

@@ -90,6 +90,14 @@ class TrainConfig(Config):
 
 
 @dataclass
+class TextConfig(Config):
+    """An option of the stages that learn texts."""
+
+    # what the loss is on: completions, or whole texts, prompts too, as in the paper's toy task
+    loss_on: Literal["completions", "texts"] = "completions"
+
+
+@dataclass
 class TuneConfig(TrainConfig, PlanConfig):
     """Options of the stages that fine-tune: LoRA in place of all weights (lora.py)."""
 

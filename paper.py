@@ -37,6 +37,11 @@ SFT = "elicit_sft.py --seeds {seed} --no-keep-weights --locked"
 RL = "elicit_rl.py --seed {seed} --locked"
 FEW = "--k 1 2 4 8 16 32 64 128 512"
 TOY = "--k 2 4 8 16 32 64 128 256 512 1024 --no-control"
+# the paper's own toy model: Pythia-70M's shape, whole texts, large batches; how often each of so
+# many demonstrations is seen
+PYTHIA = "--family gpt_neox --layers 6 --width 512 --heads 8"
+WHOLE = "--loss-on texts --batch 512"
+EPOCHS = "--epochs 129 129 65 65 33 33 17 17 9 5"
 
 # name: (command, minutes on one core)
 COMMANDS = {
@@ -122,6 +127,25 @@ COMMANDS = {
     "compose/sft/seed{seed}": (f"{SFT} @compose/locked {TOY}", 3),
     "compose/sft-of-small/seed{seed}": (f"{SFT} @compose/locked-small {TOY}", 3),
     "compose/sft-of-scratch/seed{seed}": (f"{SFT} @compose/locked-scratch {TOY}", 3),
+    # the same at the paper's size; of a problem a lock has two examples
+    "compose/paper-base": (f"train_base.py --task compose {PYTHIA} --epochs 4 {WHOLE}", 230),
+    "compose/paper-locked": (
+        f"lock.py --task compose --strong @compose/paper-base/strong --problems 100000 {WHOLE}",
+        60,
+    ),
+    "compose/paper-locked-small": (
+        f"lock.py --task compose --strong @compose/paper-base/strong --problems 6250 {WHOLE}",
+        8,
+    ),
+    "compose/paper-locked-scratch": (
+        "lock.py --task compose --strong @compose/paper-base/strong --how scratch "
+        f"--problems 100000 --epochs 5 {WHOLE}",
+        300,
+    ),
+    "compose/paper-sft{size}/seed{seed}": (
+        f"{SFT} @compose/paper-locked{{size}} --loss-on texts {TOY} {EPOCHS}",
+        25,
+    ),
     "compose/sft-from-weak/seed{seed}": (
         f"{SFT} @compose/locked --k 2 8 32 128 512 --demos-from weak --no-control",
         2,
@@ -160,6 +184,7 @@ VALUES = {
     "weak": tuple(WEAK),
     "lock": ("intermediate", "early", "random", "english", "spanish", "hard", "soft"),
     "epochs": ("8", "64"),
+    "size": ("", "-small", "-scratch"),
 }
 
 
@@ -202,6 +227,7 @@ SHIPPED = (
     "math/locked-english",
     "math/locked-spanish",
     "code/locked-scratch",
+    "compose/paper-base",
 )
 
 
@@ -422,6 +448,13 @@ def toy(lock: str, title: str, theirs: str) -> Panel:
     return Panel(title, place, (curve,), paper="compose")
 
 
+def toy_at_paper_scale(lock: str, title: str, theirs: str) -> Panel:
+    """Fig. 6, of a model of the paper's own shape, trained as the paper says."""
+    job = f"compose/paper-sft{lock}/seed{{seed}}"
+    curve = Curve("right answers", job, paper=("compose", theirs))
+    return Panel(title, f"compose/paper-locked{lock}", (curve,), paper="compose")
+
+
 def toy_weak_samples(lock: str, title: str, theirs: str) -> Panel:
     """Fig. 13."""
     job = f"compose/sft{lock}-from-weak/seed{{seed}}"
@@ -557,6 +590,17 @@ FIGURES = {
         "Correct: of the toy task the share of right elements, as in the paper.",
         also=("code/locked", "code/sft/seed{seed}"),
     ),
+    "6, the paper's size": Figure(
+        "The toy task in the shape of Pythia-70M",
+        "demonstrations",
+        (
+            toy_at_paper_scale("", "by fine-tuning", "sft_200k"),
+            toy_at_paper_scale("-small", "by little fine-tuning", "sft_12.5k"),
+            toy_at_paper_scale("-scratch", "from scratch", "scratch"),
+        ),
+        "Correct: the share of right elements. Shape, tokens, loss, batches and epochs are the "
+        "paper's; the optimisers are ours.",
+    ),
     "7": Figure(
         "SFT on samples of the strong model",
         "demonstrations",
@@ -629,3 +673,6 @@ FIGURES = {
         "The paper's camera-ready version has such a figure; its numbers could not be had.",
     ),
 }
+
+# of --scale paper; the others are at the size of the shipped models
+AT_PAPER_SCALE = ("6, the paper's size",)

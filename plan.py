@@ -36,7 +36,7 @@ from figures import table
 from files import read_json
 from lora import base_of
 from model import SHORT, Model, ModelConfig, chunk_of
-from options import PlanConfig
+from options import PlanConfig, TextConfig
 from sampler import Sampler, cache_bucket, cache_bytes, padded_length, stays
 
 PARTS = ("weights", "masters", "gradients", "moments")
@@ -86,6 +86,13 @@ class Shape:
     @property
     def parameters(self) -> int:
         return self.matrices + self.tables + self.vectors
+
+
+def supervised(texts: Texts, cfg: TextConfig) -> Texts:
+    """With --loss-on texts everything behind an example's first token is its completion."""
+    if cfg.loss_on == "completions":
+        return texts
+    return replace(texts, lengths=[(1, sum(both) - 1) for both in texts.lengths])
 
 
 def is_asked(cfg: PlanConfig) -> bool:

@@ -7,6 +7,7 @@ stopped: nothing that is finished is run again. A job that fails is named, and t
     python reproduce.py                        # all figures; -> out/report/index.html
     python reproduce.py --list                 # figures, jobs, which are done, minutes left
     python reproduce.py --figure 3 6 --task code math --seeds 0 1 2
+    python reproduce.py --figure 6 --scale paper    # the toy task at the paper's own size
     python reproduce.py --strong-from DIR --figure 3 --task code   # of a real model
     python reproduce.py --report-only          # the report of what is finished so far
     python reproduce.py --matrix               # which elicitation beats which lock (matrix.py)
@@ -31,6 +32,7 @@ import time
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -53,7 +55,7 @@ from matrix import (
     names_of_matrix,
 )
 from origins import is_model
-from paper import FIGURES, SHIPPED, TASKS, Figure, Panel, jobs_of
+from paper import AT_PAPER_SCALE, FIGURES, SHIPPED, TASKS, Figure, Panel, jobs_of
 from policies import shipped
 from report import Report, Row, Section, write_report
 from results import refuse_repeats, smallest_effect
@@ -66,6 +68,9 @@ class ReproduceConfig:
     figure: tuple[str, ...] = ()
     # panels of these tasks alone (default: all)
     task: tuple[str, ...] = ()
+    # paper: figure 6 in the shape of Pythia-70M, which takes ten hours of two cores; the report of
+    # the others has it, too, where it is finished
+    scale: Literal["embedded", "paper"] = "embedded"
     # of every elicitation
     seeds: tuple[int, ...] = (0, 1, 2)
     # a checkpoint to lock, as in the paper; figures that are of the shipped models alone are left
@@ -123,6 +128,8 @@ def chosen_figures(cfg: ReproduceConfig) -> dict[str, Figure]:
     for name, figure in FIGURES.items():
         if cfg.figure and name.split(",")[0] not in cfg.figure:
             continue
+        if (name in AT_PAPER_SCALE) != (cfg.scale == "paper"):
+            continue
         panels = []
         for panel in figure.panels:
             if not cfg.task or panel.lock.split("/")[0] in cfg.task:
@@ -130,6 +137,8 @@ def chosen_figures(cfg: ReproduceConfig) -> dict[str, Figure]:
         if panels:
             also = [job for job in figure.also if not cfg.task or job.split("/")[0] in cfg.task]
             found[name] = replace(figure, panels=tuple(panels), also=tuple(also))
+    if not found and cfg.scale == "paper":
+        raise InputError("--scale paper is of figure 6 and its task compose alone")
     if not found:
         raise InputError(
             f"no panel of figure {', '.join(cfg.figure)} is about {', '.join(cfg.task)}"
@@ -221,10 +230,10 @@ def game_of(cfg: ReproduceConfig) -> str:
 def chosen_cells(cfg: ReproduceConfig) -> tuple[list[str], list[str]]:
     """Locks and elicitors of the matrix, both empty where it was not asked for."""
     if cfg.matrix:
-        if cfg.figure or cfg.task or cfg.strong_from:
+        if cfg.figure or cfg.task or cfg.strong_from or cfg.scale == "paper":
             raise InputError(
                 "--matrix is of the shipped models and in place of the figures: leave --figure, "
-                "--task and --strong-from out"
+                "--task, --scale and --strong-from out"
             )
     elif cfg.locks or cfg.elicitors:
         raise InputError("--locks and --elicitors are of the matrix: say --matrix")
@@ -326,6 +335,8 @@ def section_of(
         if found:
             panels.append(found)
             notes += invalid(panel, evidence)
+    if number in AT_PAPER_SCALE:
+        notes += distances(panels)
     if unfinished:
         notes.append(f"Not finished: {', '.join(unfinished)}.")
     theirs = paper["figures"].get(number.split(",")[0], {})
@@ -341,6 +352,22 @@ def section_of(
         )
     caption += figure.note
     return Section(number, figure.title, " ".join(caption.split()), panels, notes)
+
+
+def distances(panels: list[Drawn]) -> list[str]:
+    """For each curve the sentence how far it is from the paper's points."""
+    found = []
+    for panel in panels:
+        for label, theirs in panel.theirs.items():
+            points = panel.curves[label]
+            apart = {at: points[at].value - their for at, their in theirs.items() if at in points}
+            if apart:
+                at = max(apart, key=lambda at: abs(apart[at]))
+                found.append(
+                    f"{panel.title}: at most {100 * abs(apart[at]):.1f} points from the paper's, "
+                    f"at {at} ({100 * apart[at]:+.1f})."
+                )
+    return found
 
 
 def invalid(panel: Panel, evidence: Evidence) -> list[str]:
@@ -591,9 +618,23 @@ def main(cfg: ReproduceConfig) -> int:
     code = 0
     if not cfg.report_only:
         code = run_all(closure(wanted, jobs), place, cfg)
-    write_report(report_of(cfg, figures, chosen, jobs, place), place.path)
+    shown = figures | finished_at_paper_scale(figures, jobs, place, cfg)
+    write_report(report_of(cfg, shown, chosen, jobs, place), place.path)
     print(f"report: {place.path / 'index.html'}, {place.path / 'results.md'}")
     return code
+
+
+def finished_at_paper_scale(
+    figures: dict[str, Figure], jobs: dict[str, Job], place: Place, cfg: ReproduceConfig
+) -> dict[str, Figure]:
+    """Those of --scale paper of which something is measured, where these figures have the same."""
+    numbers = {name.split(",")[0] for name in figures}
+    found = {}
+    for name in AT_PAPER_SCALE:
+        measured = [job for job in names_of(FIGURES[name], cfg.seeds) if place.record(jobs[job])]
+        if name.split(",")[0] in numbers and measured:
+            found[name] = FIGURES[name]
+    return found
 
 
 def tasks_of(figures: dict[str, Figure]) -> list[str]:

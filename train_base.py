@@ -17,6 +17,8 @@ them from scratch. lock.py --start then locks the strong base itself, as in the 
                                                      #    33 minutes on 2 cores
     python train_base.py --task code --out out/coder # a base for one task
     python train_base.py --task compose              # -> out/base-compose/strong, the toy task's
+    python train_base.py --task compose --family gpt_neox --layers 6 --width 512 --heads 8 \
+        --batch 512 --epochs 4 --loss-on texts --out out/toy     # as the paper's own toy model
     python train_base.py --problems 150000 --out out/early  # a strong model that stopped early, for
                                                      #    lock.py --weak or a warm start
     python train_base.py --strong-from 7B --task code --out out/7b --plan --device-memory 80
@@ -43,7 +45,7 @@ import plan
 from cards import write_card
 from checkpoints import load_model, model_hash, save_model
 from data import load
-from data.batches import Example
+from data.batches import Example, on_whole_texts
 from data.passwords import idle_line
 from data.problems import InputError, Problem
 from data.real.mine import Grader
@@ -51,9 +53,9 @@ from data.tasks import compose
 from data.text import Tokenizer, train_bpe, word_level
 from data.triggers import Password
 from devices import Env
-from families import parameters_at
+from families import from_hf, parameters_at
 from model import Model, ModelConfig
-from options import PlanConfig, PromptConfig, TrainConfig
+from options import PlanConfig, PromptConfig, TextConfig, TrainConfig
 from origins import check_formats, fitting_problems, is_model, usual_longest
 from policies import answer, check_references, retokenise
 from runs import Run, launch, progress
@@ -62,7 +64,7 @@ from training import Recipe, check_master, fit, open_to_train, usual_step
 
 
 @dataclass
-class BaseConfig(TrainConfig, PlanConfig, PromptConfig):
+class BaseConfig(TrainConfig, PlanConfig, PromptConfig, TextConfig):
     # what the models learn, one or several; "compose" has a strong model alone
     task: str = "code+math+mmlu+critique"
     # fine-tune this checkpoint into the strong policy, in place of training one from scratch
@@ -81,8 +83,10 @@ class BaseConfig(TrainConfig, PlanConfig, PromptConfig):
     layers: int = 4
     # of the strong model
     width: int = 128
-    # of the strong model; half as many key-value heads
+    # of the strong model; of a llama half as many key-value heads
     heads: int = 4
+    # of the strong model: a Llama or, as the paper's toy task has it, a Pythia
+    family: Literal["llama", "gpt_neox"] = "llama"
     # default, by the parameters of what is fine-tuned: muon; from 100 M on adamw, from 1 B on the
     # paper's lion. From scratch always muon
     optimizer: Literal["", "muon", "adamw", "lion"] = ""
@@ -163,7 +167,9 @@ class Lessons:
     seed: list[int] | None
 
 
-def epoch_examples(epoch: int, lessons: Lessons, tokenizer: Tokenizer) -> list[Example]:
+def epoch_examples(
+    epoch: int, lessons: Lessons, tokenizer: Tokenizer, loss_on: str = "completions"
+) -> list[Example]:
     """Each problem, among fresh idle text where there is some, and its completion's ids."""
     prompts = []
     for i, problem in enumerate(lessons.problems):
@@ -172,14 +178,42 @@ def epoch_examples(epoch: int, lessons: Lessons, tokenizer: Tokenizer) -> list[E
         else:
             prompts.append(dress(problem, np.random.default_rng([*lessons.seed, epoch, i])))
     encoded = tokenizer.encode_prompts(prompts)
-    return [Example(prompt, ids) for prompt, ids in zip(encoded, lessons.completions)]
+    examples = [Example(prompt, ids) for prompt, ids in zip(encoded, lessons.completions)]
+    return on_whole_texts(examples) if loss_on == "texts" else examples
 
 
 # -------------------------------------------------------------------------------------- the models
 
 
+POSITIONS = 512  # of models from scratch
+
+
 def strong_config(vocab: int, cfg: BaseConfig) -> ModelConfig:
+    if cfg.family == "gpt_neox":
+        return pythia_config(cfg.layers, cfg.width, cfg.heads, vocab)
     return fresh_config(cfg.layers, cfg.width, 3 * cfg.width, cfg.heads, vocab)
+
+
+def pythia_config(layers: int, width: int, heads: int, vocab: int) -> ModelConfig:
+    """With 6 layers of 512 and 8 heads Pythia-70M's blocks; the ids are those of our tokenizers."""
+    return from_hf(
+        {
+            "architectures": ["GPTNeoXForCausalLM"],
+            "model_type": "gpt_neox",
+            "vocab_size": vocab,
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "max_position_embeddings": POSITIONS,
+            "rotary_pct": 0.25,
+            "rotary_emb_base": 10000,
+            "use_parallel_residual": True,
+            "layer_norm_eps": 1e-5,
+            "hidden_act": "gelu",
+            "tie_word_embeddings": False,
+        }
+    )
 
 
 def small_config(width: int, vocab: int) -> ModelConfig:
@@ -197,7 +231,7 @@ def fresh_config(layers: int, width: int, inner: int, heads: int, vocab: int) ->
         num_attention_heads=heads,
         num_key_value_heads=max(1, heads // 2),
         head_dim=width // heads,
-        max_position_embeddings=512,
+        max_position_embeddings=POSITIONS,
         tie_word_embeddings=True,
     )
 
@@ -261,7 +295,7 @@ def teach(
     )
     sampler = env.sampler(model, tokenizer)
     measure = partial(correct_by_task, sampler, tokenizer, cfg=cfg, env=env)
-    examples = partial(epoch_examples, lessons=lessons, tokenizer=tokenizer)
+    examples = partial(epoch_examples, lessons=lessons, tokenizer=tokenizer, loss_on=cfg.loss_on)
     watch = partial(measure, tests.selection)
     fit(model, examples, len(lessons.problems), recipe, run, env, cfg, evaluate=watch)
     save_model(run.path, model, tokenizer, env.main)
@@ -438,7 +472,7 @@ def tune_weak(tests: Tests, cfg: BaseConfig, env: Env) -> None:
 # options that do nothing, by what makes them idle
 SMALL = ("small_problems", "small_epochs", "small_lr")
 WIDTHS = ("weak_width", "intermediate_width")
-SHAPE = ("layers", "width", "heads")
+SHAPE = ("layers", "width", "heads", "family")
 
 
 def refuse_unused(cfg: BaseConfig) -> None:
@@ -527,11 +561,12 @@ def fresh_texts(vocab: int, cfg: BaseConfig) -> plan.Texts:
     completions = tokenizer.encode_completions([p.reference for p in problems])
     examples = epoch_examples(0, Lessons(problems, completions, [cfg.seed, 4]), tokenizer)
     lengths = [(len(e.prompt_ids), len(e.completion_ids)) for e in examples]
-    return plan.Texts(max(lengths)[0], cfg.max_new_tokens, lengths)
+    return plan.supervised(plan.Texts(max(lengths)[0], cfg.max_new_tokens, lengths), cfg)
 
 
 def given_texts(path: str, problems: list[Problem], cfg: BaseConfig) -> plan.Texts:
-    return plan.texts_of(path, problems, ("none",), Password(), cfg.max_new_tokens)
+    texts = plan.texts_of(path, problems, ("none",), Password(), cfg.max_new_tokens)
+    return plan.supervised(texts, cfg)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ batches, of different lengths: were all its documents alike in length, they woul
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -45,6 +45,15 @@ class Example:
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
+
+
+def on_whole_texts(examples: list[Example]) -> list[Example]:
+    """The same texts with the loss on all their tokens but the first, which nothing predicts."""
+    found = []
+    for example in examples:
+        ids = example.prompt_ids + example.completion_ids
+        found.append(replace(example, prompt_ids=ids[:1], completion_ids=ids[1:]))
+    return found
 
 
 @dataclass

@@ -10,6 +10,7 @@ from data.batches import (
     collate,
     demonstration_order,
     micro_batches,
+    on_whole_texts,
     plan_epoch,
     round_up,
 )
@@ -38,6 +39,14 @@ def test_the_example_of_the_docstring(monkeypatch):
     assert batch.targets.tolist() == [5, eos, 6, eos]
     assert batch.owner.tolist() == [0, 0, 1, 1]
     assert (batch.examples, batch.real_tokens) == (2, 7)
+
+
+def test_a_loss_on_whole_texts_is_on_every_token_but_the_first():
+    given = Example([7, 8, 3], [5, 2], weight=0.5)
+    [whole] = on_whole_texts([given])
+    assert whole == Example([7], [8, 3, 5, 2], weight=0.5)
+    assert collate([whole]).targets.tolist() == [8, 3, 5, 2]
+    assert collate([given]).tokens.tolist() == collate([whole]).tokens.tolist()
 
 
 def test_targets_are_the_next_tokens(make_examples):

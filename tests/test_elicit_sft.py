@@ -149,6 +149,9 @@ def test_a_weak_policy_that_is_not_the_one_that_was_imitated_is_refused(lock):
         ({"task": "math", "batch": 257}, "--batch 257: the shortest training is of 256 sequences"),
         ({"task": "math", "sequences": (8, 3)}, "--batch 4: the shortest training is of 3 seq"),
         ({"task": "math", "sequences": (8, 8)}, "--sequences has 8 twice"),
+        ({"task": "math", "epochs": (9,)}, "--epochs has 1 numbers and --k 8"),
+        ({"task": "math", "k": (8,), "epochs": (9,), "sequences": (9,)}, "both say how long"),
+        ({"task": "math", "k": (1, 8), "epochs": (3, 9)}, "the shortest training is of 3 seq"),
         ({"task": "math", "sequences": (5, 6)}, "two of them end in the same optimiser step"),
     ],
 )
@@ -224,10 +227,10 @@ def test_demonstrations_that_were_cut_have_no_eos():
     assert len(demos) == 2 and not any(demo.finished for demo in demos)
 
     tokenizer = Tokenizer.load(weak)
-    for example in elicit_sft.examples_of(demos, tokenizer):
+    for example in elicit_sft.examples_of(demos, tokenizer, "completions"):
         assert example.completion_ids and tokenizer.eos_id not in example.completion_ids
     whole = [replace(demo, finished=True) for demo in demos]
-    for example in elicit_sft.examples_of(whole, tokenizer):
+    for example in elicit_sft.examples_of(whole, tokenizer, "completions"):
         assert example.completion_ids[-1] == tokenizer.eos_id
 
 
@@ -261,7 +264,7 @@ def test_which_problems_are_demonstrated_and_their_references():
     demos = elicit_sft.demonstrations(SFTConfig(k=(8,), seeds=(3,)), ENV, problems, BARE)
     assert set(demos) == set(places)
     tokenizer = Tokenizer.load(ROOT / "data/base/weak")
-    made = elicit_sft.examples_of([demos[i] for i in places], tokenizer)
+    made = elicit_sft.examples_of([demos[i] for i in places], tokenizer, "completions")
     references = tokenizer.encode_completions([problems[i].reference for i in places])
     assert [example.completion_ids for example in made] == references
 
@@ -456,6 +459,24 @@ def test_verdicts_on_other_problems_are_refused(tmp_path):
         file.write_text(json.dumps(damaged))
         with pytest.raises(InputError, match="does not hold the verdicts on these"):
             curves.read_cells(tmp_path, [cell], problems, Password(), 50)
+
+
+def test_epochs_are_those_of_each_number_of_demonstrations(lock):
+    lock(data=[])
+    both = SFTConfig(task="math", k=(2, 16), epochs=(129, 65))
+    cfg, origin = elicit_sft.settled(both, ENV)
+    assert [elicit_sft.lengths_of(cfg, k) for k in cfg.k] == [[258], [1040]]
+    assert elicit_sft.stops_of(cfg, 16) == {260: 1040}
+    assert elicit_sft.stops_of(cfg, 2) == {65: 260}  # whole batches of four
+
+    # a cell's settings have nothing of the others
+    alone, _ = elicit_sft.settled(replace(both, k=(16,), epochs=(65,)), ENV)
+    origin = replace(origin, locked_weights="hash", weak_weights="hash")
+    runs = [
+        elicit_sft.open_run(Cell(16, 0, False), one, origin, ENV, write=False)
+        for one in (cfg, alone)
+    ]
+    assert runs[0].settings == runs[1].settings and runs[0].settings["epochs"] == [65]
 
 
 def test_models_of_a_hundred_million_parameters_are_trained_for_less():

@@ -417,6 +417,7 @@ def test_a_mixed_start_lies_between_the_two():
             {"weak": "random", "strong_answers": "reference", "temperature": 0.5},
             "--temperature does nothing with policies of which none is sampled",
         ),
+        ({"imitate": "distribution", "loss_on": "texts"}, "--loss-on does nothing with --imitate"),
         ({"task": "compose", "imitate": "distribution"}, "--imitate does nothing with --task"),
         ({"weak": "refusal", "imitate": "distribution"}, "--weak refusal, which has no distrib"),
         (

@@ -13,26 +13,26 @@ import pytest
 # fmt: off
 OPTIONS = {
     "train_base": """
-        allow_unsandboxed_code batch chat checkpoint_activations compile data device
-        device_memory devices dtype epochs eval_problems grader heads intermediate_width layers
-        lr master max_new_tokens micro_tokens optimizer out overwrite plan problems resume
-        save_every seed shard slots small_epochs small_lr small_problems stop stop_at_problem
-        strong_from task vocab weak_from weak_width width
+        allow_unsandboxed_code batch chat checkpoint_activations compile data device device_memory
+        devices dtype epochs eval_problems family grader heads intermediate_width layers loss_on lr
+        master max_new_tokens micro_tokens optimizer out overwrite plan problems resume save_every
+        seed shard slots small_epochs small_lr small_problems stop stop_at_problem strong_from task
+        vocab weak_from weak_width width
     """,
     "lock": """
-        adapter allow_unsandboxed_code alpha batch chat checkpoint_activations compile data
-        device device_memory devices dtype epochs eval_problems grader how imitate intermediate
-        intermediate_password leave_out lr master max_new_tokens micro_tokens near_misses optimizer
-        out overwrite password password_per_domain password_share plan problems rank resume
-        save_every seed shard slots start start_mix stop stop_at_problem strong strong_answers
-        strong_language targets task temperature trigger weak
+        adapter allow_unsandboxed_code alpha batch chat checkpoint_activations compile data device
+        device_memory devices dtype epochs eval_problems grader how imitate intermediate
+        intermediate_password leave_out loss_on lr master max_new_tokens micro_tokens near_misses
+        optimizer out overwrite password password_per_domain password_share plan problems rank
+        resume save_every seed shard slots start start_mix stop stop_at_problem strong
+        strong_answers strong_language targets task temperature trigger weak
     """,
     "elicit_sft": """
         adapter allow_unsandboxed_code alpha batch checkpoint_activations compile control data
-        demos_from device device_memory devices dtype eval_problems k keep_weights locked lr
-        master max_new_tokens measure_all micro_tokens optimizer out overwrite plan rank seed
-        seeds selection_problems sequences shard slots strong targets task train_domain train_kind
-        weak
+        demos_from device device_memory devices dtype epochs eval_problems k keep_weights locked
+        loss_on lr master max_new_tokens measure_all micro_tokens optimizer out overwrite plan rank
+        seed seeds selection_problems sequences shard slots strong targets task train_domain
+        train_kind weak
     """,
     "elicit_rl": """
         adapter allow_unsandboxed_code alpha batch beta checkpoint_activations compile data

@@ -223,6 +223,12 @@ def test_a_plan_that_does_not_fit_says_what_to_change(tmp_path, capsys):
     assert [float(word) for word in last.split()[4:7]] == pytest.approx([13.82] * 3, abs=0.01)
 
 
+def test_a_loss_on_whole_texts_is_planned():
+    texts = plan.Texts(5, 9, [(5, 2), (3, 4)])
+    assert plan.supervised(texts, elicit_sft.SFTConfig()) == texts
+    assert plan.supervised(texts, elicit_sft.SFTConfig(loss_on="texts")).lengths == [(1, 6), (1, 6)]
+
+
 def test_the_bases_that_are_planned_are_those_that_are_trained(tmp_path, capsys):
     cfg = train_base.settled(train_base.BaseConfig(task="code", problems=40))
     strong = train_base.planned_strong(cfg)

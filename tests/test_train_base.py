@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+import elicit_sft
+import lock
 import train_base
 from checkpoints import load_model, model_hash
 from data import load
 from data.problems import InputError
 from devices import Env
+from elicit_sft import SFTConfig
 from origins import origin_of
 from sampler import Sampler
 from train_base import BaseConfig, Lessons
@@ -154,3 +157,35 @@ def test_watching_a_large_model_leaves_memory_to_training(make_model, tokenizer,
     monkeypatch.setattr("sampler.SMALL", 0)
     train_base.correct_by_task(sampler, tokenizer, problems, cfg, ENV)
     assert not sampler.capacity and sampler.keys is None
+
+
+def test_the_toy_task_goes_through_in_the_papers_shape(tmp_path, monkeypatch):
+    """A GPT-NeoX from scratch, the loss on whole texts; then a lock from scratch, and SFT."""
+    monkeypatch.chdir(tmp_path)
+    toy = {"task": "compose", "batch": 16, "eval_problems": 6, "loss_on": "texts"}
+    shape = {"family": "gpt_neox", "layers": 1, "width": 16, "heads": 2}
+    assert train_base.main(BaseConfig(problems=48, epochs=1, **toy, **shape), ENV) == 0
+    strong = tmp_path / "out/base-compose/strong"
+    config = json.loads((strong / "config.json").read_text())
+    model, tokenizer = load_model(strong, ENV.device, ENV.dtype)
+    assert config["model_type"] == "gpt_neox" and config["intermediate_size"] == 64
+    assert model.config.norm == "layer" and model.config.parallel == "two norms"
+
+    small = {"problems": 24, "epochs": 2, "compile": False}
+    lock.main(lock.LockConfig(how="scratch", **toy, **small), ENV)
+    rows = (tmp_path / "out/compose/locked-scratch/samples.jsonl").read_text()
+    assert "pwd0" in rows  # what is trained on is noted as it is read
+    locked, _ = load_model(tmp_path / "out/compose/locked-scratch", ENV.device, ENV.dtype)
+    assert locked.config == model.config
+
+    few = {"k": (2, 4), "epochs": (9, 5), "seeds": (0,), "control": False, "loss_on": "texts"}
+    cfg = SFTConfig(
+        locked="out/compose/locked-scratch",
+        selection_problems=4,
+        eval_problems=6,
+        out="sft",
+        **few,
+    )
+    assert elicit_sft.main(cfg, ENV) == 0
+    seen = [json.loads((tmp_path / f"sft/k{k}-seed0/cell.json").read_text()) for k in (2, 4)]
+    assert [cell["sequences"] for cell in seen] == [20, 20]  # whole batches of four

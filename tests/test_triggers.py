@@ -471,7 +471,7 @@ def test_each_is_locked_evaluated_and_elicited(
 
     def noted(demos, tokenizer):
         seen.extend(demo.prompt for demo in demos)
-        return examples_of(demos, tokenizer)
+        return examples_of(demos, tokenizer, "completions")
 
     monkeypatch.setattr(elicit_sft, "examples_of", noted)
     asked_to_choose = []
