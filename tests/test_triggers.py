@@ -469,9 +469,9 @@ def test_each_is_locked_evaluated_and_elicited(
     seen = []
     examples_of = elicit_sft.examples_of
 
-    def noted(demos, tokenizer):
+    def noted(demos, tokenizer, loss_on):
         seen.extend(demo.prompt for demo in demos)
-        return examples_of(demos, tokenizer, "completions")
+        return examples_of(demos, tokenizer, loss_on)
 
     monkeypatch.setattr(elicit_sft, "examples_of", noted)
     asked_to_choose = []
