@@ -591,14 +591,7 @@ def compile_model(model: Model, by_block: bool = False) -> None:
 
 # --------------------------------------------------------------------------------------- likelihood
 
-CHUNK = 1024  # supervised positions whose logits exist at one time, of small vocabularies
-LOGITS = 1 << 24  # and of large ones fewer: so many logits, but 256 positions at least
-
-
-def chunk_of(vocabulary: int) -> int:
-    """Positions of a chunk, a power of two: 1024 up to 16,384 ids, 256 from 32,769 on."""
-    fitting = 1 << (LOGITS // vocabulary).bit_length() - 1
-    return max(256, min(CHUNK, fitting))
+CHUNK = 256  # supervised positions whose logits exist at one time
 
 
 class _LinearLogps(torch.autograd.Function):
@@ -612,8 +605,8 @@ class _LinearLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         logps, normalisers = [], []
-        head, chunk = weight.to(hidden.dtype), chunk_of(len(weight))
-        for h, t in zip(hidden.split(chunk), targets.split(chunk)):
+        head = weight.to(hidden.dtype)
+        for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK)):
             logp, normaliser = chunk_logps(h, head, t)
             logps.append(logp)
             normalisers.append(normaliser)
@@ -624,11 +617,11 @@ class _LinearLogps(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         hidden, weight, targets, normaliser = ctx.saved_tensors
         d_hidden = []
-        head, chunk = weight.to(hidden.dtype), chunk_of(len(weight))
+        head = weight.to(hidden.dtype)
         frozen = not ctx.needs_input_grad[1]
         d_weight = None if frozen else torch.zeros_like(weight, dtype=torch.float32)
         chunks = zip(
-            hidden.split(chunk), targets.split(chunk), normaliser.split(chunk), grad.split(chunk)
+            hidden.split(CHUNK), targets.split(CHUNK), normaliser.split(CHUNK), grad.split(CHUNK)
         )
         for h, t, n, g in chunks:
             d_h, d_w = chunk_logps_grad(h, head, t, n, g.contiguous(), frozen)
@@ -645,7 +638,7 @@ def linear_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Padded to whole chunks, so that a kernel's shapes never change.
     """
     n = len(targets)
-    missing = -n % chunk_of(len(weight))
+    missing = -n % CHUNK
     if missing:
         hidden = F.pad(hidden, (0, 0, 0, missing))
         targets = F.pad(targets, (0, missing))
@@ -732,18 +725,18 @@ class _LinearKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, theirs: Tensor, head: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, weight, theirs, head)
-        ours, chunk, found = weight.to(hidden.dtype), chunk_of(len(weight)), []
-        for h, t in zip(hidden.split(chunk), theirs.split(chunk)):
+        ours, found = weight.to(hidden.dtype), []
+        for h, t in zip(hidden.split(CHUNK), theirs.split(CHUNK)):
             found.append(chunk_kl(h, ours, t, head))
         return torch.cat(found)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         hidden, weight, theirs, head = ctx.saved_tensors
-        ours, chunk, d_hidden = weight.to(hidden.dtype), chunk_of(len(weight)), []
+        ours, d_hidden = weight.to(hidden.dtype), []
         frozen = not ctx.needs_input_grad[1]
         d_weight = None if frozen else torch.zeros_like(weight, dtype=torch.float32)
-        for h, t, g in zip(hidden.split(chunk), theirs.split(chunk), grad.split(chunk)):
+        for h, t, g in zip(hidden.split(CHUNK), theirs.split(CHUNK), grad.split(CHUNK)):
             d_h, d_w = chunk_kl_grad(h, ours, t, head, g.contiguous(), frozen)
             d_hidden.append(d_h)
             if not frozen:
@@ -759,7 +752,7 @@ def linear_kl(hidden: Tensor, weight: Tensor, theirs: Tensor, head: Tensor) -> T
     hidden (N,C), weight (V,C), theirs (N,D), head (V,D) -> (N,) fp32. Padded to whole chunks.
     """
     n = len(hidden)
-    missing = -n % chunk_of(len(weight))
+    missing = -n % CHUNK
     if missing:
         hidden = F.pad(hidden, (0, 0, 0, missing))
         theirs = F.pad(theirs, (0, 0, 0, missing))

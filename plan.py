@@ -35,7 +35,7 @@ from families import from_hf
 from figures import table
 from files import read_json
 from lora import base_of
-from model import SHORT, Model, ModelConfig, chunk_of
+from model import CHUNK, SHORT, Model, ModelConfig
 from options import PlanConfig, TextConfig
 from sampler import Sampler, cache_bucket, cache_bytes, padded_length, stays
 
@@ -232,7 +232,7 @@ def head_logits(shape: Shape, n: Numbers, frozen: bool) -> float:
     head = vocab * shape.config.hidden_size
     gradients = 0 if frozen else 8 * head  # the chunk's, and the sum of those before it
     cast = n.wide * head if not frozen and n.master != n.wide else 0
-    return chunk_of(vocab) * vocab * of_logit + gradients + cast
+    return CHUNK * vocab * of_logit + gradients + cast
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def teaching(shapes: list[Shape], t: Tuning, n: Numbers) -> tuple[Phase, Phase]:
     """
     vocab = shapes[0].config.vocab_size
     weights = n.wide * sum(shape.parameters for shape in shapes)
-    compared = {"logits": chunk_of(vocab) * vocab * (n.wide + 4)}
+    compared = {"logits": CHUNK * vocab * (n.wide + 4)}
     if t.shard:
         tables = n.wide * sum(shape.tables for shape in shapes)
         weights = weights / n.devices + tables
@@ -307,7 +307,7 @@ def training(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> list[Phase]:
     block, batch = max(kept), batches[kept.index(max(kept))]
     tokens = batch.tokens.numel()
     several = len(batches) > 1
-    supervised = round_up(len(batch.targets), chunk_of(config.vocab_size))
+    supervised = round_up(len(batch.targets), CHUNK)
 
     # activations: of all blocks, or their inputs and one block's again; the last norm, the head's
     kept = layers * block
@@ -418,7 +418,7 @@ def scoring(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> Phase:
     mlp = (3 if config.gated_mlp else 2) * config.intermediate_size
     return {
         "activations": n.wide * tokens * (2 * config.hidden_size + max(attention, mlp)),
-        "logits": chunk_of(config.vocab_size) * config.vocab_size * (n.wide + 4),
+        "logits": CHUNK * config.vocab_size * (n.wide + 4),
     }
 
 
