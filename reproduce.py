@@ -418,11 +418,15 @@ def rows_of_claims(figures: dict[str, Figure], evidence: Evidence, paper: dict) 
 
 
 INTRO = (
-    "Stress-Testing Capability Elicitation With Password-Locked Models (Greenblatt, Roger, "
-    "Krasheninnikov, Krueger 2024, arXiv 2405.19550), figure by figure, on {} and generated tasks: "
-    "its effects, not its numbers. All correctness is on validation problems that nothing was "
+    "{} Models: {}; generated tasks. All correctness is on validation problems that nothing was "
     "chosen on. {}"
 )
+FIGURE_BY_FIGURE = (
+    "Stress-Testing Capability Elicitation With Password-Locked Models (Greenblatt, Roger, "
+    "Krasheninnikov, Krueger 2024, arXiv 2405.19550), figure by figure: its effects, not its "
+    "numbers."
+)
+EACH_OTHER = "Ways to hide a capability against ways to elicit it, most of them not the paper's."
 POWER = (
     f"Of two models that differ on a fifth of {PROBLEMS} problems, a difference of "
     f"{100 * smallest_effect(PROBLEMS):.1f} points is seen in four cases of five; with seeds that "
@@ -506,7 +510,11 @@ def report_of(
     claims = rows_of_claims(figures, evidence, paper)
     return Report(
         "The paper's figures, reproduced" if figures else MATRIX,
-        INTRO.format(cfg.strong_from or "models of one million parameters", POWER),
+        INTRO.format(
+            FIGURE_BY_FIGURE if figures else EACH_OTHER,
+            cfg.strong_from or "of one million parameters",
+            POWER,
+        ),
         HOW,
         claims,
         sections,
@@ -529,14 +537,16 @@ def texts_of(jobs: dict[str, Job], place: Place) -> dict[str, str]:
 def facts_of_jobs(needed: list[Job], place: Place) -> list[str]:
     """Where, when and with what the jobs were run."""
     records = [record for job in needed if (record := place.record(job))]
+    written = f"Written {time.strftime('%Y-%m-%d %H:%M')}, commit {commit()}."
+    if not records:
+        return [f"None of {len(needed)} jobs is finished. {written}"]
     minutes = sum(record["seconds"] for record in records) / 60
     commits = sorted({record.get("commit", "") for record in records})
     machines = sorted({record.get("machine", "") for record in records})
     return [
         f"{len(records)} of {len(needed)} jobs, {minutes:,.0f} minutes of processes (of jobs that "
         "were interrupted those of the last attempt); commits "
-        f"{', '.join(commits)}; {'; '.join(machines)}. Written "
-        f"{time.strftime('%Y-%m-%d %H:%M')}, commit {commit()}.",
+        f"{', '.join(commits)}; {'; '.join(machines)}. {written}",
     ]
 
 
