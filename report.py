@@ -3,6 +3,8 @@
 What it says is decided elsewhere: here claims, figures and tables become text.
 """
 
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -44,7 +46,8 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        return f"fig-{self.number.replace(', ', '-')}" if self.number else "matrix"
+        words = re.findall(r"\w+", self.number.lower())
+        return "-".join(["fig", *words]) if words else "matrix"
 
 
 @dataclass
@@ -117,7 +120,8 @@ def page(report: Report) -> str:
         links.insert(0, '<a href="#claims">Claims</a>')
     parts.append(f"<nav>{''.join(links)}</nav>")
     if report.claims:
-        parts += ['<h2 id="claims">The claims of the paper</h2>', claims_html(report.claims)]
+        parts.append('<h2 id="claims">The claims of the paper</h2>')
+        parts += [f"<p>{escape(tally(report.claims))}</p>", claims_html(report.claims)]
         parts.append(f"<p><small>{escape(report.how)}</small></p>")
     parts += [section_html(section) for section in report.sections]
     for name, text in report.texts.items():
@@ -128,12 +132,20 @@ def page(report: Report) -> str:
     return "\n".join(parts) + "\n"
 
 
+def tally(claims: list[Row]) -> str:
+    """How many of them hold, and how many do not."""
+    counts = Counter(row.said for row in claims)
+    told = [f"{said} {count}" for said, count in counts.most_common()]
+    return f"Of {len(claims)} claims: {', '.join(told)}."
+
+
 def claims_html(claims: list[Row]) -> str:
     rows = []
     for row in claims:
         ours = "<br>".join(escape(line) for line in row.ours)
         why = "<br>".join(escape(line) for line in row.why)
-        details = f"<details><summary>{len(row.ours)} numbers</summary>{ours}</details>"
+        several = f"{len(row.ours)} number{'s' * (len(row.ours) > 1)}"
+        details = f"<details><summary>{several}</summary>{ours}</details>"
         colour = COLOURED.get(row.said.removesuffix(" so far"), "")
         rows.append(
             f'<tr><td>{escape(row.claim)} <a href="#fig-{row.figure}">Fig. {row.figure}</a></td>'
@@ -216,7 +228,8 @@ def markdown(report: Report) -> str:
     """results.md; its pictures are in figures/ beside it."""
     parts = [f"# {report.title}", f"<!-- {MARK} -->", report.intro]
     if report.claims:
-        parts += ["## The claims of the paper", claims_markdown(report.claims), report.how]
+        parts += ["## The claims of the paper", tally(report.claims)]
+        parts += [claims_markdown(report.claims), report.how]
 
     for section in report.sections:
         parts.append(f"## {section.heading}")

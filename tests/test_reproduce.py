@@ -285,6 +285,13 @@ def test_the_page_needs_nothing_else_and_is_well_formed():
     Balanced().feed(text)
     assert "A &lt; B" in text and "currentColor" in text and "SFT &amp; more" in text
     assert page(example()) == text  # to the byte
+    assert "Of 1 claims: holds 1." in text and "<summary>1 number</summary>" in text
+
+
+def test_what_a_figure_is_called_in_links_and_files():
+    numbers = ("3", "9, RL", "6, the paper's size", "prompts", "")
+    anchors = [Section(number, "", "", [], []).anchor for number in numbers]
+    assert anchors == ["fig-3", "fig-9-rl", "fig-6-the-paper-s-size", "fig-prompts", "matrix"]
 
 
 def test_the_report_is_written_and_replaces_only_its_own(tmp_path):
