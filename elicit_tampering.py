@@ -531,9 +531,12 @@ def refuse_itself(cfg: TamperingConfig, weights: str) -> None:
     weights: the locked model's. A contrast with itself, or a graft of its own states, changes
     nothing; what a decoy gains counts against the gain, and this one would gain the same.
     """
-    given = {"--reference": (cfg.reference,) if cfg.reference else (), "--decoys": cfg.decoys}
-    if cfg.method == "contrastive_decoding":
+    given = {}
+    if cfg.method == "contrastive_decoding" or cfg.weak in cfg.decoys:
         given["--weak"] = (cfg.weak,)
+    if cfg.reference:
+        given["--reference"] = (cfg.reference,)
+    given["--decoys"] = cfg.decoys
     for option, paths in given.items():
         for path in paths:
             if model_hash(path) == weights:

@@ -30,9 +30,9 @@ OPTIONS = {
     "elicit_sft": """
         adapter allow_unsandboxed_code alpha batch checkpoint_activations compile control data
         demos_from device device_memory devices dtype eval_problems k keep_weights locked lr
-        master max_new_tokens measure_all micro_tokens optimizer out overwrite plan rank seed
-        seeds selection_problems sequences shard slots strong targets task train_domain train_kind
-        weak
+        master max_new_tokens measure_all micro_tokens optimizer out overwrite parameters plan
+        rank seed seeds selection_problems sequences shard slots strong targets task train_domain
+        train_kind unlearn weak
     """,
     "elicit_rl": """
         adapter allow_unsandboxed_code alpha batch beta checkpoint_activations compile data
