@@ -52,9 +52,9 @@ OPTIONS = {
         overwrite pairs problems resume save_every seed shard slots steps strength strong weak
     """,
     "evaluate": """
-        allow_unsandboxed_code chat checkpoints compile data device device_memory devices dtype
-        grader locked max_new_tokens out password passwords plan plot problems prompts samples
-        slots split stop stop_at_problem task
+        allow_unsandboxed_code chat checkpoints compile data decode device device_memory devices
+        draws dtype grader locked max_new_tokens out password passwords plan plot problems prompts
+        samples slots split stop stop_at_problem task temperature
     """,
 }
 # fmt: on
