@@ -36,7 +36,7 @@ OPTIONS = {
     """,
     "elicit_rl": """
         adapter allow_unsandboxed_code alpha batch beta checkpoint_activations compile data
-        device device_memory devices dtype epochs eval_problems group keep locked lr master
+        device device_memory devices dtype epochs eval_problems group judge keep locked lr master
         max_new_tokens method micro_tokens optimizer out overwrite plan rank reference resume
         reward round samples save_every seed shard slots targets task train_kind warm_epochs
         warm_from warm_start weak
