@@ -574,12 +574,8 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
         raise InputError("--adapter says how weights are written: leave --no-keep-weights out")
     refuse_repeats("--k", cfg.k)
     refuse_repeats("--seeds", cfg.seeds)
-    if cfg.unlearn and cfg.demos_from != "reference":
-        raise InputError(
-            "--unlearn takes no demonstrations but the model's own samples: leave --demos-from out"
-        )
-    if cfg.parameters:
-        check_few(cfg)
+    check_unlearn(cfg)
+    check_few(cfg)
     by_strong = cfg.demos_from in ("strong", "intermediate")
     if cfg.strong and not by_strong:
         raise InputError(
@@ -636,8 +632,18 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
     return cfg, lock
 
 
+def check_unlearn(cfg: SFTConfig) -> None:
+    """Raises InputError for options that --unlearn does not go with."""
+    if cfg.unlearn and cfg.demos_from != "reference":
+        raise InputError(
+            "--unlearn takes no demonstrations but the model's own samples: leave --demos-from out"
+        )
+
+
 def check_few(cfg: SFTConfig) -> None:
     """Raises InputError for options that --parameters does not go with."""
+    if not cfg.parameters:
+        return
     if not cfg.rank:
         raise InputError("--parameters is of LoRA and does nothing without its --rank")
     if cfg.optimizer == "muon":
