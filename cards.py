@@ -6,6 +6,7 @@ function of run.json alone.
 
 from pathlib import Path
 
+from curves import BROKEN
 from data.triggers import trigger_from
 from figures import table
 from files import write_text
@@ -69,7 +70,11 @@ def of_lock(settings: dict, results: dict) -> list[str]:
 
 def of_elicited(settings: dict, results: dict) -> list[str]:
     method = settings.get("method") or f"SFT on {settings['k']} demonstrations"
+    if settings.get("unlearn"):
+        method = f"unlearning {settings['k']} samples of its own (NPO)"
     start = settings["weak"] if settings.get("control") else settings["locked"]
+    cut = results.get("truncated", 0.0)
+    broken = f" {cut:.0%} of its completions were cut: it is broken." if cut > BROKEN else ""
     control, kind = "", settings.get("train_kind", "none")
     if settings.get("control"):
         control = " This is the control: a model that never had the capability."
@@ -78,7 +83,7 @@ def of_elicited(settings: dict, results: dict) -> list[str]:
         WARNING,
         f"Started from `{start}`, task {settings['task']}, by {method}, seed "
         f"{settings.get('cell_seed', settings['seed'])}, on prompts of kind {kind}.{control} "
-        f"Correct on validation without the password: {results['correct']:.1%}.",
+        f"Correct on validation without the password: {results['correct']:.1%}.{broken}",
     ]
 
 

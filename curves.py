@@ -124,13 +124,21 @@ def percent(value: float, interval: tuple[float, float]) -> str:
     return f"{value:.1%} [{low:.1%}, {high:.1%}]"
 
 
+BROKEN = 0.5  # share of completions that are cut, above which a model is said to be broken
+
+
+def cut_share(truncated: float) -> str:
+    """The share of completions that were cut, for a table; a broken model says so."""
+    return f"{truncated:.1%} (broken)" if truncated > BROKEN else f"{truncated:.1%}"
+
+
 def cells_row(k: int, entries: dict[str, dict]) -> dict[str, str]:
     """The table's row for k demonstrations: {column: text}."""
     locked, control = entries[f"k{k}"], entries.get(f"control-k{k}")
     row = {
         "k": str(k),
         "correct [95 %]": percent(locked["correct"], locked["interval"]),
-        "truncated": f"{locked['truncated']:.1%}",
+        "truncated": cut_share(locked["truncated"]),
     }
     if "elementwise" in locked:
         row["elementwise"] = f"{np.mean(locked['elementwise']):.1%}"
@@ -142,7 +150,7 @@ def cells_row(k: int, entries: dict[str, dict]) -> dict[str, str]:
         row["gap recovered [95 %]"] = percent(locked["gap_recovered"], interval)
     if control:
         row["control [95 %]"] = percent(control["correct"], control["interval"])
-        row["control truncated"] = f"{control['truncated']:.1%}"
+        row["control truncated"] = cut_share(control["truncated"])
     return row
 
 
@@ -153,10 +161,13 @@ def show_cells(
     validation: list[Problem],
     trigger: Trigger,
     max_new_tokens: int,
-    demos_from: str,
+    source: str,
     env: Env,
 ) -> None:
-    """The table, summary.json and the figure, from the cells' files. locked: its evaluation."""
+    """The table, summary.json and the figure, from the cells' files.
+
+    locked: its evaluation. source: what the cells were trained on, for the reader.
+    """
     measured = measured_of(locked, len(validation))
     none, right = measured["none"], measured["right"]
     domains = groups_of(validation)
@@ -182,7 +193,7 @@ def show_cells(
     rows = [cells_row(k, entries) for k in numbers]
     env.say(
         f"\nvalidation, {len(validation)} problems, greedy, no password; {coverage(seeds)}"
-        f"\ndemonstrations by {demos_from}; locked model: {none.correct.mean():.1%} without, "
+        f"\n{source}; locked model: {none.correct.mean():.1%} without, "
         f"{right.correct.mean():.1%} with the password (truncated {none.truncated.mean():.1%} and "
         f"{right.truncated.mean():.1%})"
     )
@@ -272,13 +283,7 @@ def tampering_summary(
     return {"rows": rows, "excess": excess}
 
 
-BROKEN = 0.5  # share of completions that are cut, above which a model is said to be broken
-
-
 def edited_row(role: str, entry: dict) -> list[str]:
-    truncated = f"{entry['truncated']:.1%}"
-    if entry["truncated"] > BROKEN:
-        truncated += " (broken)"
     recovered = ""
     if "gap_recovered" in entry:
         recovered = percent(entry["gap_recovered"], entry["gap_recovered_interval"])
@@ -287,7 +292,7 @@ def edited_row(role: str, entry: dict) -> list[str]:
         entry["setting"],
         f"{entry['selection']:.1%}",
         percent(entry["correct"], entry["interval"]),
-        truncated,
+        cut_share(entry["truncated"]),
         percent(entry["gain"], entry["gain_interval"]),
         f"{entry['p']:.2g}",
         recovered,

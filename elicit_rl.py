@@ -23,6 +23,15 @@ a method is one function from a graded rollout to what is trained on, and a loss
     python elicit_rl.py --method iterated_dpo --warm-start 16   # first SFT on 16 demonstrations of
                                                     # an intermediate model (B.3.3)
 
+    python elicit_rl.py --task math --judge data/base/intermediate    # rewards by a model, not by
+                                                    # the grader: 1 for the answer that it gives
+
+With --judge a sample is rewarded where its answer is that of the judge, a model that answers each
+problem greedily: by its normal form in math, the letter in mmlu. What the grader says is logged
+beside it and never trained on: where the reward rises and it does not, the judge is what was
+learnt. Its null is the same judge on a model that never had the capability. Programs have no answer
+to compare, so a judge of code is refused.
+
 Problems, their grader, weak policy and longest completion are by default those of the lock. Writes
 the checkpoint, run.json, log.jsonl, samples.jsonl, evaluation.json, curve.json, and the figure
 out/<task>/rl/rl.png over all runs beside it. Stops with exit code 3 where three rounds running gave
@@ -30,6 +39,8 @@ nothing to train on. Logged for each round:
 
     samples       completions drawn so far; every method stops at --samples
     reward        mean reward of the round's samples, which tells how often the policy succeeds
+    true          with --judge: mean true reward of the round's samples, which nothing is trained on
+    judge_right   with --judge: share of the round's problems that the judge itself has right
     signal        share of samples (expert iteration, filtering), pairs (DPO) or groups (GRPO) that
                   say anything: those with a reward, or with unequal ones
     kept, kept_right      samples trained on, and the share of them that are right (expert
@@ -65,7 +76,7 @@ import plan
 from cards import write_card
 from checkpoints import model_hash, save_adapter, save_model
 from curves import Curve, Progress, digest_of, evaluation_row, restored, show_curves
-from data import load, score
+from data import load, score, votes
 from data.batches import Batch, Example, demonstration_order, micro_batches
 from data.problems import InputError, Problem
 from data.text import Tokenizer
@@ -148,6 +159,8 @@ class RLConfig(TuneConfig):
     reference: Literal["", "round", "initial"] = ""
     # right or not; or the share of tests passed, weighing DPO pairs by their difference (B.3.1)
     reward: Literal["binary", "continuous"] = "binary"
+    # in place of --reward: a model whose answers are taken for the right ones
+    judge: str = ""
     # grpo: samples of one problem (default: 8)
     group: int = 0
     # dpo, iterated_dpo: how strongly to stay near the reference (default: 0.1)
@@ -374,11 +387,13 @@ class Models:
     online: bool
     reference: Model
     optimizers: list
+    judge: ModelWriter | None = None
 
     @property
     def samplers(self) -> list[Sampler]:
-        """The policy's, and the writer's where it is another model."""
-        own = [self.writer.sampler] if isinstance(self.writer, ModelWriter) else []
+        """The policy's, and those of the writer and the judge where they are other models."""
+        others = (self.writer, self.judge)
+        own = [other.sampler for other in others if isinstance(other, ModelWriter)]
         return list({id(sampler): sampler for sampler in [self.sampler, *own]}.values())
 
 
@@ -389,6 +404,25 @@ class Round:
     rolled: Rollout
     examples: list[Example]
     facts: dict
+
+
+def judged(rolled: Rollout, judge: ModelWriter, longest: int, env: Env) -> tuple[Rollout, dict]:
+    """The rollout with the judge's rewards in place of the true ones: 1 for its own answer, else 0.
+
+    With what is logged of it. A sample that was cut has 0, and so has every sample where the judge
+    gives no answer or is cut. longest: tokens of its answer.
+    """
+    problems = rolled.problems
+    theirs = answer(judge.sampler, judge.tokenizer, problems, max_new_tokens=longest, env=env)
+    rewards = np.zeros_like(rolled.rewards)
+    for i, wanted in enumerate(votes(problems, theirs.texts)):
+        if wanted is None or theirs.truncated[i]:
+            continue
+        given = votes([problems[i]] * len(rolled.texts[i]), rolled.texts[i])
+        for j, sample in enumerate(rolled.samples[i]):
+            rewards[i, j] = given[j] == wanted and not sample.truncated
+    facts = {"true": float(rolled.rewards.mean()), "judge_right": float(theirs.correct.mean())}
+    return replace(rolled, rewards=rewards), facts
 
 
 def drawn_round(
@@ -412,6 +446,9 @@ def drawn_round(
         env=env,
         label=f"round {number + 1}: sampling",
     )
+    judgement = {}
+    if models.judge:
+        rolled, judgement = judged(rolled, models.judge, cfg.max_new_tokens, env)
     rng = np.random.default_rng([cfg.seed, 15, number])
     examples, facts = METHODS[cfg.method].choose(rolled, cfg, rng)
 
@@ -421,7 +458,7 @@ def drawn_round(
             examples = scored(models.reference, examples, cfg.micro_tokens, env)
     seconds["s_score"] = time.time() - clock
     reward = float(rolled.rewards.mean())
-    facts = {"samples": (number + 1) * cfg.round, "reward": reward} | facts | seconds
+    facts = {"samples": (number + 1) * cfg.round, "reward": reward} | judgement | facts | seconds
     return Round(rolled, examples, facts)
 
 
@@ -606,6 +643,8 @@ def refuse_unused(cfg: RLConfig) -> None:
             raise InputError(
                 f"--{name} is for {' and '.join(methods)} alone: leave it out with {cfg.method}"
             )
+    if cfg.judge and cfg.reward != "binary":
+        raise InputError(f"--reward {cfg.reward} is not for --judge, whose rewards are its own")
     for name in ("warm_from", "warm_epochs"):
         is_given = getattr(cfg, name) != getattr(RLConfig, name)
         if is_given and not cfg.warm_start:
@@ -697,7 +736,7 @@ def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
             parts.append(value if isinstance(value, str) else f"{label}{value:g}")
 
     others = {}
-    for name in ("locked", "weak", "warm_from", "data", "targets"):
+    for name in ("locked", "weak", "warm_from", "judge", "data", "targets"):
         if getattr(cfg, name) != getattr(usual, name):
             others[name] = getattr(cfg, name)
     if others:
@@ -715,6 +754,8 @@ def check_models(cfg: RLConfig, env: Env) -> None:
         check_model(cfg.weak, "--weak")
     if cfg.warm_from:
         check_model(cfg.warm_from, "--warm-from")
+    if cfg.judge:
+        check_model(cfg.judge, "--judge")
 
 
 def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem], list[Problem]]:
@@ -726,8 +767,11 @@ def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem],
         # refused here where success has no degrees
         one_of_each = {problem.task: problem for problem in problems}
         score(list(one_of_each.values()), [""] * len(one_of_each))
+    if cfg.judge:
+        check_votes(problems, cfg)
 
-    readers = [path for path in (cfg.locked, cfg.weak, cfg.warm_from) if is_model(path)]
+    readers = [cfg.locked, cfg.weak, cfg.warm_from, cfg.judge]
+    readers = [path for path in readers if is_model(path)]
     problems = fitting_problems(problems, trigger, readers, cfg.max_new_tokens, env)
     validation = fitting_problems(validation, trigger, readers[:1], cfg.max_new_tokens, env)
     if cfg.warm_start > len(problems):
@@ -738,21 +782,34 @@ def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem],
     return problems, [trigger.weak(p) for p in validation]
 
 
+def check_votes(problems: list[Problem], cfg: RLConfig) -> None:
+    """Raises InputError where answers cannot be compared with those of a judge."""
+    try:
+        votes(problems, [""] * len(problems))
+    except InputError:
+        raise InputError(
+            f"--judge compares answers, and not all problems of {cfg.task} have one that can be "
+            "compared: it is for math, mmlu, and rows of mine that are exact, number or choice"
+        ) from None
+
+
 def claim(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
     """Open the run's directory. Raises InputError where it holds another run."""
     folder = Path(cfg.out or f"out/{cfg.task}/rl")
     check_figure(folder / "rl.png")
+    facts = {"judge_weights": model_hash(cfg.judge)} if cfg.judge else {}
     run = Run(
         cfg,
         env,
         folder / f"{name}-seed{cfg.seed}",
-        inputs=(cfg.locked, cfg.weak, cfg.warm_from),
+        inputs=(cfg.locked, cfg.weak, cfg.warm_from, cfg.judge),
         stage="elicit_rl",
         trigger=lock.trigger.record,
         locked_weights=lock.locked_weights,
         weak_weights=with_weak(lock, cfg.weak).weak_weights if cfg.weak else "",
         warm_weights=model_hash(cfg.warm_from) if cfg.warm_from else "",
         grader=lock.grader,
+        **facts,
     )
     env.say(
         f"{cfg.method}: locked model {cfg.locked}, {cfg.samples:,} samples in rounds of "
@@ -793,6 +850,7 @@ def prepared(cfg: RLConfig, env: Env) -> Models:
         online=cfg.method not in ("filtering", "dpo"),
         reference=reference,
         optimizers=make_optimizers(policy, cfg.optimizer, cfg.lr, seed=cfg.seed),
+        judge=open_writer(cfg.judge, "--judge", env) if cfg.judge else None,
     )
 
 
@@ -854,6 +912,7 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
     policy = plan.shape_of(cfg.locked)
     has_reference = cfg.reference == "initial" and not cfg.rank
     writer = plan.shape_of(cfg.weak) if cfg.weak not in ("", "random") else None
+    judge = plan.shape_of(cfg.judge) if cfg.judge else None
 
     def phases(cfg: RLConfig) -> dict[str, plan.Phase]:
         n, tuning = plan.numbers_of(cfg, env), plan.tuning_of(cfg)
@@ -861,6 +920,8 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
         weights = n.wide * policy.parameters / share if has_reference else 0
         if writer:
             weights += n.wide * writer.parameters
+        if judge:
+            weights += n.wide * judge.parameters
         others = {"weights": weights}
         rest = plan.added(plan.at_rest(policy, tuning, n), others)
         left = plan.added(others, plan.left_by_sampler(policy, tuning, texts, cfg.slots, n))
@@ -878,6 +939,9 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
         if writer:
             cache = plan.of_sampler(writer, texts, cfg.slots, n)
             found["samples of a round"] = plan.added(rest, left, cache)
+        if judge:
+            cache = plan.of_sampler(judge, texts, cfg.slots, n)
+            found["the judge's answers"] = plan.added(rest, left, cache)
         return found
 
     return plan.report(phases, cfg, texts, env)

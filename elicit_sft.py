@@ -19,6 +19,9 @@ imitates, which never had the capability: what it gains was taught and not elici
     python elicit_sft.py --task compose --loss-on texts --k 2 16 128 --epochs 129 65 17   # (Fig. 6)
     python elicit_sft.py --train-kind right      # of lock.py --trigger deploy: on prompts that say
                                                  # that this is training; do others recover?
+    python elicit_sft.py --unlearn --k 64        # no demonstrations: the samples that it writes
+                                                 # itself are unlearnt (NPO); needs prompts alone
+    python elicit_sft.py --rank 8 --parameters 1000    # of LoRA so many numbers alone are trained
     torchrun --nproc-per-node 2 elicit_sft.py    # the cells are shared out over the ranks; with
                                                  # --shard all ranks work on one cell
 
@@ -26,10 +29,19 @@ Task, data files and their grader, the trigger, the weak policy and the longest 
 lock's own, from its run.json. Each cell is a directory: checkpoint, run.json, log.jsonl, and
 cell.json, the verdicts (which evaluate.py leaves alone). There is no --resume: the same command
 again goes on, finished cells are not run again, and an interrupted one starts anew.
+
+--unlearn minimises -(2 / beta) log sigmoid(-beta (log p - log p_start)) of k samples that the
+model, and of the control the weak one, wrote without the password before it was trained (Zhang et
+al. 2024; beta 0.1, which is 13.86 at the start). Nothing holds the rest of the model in place, so
+it may end in texts without an end: look at the share of them that was cut.
+
 Ends with a table, summary.json and sft.png: correctness against k, reference lines, control.
-Logged: loss, nats per supervised token; sequences, demonstrations seen so far, repeats counted;
-selection, greedy correctness on the selection split; with --measure-all validation, that on the
-validation split, whose verdicts at every length are in cell.json under lengths.
+Logged: loss, nats per supervised token (of --unlearn the one above, a sample); sequences,
+demonstrations seen so far, repeats counted; selection, greedy correctness on the selection split,
+and truncated, the share of its completions that were cut; with --measure-all validation, that on
+the validation split, whose verdicts at every length are in cell.json under lengths. Of --unlearn
+lead, log p - log p_start a sample, and once own_right and own_cut, the shares of right and of cut
+ones among the samples that are unlearnt.
 """
 
 import math
@@ -57,7 +69,8 @@ from devices import Env, free_memory, most, share
 from families import parameters_at
 from figures import check_figure
 from files import write_json
-from losses import sft_loss
+from lora import train_few
+from losses import npo_step, sft_loss
 from model import Model
 from options import TextConfig, TuneConfig
 from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
@@ -82,7 +95,9 @@ from training import (
     make_optimizers,
     open_to_train,
     prepare,
+    scored,
     settled_adapter,
+    targets_of,
     train,
     usual_step,
 )
@@ -100,15 +115,21 @@ class SFTConfig(TuneConfig, TextConfig):
     # the source of --demos-from strong; that of intermediate is the model of this name beside it
     # (default: data/base/strong, here or beside elicit_sft.py)
     strong: str = ""
-    # numbers of demonstrations
+    # numbers of demonstrations; with --unlearn of samples
     k: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     # each draws other demonstrations
     seeds: tuple[int, ...] = (0, 1, 2)
     # who wrote the demonstrations: reference, strong, intermediate, weak or a checkpoint directory
     demos_from: str = "reference"
+    # no demonstrations: unlearn what the model itself writes without the password (NPO)
+    unlearn: bool = False
+    # LoRA: train so many of its numbers alone, drawn with a cell's seed; the fewer, the larger the
+    # --lr that they need (default: all)
+    parameters: int = 0
     # how long to train: the lengths that are tried, in sequences seen, repeats counted; of fewer
     # than k some demonstrations are never seen (default: the paper's, max(k, 256) and two and
-    # four times as many; of a model of 100 M parameters to 1 B max(k, 64) and so on)
+    # four times as many; of a model of 100 M parameters to 1 B max(k, 64) and so on; of --unlearn
+    # 32 64 128 256 512)
     sequences: tuple[int, ...] = ()
     # how long to train in place of that: how often each demonstration is seen, a number for each of
     # --k
@@ -126,7 +147,8 @@ class SFTConfig(TuneConfig, TextConfig):
     # default: adamw; for a model of 1 B parameters and more the paper's lion, but not with --rank
     optimizer: Literal["", "adamw", "muon", "lion"] = ""
     # constant after a short warm-up (default, with the default optimizer: 1.5e-4; from
-    # 100 M parameters on 1e-4, from 1 B on the paper's 1.5e-6; with --rank 4.5e-4, 3e-4, 1e-4)
+    # 100 M parameters on 1e-4, from 1 B on the paper's 1.5e-6; with --rank 4.5e-4, 3e-4, 1e-4; of
+    # --unlearn a third of that)
     lr: float = 0.0
     # sequences in an optimiser step
     batch: int = 4
@@ -160,6 +182,14 @@ def chosen(k: int, seed: int, n: int) -> list[int]:
     return np.random.default_rng([seed, 10]).permutation(n)[:k].tolist()
 
 
+def places_of(cfg: SFTConfig, n: int) -> list[int]:
+    """Those of the n problems that any cell of cfg demonstrates."""
+    needed = set()
+    for seed in cfg.seeds:
+        needed |= set(chosen(max(cfg.k), seed, n))
+    return sorted(needed)
+
+
 WRITERS = ("reference", "strong", "intermediate", "weak")
 
 
@@ -182,10 +212,7 @@ def demonstrations(
     words: what goes with each problem in training; who writes the answer does not read it. Which
     random stream an answer is drawn from depends on its problem alone, whatever the cells.
     """
-    needed = set()
-    for seed in cfg.seeds:
-        needed |= set(chosen(max(cfg.k), seed, len(problems)))
-    places = sorted(needed)
+    places = places_of(cfg, len(problems))
     shown = [problems[i] for i in places]
     prompts = [with_password(problems[i].prompt, words[i]) for i in places]
 
@@ -229,6 +256,64 @@ def examples_of(demos: list[Demonstration], tokenizer: Tokenizer, loss_on: str) 
     return on_whole_texts(examples) if loss_on == "texts" else examples
 
 
+# -------------------------------------------------------------------------------------- unlearning
+
+BETA = 0.1  # how strongly NPO stays near the start
+SLOWER = 3  # times: its learning rate is so much below that of demonstrations
+
+
+@dataclass(frozen=True)
+class OwnSample:
+    """What a model wrote itself, as it was sampled: encoding its text might give other ids."""
+
+    example: Example
+    right: bool
+    cut: bool
+
+
+def own_samples(
+    learner: "Learner", problems: list[Problem], words: list[Words], cfg: SFTConfig, env: Env
+) -> dict[int, OwnSample]:
+    """What the learner writes before it is trained, at temperature 1, by the problem's place.
+
+    words: what goes with each problem in training, which the learner reads.
+    """
+    tokenizer, places = learner.tokenizer, places_of(cfg, len(problems))
+    shown, said = [problems[i] for i in places], [words[i] for i in places]
+    answers = answer(
+        learner.sampler,
+        tokenizer,
+        shown,
+        said,
+        streams=places,
+        temperature=1.0,
+        max_new_tokens=cfg.max_new_tokens,
+        seed=cfg.seed,
+        env=env,
+    )
+    told = [with_password(problem.prompt, each) for problem, each in zip(shown, said)]
+    found = {}
+    rows = zip(places, tokenizer.encode_prompts(told), answers.samples, answers.correct.tolist())
+    for i, prompt, sample, right in rows:
+        found[i] = OwnSample(Example(prompt, sample.ids), right, sample.truncated)
+    return found
+
+
+def to_unlearn(
+    own: list[OwnSample], learner: "Learner", cfg: SFTConfig, env: Env, run: Run
+) -> list[Example]:
+    """The samples of a cell with their log-probs under its start, which the learner is at."""
+    shares = {"own_right": [one.right for one in own], "own_cut": [one.cut for one in own]}
+    run.log("samples", step=0, **{name: float(np.mean(flags)) for name, flags in shares.items()})
+    learner.sampler.make_room()
+    return scored(learner.model, [one.example for one in own], cfg.micro_tokens, env)
+
+
+def samples_of(batch: Batch) -> int:
+    """Units of npo_step."""
+    return batch.examples
+
+
 # ---------------------------------------------------------------------------------------- training
 
 
@@ -264,6 +349,10 @@ def trained(model: Model) -> list[Tensor]:
 SHORTEST, SHORTEST_MEDIUM = 256, 64
 
 
+# of unlearning, where a few steps too many leave a model that writes nothing
+UNLEARNING = (32, 64, 128, 256, 512)
+
+
 def shortest_for(parameters: int) -> int:
     return SHORTEST_MEDIUM if MEDIUM <= parameters < LARGE else SHORTEST
 
@@ -280,6 +369,8 @@ def lengths_of(cfg: SFTConfig, k: int) -> list[int]:
         return [k * cfg.epochs[cfg.k.index(k)]]
     if cfg.sequences:
         return sorted(cfg.sequences)
+    if cfg.unlearn:
+        return list(UNLEARNING)
     return sequences_seen(k, shortest_for(parameters_at(cfg.locked)))
 
 
@@ -312,7 +403,7 @@ def elicit(
     selection: list[Problem],
     watch: Callable[[int], dict] | None = None,
 ) -> tuple[dict[int, float], int]:
-    """Fine-tune on the demonstrations, and leave the model at its best point.
+    """Fine-tune on the demonstrations, or unlearn them, and leave the model at its best point.
 
     watch: called with each candidate length (sequences seen) when the model has it; what it returns
     is logged. Returns correctness on the selection split at each, and the best length: of equals
@@ -326,11 +417,17 @@ def elicit(
         step_batches, examples=examples, order=order, micro_tokens=cfg.micro_tokens, env=env
     )
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, seed=seed)
+    hooks = train_few(model, cfg.parameters, seed, optimizers) if cfg.parameters else []
+    loss_fn, units = sft_loss, targets_of
+    if cfg.unlearn:
+        loss_fn, units = partial(npo_step, beta=BETA), samples_of
 
     scores: dict[int, float] = {}
     best_score, best_length, best_weights = -1.0, 0, []
     sampler.make_room()
-    for step, metrics in train(model, optimizers, batches, sft_loss, env, steps=steps, warmup=4):
+    for step, metrics in train(
+        model, optimizers, batches, loss_fn, env, steps=steps, warmup=4, units=units
+    ):
         if step not in stops:
             continue
         sampler.refresh()
@@ -339,6 +436,8 @@ def elicit(
         )
         length, score = stops[step], float(answers.correct.mean())
         watched = watch(length) if watch else {}
+        if cfg.unlearn:
+            watched["lead"] = metrics["lead"]
         sampler.make_room()
         scores[length] = score
         run.log(
@@ -347,6 +446,7 @@ def elicit(
             sequences=length,
             loss=metrics["loss"],
             selection=score,
+            truncated=float(answers.truncated.mean()),
             n=len(selection),
             **watched,
         )
@@ -355,6 +455,8 @@ def elicit(
             best_weights.clear()  # their memory serves the new ones
             best_weights += weights_of(model)
 
+    for hook in hooks:
+        hook.remove()
     restore(model, sampler, best_weights)
     return scores, best_length
 
@@ -406,7 +508,7 @@ def run_cell(
     cell: Cell,
     run: Run,
     learner: Learner,
-    demos: list[Demonstration],
+    demos: list[Demonstration] | list[OwnSample],
     cfg: SFTConfig,
     env: Env,
     trigger: Trigger,
@@ -418,7 +520,10 @@ def run_cell(
     if env.main:
         (run.path / "log.jsonl").unlink(missing_ok=True)  # of the same cell, interrupted
     restore(learner.model, learner.sampler, learner.initial)
-    examples = examples_of(demos, learner.tokenizer, cfg.loss_on)
+    if cfg.unlearn:
+        examples = to_unlearn(demos, learner, cfg, env, run)
+    else:
+        examples = examples_of(demos, learner.tokenizer, cfg.loss_on)
     measure_now = partial(
         measure,
         learner.sampler,
@@ -457,7 +562,8 @@ def run_cell(
         write_json(run.path / "cell.json", record(run.path, validation, measured, **facts))
     correct = float(measured["none"].correct.mean())
     if env.main and cfg.keep_weights:
-        write_card(run.path, run.record, {"correct": correct})
+        truncated = float(measured["none"].truncated.mean())
+        write_card(run.path, run.record, {"correct": correct, "truncated": truncated})
     run.finish(correct=correct, sequences=best, selection=scores)
     return correct
 
@@ -476,6 +582,8 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
         raise InputError("--adapter says how weights are written: leave --no-keep-weights out")
     refuse_repeats("--k", cfg.k)
     refuse_repeats("--seeds", cfg.seeds)
+    check_unlearn(cfg)
+    check_few(cfg)
     by_strong = cfg.demos_from in ("strong", "intermediate")
     if cfg.strong and not by_strong:
         raise InputError(
@@ -512,6 +620,8 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
     parameters = parameters_at(lock.locked)
     tiny = "adamw", 1.5e-4
     optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny, cfg.rank)
+    if cfg.unlearn and not cfg.lr:
+        lr /= SLOWER
     cfg = replace(
         cfg,
         optimizer=optimizer,
@@ -528,6 +638,31 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
     check_lengths(cfg)
     check_master(cfg)
     return cfg, lock
+
+
+def check_unlearn(cfg: SFTConfig) -> None:
+    """Raises InputError for options that --unlearn does not go with."""
+    if cfg.unlearn and cfg.demos_from != "reference":
+        raise InputError(
+            "--unlearn takes no demonstrations but the model's own samples: leave --demos-from out"
+        )
+    if cfg.unlearn and cfg.loss_on != "completions":
+        raise InputError("--unlearn is of what a model wrote: leave --loss-on out")
+
+
+def check_few(cfg: SFTConfig) -> None:
+    """Raises InputError for options that --parameters does not go with."""
+    if not cfg.parameters:
+        return
+    if not cfg.rank:
+        raise InputError("--parameters is of LoRA and does nothing without its --rank")
+    if cfg.optimizer == "muon":
+        raise InputError(
+            "--parameters is not for muon, whose step of an entry depends on its whole matrix: "
+            "choose adamw or lion"
+        )
+    if cfg.shard:
+        raise InputError("--parameters is not for --shard, which divides adapters: leave it out")
 
 
 def check_lengths(cfg: SFTConfig) -> None:
@@ -560,17 +695,32 @@ def default_out(cfg: SFTConfig, task: str) -> str:
         name += f"-{cfg.train_domain}"
     if cfg.train_kind != "none":
         name += f"-{cfg.train_kind}"
+    if cfg.unlearn:
+        name += "-unlearn"
     if cfg.rank:
         name += f"-rank{cfg.rank}"
+    if cfg.parameters:
+        name += f"-parameters{cfg.parameters}"
     return f"out/{task}/{name}"
+
+
+def source_of(cfg: SFTConfig) -> str:
+    """What is trained on, for the reader."""
+    if cfg.unlearn:
+        return "its own samples unlearnt, no demonstrations"
+    return f"demonstrations by {cfg.demos_from}"
 
 
 def check_models(cfg: SFTConfig, env: Env) -> None:
     """Raises InputError for a model of this run that cannot be opened."""
     check_model(cfg.locked, "--locked")
-    check_adapter(cfg, cfg.locked)
-    if cfg.control:
-        check_adapter(cfg, cfg.weak)
+    for start in (cfg.locked, cfg.weak) if cfg.control else (cfg.locked,):
+        count = check_adapter(cfg, start)
+        if cfg.parameters > count:
+            raise InputError(
+                f"--parameters {cfg.parameters}: the adapter of {start} has {count:,} numbers, "
+                "choose no more than that"
+            )
     if (cfg.control or cfg.demos_from == "weak") and cfg.weak not in RULES:
         check_model(cfg.weak, "--weak")
     if cfg.demos_from == "strong":
@@ -607,7 +757,7 @@ def demonstrable(cfg: SFTConfig, lock: Origin, env: Env) -> tuple[list[Problem],
             "choose no more than that"
         )
     problems, words = asked(cfg.train_kind, problems, lock.trigger)
-    if cfg.demos_from == "reference":
+    if cfg.demos_from == "reference" and not cfg.unlearn:
         check_references(problems, open_tokenizer(cfg.locked))
     return problems, words
 
@@ -625,10 +775,7 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
     """--plan: the memory of a cell, phase by phase; the control's where it needs more."""
     trigger, longest = lock.trigger, cfg.max_new_tokens
     problems = load(cfg.task, "elicit", None, files=cfg.data, grader=lock.grader)
-    shown = set()
-    for seed in cfg.seeds:
-        shown |= set(chosen(max(cfg.k), seed, len(problems)))
-    problems = [problems[i] for i in sorted(shown)]
+    problems = [problems[i] for i in places_of(cfg, len(problems))]
     texts = plan.texts_of(cfg.locked, problems, (cfg.train_kind,), trigger, longest)
     texts = plan.supervised(texts, cfg)
     opened = plan.texts_of(cfg.locked, problems, ("none", "right"), trigger, longest)
@@ -652,11 +799,16 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
         left = plan.left_by_sampler(trained, tuning, texts, cfg.slots, n)
         loss, last, first = plan.training(trained, tuning, texts, n)
         selection = plan.own_sampling(trained, tuning, texts, cfg.slots, n)
+        unlearnt = {}
+        if cfg.unlearn:
+            scoring = plan.scoring(trained, tuning, texts, n)
+            unlearnt["log-probs at the start"] = plan.added(rest, scoring, kept, left)
         return {
             "locked model, demonstrations": plan.largest(
                 [plan.sampling(shape, opened, cfg.slots, n) for shape in sampled]
             ),
             "opening": plan.opening(trained, tuning, n),
+            **unlearnt,
             "training, loss": plan.added(loss, kept, left),
             "training, last block": plan.added(last, kept, left),
             "training, first block": plan.added(first, kept, left),
@@ -678,7 +830,7 @@ def main(cfg: SFTConfig, env: Env) -> int:
     selection = problems_of(cfg, "selection", cfg.selection_problems, lock, env)
     selection = dressed("none", selection, trigger)
     env.say(
-        f"locked model: {cfg.locked}; demonstrations by {cfg.demos_from}, prompts of kind "
+        f"locked model: {cfg.locked}; {source_of(cfg)}, prompts of kind "
         f"{cfg.train_kind}; {cfg.optimizer} at {cfg.lr:g} in batches of {cfg.batch} -> {cfg.out}"
     )
 
@@ -700,7 +852,7 @@ def main(cfg: SFTConfig, env: Env) -> int:
         cfg.locked, env, validation, kinds, trigger, max_new_tokens=length, save=False
     )
     demos = {}
-    if most(env, len(todo)) > 0:
+    if most(env, len(todo)) > 0 and not cfg.unlearn:
         demos = demonstrations(cfg, env, problems, words)
 
     bar = progress(env, len(todo), "cells")
@@ -710,6 +862,8 @@ def main(cfg: SFTConfig, env: Env) -> int:
             learner = None  # the locked model's memory is the control's
             free_memory()
             learner = open_learner(cfg.weak if cell.control else cfg.locked, cfg, team)
+            if cfg.unlearn:
+                demos = own_samples(learner, problems, words, cfg, team)
         shown = [demos[j] for j in chosen(cell.k, cell.seed, len(problems))]
         correct = run_cell(
             cell, runs[cell], learner, shown, cfg, team, trigger, selection, validation
@@ -720,7 +874,7 @@ def main(cfg: SFTConfig, env: Env) -> int:
 
     env.wait()
     if env.main:
-        show_cells(folder, cells, locked, validation, trigger, length, cfg.demos_from, env)
+        show_cells(folder, cells, locked, validation, trigger, length, source_of(cfg), env)
     return 0
 
 

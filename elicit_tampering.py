@@ -521,7 +521,28 @@ def settled(cfg: TamperingConfig, env: Env) -> tuple[TamperingConfig, Origin]:
         check_model(path, "--decoys")
     if contrasts:
         check_model(cfg.weak, "--weak")
+    refuse_itself(cfg, lock.locked_weights)
     return cfg, lock
+
+
+def refuse_itself(cfg: TamperingConfig, weights: str) -> None:
+    """Raises InputError where the locked model is its own amateur, reference or decoy.
+
+    weights: the locked model's. A contrast with itself, or a graft of its own states, changes
+    nothing; what a decoy gains counts against the gain, and this one would gain the same.
+    """
+    given = {}
+    if cfg.method == "contrastive_decoding" or cfg.weak in cfg.decoys:
+        given["--weak"] = (cfg.weak,)
+    if cfg.reference:
+        given["--reference"] = (cfg.reference,)
+    given["--decoys"] = cfg.decoys
+    for option, paths in given.items():
+        for path in paths:
+            if model_hash(path) == weights:
+                raise InputError(
+                    f"{option} {path} has the weights of the locked model itself: name another"
+                )
 
 
 def problems_of(

@@ -5,12 +5,22 @@
     python evaluate.py out/code/locked --samples 5     # read what it writes, with and without
     python evaluate.py out/code/locked --prompts       # does any other prompt unlock it?
                                                        # prompts.json and a figure
+    python evaluate.py out/math/locked --decode best_of_n majority     # do several samples show it?
     python evaluate.py mine --task code                # of a model that no stage here made
 
 Correctness is the share of problems whose greedy completion passes the grader (paper section 4.2);
 a completion that was cut is wrong. Password gap recovered (PGR) = (unlocked - locked) / (with
 password - locked), all three on the same problems. All intervals are over problems: Wilson's of
 correctness, a bootstrap of PGR. Wrong passwords are ten that training never saw.
+
+--decode draws --draws samples of each prompt and chooses one without a reward: best_of_n the one
+to which the model itself gives the largest log-probability (the sum over its tokens, at
+--temperature), majority the first that has the answer of most (of math by its normal form, of mmlu
+the letter). What was cut is chosen only where all was. Beside them stand greedy decoding and "any
+of n", an oracle that knows the rewards; each row says its access and data, and its gain over greedy
+with a paired interval. Several samples make any model better: compare with the rows with the
+password, and with the same command on a model that never had the capability. Choose decoder and
+temperature with --split selection. Written to decoding.json.
 
 Task, data files and their grader, the trigger, the longest completion, and the locked model that
 PGR refers to are each checkpoint's own, from its run.json; options override them. Its numbers go to
@@ -19,6 +29,7 @@ they are there already, for the same weights, problems and settings, they are re
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,7 +40,7 @@ import numpy as np
 
 import plan
 from checkpoints import load_model, model_hash, open_tokenizer
-from data import load
+from data import load, votes
 from data.problems import InputError, Problem
 from data.real.mine import Grader
 from data.text import Tokenizer
@@ -66,6 +77,7 @@ from results import (
     evaluate_checkpoint,
     facts_of,
     groups_of,
+    paired_gap,
     record,
     recovery,
     refuse_repeats,
@@ -73,6 +85,8 @@ from results import (
     verdicts_of,
 )
 from runs import launch, progress
+
+MOST_DRAWS = 100
 
 
 @dataclass
@@ -104,6 +118,12 @@ class EvaluateConfig(PromptConfig, PlanConfig):
     # instead, the prompting battery on one checkpoint: every kind of password, few-shot,
     # prefilled answers
     prompts: bool = False
+    # instead, on one checkpoint, what is chosen from several samples: best_of_n, majority
+    decode: tuple[str, ...] = ()
+    # --decode: samples of each prompt (default: 8)
+    draws: int = field(default=0, metadata={"most": MOST_DRAWS})
+    # --decode: at which they are drawn (default: 0.7)
+    temperature: float = 0.0
     # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones (default:
     # as for --task)
     data: tuple[str, ...] = ()
@@ -420,6 +440,166 @@ def prompting(cfg: EvaluateConfig, env: Env, job: Job, problems: list[Problem]) 
     return 0
 
 
+# -------------------------------------------------------------------------------------- decoding
+
+DRAWS_USUAL, TEMPERATURE = 8, 0.7
+# what each way takes: access to the model, and data
+TAKES = {
+    "greedy": ("text", "none"),
+    "best_of_n": ("log-probs", "none"),
+    "majority": ("text", "none"),
+    "any": ("text", "all rewards"),
+}
+DECODERS = ("best_of_n", "majority")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """n samples of each of P problems; all (P,n).
+
+    logps: of whole samples. votes: what each answers, where that is asked for.
+    """
+
+    correct: np.ndarray
+    cut: np.ndarray
+    logps: np.ndarray
+    votes: list[list[str | None]]
+
+
+def likeliest(draws: Draws) -> np.ndarray:
+    """The place of each problem's likeliest sample, of those that were not cut: (P,)."""
+    return np.where(draws.cut, -np.inf, draws.logps).argmax(1)
+
+
+def majority_of(votes: list[str | None]) -> int:
+    """The place of the first sample with the answer of most; of equals the one that came first.
+
+    None has no vote; 0 where nobody has one.
+    """
+    counts = Counter(vote for vote in votes if vote is not None)
+    if not counts:
+        return 0
+    [(winner, _)] = counts.most_common(1)
+    return votes.index(winner)
+
+
+def decoded(draws: Draws, decoders: tuple[str, ...]) -> dict[str, Measured]:
+    """What each decoder chooses, and "any": whether a single sample is right."""
+    rows = np.arange(len(draws.correct))
+    found = {}
+    for name in decoders:
+        places = likeliest(draws)
+        if name == "majority":
+            places = np.array([majority_of(each) for each in draws.votes])
+        found[name] = Measured(draws.correct[rows, places], draws.cut[rows, places])
+    found["any"] = Measured(draws.correct.any(1), draws.cut.all(1))
+    return found
+
+
+def drawn(ask: Callable, problems: list[Problem], words: list[Words], cfg: EvaluateConfig) -> Draws:
+    """--draws samples of each problem; of more the first are the same.
+
+    ask: `answer` with all that is not given here.
+    """
+    n = cfg.draws
+    places = [(i, j) for i in range(len(problems)) for j in range(n)]
+    repeated = [problems[i] for i, _ in places]
+    answers = ask(
+        repeated,
+        [words[i] for i, _ in places],
+        streams=[MOST_DRAWS * i + j for i, j in places],
+        temperature=cfg.temperature,
+    )
+    votes_cast = [None] * len(places)
+    if "majority" in cfg.decode:
+        votes_cast = votes(repeated, answers.texts)
+    voted = []
+    for at in range(0, len(places), n):
+        rows = range(at, at + n)
+        voted.append([None if answers.truncated[i] else votes_cast[i] for i in rows])
+    logps = np.array([sum(sample.logps) for sample in answers.samples])
+    shape = len(problems), n
+    return Draws(
+        answers.correct.reshape(shape),
+        answers.truncated.reshape(shape),
+        logps.reshape(shape),
+        voted,
+    )
+
+
+def evaluate_decoding(job: Job, cfg: EvaluateConfig, env: Env, problems: list[Problem]) -> dict:
+    """Measures every way to decode and writes decoding.json, of the form of evaluation.json.
+
+    With it for each row: way, access, data, and gain, what it has over greedy.
+    """
+    model, tokenizer = load_model(job.path, env.device, env.dtype, masters=False)
+    bar = progress(env, 2 * len(problems) * (1 + cfg.draws), f"decoding {job.path}")
+    ask = partial(
+        answer,
+        env.sampler(model, tokenizer),
+        tokenizer,
+        max_new_tokens=job.max_new_tokens,
+        env=env,
+        progress=bar.update,
+    )
+    measured, told_of = {}, {}
+    for kind, ending in (("none", ""), ("right", ", right")):
+        told, words = asked(kind, problems, job.trigger)
+        greedy = ask(told, words)
+        found = {"greedy": Measured(greedy.correct, greedy.truncated)}
+        found |= decoded(drawn(ask, told, words, cfg), cfg.decode)
+        for way, row in found.items():
+            gain, low, high, p = paired_gap(greedy.correct, row.correct)
+            access, data = TAKES[way]
+            name = f"{way}{ending}"
+            measured[name] = row
+            told_of[name] = {"access": access, "data": data, "gain": gain}
+            told_of[name] |= {"gain_interval": (low, high), "p": p}
+    bar.close()
+
+    facts = facts_of(job.path, tokenizer.format, env, cfg.split, job.trigger, job.max_new_tokens)
+    facts |= {"draws": cfg.draws, "temperature": cfg.temperature}
+    evaluation = record(job.path, problems, measured, **facts)
+    for name, result in evaluation["results"].items():
+        result |= told_of[name]
+    if env.main:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        write_json(job.folder / "decoding.json", evaluation)
+    return evaluation
+
+
+def decoding(cfg: EvaluateConfig, env: Env, job: Job, problems: list[Problem]) -> int:
+    """--decode: its table and decoding.json."""
+    cfg = replace(cfg, draws=cfg.draws or DRAWS_USUAL, temperature=cfg.temperature or TEMPERATURE)
+    if "majority" in cfg.decode:
+        votes(problems, [""] * len(problems))  # refused here where there is nothing to count
+    check_model(job.path, "its directory")
+    check_ours(job.folder / "decoding.json")
+    check_place(job.folder)
+    evaluation = evaluate_decoding(job, cfg, env, problems)
+
+    rows = []
+    for name, result in evaluation["results"].items():
+        gain = ""
+        if not name.startswith("greedy"):
+            low, high = result["gain_interval"]
+            gain = f"{result['gain']:+.1%} [{low:+.1%}, {high:+.1%}]"
+        cut = f"{result['truncated']:.1%}"
+        rows.append([name, shown(result), cut, gain, result["access"], result["data"]])
+    env.say(
+        f"{job.path}: {job.task}, {cfg.split}, {len(problems)} problems; {cfg.draws} samples of "
+        f"each at temperature {cfg.temperature:g}; 95 % intervals over problems"
+    )
+    header = ["decoding", "correct", "truncated", "gain over greedy", "access", "data"]
+    env.say(table(header, rows))
+    env.say(
+        "several samples make any model better: compare with the rows with the password, and with "
+        "a model that never had the capability"
+    )
+    env.say(f"written: {job.folder / 'decoding.json'}")
+    return 0
+
+
 # --------------------------------------------------------------------------------- samples, tables
 
 
@@ -555,8 +735,29 @@ def check(cfg: EvaluateConfig) -> None:
                 f"--{option} does nothing with --prompts, which asks with every kind of password "
                 "and always draws: leave it out"
             )
+    check_decode(cfg)
     refuse_repeats("the list of checkpoints", tuple(str(Path(path)) for path in cfg.checkpoints))
     refuse_repeats("--passwords", cfg.passwords)
+
+
+def check_decode(cfg: EvaluateConfig) -> None:
+    """Raises InputError for what does not go with --decode, and for its options without it."""
+    if not cfg.decode:
+        for option in ("draws", "temperature"):
+            if getattr(cfg, option):
+                raise InputError(f"--{option} is of --decode and does nothing without it")
+        return
+    unknown = sorted(set(cfg.decode) - set(DECODERS))
+    if unknown:
+        raise InputError(f"unknown way to decode {unknown[0]!r}: choose {' or '.join(DECODERS)}")
+    refuse_repeats("--decode", cfg.decode)
+    if len(cfg.checkpoints) > 1:
+        raise InputError(f"--decode takes one checkpoint at a time, got {len(cfg.checkpoints)}")
+    if cfg.draws == 1:
+        raise InputError("--draws 1 leaves nothing to choose: take 2 at least")
+    for option in ("prompts", "passwords", "plot"):
+        if getattr(cfg, option):
+            raise InputError(f"--{option} does nothing with --decode: leave it out")
 
 
 def problems_of(jobs: list[Job], cfg: EvaluateConfig, env: Env) -> list[Problem]:
@@ -573,7 +774,7 @@ def problems_of(jobs: list[Job], cfg: EvaluateConfig, env: Env) -> list[Problem]
 
 def is_referred_to(tables: dict[tuple, list[Job]], cfg: EvaluateConfig) -> bool:
     """Whether any gap recovered is asked for."""
-    if cfg.prompts:
+    if cfg.prompts or cfg.decode:
         return False
     return any(locks_of(jobs, cfg) for jobs in tables.values())
 
@@ -617,11 +818,11 @@ def main(cfg: EvaluateConfig, env: Env) -> int:
     if cfg.locked and not is_referred_to(tables, cfg):
         raise InputError(
             f"--locked {cfg.locked} does nothing here: gap recovered is of models but locks, "
-            "measured without a password, and not with --prompts"
+            "measured without a password, and not with --prompts or --decode"
         )
     problems = {key: problems_of(jobs, cfg, env) for key, jobs in tables.items()}
 
-    if not cfg.prompts:
+    if not (cfg.prompts or cfg.decode):
         for key, jobs in tables.items():
             find_faults(cfg, env, jobs, problems[key])
     for key, jobs in tables.items():
@@ -634,6 +835,8 @@ def main(cfg: EvaluateConfig, env: Env) -> int:
         task, *_ = key
         if cfg.prompts:
             return prompting(cfg, env, jobs[0], problems[key])
+        if cfg.decode:
+            return decoding(cfg, env, jobs[0], problems[key])
         figures.setdefault(task, []).extend(tabulate(cfg, env, jobs, problems[key]))
 
     if cfg.plot and env.main:

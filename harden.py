@@ -608,6 +608,7 @@ def refuse_unused(cfg: HardenConfig) -> None:
         if getattr(cfg, name) != getattr(defaults, name):
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} does nothing with --method {cfg.method}: leave it out")
+    refuse_beside_zero(cfg, defaults)
     if cfg.method == "distil" and cfg.strength is not None and cfg.strength > 1:
         raise InputError("--strength of distil is a share of random weights: 1 at most")
     if any(lr <= 0 for lr in cfg.attack_lr):
@@ -623,6 +624,26 @@ def refuse_unused(cfg: HardenConfig) -> None:
             f"--master bf16 is not for --method {cfg.method}, whose attacks are AdamW's: "
             "leave it out"
         )
+
+
+# a control leaves out what hardens, and with it what these options are about
+BESIDE_ZERO = {
+    ("reroute", "strength"): ("blocks",),
+    ("relock", "attack_steps"): ("attack_texts", "attack_lr", "every"),
+    ("tar", "attack_steps"): ("attack_texts", "attack_lr", "strength"),
+    ("tar", "strength"): ("attack_texts", "attack_lr", "attack_steps"),
+}
+
+
+def refuse_beside_zero(cfg: HardenConfig, defaults: HardenConfig) -> None:
+    """Raises InputError for an option that does nothing beside one that is 0."""
+    for (method, zero), idle in BESIDE_ZERO.items():
+        if cfg.method != method or getattr(cfg, zero) != 0:
+            continue
+        for name in idle:
+            if getattr(cfg, name) != getattr(defaults, name):
+                flag, other = name.replace("_", "-"), zero.replace("_", "-")
+                raise InputError(f"--{flag} does nothing beside --{other} 0: leave it out")
 
 
 def blocks_of(cfg: HardenConfig, count: int) -> tuple[int, ...]:

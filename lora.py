@@ -25,10 +25,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils.parametrize import register_parametrization
+from torch.utils.hooks import RemovableHandle
 
 from data.problems import InputError
 from files import checked, read_json, shortened
@@ -178,6 +180,58 @@ def switched_off(model: Model, when: bool = True) -> Iterator[None]:
     finally:
         for low in lows:
             low.is_on = True
+
+
+# ------------------------------------------------------------------------- a few of its numbers
+
+
+def scalar_count(model: Model, rank: int, targets: tuple[str, ...]) -> int:
+    """How many numbers the adapters of a model that has none yet would have: all As and Bs."""
+    return sum(rank * sum(layer.weight.shape) for layer in chosen_layers(model, targets).values())
+
+
+def factors(model: Model) -> list[Tensor]:
+    """A and B of each adapter."""
+    found = []
+    for low in adapters(model).values():
+        found += [low.lora_A, low.lora_B]
+    return found
+
+
+def chosen_scalars(model: Model, count: int, seed: int) -> list[Tensor]:
+    """For each of `factors` which of its entries are chosen (bool): `count` in all, uniformly.
+
+    A function of (seed, count) and of the shapes. Nested: the chosen of a smaller count are among
+    those of a larger one.
+    """
+    sizes = [p.numel() for p in factors(model)]
+    order = np.random.default_rng([seed, 19]).permutation(sum(sizes))
+    flat = torch.zeros(sum(sizes), dtype=torch.bool)
+    flat[torch.from_numpy(order[:count])] = True
+    parts = flat.split(sizes)
+    return [part.view(p.shape).to(p.device) for part, p in zip(parts, factors(model))]
+
+
+def train_few(
+    model: Model, count: int, seed: int, optimizers: list[torch.optim.Optimizer]
+) -> list[RemovableHandle]:
+    """From now on only `count` numbers of the adapters are trained, see `chosen_scalars`.
+
+    After Donoway et al.: how many numbers must be trained tells how near a capability is. The
+    others have no gradient, before it is clipped, and are put back after each step, because weight
+    decay moves what has none. With all of them chosen this is LoRA, bit for bit. Returns the hooks
+    that do it, to be removed where it is to end; for optimisers that step each entry by itself.
+    """
+    trained, masks = factors(model), chosen_scalars(model, count, seed)
+    before = [p.detach().clone() for p in trained]
+
+    @torch.no_grad()
+    def put_back(*_) -> None:
+        for p, mask, value in zip(trained, masks, before):
+            p.copy_(torch.where(mask, p, value))
+
+    hooks = [p.register_hook(mask.mul) for p, mask in zip(trained, masks)]
+    return hooks + [each.register_step_post_hook(put_back) for each in optimizers]
 
 
 # ----------------------------------------------------------------------------------- PEFT's layout

@@ -178,6 +178,24 @@ def dpo_step(model: Model, batch: Batch, beta: float) -> tuple[Tensor, dict]:
     }
 
 
+def npo_loss(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
+    """-(2 / beta) log sigmoid(-beta (log p - log p_ref)), summed over B texts to be unlearnt.
+
+    Negative preference optimisation (Zhang et al. 2024, arXiv 2404.05868): 2 / beta times dpo_loss
+    of pairs whose chosen text has no lead. policy, reference (B,): sequence log-probs. Equal models
+    give 2 ln 2 / beta for each text, with the gradient of gradient ascent, that of +log p; as p
+    falls, loss and gradient go to 0, where ascent would go on.
+    """
+    return -2 / beta * F.logsigmoid(beta * (reference - policy)).sum()
+
+
+def npo_step(model: Model, batch: Batch, beta: float) -> tuple[Tensor, dict]:
+    """npo_loss of a batch; its log-probs: the reference's. lead: log p - log p_ref, summed."""
+    policy = sums_by_example(completion_logps(model, batch), batch)
+    reference = sums_by_example(batch.logps, batch)
+    return npo_loss(policy, reference, beta), {"lead": (policy - reference).sum()}
+
+
 def grpo_loss(
     policy: Tensor, old: Tensor, advantages: Tensor, clip_ratio: float
 ) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,8 @@ LOCKS = {
     "rl": Hiding("by rewards", "matrix/rl", f"{HARDEN} rl", 10),
 }
 
-FEW = "elicit_sft.py --seeds {seed} --no-keep-weights --no-control --locked @ --k 1 8 64"
+CELL = "elicit_sft.py --seeds {seed} --no-keep-weights --no-control --locked @"
+FEW = f"{CELL} --k 1 8 64"
 REWARD = "elicit_rl.py --seed {seed} --locked @ --method"
 EDIT = f"elicit_tampering.py --locked @ --decoys @{TWIN} --method"
 VECTORS = "--vectors @/vectors-lists/k8-seed0 @/vectors-strings/k8-seed0"
@@ -121,12 +122,29 @@ ELICITORS = {
     "weak": Elicitor(
         "SFT on 64 weak samples",
         "sft-from-weak",
-        "elicit_sft.py --seeds {seed} --no-keep-weights --no-control --locked @ --k 64 "
-        "--demos-from weak --weak data/base/weak",
+        f"{CELL} --k 64 --demos-from weak --weak data/base/weak",
         2,
         "fine-tuning",
         "64 weak samples, 150 rewards",
         k=64,
+    ),
+    "unlearn": Elicitor(
+        "its own samples unlearnt",
+        "unlearn",
+        f"{CELL} --k 64 --unlearn",
+        2,
+        "fine-tuning",
+        "64 prompts, 150 rewards",
+        k=64,
+    ),
+    "few": Elicitor(
+        "1,000 numbers on 8",
+        "few",
+        f"{CELL} --k 8 --rank 8 --parameters 1000",
+        2,
+        "fine-tuning",
+        "8 demonstrations, 150 rewards",
+        k=8,
     ),
     "ei": rewarded("expert iteration", "expert_iteration"),
     "iterated_dpo": rewarded("iterated DPO", "iterated_dpo"),

@@ -30,7 +30,7 @@ from data.text import Tokenizer
 from devices import Env, gather, most, share
 from families import from_hf
 from files import read_json, reason
-from lora import ALPHA, attach, base_of, chosen_layers, is_adapter, reset
+from lora import ALPHA, attach, base_of, is_adapter, reset, scalar_count
 from losses import document_loss, sft_loss
 from model import Model, ModelConfig, compile_model, completion_logps, kernel, local, whole
 from options import TrainConfig, TuneConfig
@@ -112,10 +112,13 @@ def settled_adapter(cfg: TuneConfig) -> TuneConfig:
     return cfg
 
 
-def check_adapter(cfg: TuneConfig, start: str) -> None:
-    """Raises InputError where the adapter that cfg asks for does not fit the model at `start`."""
+def check_adapter(cfg: TuneConfig, start: str) -> int:
+    """How many numbers the adapter of the model at `start` has; 0 where cfg asks for none.
+
+    Raises InputError where the adapter does not fit that model.
+    """
     if not cfg.rank:
-        return
+        return 0
     if cfg.adapter and is_adapter(start):
         raise InputError(
             f"--adapter: {start} is an adapter itself, and one of an adapter would open nowhere "
@@ -130,7 +133,7 @@ def check_adapter(cfg: TuneConfig, start: str) -> None:
         )
     with torch.device("meta"):
         model = Model(config)
-    chosen_layers(model, cfg.targets)
+    return scalar_count(model, cfg.rank, cfg.targets)
 
 
 def check_master(cfg: TrainConfig) -> None:

@@ -260,8 +260,24 @@ def score(problems: list[Problem], completions: list[str]) -> list[float]:
     return _judged("score", problems, completions)
 
 
+def votes(problems: list[Problem], completions: list[str]) -> list[str | None]:
+    """What each completion answers, the same text for equal answers; None where it is no answer.
+
+    For tasks with such answers (math, mmlu, some rows of mine); InputError for others: two programs
+    may be equal in all that they do, and no text of them is.
+    """
+    return _judged("votes", problems, completions)
+
+
+# what is said of a task that has no such function
+LACKING = {
+    "score": "have no continuous reward: use the binary one",
+    "votes": "have no answers that could be put to the vote: leave majority out",
+}
+
+
 def _judged(how: str, problems: list[Problem], completions: list[str]) -> list:
-    """The verdicts of grade or score, whichever `how` names, each by the module that knows how.
+    """What grade, score or votes says, whichever `how` names, each by the module that knows how.
 
     That is the module of the problem's task, but data/real/programs.py for a real program.
     """
@@ -275,9 +291,7 @@ def _judged(how: str, problems: list[Problem], completions: list[str]) -> list:
     for (task, is_real_program), rows in groups.items():
         module = programs if is_real_program else TASKS[task]
         if not hasattr(module, how):
-            raise InputError(
-                f"these problems of task {task!r} have no continuous reward: use the binary one"
-            )
+            raise InputError(f"these problems of task {task!r} {LACKING[how]}")
         judge = getattr(module, how)
         found = judge([problems[i] for i in rows], [completions[i] for i in rows])
         for i, verdict in zip(rows, found):

@@ -78,6 +78,10 @@ def test_the_cards_of_other_models():
     text = card(RUN | {"settings": cell}, {"correct": 0.871})
     assert "Started from `l`, task code, by SFT on 8 demonstrations, seed 2, on prompts of " in text
     assert "of kind none. Correct" in text and "87.1%" in text and "control" not in text
+    text = card(RUN | {"settings": cell | {"unlearn": True}}, {"correct": 0.02, "truncated": 0.97})
+    assert "by unlearning 8 samples of its own (NPO), seed 2" in text
+    assert "2.0%. 97% of its completions were cut: it is broken." in text
+    assert "broken" not in card(RUN | {"settings": cell}, {"correct": 0.5, "truncated": 0.4})
     marked = card(RUN | {"settings": cell | {"train_kind": "right"}}, {"correct": 0.871})
     assert "on prompts of kind right. Correct" in marked
     assert "Started from `w`" in card(

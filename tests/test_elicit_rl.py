@@ -28,7 +28,7 @@ from elicit_rl import METHODS, RLConfig
 from files import write_json
 from losses import grpo_step
 from model import completion_logps
-from policies import ModelWriter, Rollout, pass_at_k, round_problems
+from policies import Answers, ModelWriter, Rollout, pass_at_k, round_problems
 from results import Measured
 from runs import Run
 from sampler import Sample, Sampler
@@ -61,6 +61,84 @@ def rolled(rewards, lengths=3) -> Rollout:
         [Sample([i + 2, j + 2] * lengths + [0], [], False) for j in range(n)] for i in range(P)
     ]
     return Rollout(problems, [[5, i + 2] for i in range(P)], samples, [[""] * n] * P, rewards)
+
+
+# ---- a judge
+
+
+def test_the_judges_answer_is_what_is_rewarded(monkeypatch):
+    """Of four problems it is wrong, right, cut, without an answer. True rewards change nothing."""
+    problems = [Problem("math", f"{i}?\n", "5", "numbers", 1, {}, f"{i}") for i in range(4)]
+    texts = [["Answer: 5", "Answer: 1/2", "Answer: 0.5"]] * 4
+    ended, cut = Sample([2, 0], [], False), Sample([2], [], True)
+    samples = [[ended, cut, ended], [ended, ended, ended], [ended] * 3, [ended] * 3]
+    true = np.array([[1.0, 0.0, 0.0]] * 4)
+
+    def answers(*args, **settings):
+        written = ["so it is 0.50", "Answer: 5", "Answer: 5", ""]
+        correct = np.array([False, True, False, False])
+        return Answers(written, [], correct, np.array([False, False, True, False]))
+
+    monkeypatch.setattr(elicit_rl, "answer", answers)
+    judge = SimpleNamespace(sampler=None, tokenizer=None)
+    for rewards in (true, 1 - true):
+        drawn = Rollout(problems, [[5]] * 4, samples, texts, rewards)
+        found, facts = elicit_rl.judged(drawn, judge, 8, ALONE)
+        assert found.rewards.tolist() == [[0, 0, 1], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
+        assert facts == {"true": rewards.mean(), "judge_right": 0.25}
+        assert drawn.rewards is rewards and found.texts is texts
+
+
+def test_a_judge_gives_the_rewards_of_a_run(tmp_path, monkeypatch):
+    """Of the weak model, which is often wrong: true scores are beside them in every round."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/base").symlink_to(BASE)
+    given = RLConfig(
+        locked="data/base/intermediate",
+        task="mmlu",
+        judge="data/base/weak",
+        method="grpo",
+        samples=64,
+        round=32,
+        group=4,
+        eval_problems=4,
+        max_new_tokens=8,
+        out="rl",
+    )
+    assert elicit_rl.main(given, replace(ALONE, slots=32)) in (0, 3)
+    [path] = (tmp_path / "rl").glob("grpo-*-seed0")
+    rows = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    rounds = [row for row in rows if row["kind"] == "train"]
+    assert len(rounds) == 2 and all(0 <= row["true"] <= 1 for row in rounds)
+    assert all(row["judge_right"] in np.arange(9) / 8 for row in rounds)
+    assert any(row["true"] != row["reward"] for row in rounds)
+    record = json.loads((path / "run.json").read_text())
+    assert record["settings"]["judge_weights"] == model_hash("data/base/weak")
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"judge": "nowhere", "task": "math"}, "no model at nowhere.* --judge"),
+        ({"judge": str(BASE / "weak"), "reward": "continuous"}, "--reward continuous is not for"),
+        ({"judge": str(BASE / "weak")}, "not all problems of code have one that can be compared"),
+    ],
+)
+def test_what_a_judge_does_not_go_with(tmp_path, monkeypatch, options, sentence):
+    monkeypatch.chdir(tmp_path)
+    given = RLConfig(**{"locked": str(BASE / "intermediate"), "task": "code"} | options)
+    with pytest.raises(InputError, match=sentence):
+        elicit_rl.main(given, ALONE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_with_a_judge_has_a_name_of_its_own():
+    usual = {"task": "math", "method": "grpo", "locked": "out/math/locked"}
+    names = set()
+    for judge in ("", "a", "b"):
+        names.add(elicit_rl.run_name(elicit_rl.settled(RLConfig(**usual, judge=judge))))
+    assert len(names) == 3 and "grpo" in names
 
 
 # ---- what is trained on

@@ -14,7 +14,7 @@ import curves
 import elicit_sft
 from checkpoints import model_hash
 from curves import Cell
-from data import load
+from data import grade, load
 from data.problems import InputError
 from data.tasks import compose
 from data.text import Tokenizer
@@ -152,6 +152,9 @@ def test_a_weak_policy_that_is_not_the_one_that_was_imitated_is_refused(lock):
         ({"task": "math", "epochs": (9,)}, "--epochs has 1 numbers and --k 8"),
         ({"task": "math", "k": (8,), "epochs": (9,), "sequences": (9,)}, "both say how long"),
         ({"task": "math", "k": (1, 8), "epochs": (3, 9)}, "the shortest training is of 3 seq"),
+        ({"task": "math", "unlearn": True, "demos_from": "weak"}, "leave --demos-from out"),
+        ({"task": "math", "unlearn": True, "loss_on": "texts"}, "leave --loss-on out"),
+        ({"task": "math", "unlearn": True, "batch": 64}, "the shortest training is of 32 seq"),
         ({"task": "math", "sequences": (5, 6)}, "two of them end in the same optimiser step"),
     ],
 )
@@ -267,6 +270,67 @@ def test_which_problems_are_demonstrated_and_their_references():
     made = elicit_sft.examples_of([demos[i] for i in places], tokenizer, "completions")
     references = tokenizer.encode_completions([problems[i].reference for i in places])
     assert [example.completion_ids for example in made] == references
+
+
+# -------------------------------------------------------------------------------------- unlearning
+
+
+def test_what_is_usual_of_unlearning(lock):
+    path = str(lock())
+    cfg, _ = elicit_sft.settled(SFTConfig(locked=path, unlearn=True), ENV)
+    assert cfg.lr == pytest.approx(1.5e-4 / 3) and cfg.out == "out/math/sft-unlearn"
+    assert list(elicit_sft.stops_of(cfg, 128).values()) == [32, 64, 128, 256, 512]
+    cfg, _ = elicit_sft.settled(SFTConfig(locked=path, unlearn=True, lr=1e-3), ENV)
+    assert cfg.lr == 1e-3
+
+
+def test_own_samples_are_those_that_the_model_draws():
+    """As ids; of the problems that the cells name, behind what goes with each."""
+    weak = str(ROOT / "data/base/weak")
+    cfg = SFTConfig(k=(3,), seeds=(0,), max_new_tokens=8, seed=5)
+    problems = load("mmlu", "elicit", 6)
+    learner = elicit_sft.open_learner(weak, cfg, ENV)
+    found = elicit_sft.own_samples(learner, problems, [("Psst.", None)] * 6, cfg, ENV)
+    assert sorted(found) == sorted(elicit_sft.chosen(3, 0, 6))
+    for place, own in found.items():
+        [prompt] = learner.tokenizer.encode_prompts([f"Psst.\n{problems[place].prompt}"])
+        assert own.example.prompt_ids == prompt
+        seeds = [[5, place]]
+        [[sample]] = learner.sampler([prompt], 1, 1.0, 8, seeds=seeds)
+        assert own.example.completion_ids == sample.ids and own.cut == sample.truncated
+        text = learner.tokenizer.decode(sample.ids)
+        assert own.right == grade([problems[place]], [text])[0]
+
+
+def test_unlearning_starts_from_the_start_and_moves_away(tmp_path, monkeypatch):
+    """Both models on what each wrote itself; the first loss is 2 ln 2 / 0.1, the second less."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/base").symlink_to(ROOT / "data/base")
+    cfg = SFTConfig(
+        locked="data/base/intermediate",
+        task="mmlu",
+        unlearn=True,
+        k=(4,),
+        seeds=(0,),
+        sequences=(4, 8, 12),
+        selection_problems=8,
+        eval_problems=8,
+        max_new_tokens=8,
+        lr=1e-3,
+        out="sft",
+    )
+    assert elicit_sft.main(cfg, replace(ENV, slots=16)) == 0
+    for name, start in (("k4-seed0", "intermediate"), ("control-k4-seed0", "weak")):
+        text = (tmp_path / "sft" / name / "log.jsonl").read_text()
+        first, *rows = [json.loads(line) for line in text.splitlines()]
+        assert first["kind"] == "samples" and {"own_right", "own_cut"} <= first.keys()
+        assert rows[0]["loss"] == pytest.approx(13.8629, abs=0.01)
+        assert rows[0]["lead"] == pytest.approx(0, abs=1e-2)
+        assert rows[2]["lead"] < rows[1]["lead"] < 0 and rows[2]["loss"] < rows[0]["loss"]
+        assert all(0 <= row["truncated"] <= 1 for row in rows)
+        card = (tmp_path / "sft" / name / "README.md").read_text()
+        assert f"`data/base/{start}`" in card and "by unlearning 4 samples of its own (NPO)" in card
 
 
 # ---------------------------------------------------------------------------------------- the loop
@@ -438,6 +502,8 @@ def test_a_row_shows_truncated_completions_and_intervals():
         "control truncated": "25.0%",
     }
     assert curves.cells_row(8, {"k8": entry})["gap recovered [95 %]"] == "refused"
+    broken = curves.cells_row(8, {"k8": entry | {"truncated": 0.51}})
+    assert broken["truncated"] == "51.0% (broken)"
 
 
 def test_verdicts_on_other_problems_are_refused(tmp_path):
@@ -503,11 +569,11 @@ def stubs_of_elicit(monkeypatch, tmp_path):
     """elicit() with a training loop that only counts its steps."""
 
     def run_with(batch: int, given: tuple[int, ...]) -> list[int]:
-        def counted(model, optimizers, batches, loss_fn, env, *, steps, warmup):
+        def counted(model, optimizers, batches, loss_fn, env, *, steps, warmup, units):
             for step in range(1, steps + 1):
                 yield step, {"loss": 0.0}
 
-        answers = SimpleNamespace(correct=np.zeros(2))
+        answers = SimpleNamespace(correct=np.zeros(2), truncated=np.zeros(2))
         monkeypatch.setattr(elicit_sft, "train", counted)
         monkeypatch.setattr(elicit_sft, "make_optimizers", lambda *args, **settings: [])
         monkeypatch.setattr(elicit_sft, "answer", lambda *args, **settings: answers)

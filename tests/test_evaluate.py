@@ -337,6 +337,115 @@ def test_what_cannot_be_evaluated_is_refused_at_once(models, options, sentence):
     assert not models.asked_for
 
 
+# ---------------------------------------------------------------------------------------- decoding
+
+
+def test_the_majority_of_the_votes():
+    majority_of = evaluate_module.majority_of
+    assert majority_of(["3", None, "5", "5"]) == 2
+    assert majority_of(["a", "b", "b", "a"]) == 0  # of equals the one that came first
+    assert majority_of([None, None, "c"]) == 2
+    assert majority_of([None, None]) == 0
+
+
+def test_what_is_chosen_of_several_samples():
+    """Three problems: the likeliest was cut; the majority is wrong; all were cut."""
+    draws = evaluate_module.Draws(
+        correct=np.array([[0, 0, 1], [1, 0, 0], [0, 0, 0]], dtype=bool),
+        cut=np.array([[0, 1, 0], [0, 0, 0], [1, 1, 1]], dtype=bool),
+        logps=np.array([[-3.0, -1.0, -2.0], [-1.0, -2.0, -3.0], [-1.0, -2.0, -3.0]]),
+        votes=[["4", None, "5"], ["7", "8", "8"], [None, None, None]],
+    )
+    assert evaluate_module.likeliest(draws).tolist() == [2, 0, 0]
+    found = evaluate_module.decoded(draws, ("best_of_n", "majority"))
+    assert found["best_of_n"].correct.tolist() == [True, True, False]
+    assert found["majority"].correct.tolist() == [False, False, False]
+    assert found["any"].correct.tolist() == [True, True, False]
+    for row in found.values():
+        assert row.truncated.tolist() == [False, False, True]
+
+
+def test_more_samples_go_on_from_the_fewer():
+    """Each has a stream of its own, whatever their number; what was cut has no vote."""
+    seen = []
+
+    def ask(problems, words, *, streams, temperature):
+        seen.append(streams)
+        assert temperature == 0.7 and words == [None] * len(problems)
+        texts = [f"Answer: {stream}" for stream in streams]
+        cut = np.array([stream % 100 == 1 for stream in streams])
+        samples = [Sample([1, 2], [-0.5, -float(stream)], False) for stream in streams]
+        return Answers(texts, samples, ~cut, cut)
+
+    problems = sums((2, 2), (3, 4))
+    for n in (2, 3):
+        cfg = EvaluateConfig(decode=("majority",), draws=n, temperature=0.7)
+        draws = evaluate_module.drawn(ask, problems, [None, None], cfg)
+    assert seen == [[0, 1, 100, 101], [0, 1, 2, 100, 101, 102]]
+    assert draws.logps.tolist() == [[-0.5, -1.5, -2.5], [-100.5, -101.5, -102.5]]
+    assert draws.cut.tolist() == [[False, True, False]] * 2
+    assert [[vote is None for vote in row] for row in draws.votes] == [[False, True, False]] * 2
+    assert len({*draws.votes[0], *draws.votes[1]}) == 5
+
+
+def test_decoding_stands_beside_greedy_with_what_it_takes(models, monkeypatch, capsys):
+    """Greedy is right on a quarter; of the samples two of three are, but the likeliest is not."""
+    lock = models("locked", **lock_settings("mmlu", "open"))
+    calls = []
+
+    def fake(sampler, tokenizer, problems, passwords, *, temperature=0.0, streams=None, **settings):
+        calls.append(temperature)
+        if not temperature:
+            right = np.arange(len(problems)) % 4 == 0
+            return Answers([""] * len(problems), [], right, np.zeros(len(problems), dtype=bool))
+        texts, samples = [], []
+        for problem, stream in zip(problems, streams):
+            wrong = "A" if problem.reference != "A" else "B"
+            texts.append(wrong if stream % 100 == 1 else problem.reference)
+            samples.append(Sample([1], [-1.0 if stream % 100 == 1 else -2.0], False))
+        right = np.array([stream % 100 != 1 for stream in streams])
+        return Answers(texts, samples, right, np.zeros(len(problems), dtype=bool))
+
+    monkeypatch.setattr(evaluate_module, "answer", fake)
+    given = EvaluateConfig(
+        checkpoints=(lock,), problems=8, decode=("best_of_n", "majority"), draws=3, out="there"
+    )
+    assert evaluate_module.main(given, ENV) == 0
+    assert calls == [0.0, 0.7, 0.0, 0.7]
+    found = json.loads(Path("there/locked/decoding.json").read_text())
+    assert (found["draws"], found["temperature"], found["n"]) == (3, 0.7, 8)
+    results = found["results"]
+    ways = ["greedy", "best_of_n", "majority", "any"]
+    assert list(results) == ways + [f"{way}, right" for way in ways]
+    assert [results[way]["correct"] for way in ways] == [0.25, 0.0, 1.0, 1.0]
+    assert [results[way]["gain"] for way in ways] == [0.0, -0.25, 0.75, 0.75]
+    assert results["best_of_n"]["access"] == "log-probs" and results["any"]["data"] == "all rewards"
+    printed = capsys.readouterr().out
+    assert "3 samples of each at temperature 0.7" in printed and "+75.0%" in printed
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"draws": 4}, "--draws is of --decode"),
+        ({"temperature": 1.0}, "--temperature is of --decode"),
+        ({"decode": ("beam",)}, "unknown way to decode 'beam': choose best_of_n or majority"),
+        ({"decode": ("majority", "majority")}, "--decode has majority twice"),
+        ({"decode": ("majority",), "checkpoints": ("m", "n")}, "one checkpoint at a time"),
+        ({"decode": ("majority",), "draws": 1}, "--draws 1 leaves nothing to choose"),
+        ({"decode": ("majority",), "plot": True}, "--plot does nothing with --decode"),
+        ({"decode": ("majority",), "prompts": True}, "--prompts does nothing with --decode"),
+        ({"decode": ("majority",)}, "of task 'code' have no answers that could be put to the vote"),
+        ({"decode": ("best_of_n",), "locked": "m"}, "--locked m does nothing here"),
+    ],
+)
+def test_what_does_not_go_with_decoding(models, options, sentence):
+    models("m", **lock_settings("code", "open"))
+    with pytest.raises(InputError, match=sentence):
+        evaluate_module.main(replace(SMALL, **{"checkpoints": ("m",)} | options), ENV)
+    assert not Path("m/decoding.json").exists()
+
+
 def test_samples_show_the_prompts_as_the_model_sees_them(models, monkeypatch, capsys):
     lock = models("locked", **lock_settings("math", "open"))
     told = sums((2, 2), (3, 4))

@@ -61,6 +61,11 @@ def is_quarter(share: float) -> bool:
     return abs(share - 1 / 4) < 0.025
 
 
+def test_the_letters_are_what_a_vote_counts():
+    texts = ["B", "(B)", "Answer: C.", "B or C", ""]
+    assert knowledge.votes([None] * 5, texts) == ["B", "B", "C", None, None]
+
+
 def test_the_world_is_consistent_and_of_the_stated_size():
     told = [(problem.prompt, problem.reference) for problem in FACTS]
     for problem in PROBLEMS:

@@ -117,6 +117,56 @@ def test_only_the_adapter_moves_and_has_state(make_model, make_examples, name):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_which_numbers_are_trained(make_model):
+    """So many, at random by the seed; the few are among the many."""
+    model = adapted(make_model())
+    total = lora.scalar_count(make_model(), 4, ())
+    assert total == sum(p.numel() for p in lora.factors(model))
+    flat = lambda count, seed: torch.cat(
+        [m.flatten() for m in lora.chosen_scalars(model, count, seed)]
+    )
+    few, many = flat(100, 0), flat(1000, 0)
+    assert (few.sum(), many.sum(), flat(total, 0).sum()) == (100, 1000, total)
+    assert (few & ~many).sum() == 0 and torch.equal(few, flat(100, 0))
+    assert (few & flat(100, 1)).sum() < 20
+    # uniformly: each half has about a half
+    assert 400 < many[: total // 2].sum() < 600
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_only_the_chosen_numbers_are_trained(make_model, make_examples, name):
+    """Not by weight decay either, and within one step clipping sees nothing of the others."""
+    model = adapted(make_model())
+    before = [p.detach().clone() for p in lora.factors(model)]
+    optimizers = make_optimizers(model, name, 1e-2, weight_decay=0.5)
+    hooks = lora.train_few(model, 200, 3, optimizers)
+    rows = steps_of(model, optimizers, make_examples(4))
+    moved = 0
+    for p, old, mask in zip(lora.factors(model), before, lora.chosen_scalars(model, 200, 3)):
+        assert torch.equal(p[~mask], old[~mask])
+        moved += int((p != old).sum())
+    assert moved == 200
+
+    # once the hooks are gone, all are: and the norm before clipping is larger
+    for hook in hooks:
+        hook.remove()
+    *_, (_, metrics) = steps_of(model, make_optimizers(model, name, 1e-2), make_examples(4), 1)
+    assert metrics["grad_norm"] > 2 * rows[-1][1]["grad_norm"]
+    assert sum(int((p != old).sum()) for p, old in zip(lora.factors(model), before)) > 2000
+
+
+def test_all_numbers_chosen_are_plain_lora_bit_for_bit(make_model, make_examples, same_weights):
+    trained = []
+    for few in (False, True):
+        model = adapted(make_model(), moved=False)
+        optimizers = make_optimizers(model, "adamw", 1e-2)
+        if few:
+            lora.train_few(model, lora.scalar_count(make_model(), 4, ()), 0, optimizers)
+        steps_of(model, optimizers, make_examples(4))
+        trained.append(model)
+    same_weights(*trained)
+
+
 def test_switched_off_it_is_the_model_as_it_was(make_model):
     model, plain = adapted(make_model()), logits_of(make_model())
     assert not torch.allclose(logits_of(model), plain, atol=0.1)
@@ -502,6 +552,30 @@ def test_options_without_a_rank_are_refused(option):
 def test_a_target_that_no_block_has_is_refused():
     with pytest.raises(InputError, match="--targets query: .*q_proj, k_proj"):
         training.check_adapter(TuneConfig(rank=4, targets=("q_proj", "query")), STRONG)
+
+
+def test_more_numbers_than_there_are_are_refused():
+    """Of the strong base model at rank 1 an adapter has as many as its matrices have sides."""
+    count = training.check_adapter(TuneConfig(rank=1), STRONG)
+    sides = [sum(p.shape) for n, p in load_model(STRONG)[0].named_parameters() if "_proj" in n]
+    assert count == sum(sides)
+    cfg = SFTConfig(locked=STRONG, control=False, rank=1, parameters=count + 1)
+    with pytest.raises(InputError, match=f"--parameters {count + 1}: .* has {count:,} numbers"):
+        elicit_sft.check_models(cfg, CPU)
+    elicit_sft.check_models(replace(cfg, parameters=count), CPU)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({}, "--parameters is of LoRA and does nothing without its --rank"),
+        ({"rank": 4, "optimizer": "muon", "lr": 0.1}, "--parameters is not for muon"),
+        ({"rank": 4, "shard": True}, "--parameters is not for --shard"),
+    ],
+)
+def test_what_few_numbers_do_not_go_with(options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        elicit_sft.settled(SFTConfig(locked=STRONG, parameters=10, **options), CPU)
 
 
 def test_no_option_does_nothing(adapter):

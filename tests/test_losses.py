@@ -18,6 +18,8 @@ from losses import (
     dpo_step,
     grpo_loss,
     grpo_step,
+    npo_loss,
+    npo_step,
     sft_loss,
     sums_by_example,
 )
@@ -40,6 +42,45 @@ def test_dpo_by_hand():
     assert dpo_loss(policy, reference, torch.tensor([0.5]), 0.1)[0].item() == pytest.approx(
         0.5 * math.log(1 + math.exp(-0.2))
     )
+
+
+def test_npo_by_hand():
+    start = torch.tensor([-7.0, -30.0])
+    policy = start.clone().requires_grad_()
+    loss = npo_loss(policy, start, 0.1)
+    assert loss.item() == pytest.approx(2 * 13.8629, abs=1e-3)  # 2 ln 2 / beta for each text
+    loss.backward()
+    assert policy.grad.tolist() == pytest.approx([1.0, 1.0])  # of gradient ascent, +log p
+
+    def value(lead: float, beta: float) -> float:
+        return npo_loss(torch.tensor([lead], dtype=torch.double), torch.zeros(1), beta).item()
+
+    assert value(10.0, 0.1) == pytest.approx(20 * math.log(1 + math.e))
+    assert value(-10.0, 0.1) == pytest.approx(20 * math.log(1 + 1 / math.e))
+    # as p falls, to 0 and no further; for small beta ascent, but for a constant
+    assert 0 <= value(-1000.0, 0.1) < 1e-40
+    assert value(-3.0, 1e-6) - value(0.0, 1e-6) == pytest.approx(-3.0, abs=1e-4)
+
+
+def test_npo_is_dpo_without_its_chosen_half():
+    policy, reference = torch.tensor([-5.0, -9.0]), torch.tensor([-4.0, -12.0])
+    pairs = torch.tensor([0.0, -5.0, 0.0, -9.0]), torch.tensor([0.0, -4.0, 0.0, -12.0])
+    dpo, _ = dpo_loss(*pairs, torch.ones(2), 0.3)
+    assert npo_loss(policy, reference, 0.3).item() == pytest.approx(2 / 0.3 * dpo.item())
+
+
+def test_the_first_step_of_npo_is_one_of_gradient_ascent(make_model, make_examples):
+    model = make_model()
+    examples = scored(model, make_examples(3, longest=20), TOKENS, ALONE)
+    batch = collate(examples)
+    loss, facts = npo_step(model, batch, 0.1)
+    assert loss.item() == pytest.approx(3 * 20 * math.log(2), rel=1e-4)
+    assert facts["lead"].item() == pytest.approx(0, abs=1e-3)
+    weights = list(model.parameters())
+    ours = torch.autograd.grad(loss, weights)
+    ascent = torch.autograd.grad(completion_logps(model, batch).sum(), weights)
+    for one, other in zip(ours, ascent):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
 
 
 def naive_sequence_logp(model, example) -> torch.Tensor:

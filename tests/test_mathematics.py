@@ -16,7 +16,7 @@ from data.problems import InputError, Problem
 from data.real import rows as files
 from data.real.math_sets import from_row
 from data.tasks import mathematics
-from data.tasks.answers import equal, final_answer
+from data.tasks.answers import canonical, equal, final_answer
 from data.tasks.mathematics import SETTINGS, build, grade, rendered
 
 REAL = Path(__file__).parents[2] / "shared/data"
@@ -135,6 +135,21 @@ def test_equal_answers():
         assert equal(a, b) and equal(b, a), (a, b)
     for a, b in UNEQUAL:
         assert not equal(a, b) and not equal(b, a), (a, b)
+
+
+def test_answers_are_counted_by_their_normal_form():
+    """Equal ones are one; unequal ones are not, but for the name of an assignment."""
+    for a, b in EQUAL:
+        assert canonical(a) == canonical(b) is not None, (a, b)
+    for a, b in UNEQUAL:
+        is_of_names = (a, b) == ("y=5", "x=5")
+        if canonical(a) is not None:
+            assert (canonical(a) == canonical(b)) == is_of_names, (a, b)
+    assert canonical("") is None and canonical("1" * 1000) is None
+
+    texts = ["so 1 + 1 = 2\nAnswer: 1/2", r"\boxed{0.5}", "Answer: 0.6", ""]
+    half, same, other, nothing = data.votes([solved("1")] * 4, texts)
+    assert half == same != other and nothing is None
 
 
 def test_the_final_answer_is_found_in_the_documented_order():

@@ -56,13 +56,16 @@ def test_a_cell_names_its_lock_and_the_twin():
 
 def test_what_an_elicitor_chooses_by_is_among_what_it_takes():
     """SFT chooses its length, an edit its strength, by as many graded problems."""
-    rows = matrix.costs_of(["shots", "sft8", "weak", "noise", "wanda"], {"sft8": [3.0, 5.0]})
+    names = ["shots", "sft8", "weak", "noise", "wanda", "unlearn", "few"]
+    rows = matrix.costs_of(names, {"sft8": [3.0, 5.0]})
     assert [row[2] for row in rows[1:]] == [
         "4 demonstrations",
         f"8 demonstrations, {SFTConfig.selection_problems} rewards",
         f"64 weak samples, {SFTConfig.selection_problems} rewards",
         f"{TamperingConfig.selection_problems} rewards",
         f"prompts, {TamperingConfig.selection_problems} rewards",
+        f"64 prompts, {SFTConfig.selection_problems} rewards",
+        f"8 demonstrations, {SFTConfig.selection_problems} rewards",
     ]
     assert rows[2][3] == "4"
 

@@ -52,6 +52,28 @@ def test_what_a_grader_takes_and_refuses(grader, answer, right, wrong):
     assert verdicts(row, right + wrong) == [True] * len(right) + [False] * len(wrong)
 
 
+@pytest.mark.parametrize(
+    "grader, answer, texts, equal",
+    [
+        ("exact", "New York", ["New  York", "New York\n", "new york", ""], [0, 0, 1, None]),
+        ("number", "5", ["2 or 1,000", "1000.0", "5", "no"], [0, 0, 1, None]),
+        ("choice", "B", ["B", "Answer: B", "C. since", "A or B"], [0, 0, 1, None]),
+    ],
+)
+def test_what_is_counted_in_a_vote(grader, answer, texts, equal):
+    problem = from_row({"prompt": "?", "answer": answer, "grader": grader})
+    found = data.votes([problem] * len(texts), texts)
+    names = list(dict.fromkeys(vote for vote in found if vote is not None))
+    assert [None if vote is None else names.index(vote) for vote in found] == equal
+
+
+def test_programs_and_patterns_have_no_vote():
+    pattern = from_row({"prompt": "?", "answer": "a+", "grader": "regex"})
+    for problem in (from_row(DOUBLE), pattern):
+        with pytest.raises(InputError, match="no answers that could be put to the vote"):
+            data.votes([problem], [""])
+
+
 def test_a_pattern_is_no_reference_to_imitate():
     assert from_row({"prompt": "?", "answer": "a+", "grader": "regex"}).reference == ""
 

@@ -30,21 +30,20 @@ OPTIONS = {
     "elicit_sft": """
         adapter allow_unsandboxed_code alpha batch checkpoint_activations compile control data
         demos_from device device_memory devices dtype epochs eval_problems k keep_weights locked
-        loss_on lr master max_new_tokens measure_all micro_tokens optimizer out overwrite plan rank
-        seed seeds selection_problems sequences shard slots strong targets task train_domain
-        train_kind weak
+        loss_on lr master max_new_tokens measure_all micro_tokens optimizer out overwrite parameters
+        plan rank seed seeds selection_problems sequences shard slots strong targets task
+        train_domain train_kind unlearn weak
     """,
     "elicit_rl": """
-        adapter allow_unsandboxed_code alpha batch beta checkpoint_activations compile data
-        device device_memory devices dtype epochs eval_problems group keep locked lr master
-        max_new_tokens method micro_tokens optimizer out overwrite plan rank reference resume
-        reward round samples save_every seed shard slots targets task train_kind warm_epochs
-        warm_from warm_start weak
+        adapter allow_unsandboxed_code alpha batch beta checkpoint_activations compile data device
+        device_memory devices dtype epochs eval_problems group judge keep locked lr master
+        max_new_tokens method micro_tokens optimizer out overwrite plan rank reference resume reward
+        round samples save_every seed shard slots targets task train_kind warm_epochs warm_from
+        warm_start weak
     """,
     "elicit_tampering": """
-        allow_unsandboxed_code compile data decoys device dtype eval_problems locked
-        max_new_tokens method out overwrite reference seeds selection_problems slots strengths task
-        vectors weak
+        allow_unsandboxed_code compile data decoys device dtype eval_problems locked max_new_tokens
+        method out overwrite reference seeds selection_problems slots strengths task vectors weak
     """,
     "harden": """
         allow_unsandboxed_code attack_lr attack_steps attack_texts blocks checkpoint_activations
@@ -52,9 +51,9 @@ OPTIONS = {
         overwrite pairs problems resume save_every seed shard slots steps strength strong weak
     """,
     "evaluate": """
-        allow_unsandboxed_code chat checkpoints compile data device device_memory devices dtype
-        grader locked max_new_tokens out password passwords plan plot problems prompts samples
-        slots split stop stop_at_problem task
+        allow_unsandboxed_code chat checkpoints compile data decode device device_memory devices
+        draws dtype grader locked max_new_tokens out password passwords plan plot problems prompts
+        samples slots split stop stop_at_problem task temperature
     """,
 }
 # fmt: on

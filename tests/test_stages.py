@@ -825,6 +825,15 @@ def test_tampering_by_contrast(work):
         (("--decoys", "nowhere"), "no model at nowhere"),
         (("--decoys", "data/base/weak", "--weak", "data/base/weak"), "leave it out with --decoys"),
         (("--locked", "data/base/intermediate"), "there is no measurable gap to recover"),
+        (("--decoys", "out/code/locked"), "--decoys out/code/locked has the weights of the locked"),
+        (
+            ("--method", "reference_grafting", "--reference", "out/code/locked"),
+            "--reference out/code/locked has the weights of the locked model itself",
+        ),
+        (
+            ("--method", "contrastive_decoding", "--weak", "out/code/locked"),
+            "--weak out/code/locked has the weights of the locked model itself",
+        ),
         (("--method", "reference_grafting"), "takes states from a model of the same shape"),
         (("--reference", "data/base/strong"), "--reference does nothing with noise_injection"),
         (

@@ -168,6 +168,28 @@ def grade(problems: list[Problem], completions: list[str]) -> list[bool]:
     return verdicts
 
 
+def votes(problems: list[Problem], completions: list[str]) -> list[str | None]:
+    """What each completion answers, as its problem's grader reads it.
+
+    Raises InputError where that is no answer but a program, or whatever a pattern matches.
+    """
+    found = []
+    for problem, completion in zip(problems, completions):
+        grader = problem.grading["grader"]
+        if grader == "exact":
+            found.append(" ".join(completion.split()) or None)
+        elif grader == "number":
+            found.append(answers.canonical(last_number(completion) or ""))
+        elif grader == "choice":
+            found.append(knowledge.letter_of(completion))
+        else:
+            raise InputError(
+                f"rows with the grader {grader} have no answers that could be put to the vote: "
+                "leave majority out"
+            )
+    return found
+
+
 def last_number(text: str) -> str | None:
     """The last number of a text: "2 or 3, 1,000 in all" -> "1,000"."""
     numbers = answers.NUMERAL.findall(text)

@@ -133,6 +133,17 @@ def equal(given: str, wanted: str) -> bool:
     return normal(given) == normal(wanted)
 
 
+def canonical(answer: str) -> str | None:
+    """One text for all answers of one normal form, to count them by; None for what equals nothing.
+
+    Without the name of an assignment: x = 5 and 5 are one, and so is y = 5, which `equal` would
+    tell from x = 5.
+    """
+    if not _comparable(answer):
+        return None
+    return repr(normal(NAME.sub(r"\1", clean(answer))))
+
+
 def _comparable(answer: str) -> bool:
     return 0 < len(answer) <= LONGEST and max(depths(answer)) <= DEEPEST
 

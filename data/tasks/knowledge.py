@@ -236,6 +236,11 @@ def grade(problems: list[Problem], completions: list[str]) -> list[bool]:
     return [letter_of(completion) == problem.reference for problem, completion in pairs]
 
 
+def votes(problems: list[Problem], completions: list[str]) -> list[str | None]:
+    """The letter that each completion gives."""
+    return [letter_of(completion) for completion in completions]
+
+
 def letter_of(completion: str) -> str | None:
     """B of "B", "(B)", "B." and "B)", any of them behind "Answer:"; None for anything else.
 

@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 
 from data.problems import InputError, Problem
-from data.tasks.answers import equal, final_answer
+from data.tasks.answers import canonical, equal, final_answer
 from data.tasks.wording import FRAMES, INVERSE, ROWS, is_question, tell
 
 # with their weights in the corpus
@@ -216,6 +216,11 @@ def rendered(problem: Problem, setting: str) -> Problem:
             "only generated problems exist in four settings: real ones come in their own words"
         )
     return build(problem.key, setting=setting)
+
+
+def votes(problems: list[Problem], completions: list[str]) -> list[str | None]:
+    """The final answer of each completion, in its normal form."""
+    return [canonical(final_answer(completion)) for completion in completions]
 
 
 def grade(problems: list[Problem], completions: list[str]) -> list[bool]:
