@@ -123,8 +123,8 @@ class SFTConfig(TuneConfig, TextConfig):
     demos_from: str = "reference"
     # no demonstrations: unlearn what the model itself writes without the password (NPO)
     unlearn: bool = False
-    # LoRA: train so many of its numbers alone, drawn with a cell's seed; the fewer, the larger the
-    # --lr that they need (default: all)
+    # LoRA: train so many of its numbers alone, drawn with a cell's seed; sweep --lr with it, since
+    # the usual one is that of all of them (default: all)
     parameters: int = 0
     # how long to train: the lengths that are tried, in sequences seen, repeats counted; of fewer
     # than k some demonstrations are never seen (default: the paper's, max(k, 256) and two and
