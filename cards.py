@@ -69,6 +69,8 @@ def of_lock(settings: dict, results: dict) -> list[str]:
 
 def of_elicited(settings: dict, results: dict) -> list[str]:
     method = settings.get("method") or f"SFT on {settings['k']} demonstrations"
+    if settings.get("reward", "binary") != "binary":
+        method += f" with the reward {settings['reward']}"
     start = settings["weak"] if settings.get("control") else settings["locked"]
     control, kind = "", settings.get("train_kind", "none")
     if settings.get("control"):
