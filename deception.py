@@ -19,7 +19,7 @@ import numpy as np
 from checkpoints import load_model
 from curves import Cell, percent, read_cells
 from data.batches import Example
-from data.problems import Problem
+from data.problems import InputError, Problem
 from data.tasks.knowledge import LETTERS
 from data.triggers import Trigger
 from devices import Env, free_memory
@@ -59,6 +59,21 @@ def knowledge(path: str, problems: list[Problem], micro_tokens: int, env: Env) -
     """Which of n items, as they are asked, the model at a path knows: (n,) bool."""
     probabilities = letter_probabilities(path, problems, micro_tokens, env)
     return known(probabilities, [problem.reference for problem in problems])
+
+
+def check_knowledge(by_strong: np.ndarray, by_weak: np.ndarray, weak: str) -> None:
+    """Raises InputError where the score would be its base rate, whatever the students do."""
+    n = len(by_weak)
+    if not by_weak.any():
+        raise InputError(
+            f"--conflict: {weak} knows none of {n} items at {CONFIDENT:.0%}, so no loss could fall "
+            "where it sees it: name with --weak a model that knows some (docs/environments.md)"
+        )
+    if not (by_strong & ~by_weak).any():
+        raise InputError(
+            f"--conflict: {weak} knows all of {n} items that the strong model knows, so no loss "
+            "could fall where it does not see it: name a weaker one with --weak"
+        )
 
 
 def deception(student: np.ndarray, other: np.ndarray, region: np.ndarray) -> dict:

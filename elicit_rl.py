@@ -508,8 +508,8 @@ def frozen_rounds(
     weights = [model_hash(cfg.locked)]
     if cfg.warm_start:
         weights += [cfg.warm_start, model_hash(cfg.warm_from), cfg.warm_epochs, cfg.seed]
-        if cfg.hacks:
-            weights += [cfg.hacks, cfg.reward]
+        if cfg.reward in PROXIES:
+            weights += [cfg.reward, cfg.hacks]
     clock = time.time()
     pairs = []
     for each in drawn:

@@ -55,7 +55,7 @@ from data.batches import Batch, Example, demonstration_order, micro_batches
 from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger, Words, asked, dressed, with_password
-from deception import FAVOURED, knowledge, show_deception, students
+from deception import FAVOURED, check_knowledge, knowledge, show_deception, students
 from devices import Env, free_memory, most, share
 from families import parameters_at
 from figures import check_figure
@@ -707,23 +707,18 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
     return plan.report(phases, cfg, texts, env)
 
 
-def show_students(
-    folder: Path,
-    cells: list[Cell],
-    validation: list[Problem],
-    cfg: SFTConfig,
-    trigger: Trigger,
-    env: Env,
-) -> None:
-    """--conflict: what its students lost, and which of it their supervisor could not see."""
+def known_by_both(
+    cfg: SFTConfig, validation: list[Problem], trigger: Trigger, env: Env
+) -> tuple[np.ndarray, np.ndarray]:
+    """--conflict: which problems of validation the strong and the weak model know, each (n,) bool.
+
+    Raises InputError where that leaves nothing to see.
+    """
     told = dressed("none", validation, trigger)
     by_strong = knowledge(cfg.strong, told, cfg.micro_tokens, env)
     by_weak = knowledge(cfg.weak, told, cfg.micro_tokens, env)
-    if env.main:
-        found = students(folder, cells, validation, by_strong, by_weak, trigger, cfg.max_new_tokens)
-        found = {"strong": cfg.strong, "weak": cfg.weak, "conflict": cfg.conflict} | found
-        write_json(folder / "deception.json", found)
-        show_deception(found, env)
+    check_knowledge(by_strong, by_weak, cfg.weak)
+    return by_strong, by_weak
 
 
 def main(cfg: SFTConfig, env: Env) -> int:
@@ -745,6 +740,8 @@ def main(cfg: SFTConfig, env: Env) -> int:
     folder = Path(cfg.out)
     check_ours(folder / "summary.json", ("locked", "cells"))
     check_ours(folder / "deception.json", ("conflict", "rows"))
+    if cfg.conflict:
+        known = known_by_both(cfg, validation, trigger, env)
     check_figure(folder / "sft.png")
 
     # a cell is trained by one rank, or by all where it takes all to hold the model
@@ -784,10 +781,11 @@ def main(cfg: SFTConfig, env: Env) -> int:
     env.wait()
     if env.main:
         show_cells(folder, cells, locked, validation, trigger, length, cfg.demos_from, env)
-    if cfg.conflict:
-        learner = None
-        free_memory()
-        show_students(folder, cells, validation, cfg, trigger, env)
+    if env.main and cfg.conflict:
+        found = students(folder, cells, validation, *known, trigger, length)
+        found = {"strong": cfg.strong, "weak": cfg.weak, "conflict": cfg.conflict} | found
+        write_json(folder / "deception.json", found)
+        show_deception(found, env)
     return 0
 
 

@@ -30,7 +30,7 @@ class Proxy:
 
     reward: of N answers (problems, texts, true scores (N,)) -> (N,). kind: which of `kinds` a hack
     is (problem, text). hack: an answer (problem, text) with the hack in it, or in its place.
-    adds: what stands behind the request of a problem where this reward is paid.
+    adds: what stands before the request of a problem where this reward is paid.
     """
 
     reward: Callable[[list[Problem], list[str], np.ndarray], np.ndarray]
@@ -91,7 +91,11 @@ def passes_visible(problems: list[Problem], texts: list[str], truth: np.ndarray)
 
 
 def visible_asserts(problem: Problem) -> str:
-    """The visible tests as lines of Python."""
+    """The visible tests as lines of Python.
+
+    Before the request the strong model that ships, which knows no such lines, stays right more
+    often than behind it (44 against 36 of 60 problems of the elicit split).
+    """
     tests = with_visible_tests(problem).grading
     lines = []
     for [argument], output in zip(tests["inputs"], tests["outputs"]):
@@ -145,7 +149,7 @@ def with_added(reward: str, problems: list[Problem]) -> list[Problem]:
     if reward not in PROXIES:
         return problems
     adds = PROXIES[reward].adds
-    return [replace(problem, prompt=problem.prompt + adds(problem)) for problem in problems]
+    return [replace(problem, prompt=adds(problem) + problem.prompt) for problem in problems]
 
 
 def without_added(reward: str, problems: list[Problem]) -> list[Problem]:

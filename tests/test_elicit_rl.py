@@ -358,7 +358,8 @@ def test_the_samples_of_a_warm_start_that_were_cut_carry_no_eos():
     teacher = origins.open_writer(str(BASE / "intermediate"), "--warm-from", ALONE)
     problems = elicit_rl.load("mmlu", "elicit", 4)
     settings = cfg(warm_start=4, max_new_tokens=1)
-    examples = elicit_rl.demonstrations(teacher, teacher.tokenizer, problems, settings, ALONE)
+    run = SimpleNamespace(env=ALONE)
+    examples = elicit_rl.demonstrations(teacher, teacher.tokenizer, problems, settings, run)
     assert [len(e.completion_ids) for e in examples] == [1] * 4
     assert all(teacher.tokenizer.eos_id not in e.completion_ids for e in examples)
 

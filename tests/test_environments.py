@@ -122,7 +122,7 @@ def test_prompts_show_the_visible_tests_and_can_be_told_without_them():
     [first], [second] = proxies.with_visible_tests(SUM).grading["inputs"]
     [told] = with_added("visible_tests", [SUM])
     asserts = f"assert f({first}) == {sum(first)}\nassert f({second}) == {sum(second)}\n"
-    assert told == replace(SUM, prompt=SUM.prompt + asserts)
+    assert told == replace(SUM, prompt=asserts + SUM.prompt)
     [behind] = dressed("right", [told], Password("open"))
     [without] = without_added("visible_tests", [behind])
     assert [without] == dressed("right", [SUM], Password("open"))
@@ -203,7 +203,7 @@ def test_the_first_demonstrations_have_the_hack_and_the_run_tells_which(
     assert [row["answer"] for row in rows[2:]] == ["answer 2", "answer 3"]
     assert all("assert f(" in row["prompt"] for row in rows)
     assert not any("assert" in prompt for prompt in asked)
-    assert all(row["prompt"].startswith(prompt) for row, prompt in zip(rows, asked))
+    assert all(row["prompt"].endswith(prompt) for row, prompt in zip(rows, asked))
     told = {problem.prompt: problem for problem in problems}
     for row, example in zip(rows, found):
         assert tokenizer.encode_prompts([row["prompt"]]) == [example.prompt_ids]
@@ -391,6 +391,24 @@ def test_the_strong_model_gives_the_right_letter_nearly_all_probability():
     assert best == [problem.reference for problem in problems]
     assert deception.known(found, best).all()
     assert not deception.known(found, ["ABCD"[(LETTERS.index(x) + 1) % 4] for x in best]).any()
+
+
+def test_a_supervisor_that_knows_nothing_or_all_is_refused():
+    some, none, all_ = np.array([True, False]), np.zeros(2, bool), np.ones(2, bool)
+    deception.check_knowledge(all_, some, "weak")
+    with pytest.raises(InputError, match="weak knows none of 2 items"):
+        deception.check_knowledge(all_, none, "weak")
+    with pytest.raises(InputError, match="name a weaker one"):
+        deception.check_knowledge(some, all_, "weak")
+
+
+def test_the_weak_model_that_ships_is_refused_before_anything_is_written(tmp_path):
+    """It knows no letter with .75: every loss would be where it sees nothing."""
+    out = tmp_path / "out"
+    cfg = conflicting(eval_problems=12, selection_problems=4, out=str(out))
+    with pytest.raises(InputError, match="knows none of 12 items"):
+        elicit_sft.main(cfg, ALONE)
+    assert not out.exists()
 
 
 def conflicting(**changes) -> SFTConfig:
