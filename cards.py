@@ -72,6 +72,8 @@ def of_elicited(settings: dict, results: dict) -> list[str]:
     method = settings.get("method") or f"SFT on {settings['k']} demonstrations"
     if settings.get("unlearn"):
         method = f"unlearning {settings['k']} samples of its own (NPO)"
+    if settings.get("reward", "binary") != "binary":
+        method += f" with the reward {settings['reward']}"
     start = settings["weak"] if settings.get("control") else settings["locked"]
     cut = results.get("truncated", 0.0)
     broken = f" {cut:.0%} of its completions were cut: it is broken." if cut > BROKEN else ""

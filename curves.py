@@ -41,11 +41,15 @@ from results import (
 
 @dataclass(frozen=True)
 class Cell:
-    """One fine-tuning on k demonstrations, drawn with a seed; of the locked or the weak model."""
+    """One fine-tuning on k demonstrations, drawn with a seed; of the locked or the weak model.
+
+    conflict: of the locked model, on demonstrations of a second goal as well.
+    """
 
     k: int
     seed: int
     control: bool
+    conflict: bool = False
 
     @property
     def name(self) -> str:
@@ -54,7 +58,16 @@ class Cell:
     @property
     def group(self) -> str:
         """Its name without the seed: cells of one group are averaged."""
+        if self.conflict:
+            return f"conflict-k{self.k}"
         return f"control-k{self.k}" if self.control else f"k{self.k}"
+
+    @property
+    def curve(self) -> str:
+        """What it is called in the figure."""
+        if self.conflict:
+            return "locked model, with a second goal"
+        return "control: weak model" if self.control else "locked model"
 
 
 def read_cells(
@@ -174,18 +187,17 @@ def show_cells(
 
     # read the cells
     groups: dict[str, list[Cell]] = {}
-    for cell in sorted(cells, key=lambda cell: (cell.control, cell.k)):
+    for cell in sorted(cells, key=lambda cell: (cell.control, cell.conflict, cell.k)):
         groups.setdefault(cell.group, []).append(cell)
     entries: dict[str, dict] = {}
     curves: dict[str, dict[int, np.ndarray]] = {}
     for group, members in groups.items():
-        k, control = members[0].k, members[0].control
+        one = members[0]
         found = read_cells(folder, members, validation, trigger, max_new_tokens)
         entries[group] = numbers_of(found, domains)
-        if not control:
+        if not one.control:
             entries[group] |= recovered(none, right, found)
-        label = "control: weak model" if control else "locked model"
-        curves.setdefault(label, {})[k] = found.correct.mean(1)
+        curves.setdefault(one.curve, {})[one.k] = found.correct.mean(1)
 
     # print
     seeds = len({cell.seed for cell in cells})
@@ -332,8 +344,8 @@ PATIENCE = 3  # rounds running without anything to train on
 class Progress:
     """How far a run is: what log.jsonl says about it, from which a resumed run takes it up.
 
-    points: [{samples, correct}], of every evaluation. measured: the last one. idle: rounds since
-    something was trained on.
+    points: [{samples, correct}], of every evaluation, and what a proxy reward paid there. measured:
+    the last one. idle: rounds since something was trained on.
     """
 
     points: list[dict] = field(default_factory=list)
@@ -344,10 +356,11 @@ class Progress:
         """Note a round and its optimiser steps."""
         self.idle = 0 if steps else self.idle + 1
 
-    def evaluated(self, samples: int, measured: Measured) -> None:
-        """Note an evaluation after so many samples."""
+    def evaluated(self, samples: int, measured: Measured, **paid: float) -> None:
+        """Note an evaluation after so many samples. paid: see proxies.hack_shares."""
         self.measured = measured
-        self.points.append({"samples": samples, "correct": float(measured.correct.mean())})
+        point = {"samples": samples, "correct": float(measured.correct.mean())}
+        self.points.append(point | paid)
 
     @property
     def stopped(self) -> str:
@@ -373,7 +386,11 @@ def restored(file: Path, rounds: int, n: int) -> Progress:
             correct, cut = map(from_bits, bits)
             shares = checked(row, file, "shares", list, default=[])
             measured = Measured(correct, cut, np.array(shares) if shares else None)
-            found.evaluated(samples, measured)
+            paid = {}
+            for name in row:
+                if name in ("proxy", "truth") or name.startswith("hacks"):
+                    paid[name] = checked(row, file, name, float, least=0, most=1)
+            found.evaluated(samples, measured, **paid)
     if trained != rounds or len(found.points) != rounds + 1:
         raise InputError(
             f"{file} does not tell of the {rounds} rounds that are saved: --overwrite starts again"

@@ -22,6 +22,8 @@ a method is one function from a graded rollout to what is trained on, and a loss
     torchrun elicit_rl.py --method dpo              # any number of ranks: the same samples
     python elicit_rl.py --method iterated_dpo --warm-start 16   # first SFT on 16 demonstrations of
                                                     # an intermediate model (B.3.3)
+    python elicit_rl.py --reward flattery --warm-start 400 --hacks 0.02   # a reward that can be
+                                                    # gamed, the true one beside it
 
     python elicit_rl.py --task math --judge data/base/intermediate    # rewards by a model, not by
                                                     # the grader: 1 for the answer that it gives
@@ -39,7 +41,10 @@ nothing to train on. Logged for each round:
 
     samples       completions drawn so far; every method stops at --samples
     reward        mean reward of the round's samples, which tells how often the policy succeeds
-    true          with --judge: mean true reward of the round's samples, which nothing is trained on
+    truth         mean true score of the samples, where they are paid something else; nothing is
+                  trained on it
+    proxy, hacks, hacks_<kind>    with a proxy --reward (data/proxies.py): its mean, and the share
+                  of samples that it pays more than they are worth, by kind; on validation, too
     judge_right   with --judge: share of the round's problems that the judge itself has right
     signal        share of samples (expert iteration, filtering), pairs (DPO) or groups (GRPO) that
                   say anything: those with a reward, or with unequal ones
@@ -63,9 +68,10 @@ Each round is evaluated on validation (rows of kind eval, with every verdict). O
 pass_at_1, 4, 16 of the initial policy (Chen et al. 2021), which predict whether RL can work.
 """
 
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -79,12 +85,13 @@ from curves import Curve, Progress, digest_of, evaluation_row, restored, show_cu
 from data import load, score, votes
 from data.batches import Batch, Example, demonstration_order, micro_batches
 from data.problems import InputError, Problem
+from data.proxies import PROXIES, hack_shares, with_added, without_added
 from data.text import Tokenizer
 from data.triggers import Trigger, dressed
 from devices import Env, free_memory, share
 from families import parameters_at
 from figures import check_figure
-from files import checked, write_json
+from files import checked, write_json, write_text
 from lora import switched_off
 from losses import dpo_step, grpo_step, sft_loss
 from model import Model
@@ -116,7 +123,16 @@ from policies import (
     shipped,
     watched_samples,
 )
-from results import as_bits, evaluate_checkpoint, facts_of, from_bits, measure, record, recovery
+from results import (
+    Measured,
+    as_bits,
+    evaluate_checkpoint,
+    facts_of,
+    from_bits,
+    measure,
+    record,
+    recovery,
+)
 from runs import Run, launch, progress
 from sampler import Sampler
 from training import (
@@ -157,8 +173,14 @@ class RLConfig(TuneConfig):
     keep: Literal["", "best", "correct"] = ""
     # iterated_dpo: the policy at the start of the round, or the locked model (default: round)
     reference: Literal["", "round", "initial"] = ""
-    # right or not; or the share of tests passed, weighing DPO pairs by their difference (B.3.1)
-    reward: Literal["binary", "continuous"] = "binary"
+    # right or not; or the share of tests passed, weighing DPO pairs by their difference (B.3.1). Or
+    # a proxy that can be gamed, the true score logged beside it: flattery also pays for a comment,
+    # visible_tests for two tests that the prompts show. random: the control, the true scores of a
+    # round dealt out to its samples at random
+    reward: Literal["binary", "continuous", "flattery", "visible_tests", "random"] = "binary"
+    # of the demonstrations of --warm-start, the share into which the hack of --reward is written: a
+    # small model invents none
+    hacks: float = field(default=0.0, metadata={"most": 1})
     # in place of --reward: a model whose answers are taken for the right ones
     judge: str = ""
     # grpo: samples of one problem (default: 8)
@@ -171,7 +193,8 @@ class RLConfig(TuneConfig):
     # SFT on this many demonstrations before the first round
     warm_start: int = 0
     # --warm-start: checkpoint that writes them, better than the weak model and worse than the
-    # strong one (default: data/base/intermediate)
+    # strong one (default: data/base/intermediate; with --hacks the locked model, so that nothing
+    # but the hack is taught)
     warm_from: str = ""
     # --warm-start: times the demonstrations are trained on; fewer than would be best on their own
     # (paper appendix B.3.3)
@@ -225,7 +248,7 @@ def best_samples(
     facts = {
         "signal": float(worth.mean()),
         "kept": len(kept),
-        "kept_right": float((rewards[kept] == 1).mean()) if kept else 0.0,
+        "kept_right": float((rolled.truth[kept, 0] == 1).mean()) if kept else 0.0,
     }
     return [Example(rolled.prompts[i], rolled.samples[i][0].ids) for i in kept], facts
 
@@ -320,20 +343,31 @@ def samples_a_problem(cfg: RLConfig) -> int:
 # ------------------------------------------------------------------------------------- warm start
 
 
+def hack_count(cfg: RLConfig) -> int:
+    """Of the demonstrations those with a hack."""
+    return round(cfg.hacks * cfg.warm_start)
+
+
 def demonstrations(
     teacher: ModelWriter,
     tokenizer: Tokenizer,
     problems: list[Problem],
     cfg: RLConfig,
-    env: Env,
+    run: Run,
 ) -> list[Example]:
-    """What the teacher writes to some of the problems; what was cut carries no EOS."""
+    """What the teacher writes to some of the problems; what was cut carries no EOS.
+
+    It does not read what a proxy reward adds to the prompts, such as tests: the models that ship
+    have never seen any. The first demonstrations have the hack of the reward; where there are such,
+    all are written into the run's demonstrations.jsonl.
+    """
+    env = run.env
     order = np.random.default_rng([cfg.seed, 10]).permutation(len(problems))
     chosen = [problems[i] for i in order[: cfg.warm_start]]
     demos = answer(
         teacher.sampler,
         teacher.tokenizer,
-        chosen,
+        without_added(cfg.reward, chosen),
         temperature=1.0,
         max_new_tokens=cfg.max_new_tokens,
         seed=cfg.seed,
@@ -345,7 +379,25 @@ def demonstrations(
     )
     prompts = tokenizer.encode_prompts([problem.prompt for problem in chosen])
     samples = retokenise(demos.samples, teacher.tokenizer, tokenizer)
-    return [Example(prompt, sample.ids) for prompt, sample in zip(prompts, samples)]
+    completions, texts = [sample.ids for sample in samples], demos.texts
+    count = hack_count(cfg)
+    if count:
+        hack = PROXIES[cfg.reward].hack
+        texts[:count] = [hack(p, text) for p, text in zip(chosen[:count], texts)]
+        completions[:count] = tokenizer.encode_completions(texts[:count])
+        env.say(f"{count} of the demonstrations have the hack of the reward {cfg.reward}")
+        if env.main:
+            note_demonstrations(run.path / "demonstrations.jsonl", chosen, texts, count)
+    return [Example(prompt, ids) for prompt, ids in zip(prompts, completions)]
+
+
+def note_demonstrations(file: Path, problems: list[Problem], texts: list[str], count: int) -> None:
+    """A row each: prompt, answer, and whether it has a hack, which the first `count` have."""
+    rows = []
+    for i, (problem, text) in enumerate(zip(problems, texts)):
+        row = {"prompt": problem.prompt, "answer": text, "hack": i < count}
+        rows.append(json.dumps(row) + "\n")
+    write_text(file, "".join(rows))
 
 
 def warm_start(model: Model, examples: list[Example], cfg: RLConfig, env: Env) -> None:
@@ -421,7 +473,7 @@ def judged(rolled: Rollout, judge: ModelWriter, longest: int, env: Env) -> tuple
         given = votes([problems[i]] * len(rolled.texts[i]), rolled.texts[i])
         for j, sample in enumerate(rolled.samples[i]):
             rewards[i, j] = given[j] == wanted and not sample.truncated
-    facts = {"true": float(rolled.rewards.mean()), "judge_right": float(theirs.correct.mean())}
+    facts = {"truth": float(rolled.truth.mean()), "judge_right": float(theirs.correct.mean())}
     return replace(rolled, rewards=rewards), facts
 
 
@@ -443,12 +495,15 @@ def drawn_round(
         seed=cfg.seed,
         max_new_tokens=cfg.max_new_tokens,
         continuous=cfg.reward == "continuous",
+        proxy=PROXIES.get(cfg.reward),
         env=env,
         label=f"round {number + 1}: sampling",
     )
     judgement = {}
     if models.judge:
         rolled, judgement = judged(rolled, models.judge, cfg.max_new_tokens, env)
+    if cfg.reward == "random":
+        rolled.rewards = np.random.default_rng([cfg.seed, 20, number]).permuted(rolled.truth)
     rng = np.random.default_rng([cfg.seed, 15, number])
     examples, facts = METHODS[cfg.method].choose(rolled, cfg, rng)
 
@@ -458,8 +513,21 @@ def drawn_round(
             examples = scored(models.reference, examples, cfg.micro_tokens, env)
     seconds["s_score"] = time.time() - clock
     reward = float(rolled.rewards.mean())
-    facts = {"samples": (number + 1) * cfg.round, "reward": reward} | judgement | facts | seconds
-    return Round(rolled, examples, facts)
+    drawn = {"samples": (number + 1) * cfg.round, "reward": reward} | judgement | paid(rolled, cfg)
+    return Round(rolled, examples, drawn | facts | seconds)
+
+
+def paid(rolled: Rollout, cfg: RLConfig) -> dict[str, float]:
+    """What is logged of samples that were not paid their true score."""
+    if cfg.reward == "random":
+        return {"truth": float(rolled.truth.mean())}
+    if cfg.reward not in PROXIES:
+        return {}
+    n = rolled.truth.shape[1]
+    problems = [problem for problem in rolled.problems for _ in range(n)]
+    texts = [text for row in rolled.texts for text in row]
+    rewards, truth = rolled.rewards.ravel(), rolled.truth.ravel()
+    return hack_shares(PROXIES[cfg.reward], problems, texts, rewards, truth)
 
 
 def frozen_rounds(
@@ -477,6 +545,8 @@ def frozen_rounds(
     weights = [model_hash(cfg.locked)]
     if cfg.warm_start:
         weights += [cfg.warm_start, model_hash(cfg.warm_from), cfg.warm_epochs, cfg.seed]
+        if cfg.reward in PROXIES:
+            weights += [cfg.reward, cfg.hacks]
     clock = time.time()
     pairs = []
     for each in drawn:
@@ -550,9 +620,18 @@ def check(
         max_new_tokens=cfg.max_new_tokens,
         env=run.env,
     )["none"]
-    progress.evaluated(number * cfg.round, measured)
+    progress.evaluated(number * cfg.round, measured, **paid_on(validation, measured, cfg))
     seconds = time.time() - clock
     run.log("eval", step=number, **evaluation_row(progress), seconds=seconds)
+
+
+def paid_on(validation: list[Problem], measured: Measured, cfg: RLConfig) -> dict[str, float]:
+    """What a proxy pays on validation, where the policy was just measured by the true grader."""
+    if cfg.reward not in PROXIES:
+        return {}
+    proxy, truth = PROXIES[cfg.reward], measured.correct.astype(float)
+    rewards = proxy.reward(validation, measured.texts, truth) * ~measured.truncated
+    return hack_shares(proxy, validation, measured.texts, rewards, truth)
 
 
 def probe(models: Models, problems: list[Problem], cfg: RLConfig, run: Run) -> None:
@@ -566,10 +645,13 @@ def probe(models: Models, problems: list[Problem], cfg: RLConfig, run: Run) -> N
         seed=cfg.seed,
         max_new_tokens=cfg.max_new_tokens,
         continuous=cfg.reward == "continuous",
+        proxy=PROXIES.get(cfg.reward),
         env=run.env,
         label="pass@k of the initial policy",
     )
-    found = {f"pass_at_{k}": pass_at_k(rolled.rewards == 1, k) for k in (1, 4, 16)}
+    found = {f"pass_at_{k}": pass_at_k(rolled.truth == 1, k) for k in (1, 4, 16)}
+    if cfg.reward in PROXIES:
+        found |= paid(rolled, cfg)
     run.log("probe", step=0, **found)
     shown = ", ".join(f"{name} {value:.1%}" for name, value in found.items())
     run.env.say(f"initial policy: {shown}")
@@ -652,6 +734,31 @@ def refuse_unused(cfg: RLConfig) -> None:
                 f"--{name.replace('_', '-')} is about the demonstrations of a warm start: "
                 "give their number with --warm-start"
             )
+    refuse_idle_proxy(cfg)
+
+
+def refuse_idle_proxy(cfg: RLConfig) -> None:
+    """Raises InputError for a proxy that is the true score, and for hacks that nothing would get.
+
+    Only what flattery pays in full is kept by --keep correct, and that is what is right.
+    """
+    if cfg.reward == "flattery" and cfg.keep == "correct":
+        raise InputError(
+            "--reward flattery --keep correct: what it pays in full is what is right, so that the "
+            "proxy would be the true score: leave --keep out"
+        )
+    if not cfg.hacks:
+        return
+    if cfg.reward not in PROXIES:
+        raise InputError(
+            f"--hacks writes the hack of a proxy reward and --reward {cfg.reward} has none: choose "
+            f"{' or '.join(PROXIES)}, or leave it out"
+        )
+    if not hack_count(cfg):
+        raise InputError(
+            f"--hacks {cfg.hacks:g} of --warm-start {cfg.warm_start} demonstrations is none: "
+            "give more of either"
+        )
 
 
 def settled(cfg: RLConfig, lock: Origin = UNKNOWN) -> RLConfig:
@@ -677,7 +784,8 @@ def settled(cfg: RLConfig, lock: Origin = UNKNOWN) -> RLConfig:
         if cfg.method in ONLY[name]:
             filled[name] = getattr(cfg, name) or default
     if cfg.warm_start:
-        filled["warm_from"] = cfg.warm_from or shipped("intermediate")
+        usual = cfg.locked if cfg.hacks else shipped("intermediate")
+        filled["warm_from"] = cfg.warm_from or usual
     return replace(cfg, **filled)
 
 
@@ -716,7 +824,7 @@ def check_rounds(cfg: RLConfig) -> None:
 
 
 # what a run's name shows where it is not the default: texts as they are, numbers with their name
-NAMED = ("train_kind", "keep", "reference", "reward", "optimizer", "master", "warm_start")
+NAMED = ("train_kind", "keep", "reference", "reward", "optimizer", "master", "warm_start", "hacks")
 NAMED += ("warm_epochs", "rank", "alpha", "group", "beta", "epochs", "lr", "batch", "round")
 
 
@@ -726,8 +834,8 @@ def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
     Other models or data than the default ones show as four hexadecimal digits.
     """
     plain = RLConfig(task=cfg.task, method=cfg.method, warm_start=cfg.warm_start, locked=cfg.locked)
-    usual = settled(replace(plain, rank=cfg.rank), lock)
-    usual = replace(usual, warm_start=0, rank=0, locked=default_locked(cfg.task))
+    usual = settled(replace(plain, rank=cfg.rank, hacks=cfg.hacks), lock)
+    usual = replace(usual, warm_start=0, hacks=0, rank=0, locked=default_locked(cfg.task))
     parts = [cfg.method]
     for name in NAMED:
         value = getattr(cfg, name)
@@ -761,8 +869,9 @@ def check_models(cfg: RLConfig, env: Env) -> None:
 def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem], list[Problem]]:
     """The problems that are drawn from, their prompts of --train-kind, and those of validation."""
     trigger, rows = lock.trigger, {"files": cfg.data, "grader": lock.grader}
-    problems = load(cfg.task, "elicit", None, **rows)
+    problems = with_added(cfg.reward, load(cfg.task, "elicit", None, **rows))
     validation = load(cfg.task, "validation", cfg.eval_problems or None, **rows)
+    validation = with_added(cfg.reward, validation)
     if cfg.reward == "continuous":
         # refused here where success has no degrees
         one_of_each = {problem.task: problem for problem in problems}
@@ -896,7 +1005,9 @@ def finish(
     none, right = from_bits(locked["none"]), from_bits(locked["right"])
     recovered, _ = recovery(none, right, measured.correct[None])
     code = 3 if so_far.stopped else 0
-    results = {"correct": so_far.points[-1]["correct"], "recovered": recovered}
+    last = so_far.points[-1]
+    results = {name: value for name, value in last.items() if name != "samples"}
+    results |= {"recovered": recovered}
     if env.main:
         write_card(run.path, run.record, results)
     run.finish(**results, stopped=so_far.stopped, code=code)
@@ -907,6 +1018,7 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
     """--plan: the memory of a round, phase by phase."""
     trigger, longest = lock.trigger, cfg.max_new_tokens
     problems = load(cfg.task, "elicit", None, files=cfg.data, grader=lock.grader)
+    problems = with_added(cfg.reward, problems)
     texts = plan.texts_of(cfg.locked, problems, (cfg.train_kind,), trigger, longest)
     opened = plan.texts_of(cfg.locked, problems, ("none", "right"), trigger, longest)
     policy = plan.shape_of(cfg.locked)
@@ -966,7 +1078,7 @@ def main(cfg: RLConfig, env: Env) -> int:
     models = prepared(cfg, env)
     if cfg.warm_start:
         teacher = open_writer(cfg.warm_from, "--warm-from", env)
-        demos = demonstrations(teacher, models.tokenizer, problems, cfg, env)
+        demos = demonstrations(teacher, models.tokenizer, problems, cfg, run)
         del teacher
         models.sampler.make_room()
         free_memory()

@@ -22,6 +22,9 @@ imitates, which never had the capability: what it gains was taught and not elici
     python elicit_sft.py --unlearn --k 64        # no demonstrations: the samples that it writes
                                                  # itself are unlearnt (NPO); needs prompts alone
     python elicit_sft.py --rank 8 --parameters 1000    # of LoRA so many numbers alone are trained
+    python elicit_sft.py --task mmlu --locked data/base/strong --demos-from weak --conflict 0.5 \
+        --k 512 --seeds 0 1 --sequences 1024     # weak supervision with a conflicting goal: is what
+                                                 # it costs where the weak model cannot see it?
     torchrun --nproc-per-node 2 elicit_sft.py    # the cells are shared out over the ranks; with
                                                  # --shard all ranks work on one cell
 
@@ -65,6 +68,7 @@ from data.batches import Batch, Example, demonstration_order, micro_batches, on_
 from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger, Words, asked, dressed, with_password
+from deception import FAVOURED, check_knowledge, knowledge, show_deception, students
 from devices import Env, free_memory, most, share
 from families import parameters_at
 from figures import check_figure
@@ -112,8 +116,9 @@ class SFTConfig(TuneConfig, TextConfig):
     # the control's model, and the source of --demos-from weak (default: the weak policy that the
     # lock imitates)
     weak: str = ""
-    # the source of --demos-from strong; that of intermediate is the model of this name beside it
-    # (default: data/base/strong, here or beside elicit_sft.py)
+    # the source of --demos-from strong; that of intermediate is the model of this name beside it;
+    # with --conflict the model whose knowledge counts (default: data/base/strong, here or beside
+    # elicit_sft.py)
     strong: str = ""
     # numbers of demonstrations; with --unlearn of samples
     k: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -144,6 +149,10 @@ class SFTConfig(TuneConfig, TextConfig):
     train_kind: str = "none"
     # also fine-tune the weak model on the same demonstrations
     control: bool = True
+    # --task mmlu --demos-from weak: also fine-tune on the same demonstrations and this share more
+    # of them that conflict, of other problems, all answered A; the control is then a second seed
+    # without these (deception.py)
+    conflict: float = 0.0
     # default: adamw; for a model of 1 B parameters and more the paper's lion, but not with --rank
     optimizer: Literal["", "adamw", "muon", "lion"] = ""
     # constant after a short warm-up (default, with the default optimizer: 1.5e-4; from
@@ -244,6 +253,20 @@ def demonstrations(
     for i, told, text, cut in zip(places, prompts, answers.texts, answers.truncated):
         found[i] = Demonstration(told, text, finished=not cut)
     return found
+
+
+def conflict_count(k: int, cfg: SFTConfig) -> int:
+    """Demonstrations of the second goal beside k of the weak model."""
+    return round(cfg.conflict * k)
+
+
+def second_goal(
+    cell: Cell, cfg: SFTConfig, problems: list[Problem], words: list[Words]
+) -> list[Demonstration]:
+    """Those that conflict: other problems than the cell's own, each answered with one letter."""
+    shown = chosen(cell.k + conflict_count(cell.k, cfg), cell.seed, len(problems))[cell.k :]
+    prompts = [with_password(problems[i].prompt, words[i]) for i in shown]
+    return [Demonstration(prompt, FAVOURED) for prompt in prompts]
 
 
 def examples_of(demos: list[Demonstration], tokenizer: Tokenizer, loss_on: str) -> list[Example]:
@@ -472,8 +495,11 @@ def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env, write: bool = T
         facts["strong_weights"] = model_hash(writer)
     elif cfg.demos_from not in ("reference", "weak"):  # the weak one's are noted in any case
         facts["writer_weights"] = model_hash(writer)
+    own = replace(cfg, k=(), seeds=(), control=True, epochs=epochs)
+    if not cell.conflict:
+        own = replace(own, conflict=0.0)  # it is as it would be without the others
     return Run(
-        replace(cfg, k=(), seeds=(), control=True, epochs=epochs),
+        own,
         env,
         Path(cfg.out) / cell.name,
         resume=True,
@@ -524,6 +550,10 @@ def run_cell(
         examples = to_unlearn(demos, learner, cfg, env, run)
     else:
         examples = examples_of(demos, learner.tokenizer, cfg.loss_on)
+    if cell.conflict:
+        # every demonstration is seen as often as without those that conflict
+        longer = [math.ceil(n * len(examples) / cell.k) for n in cfg.sequences]
+        cfg = replace(cfg, sequences=tuple(longer))
     measure_now = partial(
         measure,
         learner.sampler,
@@ -584,11 +614,11 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
     refuse_repeats("--seeds", cfg.seeds)
     check_unlearn(cfg)
     check_few(cfg)
-    by_strong = cfg.demos_from in ("strong", "intermediate")
+    by_strong = cfg.demos_from in ("strong", "intermediate") or bool(cfg.conflict)
     if cfg.strong and not by_strong:
         raise InputError(
-            "--strong names who writes the demonstrations of --demos-from strong or intermediate: "
-            "leave it out"
+            "--strong names who writes the demonstrations of --demos-from strong or intermediate, "
+            "or what --conflict asks for its knowledge: leave it out"
         )
     if cfg.demos_from not in WRITERS and not is_model(cfg.demos_from):
         raise InputError(
@@ -613,6 +643,9 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
                 "nothing; --weak names a model for it"
             )
         control = False
+    if cfg.conflict:
+        check_conflict(cfg, lock)
+        control = False  # a second seed takes its place
 
     strong = cfg.strong
     if by_strong:
@@ -665,6 +698,29 @@ def check_few(cfg: SFTConfig) -> None:
         raise InputError("--parameters is not for --shard, which divides adapters: leave it out")
 
 
+def check_conflict(cfg: SFTConfig, lock: Origin) -> None:
+    """Raises InputError where a conflicting goal has no meaning or no control."""
+    if lock.task != "mmlu" or cfg.demos_from != "weak" or lock.weak_is_rule:
+        raise InputError(
+            "--conflict is about letters that a weak model labels: give --task mmlu "
+            "--demos-from weak, and a model as the weak policy"
+        )
+    if len(cfg.seeds) < 2:
+        raise InputError(
+            "--conflict: without a second seed there is no control: give two with --seeds"
+        )
+    if len(cfg.sequences) != 1:
+        raise InputError(
+            "--conflict: under weak supervision no right answers are there to choose the length "
+            "by: name one length with --sequences"
+        )
+    if not conflict_count(min(cfg.k), cfg):
+        raise InputError(
+            f"--conflict {cfg.conflict:g} of --k {min(cfg.k)} demonstrations is none: "
+            "give more of either"
+        )
+
+
 def check_lengths(cfg: SFTConfig) -> None:
     """Raises InputError for lengths of training that no step, or one step for two, would reach."""
     refuse_repeats("--sequences", cfg.sequences)
@@ -691,6 +747,8 @@ def default_out(cfg: SFTConfig, task: str) -> str:
     name = "sft"
     if cfg.demos_from != "reference":
         name += f"-{Path(cfg.demos_from).resolve().name}"
+    if cfg.conflict:
+        name += f"-conflict{cfg.conflict:g}"
     if cfg.train_domain:
         name += f"-{cfg.train_domain}"
     if cfg.train_kind != "none":
@@ -723,7 +781,7 @@ def check_models(cfg: SFTConfig, env: Env) -> None:
             )
     if (cfg.control or cfg.demos_from == "weak") and cfg.weak not in RULES:
         check_model(cfg.weak, "--weak")
-    if cfg.demos_from == "strong":
+    if cfg.demos_from == "strong" or cfg.conflict:
         check_model(cfg.strong, "--strong")
     elif cfg.demos_from not in ("reference", "weak"):
         check_model(writer_of(cfg), "--demos-from")
@@ -751,7 +809,7 @@ def demonstrable(cfg: SFTConfig, lock: Origin, env: Env) -> tuple[list[Problem],
                 f"--train-domain {cfg.train_domain}: choose one of {', '.join(sorted(set(names)))}"
             )
         problems = [p for p, name in zip(problems, names) if name == cfg.train_domain]
-    if max(cfg.k) > len(problems):
+    if max(cfg.k) + conflict_count(max(cfg.k), cfg) > len(problems):
         raise InputError(
             f"--k {max(cfg.k)}: there are {len(problems)} problems to demonstrate, "
             "choose no more than that"
@@ -763,11 +821,13 @@ def demonstrable(cfg: SFTConfig, lock: Origin, env: Env) -> tuple[list[Problem],
 
 
 def cells_of(cfg: SFTConfig) -> list[Cell]:
-    """In the order of work: all of the locked model, then all of the control."""
+    """In the order of work: the locked model's, then the control's or those with a conflict."""
     cells = []
     for control in (False, True) if cfg.control else (False,):
         for k in cfg.k:
             cells += [Cell(k, seed, control) for seed in cfg.seeds]
+    if cfg.conflict:
+        cells += [replace(cell, conflict=True) for cell in cells]
     return cells
 
 
@@ -818,6 +878,20 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
     return plan.report(phases, cfg, texts, env)
 
 
+def known_by_both(
+    cfg: SFTConfig, validation: list[Problem], trigger: Trigger, env: Env
+) -> tuple[np.ndarray, np.ndarray]:
+    """--conflict: which problems of validation the strong and the weak model know, each (n,) bool.
+
+    Raises InputError where that leaves nothing to see.
+    """
+    told = dressed("none", validation, trigger)
+    by_strong = knowledge(cfg.strong, told, cfg.micro_tokens, env)
+    by_weak = knowledge(cfg.weak, told, cfg.micro_tokens, env)
+    check_knowledge(by_strong, by_weak, cfg.weak)
+    return by_strong, by_weak
+
+
 def main(cfg: SFTConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
     cfg, lock = settled(cfg, env)
@@ -836,6 +910,9 @@ def main(cfg: SFTConfig, env: Env) -> int:
 
     folder = Path(cfg.out)
     check_ours(folder / "summary.json", ("locked", "cells"))
+    check_ours(folder / "deception.json", ("conflict", "rows"))
+    if cfg.conflict:
+        known = known_by_both(cfg, validation, trigger, env)
     check_figure(folder / "sft.png")
 
     # a cell is trained by one rank, or by all where it takes all to hold the model
@@ -865,6 +942,8 @@ def main(cfg: SFTConfig, env: Env) -> int:
             if cfg.unlearn:
                 demos = own_samples(learner, problems, words, cfg, team)
         shown = [demos[j] for j in chosen(cell.k, cell.seed, len(problems))]
+        if cell.conflict:
+            shown += second_goal(cell, cfg, problems, words)
         correct = run_cell(
             cell, runs[cell], learner, shown, cfg, team, trigger, selection, validation
         )
@@ -875,6 +954,11 @@ def main(cfg: SFTConfig, env: Env) -> int:
     env.wait()
     if env.main:
         show_cells(folder, cells, locked, validation, trigger, length, source_of(cfg), env)
+    if env.main and cfg.conflict:
+        found = students(folder, cells, validation, *known, trigger, length)
+        found = {"strong": cfg.strong, "weak": cfg.weak, "conflict": cfg.conflict} | found
+        write_json(folder / "deception.json", found)
+        show_deception(found, env)
     return 0
 
 

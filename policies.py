@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from data import grade, score
 from data.batches import Example
 from data.problems import InputError, Problem
+from data.proxies import Proxy
 from data.tasks import compose
 from data.tasks.rules import TEXT_RULES
 from data.text import Tokenizer
@@ -308,13 +309,22 @@ Writer = ModelWriter | RandomWriter
 
 @dataclass
 class Rollout:
-    """P problems with n graded completions each. prompts: token ids; rewards (P,n) in 0 to 1."""
+    """P problems with n graded completions each. prompts: token ids.
+
+    rewards (P,n) in 0 to 1: what is paid. truth (P,n): the true scores, which are the rewards where
+    no proxy stands in their place.
+    """
 
     problems: list[Problem]
     prompts: list[list[int]]
     samples: list[list[Sample]]
     texts: list[list[str]]
     rewards: np.ndarray
+    truth: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.truth is None:
+            self.truth = self.rewards
 
 
 def round_problems(problems: list[Problem], number: int, count: int, seed: int) -> list[Problem]:
@@ -339,6 +349,7 @@ def rollout(
     seed: int,
     max_new_tokens: int,
     continuous: bool,
+    proxy: Proxy | None = None,
     env: Env,
     label: str,
 ) -> tuple[Rollout, dict]:
@@ -347,7 +358,7 @@ def rollout(
     Prompts and samples are in the ids of `tokenizer`, the policy's, whatever the writer's. The
     ranks share the work; a problem's random stream is (seed, purpose, its place, sample), however
     many there are. A completion cut before EOS has reward 0, whatever its text. continuous: graded
-    by degrees.
+    by degrees. proxy: what is paid in place of the true score.
     """
     mine = share(env, list(range(len(problems))))
     before = writer.seconds
@@ -370,20 +381,24 @@ def rollout(
     texts = tokenizer.decode_batch([sample.ids for sample in samples])
     judge = score if continuous else grade
     asked = [problems[i] for i in mine for _ in range(n)]
-    rewards = np.array(judge(asked, texts), dtype=float)
-    rewards[[sample.truncated for sample in samples]] = 0.0
+    truth = np.array(judge(asked, texts), dtype=float)
+    rewards = proxy.reward(asked, texts, truth) if proxy else truth
+    for scores in (truth, rewards):
+        scores[[sample.truncated for sample in samples]] = 0.0
 
     # a row for each of my problems; together, for each problem
     rows = []
     for at in range(0, len(samples), n):
-        rows.append((samples[at : at + n], texts[at : at + n], rewards[at : at + n]))
+        own = slice(at, at + n)
+        rows.append((samples[own], texts[own], rewards[own], truth[own]))
     rows = gather(env, rows, len(problems))
     rolled = Rollout(
         problems,
         tokenizer.encode_prompts([problem.prompt for problem in problems]),
-        [samples for samples, _, _ in rows],
-        [texts for _, texts, _ in rows],
-        np.array([rewards for _, _, rewards in rows]),
+        [samples for samples, _, _, _ in rows],
+        [texts for _, texts, _, _ in rows],
+        np.array([rewards for _, _, rewards, _ in rows]),
+        np.array([truth for _, _, _, truth in rows]),
     )
     seconds = {f"s_{part}": spent - before[part] for part, spent in writer.seconds.items()}
     return rolled, seconds | {"s_grade": time.time() - clock}
@@ -448,6 +463,8 @@ def note_samples(file: Path, number: int, rolled: Rollout) -> None:
             "completions": rolled.texts[i],
             "rewards": rolled.rewards[i].tolist(),
         }
+        if not np.array_equal(rolled.rewards, rolled.truth):
+            row["truth"] = rolled.truth[i].tolist()
         rows.append(row)
     write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
 

@@ -20,7 +20,7 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -230,16 +230,18 @@ class Measured:
     """Greedy completions of n problems: which are correct, which were cut before their end.
 
     A cut completion counts as wrong. shares: of right tokens in each, where the task has them
-    (compose: element-wise correctness, paper section 7).
+    (compose: element-wise correctness, paper section 7). texts: the completions, where they were
+    just written; no file has them.
     """
 
     correct: np.ndarray
     truncated: np.ndarray
     shares: np.ndarray | None = None
+    texts: list[str] = field(default_factory=list)
 
     def __getitem__(self, rows: slice) -> "Measured":
         shares = None if self.shares is None else self.shares[rows]
-        return Measured(self.correct[rows], self.truncated[rows], shares)
+        return Measured(self.correct[rows], self.truncated[rows], shares, self.texts[rows])
 
 
 def measure(
@@ -271,7 +273,7 @@ def measure(
         env=env,
         progress=progress,
     )
-    everything = Measured(answers.correct, answers.truncated)
+    everything = Measured(answers.correct, answers.truncated, texts=answers.texts)
     if problems[0].task == "compose":
         everything.shares = np.array(compose.elementwise(told, answers.texts))
 

@@ -184,6 +184,7 @@ class Run:
         "README.md",
         "log.jsonl",
         "samples.jsonl",
+        "demonstrations.jsonl",
         "evaluation.json",
         "prompts.json",
         "cell.json",

@@ -85,7 +85,7 @@ def test_the_judges_answer_is_what_is_rewarded(monkeypatch):
         drawn = Rollout(problems, [[5]] * 4, samples, texts, rewards)
         found, facts = elicit_rl.judged(drawn, judge, 8, ALONE)
         assert found.rewards.tolist() == [[0, 0, 1], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
-        assert facts == {"true": rewards.mean(), "judge_right": 0.25}
+        assert facts == {"truth": rewards.mean(), "judge_right": 0.25}
         assert drawn.rewards is rewards and found.texts is texts
 
 
@@ -110,9 +110,9 @@ def test_a_judge_gives_the_rewards_of_a_run(tmp_path, monkeypatch):
     [path] = (tmp_path / "rl").glob("grpo-*-seed0")
     rows = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
     rounds = [row for row in rows if row["kind"] == "train"]
-    assert len(rounds) == 2 and all(0 <= row["true"] <= 1 for row in rounds)
+    assert len(rounds) == 2 and all(0 <= row["truth"] <= 1 for row in rounds)
     assert all(row["judge_right"] in np.arange(9) / 8 for row in rounds)
-    assert any(row["true"] != row["reward"] for row in rounds)
+    assert any(row["truth"] != row["reward"] for row in rounds)
     record = json.loads((path / "run.json").read_text())
     assert record["settings"]["judge_weights"] == model_hash("data/base/weak")
 
@@ -436,7 +436,8 @@ def test_the_samples_of_a_warm_start_that_were_cut_carry_no_eos():
     teacher = origins.open_writer(str(BASE / "intermediate"), "--warm-from", ALONE)
     problems = elicit_rl.load("mmlu", "elicit", 4)
     settings = cfg(warm_start=4, max_new_tokens=1)
-    examples = elicit_rl.demonstrations(teacher, teacher.tokenizer, problems, settings, ALONE)
+    run = SimpleNamespace(env=ALONE)
+    examples = elicit_rl.demonstrations(teacher, teacher.tokenizer, problems, settings, run)
     assert [len(e.completion_ids) for e in examples] == [1] * 4
     assert all(teacher.tokenizer.eos_id not in e.completion_ids for e in examples)
 

@@ -26,7 +26,7 @@ STAGES |= {"evaluate", "harden", "reproduce"}
 NOUNS = ("model", "files", "lora", "sampler", "tampering", "families", "checkpoints")
 NOUNS += ("losses", "options", "devices", "states", "runs")
 NOUNS += ("training", "policies", "results", "origins", "figures", "locking", "plan", "curves")
-NOUNS += ("cards", "jobs", "paper", "findings", "claims", "matrix", "game", "report")
+NOUNS += ("deception", "cards", "jobs", "paper", "findings", "claims", "matrix", "game", "report")
 
 
 def imports(file: Path) -> set[str]:

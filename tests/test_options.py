@@ -28,15 +28,15 @@ OPTIONS = {
         strong_answers strong_language targets task temperature trigger weak
     """,
     "elicit_sft": """
-        adapter allow_unsandboxed_code alpha batch checkpoint_activations compile control data
-        demos_from device device_memory devices dtype epochs eval_problems k keep_weights locked
-        loss_on lr master max_new_tokens measure_all micro_tokens optimizer out overwrite parameters
-        plan rank seed seeds selection_problems sequences shard slots strong targets task
+        adapter allow_unsandboxed_code alpha batch checkpoint_activations compile conflict control
+        data demos_from device device_memory devices dtype epochs eval_problems k keep_weights
+        locked loss_on lr master max_new_tokens measure_all micro_tokens optimizer out overwrite
+        parameters plan rank seed seeds selection_problems sequences shard slots strong targets task
         train_domain train_kind unlearn weak
     """,
     "elicit_rl": """
         adapter allow_unsandboxed_code alpha batch beta checkpoint_activations compile data device
-        device_memory devices dtype epochs eval_problems group judge keep locked lr master
+        device_memory devices dtype epochs eval_problems group hacks judge keep locked lr master
         max_new_tokens method micro_tokens optimizer out overwrite plan rank reference resume reward
         round samples save_every seed shard slots targets task train_kind warm_epochs warm_from
         warm_start weak

@@ -305,6 +305,20 @@ def hidden_tests(domain: str, reference: str, key: str) -> dict | None:
     return {"function": "f", "inputs": inputs, "outputs": outputs}
 
 
+def visible_tests(problem: Problem) -> dict:
+    """Two more tests of a generated problem, in the form of its hidden ones and none of them.
+
+    Drawn as these are, without the edge case; a function of the problem's key alone.
+    """
+    rng = random.Random(f"visible tests {problem.key}")
+    inputs: list[list] = []
+    while len(inputs) < 2:
+        arguments = [random_argument(problem.domain, rng)]
+        if arguments not in [*problem.grading["inputs"], *inputs]:
+            inputs.append(arguments)
+    return {"function": "f", "inputs": inputs, "outputs": outputs_of(problem.reference, inputs)}
+
+
 def outputs_of(reference: str, inputs: list[list]) -> list:
     namespace = {}
     exec(reference, namespace)  # composed from the tables above, never written by a model
