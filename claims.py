@@ -493,8 +493,9 @@ def verdict(claim: str, evidence: Evidence) -> Verdict:
     known, tests = Known(evidence), []
     with known.part():
         tests = CLAIMS[claim](known)
+    reasons = list(dict.fromkeys(known.reasons))
     if not tests:
-        return Verdict("not measured", [], [], known.reasons)
+        return Verdict("not measured", [], [], reasons)
     said, failed = judged(tests)
-    said += " so far" * bool(known.reasons)
-    return Verdict(said, tests, failed, known.reasons)
+    said += " so far" * bool(reasons)
+    return Verdict(said, tests, failed, reasons)

@@ -418,8 +418,8 @@ def rows_of_claims(figures: dict[str, Figure], evidence: Evidence, paper: dict) 
 
 
 INTRO = (
-    "{} Models: {}; generated tasks. All correctness is on validation problems that nothing was "
-    "chosen on. {}"
+    "{} It is of {} and generated tasks. All correctness is on validation problems that nothing "
+    "was chosen on. {}"
 )
 FIGURE_BY_FIGURE = (
     "Stress-Testing Capability Elicitation With Password-Locked Models (Greenblatt, Roger, "
@@ -512,7 +512,7 @@ def report_of(
         "The paper's figures, reproduced" if figures else MATRIX,
         INTRO.format(
             FIGURE_BY_FIGURE if figures else EACH_OTHER,
-            cfg.strong_from or "of one million parameters",
+            cfg.strong_from or "models of one million parameters",
             POWER,
         ),
         HOW,
