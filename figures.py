@@ -271,9 +271,8 @@ def draw_panel(drawn: Drawn):
     draw_lines(axes, drawn)
     axes.set(ylim=(-0.02, 1.02), title=drawn.title)
     axes.grid(axis="y", alpha=0.25)
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
-    if drawn.curves:
-        axes.legend(fontsize=7.5, ncol=2, frameon=False, **place)
+    if drawn.curves:  # below and in one column: beside each other they would shrink the picture
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.15))
     return figure
 
 

@@ -28,6 +28,7 @@ index.html, results.md, figures/.
 """
 
 import os
+import re
 import time
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -338,7 +339,7 @@ def section_of(
     if number in AT_PAPER_SCALE:
         notes += distances(panels)
     if unfinished:
-        notes.append(f"Not finished: {', '.join(unfinished)}.")
+        notes.append(f"Not finished: {', '.join(without_seeds(unfinished))}.")
     theirs = paper["figures"].get(number.split(",")[0], {})
     seeds = seeds_shown(panels)
     caption = (
@@ -352,6 +353,11 @@ def section_of(
         )
     caption += figure.note
     return Section(number, figure.title, " ".join(caption.split()), panels, notes)
+
+
+def without_seeds(names: list[str]) -> list[str]:
+    """Names of jobs, those that differ in their seed alone once."""
+    return list(dict.fromkeys(re.sub(r"/seed\d+", "", name) for name in names))
 
 
 def distances(panels: list[Drawn]) -> list[str]:
@@ -472,7 +478,7 @@ def matrix_section(
     for why, names in left_out.items():
         notes.append(f"Left out: {', '.join(names)}: {why}.")
     if unfinished:
-        notes.append(f"Not finished: {', '.join(unfinished)}.")
+        notes.append(f"Not finished: {', '.join(without_seeds(unfinished))}.")
     seconds: dict[str, list[float]] = {}
     for name in elicitors:
         for job in names_of_matrix(locks, [name], evidence.seeds):
