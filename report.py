@@ -192,7 +192,8 @@ def rows_of(panel: Drawn | Grid) -> list[list[str]]:
             rows.append([label, *[str(points.get(x, "")) for x in columns]])
         for label, points in panel.theirs.items():
             near = [f"{100 * points[x]:.1f}" if x in points else "" for x in columns]
-            rows.append([f"paper: {label}", *near])
+            if any(near):  # else the picture alone shows them
+                rows.append([f"paper: {label}", *near])
     for label, share in panel.lines.items():
         rows.append([label, f"{100 * share:.1f}", *[""] * (len(rows[0]) - 2)])
     return rows

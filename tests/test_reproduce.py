@@ -16,7 +16,7 @@ from files import read_json
 from findings import Evidence, Lock, Value
 from jobs import closure
 from paper import FIGURES, jobs_of
-from report import Report, Row, Section, page, write_report
+from report import Report, Row, Section, page, rows_of, write_report
 from reproduce import ReproduceConfig, chosen_figures, names_of
 from results import DRAWS, Estimate, difference, holm, smallest_effect
 
@@ -286,6 +286,14 @@ def test_the_page_needs_nothing_else_and_is_well_formed():
     assert "A &lt; B" in text and "currentColor" in text and "SFT &amp; more" in text
     assert page(example()) == text  # to the byte
     assert "Of 1 claims: holds 1." in text and "<summary>1 number</summary>" in text
+
+
+def test_the_papers_points_are_in_a_table_where_ours_have_the_same_place():
+    value = Value(0.5, 0.4, 0.6, n=500, seeds=3)
+    here = {"at": {8: value}, "elsewhere": {8: value}}
+    panel = Drawn("code", "samples", curves=here, theirs={"at": {8: 0.3}, "elsewhere": {9: 0.3}})
+    names = [row[0] for row in rows_of(panel)]
+    assert names == ["code", "at", "elsewhere", "paper: at"]
 
 
 def test_what_a_figure_is_called_in_links_and_files():
