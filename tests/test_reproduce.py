@@ -13,6 +13,7 @@ import reproduce
 from claims import CLAIMS, Comparison, Missing, judged
 from data.problems import InputError
 from files import read_json
+from figures import Drawn
 from findings import Evidence, Lock, Value
 from jobs import closure
 from paper import FIGURES, jobs_of
@@ -263,8 +264,6 @@ class Balanced(HTMLParser):
 
 
 def example() -> Report:
-    from figures import Drawn
-
     value = Value(0.5, 0.4, 0.6, 100, 2)
     curves = Drawn(
         "code <b>",
