@@ -12,8 +12,8 @@ import claims
 import reproduce
 from claims import CLAIMS, Comparison, Missing, judged
 from data.problems import InputError
-from files import read_json
 from figures import Drawn
+from files import read_json
 from findings import Evidence, Lock, Value
 from jobs import closure
 from paper import FIGURES, jobs_of
