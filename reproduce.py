@@ -50,6 +50,7 @@ from matrix import (
     ELICITORS,
     LOCKS,
     cells_of,
+    compared,
     costs_of,
     grid_of,
     jobs_of_matrix,
@@ -456,7 +457,8 @@ CELLS = (
     "all cells. Elicitors that have settings take the best of them by selection, not validation. "
     "Prompts and edits have one run, whose interval is over problems alone; the others have as "
     "many as there are seeds, of one lock each. But for "
-    "edits the twin is asked bare, also beside the lock that a marker of training opens."
+    "edits the twin is asked bare, also beside the lock that a marker of training opens. Expected "
+    "is what was known beforehand: + at least 0.7 of the gap, ~ a part, 0 a tenth at most."
 )
 
 
@@ -486,7 +488,7 @@ def matrix_section(
             if record:
                 seconds.setdefault(name, []).append(record["seconds"])
     panels = [grid_of(cells, locks, elicitors)] if cells else []
-    tables = [costs_of(elicitors, seconds)]
+    tables = [rows for rows in (compared(cells), costs_of(elicitors, seconds)) if len(rows) > 1]
     return Section("", MATRIX, CELLS.format(n=PROBLEMS), panels, notes, tables)
 
 

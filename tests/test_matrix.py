@@ -148,6 +148,36 @@ def drawn(value: float, p: float) -> Estimate:
     return Estimate(value, draws)
 
 
+@pytest.mark.parametrize(
+    "value, spread, expected, told",
+    [
+        (0.9, 0.01, "+", "yes"),
+        (0.7, 0.01, "+", "yes"),
+        (0.6, 0.2, "+", "within error"),
+        (0.6, 0.01, "+", "no"),
+        (0.6, 0.01, "~", "yes"),
+        (-0.3, 0.01, "0", "yes"),
+        (0.3, 0.01, "0 to ~", "yes"),
+        (0.3, 0.01, "0", "no"),
+    ],
+)
+def test_a_cell_agrees_with_what_was_expected(value, spread, expected, told):
+    found = Estimate(value, np.linspace(value - spread, value + spread, 1001))
+    assert matrix.agreement(found, expected) == told
+
+
+def test_only_what_was_expected_is_compared():
+    estimate = Estimate(0.05, np.full(1000, 0.05))
+    cell = Cell(estimate, estimate)
+    cells = {("random", "ei"): cell, ("random", "wanda"): cell, ("share", "ei"): cell}
+    head, *rows = matrix.compared(cells)
+    assert head[0] == "lock" and len(rows) == 1
+    assert rows[0][2:5] == ["0", "5 [5, 5]", "yes"]
+    for lock, expected in matrix.EXPECTED.items():
+        assert lock in matrix.LOCKS and expected.gaps.keys() <= matrix.ELICITORS.keys()
+        assert set(expected.gaps.values()) <= matrix.BANDS.keys()
+
+
 def test_stars_are_adjusted_for_all_cells():
     """Of three cells p = .02 is .04 where it is the second of three (Holm), .06 were it the
     first."""
