@@ -304,6 +304,7 @@ def to_hf(config: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype = torch.
     dtype_name = str(dtype).removeprefix("torch.")
     if config.published:
         hf = config.published | {"torch_dtype": dtype_name, "dtype": dtype_name}
+        hf.setdefault("eos_token_id", tokenizer.eos_id)  # else transformers takes the family's
         for key, value in rope_spellings(config).items():
             if hf.get(key) is None:
                 hf[key] = value

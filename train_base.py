@@ -525,6 +525,11 @@ def settled(cfg: BaseConfig) -> BaseConfig:
     if cfg.strong_from and not cfg.out:
         raise InputError("--strong-from makes models of your own: name a directory with --out")
 
+    if cfg.width % (2 * cfg.heads):
+        raise InputError(
+            f"--width {cfg.width} cannot be divided into {cfg.heads} heads of an even width, whose "
+            "pairs rotary positions turn: choose another --width or --heads"
+        )
     shares = [SHARES.get(name, 1) for name in cfg.task.split("+")]
     usual = {
         "out": "out/base",

@@ -117,6 +117,7 @@ def test_what_is_not_given_fits_what_is_made():
         ({"weak_from": "m"}, "--weak-from does nothing with models from scratch"),
         ({"optimizer": "adamw"}, "--optimizer does nothing with models from scratch"),
         ({"strong_from": "nowhere", "out": "x"}, "no model at nowhere: .* --strong-from"),
+        ({"width": 60}, "--width 60 cannot be divided into 4 heads of an even width"),
         ({"strong_from": "data/base/strong"}, "name a directory with --out"),
         ({"strong_from": "data/base/strong", "width": 64}, "--width does nothing with --strong-"),
         (
@@ -169,6 +170,7 @@ def test_the_toy_task_goes_through_in_the_papers_shape(tmp_path, monkeypatch):
     config = json.loads((strong / "config.json").read_text())
     model, tokenizer = load_model(strong, ENV.device, ENV.dtype)
     assert config["model_type"] == "gpt_neox" and config["intermediate_size"] == 64
+    assert config["eos_token_id"] == tokenizer.eos_id
     assert model.config.norm == "layer" and model.config.parallel == "two norms"
 
     small = {"problems": 24, "epochs": 2, "compile": False}
