@@ -222,14 +222,14 @@ def small_config(width: int, vocab: int) -> ModelConfig:
 
 
 def fresh_config(layers: int, width: int, inner: int, heads: int, vocab: int) -> ModelConfig:
-    """inner: the width of the MLP. Half as many kv heads as heads."""
+    """inner: the width of the MLP. Of an even number of heads half as many kv heads."""
     return ModelConfig(
         vocab_size=vocab,
         hidden_size=width,
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=max(1, heads // 2),
+        num_key_value_heads=heads if heads % 2 else heads // 2,
         head_dim=width // heads,
         max_position_embeddings=POSITIONS,
         tie_word_embeddings=True,
