@@ -22,7 +22,7 @@ a method is one function from a graded rollout to what is trained on, and a loss
     torchrun elicit_rl.py --method dpo              # any number of ranks: the same samples
     python elicit_rl.py --method iterated_dpo --warm-start 16   # first SFT on 16 demonstrations of
                                                     # an intermediate model (B.3.3)
-    python elicit_rl.py --reward flattery --warm-start 400 --hacks 0.02   # a reward that can be
+    python elicit_rl.py --reward flattery --warm-start 400 --hacks 0.1    # a reward that can be
                                                     # gamed, the true one beside it
 
     python elicit_rl.py --task math --judge data/base/intermediate    # rewards by a model, not by
