@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from checkpoints import model_hash
 from curves import Cell, Curve, read_cells, read_curve
 from data import load
 from data.problems import InputError, Problem
-from data.triggers import Trigger
+from data.triggers import Password, Trigger
 from files import checked, read_json
-from origins import origin_of
+from origins import LONGEST, origin_of
 from results import (
     Measured,
     correct_interval,
@@ -92,6 +93,23 @@ def open_lock(folder: Path) -> Lock:
         scores_of(measured["none"]),
         scores_of(measured["right"]),
         failed_tests(checked(run, folder / "run.json", "results", dict)),
+    )
+
+
+def unknown_model(folder: Path, task: str) -> Lock:
+    """A model of which nothing is known, as a lock: asked bare, with no gap."""
+    problems = load(task, "validation", PROBLEMS)
+    nothing = np.zeros(len(problems), dtype=bool)
+    return Lock(
+        folder,
+        model_hash(folder),
+        problems,
+        groups_of(problems),
+        Password(),
+        LONGEST,
+        nothing,
+        nothing,
+        [],
     )
 
 

@@ -29,16 +29,15 @@ from checkpoints import check_checkpoint, model_hash
 from data import load
 from data.passwords import IDLE_WORDS
 from data.problems import InputError
-from data.triggers import Password
 from devices import check_place
 from figures import table
 from files import checked, discard, read_json, reason, write_json
-from findings import PROBLEMS, Evidence, Lock, open_lock
+from findings import PROBLEMS, Evidence, open_lock, unknown_model
 from jobs import ROOT, Job, Place
 from matrix import LOCK, LOCKS, TASK
 from origins import LONGEST
 from paper import jobs_of
-from results import groups_of, paired_gap, wilson
+from results import paired_gap, wilson
 
 COUNT = 10
 HIDDEN = (4, 5, 6)  # how many of them are locks
@@ -583,19 +582,7 @@ def played(evidence: Evidence, name: str, folder: Path) -> dict[str, float]:
     All are of the same problems, prompts and demonstrations on these weights, or InputError is
     raised.
     """
-    problems = load(TASK, "validation", PROBLEMS)
-    nothing = np.zeros(len(problems), dtype=bool)
-    model = Lock(
-        folder,
-        model_hash(folder),
-        problems,
-        groups_of(problems),
-        Password(),
-        LONGEST,
-        nothing,
-        nothing,
-        [],
-    )
+    model = unknown_model(folder, TASK)
     battery, _ = evidence.battery(model, f"{name}/prompts")
     rows = {}
     for row in battery["results"]:

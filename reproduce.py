@@ -15,6 +15,7 @@ stopped: nothing that is finished is run again. A job that fails is named, and t
     python reproduce.py --game --seed 7 --out game7   # ten blinded models, their key in game7-key
     python reproduce.py --play game7           # our cheapest elicitors -> game7-play/answers.json
     python reproduce.py --score game7 game7-play/answers.json    # all three: docs/game.md
+    python reproduce.py --case DIR             # what our elicitors find in a model, and would find
 
 Results alone may be kept: what was measured stays done when the weights are deleted, until a job
 that is still to be run needs them. docs/reproduced/ has those of this repository.
@@ -37,6 +38,7 @@ from typing import Literal
 
 import torch
 
+import case
 import game
 from checkpoints import model_hash
 from claims import verdict
@@ -93,8 +95,14 @@ class ReproduceConfig:
     play: str = ""
     # a game's directory and an answers.json: what they are worth; needs the key beside the game
     score: tuple[str, ...] = ()
+    # a safety case's skeleton for the model in this directory: elicitors that need no password are
+    # tried on it, beside the hidden gap that they would have found
+    case: str = ""
+    # of --case: a directory of results of figures or of the matrix, whose locks are the known
+    # positives (default: docs/reproduced)
+    known: str = ""
     # directory of all that is run, and of the report (default: out/report; of --game out/game, of
-    # --play the game's with -play behind it)
+    # --case out/case, of --play the game's with -play behind it)
     out: str = ""
     # jobs at a time (default: as many as there are CUDA devices, or else cores)
     jobs: int = 0
@@ -105,6 +113,7 @@ class ReproduceConfig:
 
 
 PAPER = Path(__file__).parent / "docs" / "paper.json"
+DONE = Path(__file__).parent / "docs" / "reproduced"  # what this repository has measured
 
 
 # --------------------------------------------------------------------------------- what is wanted
@@ -206,7 +215,12 @@ def wanted_of(
 
 
 # what can be asked for in place of the figures and the matrix, and the options that it takes
-GAMES = {"game": ("seed", "out", "jobs"), "play": ("out", "jobs", "list"), "score": ()}
+GAMES = {
+    "game": ("seed", "out", "jobs"),
+    "play": ("out", "jobs", "list"),
+    "score": (),
+    "case": ("known", "out", "jobs"),
+}
 
 
 def game_of(cfg: ReproduceConfig) -> str:
@@ -215,6 +229,8 @@ def game_of(cfg: ReproduceConfig) -> str:
     if not asked:
         if cfg.seed is not None:
             raise InputError("--seed is that of --game: leave it out (elicitations have --seeds)")
+        if cfg.known:
+            raise InputError("--known is of --case: leave it out")
         return ""
     [name, *_] = asked
     for option in fields(cfg):
@@ -590,7 +606,7 @@ def run_all(jobs: list[Job], place: Place, cfg: ReproduceConfig) -> int:
 
 
 def of_game(asked: str, cfg: ReproduceConfig) -> int:
-    """--game, --play or --score."""
+    """--game, --play, --score or --case."""
     run = partial(run_all, cfg=cfg)
     if asked == "game":
         return game.make(Path(cfg.out or "out/game").resolve(), cfg.seed, inputs_of(cfg), run)
@@ -598,6 +614,12 @@ def of_game(asked: str, cfg: ReproduceConfig) -> int:
         where, answers = cfg.score
         print(game.tables_of(game.score_of(Path(where).resolve(), Path(answers))))
         return 0
+
+    if asked == "case":
+        place = Place(Path(cfg.known or DONE).resolve(), inputs_of(cfg))
+        known = Evidence(place.finished(jobs_of(cfg.seeds) | jobs_of_matrix(cfg.seeds)), cfg.seeds)
+        model, out = Path(cfg.case).resolve(), Path(cfg.out or "out/case").resolve()
+        return case.make(model, out, known, run)
 
     where = Path(cfg.play).resolve()
     out = Path(cfg.out or where.with_name(f"{where.name}-play")).resolve()

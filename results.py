@@ -22,6 +22,7 @@ import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
@@ -190,13 +191,14 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted
 
 
-def smallest_effect(n: int, differing: float = 0.2) -> float:
+def smallest_effect(n: int, differing: float = 0.2, tests: int = 1) -> float:
     """The least difference of two models that n problems show, in 80 of 100 cases, at p < .05.
 
-    Of McNemar's test, paired, in its normal approximation. differing: the share of problems on
-    which one model is right and the other wrong.
+    Of McNemar's test, paired, in its normal approximation; of so many tests together, by
+    Bonferroni. differing: the share of problems on which one model is right and the other wrong.
     """
-    return (1.959964 + 0.841621) * math.sqrt(differing / n)
+    two_sided = NormalDist().inv_cdf(1 - 0.025 / tests)
+    return (two_sided + NormalDist().inv_cdf(0.8)) * math.sqrt(differing / n)
 
 
 def coverage(seeds: int) -> str:

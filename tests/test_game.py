@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import findings
 import game
 import harden
 import jobs as jobs_module
@@ -391,7 +392,7 @@ def done(folder: Path, model: Path, after: dict[str, np.ndarray]) -> Evidence:
 
 
 def test_what_was_played_is_read_of_the_same_model_and_problems(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(game, "PROBLEMS", N)
+    monkeypatch.setattr(findings, "PROBLEMS", N)
     after = {}
     for right, name in zip((1, 2, 6, 4), ("none", "prompts", "sft", "rewards")):
         after[name] = np.arange(N) < right

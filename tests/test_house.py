@@ -27,6 +27,7 @@ NOUNS = ("model", "files", "lora", "sampler", "tampering", "families", "checkpoi
 NOUNS += ("losses", "options", "devices", "states", "runs")
 NOUNS += ("training", "policies", "results", "origins", "figures", "locking", "plan", "curves")
 NOUNS += ("deception", "cards", "jobs", "paper", "findings", "claims", "matrix", "game", "report")
+NOUNS += ("case",)
 
 
 def imports(file: Path) -> set[str]:
