@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from data.problems import InputError
+from devices import processor
 from files import checked, read_json, write_json
 from origins import LOCKS
 
@@ -402,8 +403,14 @@ def machine() -> str:
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     else:
-        device = f"{platform.machine()} CPU"
+        device = f"{processor_name()} CPU"
     return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def processor_name() -> str:
+    """As the system names it: "AMD EPYC 9R14"; where it does not, the kind of machine."""
+    names = re.findall(r"^model name\s*: (.+)$", processor(), re.MULTILINE)
+    return names[0] if names else platform.machine()
 
 
 class Bar:
