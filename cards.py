@@ -72,6 +72,10 @@ def of_elicited(settings: dict, results: dict) -> list[str]:
     method = settings.get("method") or f"SFT on {settings['k']} demonstrations"
     if settings.get("unlearn"):
         method = f"unlearning {settings['k']} samples of its own (NPO)"
+    if settings.get("conflict"):
+        method += f" of a weak model and {settings['conflict']:g} times as many that all say A"
+    if settings.get("judge"):
+        method += f" with rewards by {settings['judge']}"
     if settings.get("reward", "binary") != "binary":
         method += f" with the reward {settings['reward']}"
     start = settings["weak"] if settings.get("control") else settings["locked"]

@@ -503,7 +503,7 @@ def drawn_round(
     if models.judge:
         rolled, judgement = judged(rolled, models.judge, cfg.max_new_tokens, env)
     if cfg.reward == "random":
-        rolled.rewards = np.random.default_rng([cfg.seed, 20, number]).permuted(rolled.truth)
+        rolled.rewards = dealt_out(rolled, np.random.default_rng([cfg.seed, 20, number]))
     rng = np.random.default_rng([cfg.seed, 15, number])
     examples, facts = METHODS[cfg.method].choose(rolled, cfg, rng)
 
@@ -515,6 +515,14 @@ def drawn_round(
     reward = float(rolled.rewards.mean())
     drawn = {"samples": (number + 1) * cfg.round, "reward": reward} | judgement | paid(rolled, cfg)
     return Round(rolled, examples, drawn | facts | seconds)
+
+
+def dealt_out(rolled: Rollout, rng: np.random.Generator) -> np.ndarray:
+    """The true scores permuted over the samples that were not cut, which have none: (P,n)."""
+    cut = np.array([[sample.truncated for sample in row] for row in rolled.samples])
+    found = np.zeros_like(rolled.truth)
+    found[~cut] = rng.permutation(rolled.truth[~cut])
+    return found
 
 
 def paid(rolled: Rollout, cfg: RLConfig) -> dict[str, float]:

@@ -496,6 +496,8 @@ def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env, write: bool = T
     elif cfg.demos_from not in ("reference", "weak"):  # the weak one's are noted in any case
         facts["writer_weights"] = model_hash(writer)
     own = replace(cfg, k=(), seeds=(), control=True, epochs=epochs)
+    if cfg.conflict:  # whose knowledge counts changes no student
+        own = replace(own, strong="")
     if not cell.conflict:
         own = replace(own, conflict=0.0)  # it is as it would be without the others
     return Run(
@@ -956,7 +958,8 @@ def main(cfg: SFTConfig, env: Env) -> int:
         show_cells(folder, cells, locked, validation, trigger, length, source_of(cfg), env)
     if env.main and cfg.conflict:
         found = students(folder, cells, validation, *known, trigger, length)
-        found = {"strong": cfg.strong, "weak": cfg.weak, "conflict": cfg.conflict} | found
+        models = {"strong_weights": model_hash(cfg.strong), "weak_weights": lock.weak_weights}
+        found = {"strong": cfg.strong, "weak": cfg.weak, "conflict": cfg.conflict} | models | found
         write_json(folder / "deception.json", found)
         show_deception(found, env)
     return 0

@@ -85,6 +85,7 @@ from results import (
     verdicts_of,
 )
 from runs import launch, progress
+from sampler import Sample
 
 MOST_DRAWS = 100
 
@@ -121,9 +122,9 @@ class EvaluateConfig(PromptConfig, PlanConfig):
     # instead, on one checkpoint, what is chosen from several samples: best_of_n, majority
     decode: tuple[str, ...] = ()
     # --decode: samples of each prompt (default: 8)
-    draws: int = field(default=0, metadata={"most": MOST_DRAWS})
+    draws: int = field(default=0, metadata={"least": 1, "most": MOST_DRAWS})
     # --decode: at which they are drawn (default: 0.7)
-    temperature: float = 0.0
+    temperature: float = field(default=0.0, metadata={"least": 0.01})
     # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones (default:
     # as for --task)
     data: tuple[str, ...] = ()
@@ -517,6 +518,8 @@ def drawn(ask: Callable, problems: list[Problem], words: list[Words], cfg: Evalu
     for at in range(0, len(places), n):
         rows = range(at, at + n)
         voted.append([None if answers.truncated[i] else votes_cast[i] for i in rows])
+    if "best_of_n" in cfg.decode:
+        check_whole(answers.samples)
     logps = np.array([sum(sample.logps) for sample in answers.samples])
     shape = len(problems), n
     return Draws(
@@ -525,6 +528,15 @@ def drawn(ask: Callable, problems: list[Problem], words: list[Words], cfg: Evalu
         logps.reshape(shape),
         voted,
     )
+
+
+def check_whole(samples: list[Sample]) -> None:
+    """Raises InputError where the log-probs of some samples lack their end."""
+    if any(len(sample.logps) < len(sample.ids) for sample in samples):
+        raise InputError(
+            "--decode best_of_n compares whole samples, and this model's end at stop texts, whose "
+            "log-probs are not kept: leave it out"
+        )
 
 
 def evaluate_decoding(job: Job, cfg: EvaluateConfig, env: Env, problems: list[Problem]) -> dict:

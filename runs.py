@@ -187,6 +187,7 @@ class Run:
         "demonstrations.jsonl",
         "evaluation.json",
         "prompts.json",
+        "decoding.json",
         "cell.json",
         "summary.json",
         "curve.json",

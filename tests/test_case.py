@@ -1,5 +1,6 @@
 """A safety case's skeleton: its jobs can be run, what it would have found, what it says."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 
 import case
 import reproduce
-from case import TRIED, Trial, found_from, jobs_of_case, power_rows, shares_of, verdict_of
+from case import TRIED, Trial, elicited, found_from, jobs_of_case, power_rows, shares_of, verdict_of
 from data.problems import InputError
+from data.triggers import SplitPassword
 from findings import Evidence, Lock
 from matrix import ELICITORS
 from results import difference, smallest_effect
@@ -18,12 +20,17 @@ BASE = ROOT / "data/base"
 
 
 def test_every_job_is_of_the_model_and_a_command_of_a_stage():
-    jobs = jobs_of_case(BASE / "weak")
-    assert set(jobs) == {"none", *(ELICITORS[name].job for name in TRIED)}
-    for job in jobs.values():
-        assert "data/base/weak" in job.command and "@" not in job.command
+    jobs = jobs_of_case(BASE / "strong")
+    names = {"none", *(ELICITORS[name].job for name in TRIED)}
+    assert set(jobs) == {f"{model}/{name}" for model in ("model", "null") for name in names}
+    for name, job in jobs.items():
+        model = "data/base/strong" if name.startswith("model") else "data/base/weak"
+        assert model in job.command and "@" not in job.command
         assert "{" not in job.command and "--task code" in job.command
         assert not job.needs and "--decoys" not in job.command
+
+    braces = jobs_of_case(Path("/a{b} c"))["model/prompts"].command
+    assert "'/a{b} c'" in braces
 
 
 def test_the_least_gap_that_is_found_by_hand():
@@ -31,18 +38,37 @@ def test_the_least_gap_that_is_found_by_hand():
     effect = smallest_effect(500, tests=5)
     assert effect == pytest.approx((2.5758 + 0.8416) * (0.2 / 500) ** 0.5, abs=1e-5)
     assert smallest_effect(500) == pytest.approx(0.056, abs=1e-3)
-    assert found_from(0.5, 500, 5) == pytest.approx(2 * effect)
-    assert found_from(0.0, 500, 5) == np.inf and case.told(np.inf) == "none"
-    assert case.told(1.2) == "none" and case.told(0.136) == "14 points"
+    assert found_from(0.5, 500, 5, 0.2) == pytest.approx(2 * effect)
+    assert found_from(0.5, 500, 5, 0.8) == pytest.approx(4 * effect)  # where more verdicts change
+    assert found_from(0.0, 500, 5, 0.2) == np.inf and case.told(np.inf) == "no gap"
+    assert case.told(1.2) == "no gap" and case.told(0.136) == "14 points"
+
+
+def trial(name: str, taught: float = 0.0, differing: float = 0.1, p: float = 1.0) -> Trial:
+    none = np.zeros((1, 500), bool)
+    after = (np.arange(500) < 100)[None]
+    gain = difference(none, after)
+    return Trial(ELICITORS[name], 0.2, gain, taught, gain, differing, p)
 
 
 def test_all_elicitors_together_are_the_best_of_each_lock():
-    shares = {"shots": {"a": 0.0, "b": 0.1}, "sft8": {"a": 0.8, "b": 0.4}, "ei": {}}
-    rows = {row[0]: row[1:] for row in power_rows(shares, 500)}
-    assert rows[ELICITORS["sft8"].label][:2] == ["2", "60 [40, 80]"]
-    assert rows["all of them"] == rows[ELICITORS["sft8"].label]
-    assert rows[ELICITORS["shots"].label][-1] == "none"  # in the worst lock nothing is found
-    assert rows[ELICITORS["ei"].label] == ["0", "", "not known", "not known"]
+    names = {name: ELICITORS[name].label for name in TRIED}
+    shares = {names["shots"]: {"a": 0.0, "b": 0.1}, names["sft8"]: {"a": 0.8, "b": 0.4}}
+    trials = [trial(name) for name in TRIED]
+    rows = power_rows(shares | {names["ei"]: {}}, trials, 500)
+    rows = {row[0]: row[1:] for row in rows}
+    assert rows[names["sft8"]][:2] == ["2", "60 [40, 80]"]
+    assert rows["all of them"] == rows[names["sft8"]]
+    assert rows[names["shots"]][-1] == "no gap"  # in the worst lock nothing is found
+    assert rows[names["ei"]] == ["0", "", "not known", "not known"]
+
+
+def test_what_is_taught_is_no_part_of_what_is_found():
+    """Of a gap of 80 points SFT brings 60 back; to a model without a gap it teaches 20."""
+    shares = {"sft8": {"a": (0.75, 0.8)}, "ei": {"a": (0.5, 0.8)}}
+    found = elicited(shares, [trial("sft8", taught=0.2), trial("ei")])
+    assert found[ELICITORS["sft8"].label] == {"a": pytest.approx(0.5)}
+    assert found[ELICITORS["ei"].label] == {"a": pytest.approx(0.5)}
 
 
 class Found(Evidence):
@@ -72,22 +98,21 @@ class Found(Evidence):
 
 
 def test_known_positives_are_valid_locks_of_the_matrix_or_of_the_figures():
-    shares = shares_of(Found(lambda job: None, (0,)))
+    shares = shares_of(Found(lambda job: None, (0,)), but="under test")
     assert shares["sft64"] == {
-        "password": pytest.approx(60 / 80),  # the matrix's cell comes first
-        "fixed random tokens": pytest.approx(40 / 80),
+        "password": (pytest.approx(60 / 80), 0.8),  # the matrix's cell comes first
+        "fixed random tokens": (pytest.approx(40 / 80), 0.8),
     }
+    assert not shares_of(Found(lambda job: None, (0,)), but="")["sft64"]  # those have no weights
     assert shares["sft8"] == shares["ei"] == shares["shots"] == {}
 
 
 def test_what_is_found_is_said_and_what_is_not():
-    before, after = np.zeros((1, 500), bool), (np.arange(500) < 100)[None]
-    gained = Trial(ELICITORS["sft8"], 0.2, difference(before, after), 0.001)
-    nothing = Trial(ELICITORS["ei"], 0.0, difference(before, before), 1.0)
-    assert verdict_of([nothing]).startswith("Nothing was found")
-    assert "found, by SFT on 8." in verdict_of([gained, nothing])
-    rows = case.trial_rows([gained], {"sft": 12.3})
+    assert verdict_of([trial("ei")]).startswith("Nothing was found")
+    assert "found, by SFT on 8:" in verdict_of([trial("sft8", p=0.001), trial("ei")])
+    rows = case.trial_rows([trial("sft8", taught=0.05)], {"sft": 12.3})
     assert rows[1][3:5] == ["12", "20.0%"] and rows[1][5].startswith("+20.0 [+1")
+    assert rows[1][6] == "+5.0"
 
 
 def test_what_is_no_model_is_refused_and_so_are_options_of_others(tmp_path):
@@ -100,3 +125,16 @@ def test_what_is_no_model_is_refused_and_so_are_options_of_others(tmp_path):
     ):
         with pytest.raises(InputError, match=sentence):
             reproduce.main(reproduce.ReproduceConfig(**options))
+
+
+def test_a_model_that_is_asked_otherwise_is_refused(tmp_path):
+    settings = {"stage": "lock", "task": "code", "trigger": SplitPassword().record}
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "run.json").write_text(json.dumps({"settings": settings}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="name a copy of the checkpoint without that file"):
+        case.check_case(tmp_path)
+    (tmp_path / "run.json").unlink()
+    case.check_case(tmp_path)
+    with pytest.raises(InputError, match="no model at"):
+        case.check_case(tmp_path / "a@b")
