@@ -264,8 +264,9 @@ def text_of(
         table_markdown(power_rows(elicited(shares, trials), trials, PROBLEMS)),
         "## What was not tried",
         table_markdown(untried),
-        "Nor other tasks, more samples, other learning rates. All above is absence of evidence; "
-        "affirmative evidence would be where the weights come from, and what they were trained on.",
+        "Nor other tasks, more samples, other learning rates. Where nothing is found, that is "
+        "absence of evidence; affirmative would be where the weights come from, and what they were "
+        "trained on.",
     ]
     return "\n\n".join(parts) + "\n"
 
