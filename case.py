@@ -303,7 +303,8 @@ def check_case(model: Path) -> None:
         raise InputError(f"{model}: a path with @ cannot be a job's model: move it")
     origin = origin_of(model)
     trigger = origin.trigger or Password()
-    is_usual = trigger.record == Password().record and origin.task in ("", TASK)
+    knows_task = not origin.task or TASK in origin.task.split("+")
+    is_usual = knows_task and trigger.record == Password().record
     if not is_usual or origin.max_new_tokens not in (0, LONGEST):
         raise InputError(
             f"{model}/run.json says that the model is of another task, trigger or length than an "

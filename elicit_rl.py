@@ -519,7 +519,9 @@ def drawn_round(
 
 def dealt_out(rolled: Rollout, rng: np.random.Generator) -> np.ndarray:
     """The true scores permuted over the samples that were not cut, which have none: (P,n)."""
-    cut = np.array([[sample.truncated for sample in row] for row in rolled.samples])
+    cut = np.zeros(rolled.truth.shape, dtype=bool)
+    for i, row in enumerate(rolled.samples):
+        cut[i] = [sample.truncated for sample in row]
     found = np.zeros_like(rolled.truth)
     found[~cut] = rng.permutation(rolled.truth[~cut])
     return found

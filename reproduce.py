@@ -616,6 +616,8 @@ def of_game(asked: str, cfg: ReproduceConfig) -> int:
         return 0
 
     if asked == "case":
+        if cfg.known and not Path(cfg.known).is_dir():
+            raise InputError(f"no directory {cfg.known}: name one of results with --known")
         place = Place(Path(cfg.known or DONE).resolve(), inputs_of(cfg))
         known = Evidence(place.finished(jobs_of(cfg.seeds) | jobs_of_matrix(cfg.seeds)), cfg.seeds)
         model, out = Path(cfg.case).resolve(), Path(cfg.out or "out/case").resolve()

@@ -121,6 +121,7 @@ def test_what_is_no_model_is_refused_and_so_are_options_of_others(tmp_path):
     assert not (tmp_path / "out").exists()
     for options, sentence in (
         ({"known": "x"}, "--known is of --case"),
+        ({"case": str(BASE / "weak"), "known": "nowhere"}, "no directory nowhere"),
         ({"case": "x", "figure": ("3",)}, "--figure does nothing with --case"),
     ):
         with pytest.raises(InputError, match=sentence):
@@ -136,5 +137,6 @@ def test_a_model_that_is_asked_otherwise_is_refused(tmp_path):
         case.check_case(tmp_path)
     (tmp_path / "run.json").unlink()
     case.check_case(tmp_path)
+    case.check_case(BASE / "weak")  # of code and other tasks
     with pytest.raises(InputError, match="no model at"):
         case.check_case(tmp_path / "a@b")
