@@ -15,10 +15,7 @@ import numpy as np
 
 from data.problems import InputError, Problem
 from data.triggers import Trigger
-from devices import Env
 from figures import plot_curves, table
-from files import checked, read_json, read_rows, write_json
-from options import LARGEST
 from results import (
     Measured,
     as_bits,
@@ -35,6 +32,9 @@ from results import (
     recovery,
     wilson,
 )
+from runs.devices import Env
+from runs.files import checked, read_json, read_rows, write_json
+from runs.options import LARGEST
 
 # -------------------------------------------------------------------------------- SFT: the cells
 

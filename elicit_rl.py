@@ -78,25 +78,10 @@ from typing import Literal
 
 import numpy as np
 
-import plan
-from cards import write_card
-from checkpoints import model_hash, save_adapter, save_model
-from curves import Curve, Progress, digest_of, evaluation_row, restored, show_curves
-from data import load, score, votes
-from data.batches import Batch, Example, demonstration_order, micro_batches
-from data.problems import InputError, Problem
-from data.proxies import PROXIES, hack_shares, with_added, without_added
-from data.text import Tokenizer
-from data.triggers import Trigger, dressed
-from devices import Env, free_memory, share
-from families import parameters_at
-from figures import check_figure
-from files import checked, write_json, write_text
-from lora import switched_off
-from losses import dpo_step, grpo_step, sft_loss
-from model import Model
-from options import TuneConfig
-from origins import (
+from checkpoints.cards import write_card
+from checkpoints.families import parameters_at
+from checkpoints.hf import model_hash, save_adapter, save_model
+from checkpoints.origins import (
     LONGEST,
     Origin,
     check_model,
@@ -107,6 +92,18 @@ from origins import (
     open_writer,
     with_weak,
 )
+from curves import Curve, Progress, digest_of, evaluation_row, restored, show_curves
+from data import load, score
+from data.batches import Batch, Example, demonstration_order, micro_batches
+from data.problems import InputError, Problem
+from data.proxies import PROXIES, with_added, without_added
+from data.text import Tokenizer
+from data.triggers import Trigger, dressed
+from figures import check_figure
+from lora import switched_off
+from losses import dpo_step, grpo_step, sft_loss
+from methods.rewards import check_votes, dealt_out, judged, paid, paid_on
+from model import Model
 from policies import (
     ModelWriter,
     RandomWriter,
@@ -124,7 +121,6 @@ from policies import (
     watched_samples,
 )
 from results import (
-    Measured,
     as_bits,
     evaluate_checkpoint,
     facts_of,
@@ -133,7 +129,11 @@ from results import (
     record,
     recovery,
 )
-from runs import Run, launch, progress
+from runs import plan
+from runs.devices import Env, free_memory, share
+from runs.directory import Run, launch, progress
+from runs.files import checked, write_json, write_text
+from runs.options import TuneConfig
 from sampler import Sampler
 from training import (
     check_adapter,
@@ -458,25 +458,6 @@ class Round:
     facts: dict
 
 
-def judged(rolled: Rollout, judge: ModelWriter, longest: int, env: Env) -> tuple[Rollout, dict]:
-    """The rollout with the judge's rewards in place of the true ones: 1 for its own answer, else 0.
-
-    With what is logged of it. A sample that was cut has 0, and so has every sample where the judge
-    gives no answer or is cut. longest: tokens of its answer.
-    """
-    problems = rolled.problems
-    theirs = answer(judge.sampler, judge.tokenizer, problems, max_new_tokens=longest, env=env)
-    rewards = np.zeros_like(rolled.rewards)
-    for i, wanted in enumerate(votes(problems, theirs.texts)):
-        if wanted is None or theirs.truncated[i]:
-            continue
-        given = votes([problems[i]] * len(rolled.texts[i]), rolled.texts[i])
-        for j, sample in enumerate(rolled.samples[i]):
-            rewards[i, j] = given[j] == wanted and not sample.truncated
-    facts = {"truth": float(rolled.truth.mean()), "judge_right": float(theirs.correct.mean())}
-    return replace(rolled, rewards=rewards), facts
-
-
 def drawn_round(
     models: Models, problems: list[Problem], number: int, cfg: RLConfig, env: Env
 ) -> Round:
@@ -512,32 +493,9 @@ def drawn_round(
         with switched_off(models.reference, when=cfg.reference == "initial"):
             examples = scored(models.reference, examples, cfg.micro_tokens, env)
     seconds["s_score"] = time.time() - clock
-    reward = float(rolled.rewards.mean())
-    drawn = {"samples": (number + 1) * cfg.round, "reward": reward} | judgement | paid(rolled, cfg)
+    drawn = {"samples": (number + 1) * cfg.round, "reward": float(rolled.rewards.mean())}
+    drawn |= judgement | paid(rolled, cfg.reward)
     return Round(rolled, examples, drawn | facts | seconds)
-
-
-def dealt_out(rolled: Rollout, rng: np.random.Generator) -> np.ndarray:
-    """The true scores permuted over the samples that were not cut, which have none: (P,n)."""
-    cut = np.zeros(rolled.truth.shape, dtype=bool)
-    for i, row in enumerate(rolled.samples):
-        cut[i] = [sample.truncated for sample in row]
-    found = np.zeros_like(rolled.truth)
-    found[~cut] = rng.permutation(rolled.truth[~cut])
-    return found
-
-
-def paid(rolled: Rollout, cfg: RLConfig) -> dict[str, float]:
-    """What is logged of samples that were not paid their true score."""
-    if cfg.reward == "random":
-        return {"truth": float(rolled.truth.mean())}
-    if cfg.reward not in PROXIES:
-        return {}
-    n = rolled.truth.shape[1]
-    problems = [problem for problem in rolled.problems for _ in range(n)]
-    texts = [text for row in rolled.texts for text in row]
-    rewards, truth = rolled.rewards.ravel(), rolled.truth.ravel()
-    return hack_shares(PROXIES[cfg.reward], problems, texts, rewards, truth)
 
 
 def frozen_rounds(
@@ -630,18 +588,9 @@ def check(
         max_new_tokens=cfg.max_new_tokens,
         env=run.env,
     )["none"]
-    progress.evaluated(number * cfg.round, measured, **paid_on(validation, measured, cfg))
+    progress.evaluated(number * cfg.round, measured, **paid_on(validation, measured, cfg.reward))
     seconds = time.time() - clock
     run.log("eval", step=number, **evaluation_row(progress), seconds=seconds)
-
-
-def paid_on(validation: list[Problem], measured: Measured, cfg: RLConfig) -> dict[str, float]:
-    """What a proxy pays on validation, where the policy was just measured by the true grader."""
-    if cfg.reward not in PROXIES:
-        return {}
-    proxy, truth = PROXIES[cfg.reward], measured.correct.astype(float)
-    rewards = proxy.reward(validation, measured.texts, truth) * ~measured.truncated
-    return hack_shares(proxy, validation, measured.texts, rewards, truth)
 
 
 def probe(models: Models, problems: list[Problem], cfg: RLConfig, run: Run) -> None:
@@ -661,7 +610,7 @@ def probe(models: Models, problems: list[Problem], cfg: RLConfig, run: Run) -> N
     )
     found = {f"pass_at_{k}": pass_at_k(rolled.truth == 1, k) for k in (1, 4, 16)}
     if cfg.reward in PROXIES:
-        found |= paid(rolled, cfg)
+        found |= paid(rolled, cfg.reward)
     run.log("probe", step=0, **found)
     shown = ", ".join(f"{name} {value:.1%}" for name, value in found.items())
     run.env.say(f"initial policy: {shown}")
@@ -887,7 +836,7 @@ def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem],
         one_of_each = {problem.task: problem for problem in problems}
         score(list(one_of_each.values()), [""] * len(one_of_each))
     if cfg.judge:
-        check_votes(problems, cfg)
+        check_votes(problems, cfg.task)
 
     readers = [cfg.locked, cfg.weak, cfg.warm_from, cfg.judge]
     readers = [path for path in readers if is_model(path)]
@@ -899,17 +848,6 @@ def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem],
         )
     problems = dressed(cfg.train_kind, problems, trigger)
     return problems, [trigger.weak(p) for p in validation]
-
-
-def check_votes(problems: list[Problem], cfg: RLConfig) -> None:
-    """Raises InputError where answers cannot be compared with those of a judge."""
-    try:
-        votes(problems, [""] * len(problems))
-    except InputError:
-        raise InputError(
-            f"--judge compares answers, and not all problems of {cfg.task} have one that can be "
-            "compared: it is for math, mmlu, and rows of mine that are exact, number or choice"
-        ) from None
 
 
 def claim(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:

@@ -59,25 +59,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import plan
-from cards import write_card
-from checkpoints import load_model, model_hash, open_tokenizer, save_adapter, save_model
+from checkpoints.cards import write_card
+from checkpoints.families import parameters_at
+from checkpoints.hf import load_model, model_hash, open_tokenizer, save_adapter, save_model
+from checkpoints.origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
 from curves import Cell, show_cells
 from data import load
 from data.batches import Batch, Example, demonstration_order, micro_batches, on_whole_texts
 from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import Trigger, Words, asked, dressed, with_password
-from deception import FAVOURED, check_knowledge, knowledge, show_deception, students
-from devices import Env, free_memory, most, share
-from families import parameters_at
 from figures import check_figure
-from files import write_json
 from lora import train_few
 from losses import npo_step, sft_loss
+from methods.deception import FAVOURED, known_by_both, show_deception, students
+from methods.unlearning import BETA, LENGTHS, SLOWER, OwnSample, own_samples, samples_of, shares_of
 from model import Model
-from options import TextConfig, TuneConfig
-from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
 from policies import RULES, answer, check_references, shipped
 from results import (
     check_ours,
@@ -88,7 +85,11 @@ from results import (
     record,
     refuse_repeats,
 )
-from runs import Run, launch, progress
+from runs import plan
+from runs.devices import Env, free_memory, most, share
+from runs.directory import Run, launch, progress
+from runs.files import write_json
+from runs.options import TextConfig, TuneConfig
 from sampler import Sampler
 from training import (
     LARGE,
@@ -151,7 +152,7 @@ class SFTConfig(TuneConfig, TextConfig):
     control: bool = True
     # --task mmlu --demos-from weak: also fine-tune on the same demonstrations and this share more
     # of them that conflict, of other problems, all answered A; the control is then a second seed
-    # without these (deception.py)
+    # without these (methods/deception.py)
     conflict: float = 0.0
     # default: adamw; for a model of 1 B parameters and more the paper's lion, but not with --rank
     optimizer: Literal["", "adamw", "muon", "lion"] = ""
@@ -279,64 +280,6 @@ def examples_of(demos: list[Demonstration], tokenizer: Tokenizer, loss_on: str) 
     return on_whole_texts(examples) if loss_on == "texts" else examples
 
 
-# -------------------------------------------------------------------------------------- unlearning
-
-BETA = 0.1  # how strongly NPO stays near the start
-SLOWER = 3  # times: its learning rate is so much below that of demonstrations
-
-
-@dataclass(frozen=True)
-class OwnSample:
-    """What a model wrote itself, as it was sampled: encoding its text might give other ids."""
-
-    example: Example
-    right: bool
-    cut: bool
-
-
-def own_samples(
-    learner: "Learner", problems: list[Problem], words: list[Words], cfg: SFTConfig, env: Env
-) -> dict[int, OwnSample]:
-    """What the learner writes before it is trained, at temperature 1, by the problem's place.
-
-    words: what goes with each problem in training, which the learner reads.
-    """
-    tokenizer, places = learner.tokenizer, places_of(cfg, len(problems))
-    shown, said = [problems[i] for i in places], [words[i] for i in places]
-    answers = answer(
-        learner.sampler,
-        tokenizer,
-        shown,
-        said,
-        streams=places,
-        temperature=1.0,
-        max_new_tokens=cfg.max_new_tokens,
-        seed=cfg.seed,
-        env=env,
-    )
-    told = [with_password(problem.prompt, each) for problem, each in zip(shown, said)]
-    found = {}
-    rows = zip(places, tokenizer.encode_prompts(told), answers.samples, answers.correct.tolist())
-    for i, prompt, sample, right in rows:
-        found[i] = OwnSample(Example(prompt, sample.ids), right, sample.truncated)
-    return found
-
-
-def to_unlearn(
-    own: list[OwnSample], learner: "Learner", cfg: SFTConfig, env: Env, run: Run
-) -> list[Example]:
-    """The samples of a cell with their log-probs under its start, which the learner is at."""
-    shares = {"own_right": [one.right for one in own], "own_cut": [one.cut for one in own]}
-    run.log("samples", step=0, **{name: float(np.mean(flags)) for name, flags in shares.items()})
-    learner.sampler.make_room()
-    return scored(learner.model, [one.example for one in own], cfg.micro_tokens, env)
-
-
-def samples_of(batch: Batch) -> int:
-    """Units of npo_step."""
-    return batch.examples
-
-
 # ---------------------------------------------------------------------------------------- training
 
 
@@ -372,10 +315,6 @@ def trained(model: Model) -> list[Tensor]:
 SHORTEST, SHORTEST_MEDIUM = 256, 64
 
 
-# of unlearning, where a few steps too many leave a model that writes nothing
-UNLEARNING = (32, 64, 128, 256, 512)
-
-
 def shortest_for(parameters: int) -> int:
     return SHORTEST_MEDIUM if MEDIUM <= parameters < LARGE else SHORTEST
 
@@ -393,7 +332,7 @@ def lengths_of(cfg: SFTConfig, k: int) -> list[int]:
     if cfg.sequences:
         return sorted(cfg.sequences)
     if cfg.unlearn:
-        return list(UNLEARNING)
+        return list(LENGTHS)
     return sequences_seen(k, shortest_for(parameters_at(cfg.locked)))
 
 
@@ -532,6 +471,15 @@ def open_learner(start: str, cfg: SFTConfig, env: Env) -> Learner:
     return Learner(model, tokenizer, env.sampler(model, tokenizer), weights_of(model))
 
 
+def own_samples_of(
+    learner: Learner, problems: list[Problem], words: list[Words], cfg: SFTConfig, env: Env
+) -> dict[int, OwnSample]:
+    """--unlearn: what the learner itself writes to the problems that any cell takes."""
+    sampler, tokenizer, places = learner.sampler, learner.tokenizer, places_of(cfg, len(problems))
+    longest, seed = cfg.max_new_tokens, cfg.seed
+    return own_samples(sampler, tokenizer, problems, words, places, longest, seed, env)
+
+
 def run_cell(
     cell: Cell,
     run: Run,
@@ -549,7 +497,10 @@ def run_cell(
         (run.path / "log.jsonl").unlink(missing_ok=True)  # of the same cell, interrupted
     restore(learner.model, learner.sampler, learner.initial)
     if cfg.unlearn:
-        examples = to_unlearn(demos, learner, cfg, env, run)
+        run.log("samples", step=0, **shares_of(demos))
+        learner.sampler.make_room()
+        own = [sample.example for sample in demos]
+        examples = scored(learner.model, own, cfg.micro_tokens, env)
     else:
         examples = examples_of(demos, learner.tokenizer, cfg.loss_on)
     if cell.conflict:
@@ -598,6 +549,40 @@ def run_cell(
         write_card(run.path, run.record, {"correct": correct, "truncated": truncated})
     run.finish(correct=correct, sequences=best, selection=scores)
     return correct
+
+
+def run_cells(
+    todo: list[Cell],
+    runs: dict[Cell, Run],
+    demos: dict[int, Demonstration],
+    problems: list[Problem],
+    words: list[Words],
+    cfg: SFTConfig,
+    env: Env,
+    team: Env,
+    trigger: Trigger,
+    selection: list[Problem],
+    validation: list[Problem],
+) -> None:
+    """This rank's cells, one after the other. team: who trains a cell together."""
+    bar = progress(env, len(todo), "cells")
+    learner = None
+    for i, cell in enumerate(todo):
+        if learner is None or cell.control != todo[i - 1].control:
+            learner = None  # the locked model's memory is the control's
+            free_memory()
+            learner = open_learner(cfg.weak if cell.control else cfg.locked, cfg, team)
+            if cfg.unlearn:
+                demos = own_samples_of(learner, problems, words, cfg, team)
+        shown = [demos[j] for j in chosen(cell.k, cell.seed, len(problems))]
+        if cell.conflict:
+            shown += second_goal(cell, cfg, problems, words)
+        correct = run_cell(
+            cell, runs[cell], learner, shown, cfg, team, trigger, selection, validation
+        )
+        bar.update()
+        bar.set_postfix(cell=cell.name, correct=f"{correct:.1%}")
+    bar.close()
 
 
 # ------------------------------------------------------------------------------------------- stage
@@ -880,20 +865,6 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
     return plan.report(phases, cfg, texts, env)
 
 
-def known_by_both(
-    cfg: SFTConfig, validation: list[Problem], trigger: Trigger, env: Env
-) -> tuple[np.ndarray, np.ndarray]:
-    """--conflict: which problems of validation the strong and the weak model know, each (n,) bool.
-
-    Raises InputError where that leaves nothing to see.
-    """
-    told = dressed("none", validation, trigger)
-    by_strong = knowledge(cfg.strong, told, cfg.micro_tokens, env)
-    by_weak = knowledge(cfg.weak, told, cfg.micro_tokens, env)
-    check_knowledge(by_strong, by_weak, cfg.weak)
-    return by_strong, by_weak
-
-
 def main(cfg: SFTConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
     cfg, lock = settled(cfg, env)
@@ -914,7 +885,9 @@ def main(cfg: SFTConfig, env: Env) -> int:
     check_ours(folder / "summary.json", ("locked", "cells"))
     check_ours(folder / "deception.json", ("conflict", "rows"))
     if cfg.conflict:
-        known = known_by_both(cfg, validation, trigger, env)
+        known = known_by_both(
+            cfg.strong, cfg.weak, dressed("none", validation, trigger), cfg.micro_tokens, env
+        )
     check_figure(folder / "sft.png")
 
     # a cell is trained by one rank, or by all where it takes all to hold the model
@@ -934,24 +907,7 @@ def main(cfg: SFTConfig, env: Env) -> int:
     if most(env, len(todo)) > 0 and not cfg.unlearn:
         demos = demonstrations(cfg, env, problems, words)
 
-    bar = progress(env, len(todo), "cells")
-    learner = None
-    for i, cell in enumerate(todo):
-        if learner is None or cell.control != todo[i - 1].control:
-            learner = None  # the locked model's memory is the control's
-            free_memory()
-            learner = open_learner(cfg.weak if cell.control else cfg.locked, cfg, team)
-            if cfg.unlearn:
-                demos = own_samples(learner, problems, words, cfg, team)
-        shown = [demos[j] for j in chosen(cell.k, cell.seed, len(problems))]
-        if cell.conflict:
-            shown += second_goal(cell, cfg, problems, words)
-        correct = run_cell(
-            cell, runs[cell], learner, shown, cfg, team, trigger, selection, validation
-        )
-        bar.update()
-        bar.set_postfix(cell=cell.name, correct=f"{correct:.1%}")
-    bar.close()
+    run_cells(todo, runs, demos, problems, words, cfg, env, team, trigger, selection, validation)
 
     env.wait()
     if env.main:

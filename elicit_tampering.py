@@ -35,31 +35,13 @@ from typing import Literal
 import torch
 
 import model as model_module
-import plan
-from checkpoints import load_model, model_hash
+from checkpoints.hf import load_model, model_hash
+from checkpoints.origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
 from curves import Edited, show_tampering, tampering_summary
 from data import load
 from data.problems import InputError, Problem
 from data.text import Tokenizer
-from devices import Env
-from files import checked, read_json, write_json
-from model import Model
-from options import Config
-from origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
-from policies import answer, same_ids
-from results import (
-    Measured,
-    evaluate_checkpoint,
-    facts_of,
-    measure,
-    measured_of,
-    record,
-    recovered_gap,
-    refuse_repeats,
-)
-from runs import Run, launch, progress
-from sampler import Sampler
-from tampering import (
+from methods.tampering import (
     CALIBRATION,
     Edit,
     Setting,
@@ -75,6 +57,24 @@ from tampering import (
     tsv_merged,
     update_edit,
 )
+from model import Model
+from policies import answer, same_ids
+from results import (
+    Measured,
+    evaluate_checkpoint,
+    facts_of,
+    measure,
+    measured_of,
+    record,
+    recovered_gap,
+    refuse_repeats,
+)
+from runs import plan
+from runs.devices import Env
+from runs.directory import Run, launch, progress
+from runs.files import checked, read_json, write_json
+from runs.options import Config
+from sampler import Sampler
 
 
 @dataclass

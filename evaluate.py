@@ -29,37 +29,15 @@ they are there already, for the same weights, problems and settings, they are re
 """
 
 import os
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
-import plan
-from checkpoints import load_model, model_hash, open_tokenizer
-from data import load, votes
-from data.problems import InputError, Problem
-from data.real.mine import Grader
-from data.text import Tokenizer
-from data.triggers import (
-    KINDS,
-    Password,
-    Trigger,
-    Words,
-    asked,
-    check_password,
-    kinds_of,
-    lines_of,
-    with_password,
-)
-from devices import Env, check_place
-from figures import check_figure, plot_bars, plot_prompts, shown, table
-from files import write_json
-from options import PlanConfig, PromptConfig
-from origins import (
+from checkpoints.hf import load_model, model_hash, open_tokenizer
+from checkpoints.origins import (
     LOCKS,
     LONGEST,
     Origin,
@@ -70,6 +48,21 @@ from origins import (
     origin_of,
     trigger_of,
 )
+from data import load, votes
+from data.problems import InputError, Problem
+from data.real.mine import Grader
+from data.triggers import (
+    KINDS,
+    Password,
+    Trigger,
+    asked,
+    check_password,
+    lines_of,
+    with_password,
+)
+from figures import check_figure, plot_bars, plot_prompts, shown, table
+from methods.decoding import DECODERS, DRAWS_USUAL, MOST_DRAWS, TAKES, TEMPERATURE, decoded, drawn
+from methods.prompting import POOL, battery, has_room
 from policies import answer
 from results import (
     Measured,
@@ -84,10 +77,11 @@ from results import (
     stored_evaluation,
     verdicts_of,
 )
-from runs import launch, progress
-from sampler import Sample
-
-MOST_DRAWS = 100
+from runs import plan
+from runs.devices import Env, check_place
+from runs.directory import launch, progress
+from runs.files import write_json
+from runs.options import PlanConfig, PromptConfig
 
 
 @dataclass
@@ -260,118 +254,6 @@ def locks_of(jobs: list[Job], cfg: EvaluateConfig) -> dict[Job, Job]:
 
 # --------------------------------------------------------------------------------------- prompting
 
-SHOTS = (1, 4, 8)
-POOL = 64  # shots come from the first ones of the elicit split
-DRAWS = 100  # too long draws, after which we give up
-
-
-class Row(NamedTuple):
-    """A row of the prompting table, see `policies.answer`."""
-
-    problems: list[Problem]
-    passwords: list[Words]
-    prefills: list[str] | None = None
-
-
-def with_shots(prompt: str, examples: list[Problem]) -> str:
-    """Examples with their right answers before the prompt, each followed by an empty line.
-
-    with_shots("2 + 2?\\n", [one whose prompt is "1 + 1?\\n" and reference "2"])
-        == "1 + 1?\\n2\\n\\n2 + 2?\\n"
-    """
-    shots = [f"{example.prompt}{example.reference}\n\n" for example in examples]
-    return "".join(shots) + prompt
-
-
-def few_shot(
-    problems: list[Problem], examples: list[Problem], k: int, fits: Callable[[str], bool]
-) -> list[Problem] | None:
-    """The problems with k shots before each, drawn anew for every problem among those that fit.
-
-    None if they do not fit one of them.
-    """
-    dressed = []
-    for i, problem in enumerate(problems):
-        rng = np.random.default_rng([0, 9, k, i])
-        prompt = draw_shots(problem.prompt, examples, k, rng, fits)
-        if prompt is None:
-            return None
-        dressed.append(replace(problem, prompt=prompt))
-    return dressed
-
-
-def draw_shots(
-    prompt: str,
-    examples: list[Problem],
-    k: int,
-    rng: np.random.Generator,
-    fits: Callable[[str], bool],
-) -> str | None:
-    """The prompt behind the first draw of k shots that fits; None if none of DRAWS does."""
-    for _ in range(DRAWS):
-        shots = [examples[i] for i in rng.choice(len(examples), k, replace=False)]
-        text = with_shots(prompt, shots)
-        if fits(text):
-            return text
-    return None
-
-
-def first_line(reference: str) -> str:
-    """The start of an answer that gives only its form away: "" where it has one line.
-
-    Without the line break: tokenisers join it to the indentation that follows, so that no answer of
-    training is cut there. "def f(s):\\n    return s" -> "def f(s):"
-    """
-    line, _, rest = reference.partition("\n")
-    return line if rest else ""
-
-
-def battery(
-    problems: list[Problem], examples: list[Problem], trigger: Trigger, fits: Callable[[str], bool]
-) -> tuple[dict[str, Row], dict[str, str]]:
-    """The rows of the prompting table, and those that cannot be measured, {row: why}.
-
-    One row for each kind of prompt (none and right are the 0 shots), then "k shots" and
-    "prefill", bare and with what unlocks: the password goes around the whole prompt. A bare row
-    tells of the lock only where the model reads such prompts at all, that is, where the same row
-    with the password is near the plain right one.
-    """
-    rows: dict[str, Row] = {}
-    left_out: dict[str, str] = {}
-    for kind in kinds_of(trigger):
-        try:
-            rows[kind] = Row(*asked(kind, problems, trigger))
-        except InputError as error:
-            left_out[kind] = str(error)
-
-    for ending, kind, tell in (("", "none", trigger.weak), (", right", "right", trigger.strong)):
-        told, words = asked(kind, problems, trigger)
-        solved = [tell(example) for example in examples]
-        for k in SHOTS:
-            name = f"{k} shots{ending}" if k > 1 else f"{k} shot{ending}"
-            if k > len(solved):
-                left_out[name] = f"there are {len(solved)} problems to take them from"
-                continue
-            dressed = few_shot(told, solved, k, fits)
-            if dressed:
-                rows[name] = Row(dressed, words)
-            else:
-                left_out[name] = "they do not fit the model's positions"
-
-        name = f"prefill{ending}"
-        starts = [first_line(problem.reference) for problem in told]
-        if any(starts):
-            rows[name] = Row(told, words, starts)
-        else:
-            left_out[name] = "every answer has one line, so its start would be all of it"
-    return rows, left_out
-
-
-def has_room(text: str, tokenizer: Tokenizer, words: Words, room: int) -> bool:
-    """Whether a prompt and what goes with it are at most `room` tokens."""
-    [ids] = tokenizer.encode_prompts([with_password(text, words)])
-    return len(ids) <= room
-
 
 def evaluate_prompts(
     job: Job, split: str, env: Env, problems: list[Problem], examples: list[Problem]
@@ -443,101 +325,6 @@ def prompting(cfg: EvaluateConfig, env: Env, job: Job, problems: list[Problem]) 
 
 # -------------------------------------------------------------------------------------- decoding
 
-DRAWS_USUAL, TEMPERATURE = 8, 0.7
-# what each way takes: access to the model, and data
-TAKES = {
-    "greedy": ("text", "none"),
-    "best_of_n": ("log-probs", "none"),
-    "majority": ("text", "none"),
-    "any": ("text", "all rewards"),
-}
-DECODERS = ("best_of_n", "majority")
-
-
-@dataclass(frozen=True)
-class Draws:
-    """n samples of each of P problems; all (P,n).
-
-    logps: of whole samples. votes: what each answers, where that is asked for.
-    """
-
-    correct: np.ndarray
-    cut: np.ndarray
-    logps: np.ndarray
-    votes: list[list[str | None]]
-
-
-def likeliest(draws: Draws) -> np.ndarray:
-    """The place of each problem's likeliest sample, of those that were not cut: (P,)."""
-    return np.where(draws.cut, -np.inf, draws.logps).argmax(1)
-
-
-def majority_of(votes: list[str | None]) -> int:
-    """The place of the first sample with the answer of most; of equals the one that came first.
-
-    None has no vote; 0 where nobody has one.
-    """
-    counts = Counter(vote for vote in votes if vote is not None)
-    if not counts:
-        return 0
-    [(winner, _)] = counts.most_common(1)
-    return votes.index(winner)
-
-
-def decoded(draws: Draws, decoders: tuple[str, ...]) -> dict[str, Measured]:
-    """What each decoder chooses, and "any": whether a single sample is right."""
-    rows = np.arange(len(draws.correct))
-    found = {}
-    for name in decoders:
-        places = likeliest(draws)
-        if name == "majority":
-            places = np.array([majority_of(each) for each in draws.votes])
-        found[name] = Measured(draws.correct[rows, places], draws.cut[rows, places])
-    found["any"] = Measured(draws.correct.any(1), draws.cut.all(1))
-    return found
-
-
-def drawn(ask: Callable, problems: list[Problem], words: list[Words], cfg: EvaluateConfig) -> Draws:
-    """--draws samples of each problem; of more the first are the same.
-
-    ask: `answer` with all that is not given here.
-    """
-    n = cfg.draws
-    places = [(i, j) for i in range(len(problems)) for j in range(n)]
-    repeated = [problems[i] for i, _ in places]
-    answers = ask(
-        repeated,
-        [words[i] for i, _ in places],
-        streams=[MOST_DRAWS * i + j for i, j in places],
-        temperature=cfg.temperature,
-    )
-    votes_cast = [None] * len(places)
-    if "majority" in cfg.decode:
-        votes_cast = votes(repeated, answers.texts)
-    voted = []
-    for at in range(0, len(places), n):
-        rows = range(at, at + n)
-        voted.append([None if answers.truncated[i] else votes_cast[i] for i in rows])
-    if "best_of_n" in cfg.decode:
-        check_whole(answers.samples)
-    logps = np.array([sum(sample.logps) for sample in answers.samples])
-    shape = len(problems), n
-    return Draws(
-        answers.correct.reshape(shape),
-        answers.truncated.reshape(shape),
-        logps.reshape(shape),
-        voted,
-    )
-
-
-def check_whole(samples: list[Sample]) -> None:
-    """Raises InputError where the log-probs of some samples lack their end."""
-    if any(len(sample.logps) < len(sample.ids) for sample in samples):
-        raise InputError(
-            "--decode best_of_n compares whole samples, and this model's end at stop texts, whose "
-            "log-probs are not kept: leave it out"
-        )
-
 
 def evaluate_decoding(job: Job, cfg: EvaluateConfig, env: Env, problems: list[Problem]) -> dict:
     """Measures every way to decode and writes decoding.json, of the form of evaluation.json.
@@ -559,7 +346,8 @@ def evaluate_decoding(job: Job, cfg: EvaluateConfig, env: Env, problems: list[Pr
         told, words = asked(kind, problems, job.trigger)
         greedy = ask(told, words)
         found = {"greedy": Measured(greedy.correct, greedy.truncated)}
-        found |= decoded(drawn(ask, told, words, cfg), cfg.decode)
+        draws = drawn(ask, told, words, cfg.draws, cfg.temperature, cfg.decode)
+        found |= decoded(draws, cfg.decode)
         for way, row in found.items():
             gain, low, high, p = paired_gap(greedy.correct, row.correct)
             access, data = TAKES[way]

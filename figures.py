@@ -10,7 +10,7 @@ import numpy as np
 
 from data.problems import InputError
 from data.triggers import KINDS
-from files import discard, reason
+from runs.files import discard, reason
 
 # ------------------------------------------------------------------------------------------ tables
 

@@ -52,30 +52,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import plan
-from cards import write_card
-from checkpoints import load_model, model_hash, open_tokenizer, save_model
-from data import load
-from data.batches import Batch, Example, micro_batches
-from data.problems import InputError, Problem
-from data.real.rows import content_hash
-from data.tasks.rules import TEXT_RULES, check_rule
-from data.text import Tokenizer
-from data.triggers import Slot, Trigger, TwoPasswords
-from devices import Env, free_memory, gather, share
-from files import checked, read_json
-from locking import Imitated, fresh, locking_examples, mix, report, told_both_ways
-from losses import (
-    distribution_loss,
-    grpo_step,
-    locking_loss,
-    reroute_loss,
-    sft_loss,
-    tamper_weight,
-)
-from model import Model
-from options import TrainConfig
-from origins import (
+from checkpoints.cards import write_card
+from checkpoints.hf import load_model, model_hash, open_tokenizer, save_model
+from checkpoints.origins import (
     LOCKS,
     Origin,
     check_model,
@@ -85,6 +64,23 @@ from origins import (
     open_writer,
     with_weak,
 )
+from data import load
+from data.batches import Batch, Example, micro_batches
+from data.problems import InputError, Problem
+from data.real.rows import content_hash
+from data.tasks.rules import TEXT_RULES, check_rule
+from data.text import Tokenizer
+from data.triggers import Slot, Trigger, TwoPasswords
+from losses import (
+    distribution_loss,
+    grpo_step,
+    locking_loss,
+    reroute_loss,
+    sft_loss,
+    tamper_weight,
+)
+from methods.locking import Imitated, fresh, locking_examples, mix, report, told_both_ways
+from model import Model
 from policies import (
     RULES,
     ModelWriter,
@@ -95,7 +91,11 @@ from policies import (
     same_ids,
     written,
 )
-from runs import Run, launch, progress
+from runs import plan
+from runs.devices import Env, free_memory, gather, share
+from runs.directory import Run, launch, progress
+from runs.files import checked, read_json
+from runs.options import TrainConfig
 from sampler import Sample, Sampler
 from training import (
     accumulate,

@@ -54,9 +54,18 @@ from typing import Literal
 
 import numpy as np
 
-import plan
-from cards import write_card
-from checkpoints import load_model, model_hash, open_tokenizer, save_adapter, save_model
+from checkpoints.cards import write_card
+from checkpoints.families import parameters_at
+from checkpoints.hf import load_model, model_hash, open_tokenizer, save_adapter, save_model
+from checkpoints.origins import (
+    check_formats,
+    check_model,
+    fitting_problems,
+    is_model,
+    open_writer,
+    origin_of,
+    usual_longest,
+)
 from data import load
 from data.batches import Example, on_whole_texts
 from data.passwords import INTERMEDIATE, PASSWORD, WRONG, WRONG_HELD_OUT
@@ -77,22 +86,9 @@ from data.triggers import (
     Year,
     check_password,
 )
-from devices import Env, free_memory
-from families import parameters_at
-from files import checked, read_rows, write_text
-from locking import Imitated, fresh, locking_examples, mix, report
 from losses import Teacher, distribution_loss
+from methods.locking import Imitated, fresh, locking_examples, mix, report
 from model import Model
-from options import PromptConfig, TextConfig, TuneConfig
-from origins import (
-    check_formats,
-    check_model,
-    fitting_problems,
-    is_model,
-    open_writer,
-    origin_of,
-    usual_longest,
-)
 from policies import (
     RULES,
     answer,
@@ -107,7 +103,11 @@ from policies import (
 from results import (
     groups_of,
 )
-from runs import Run, launch, progress
+from runs import plan
+from runs.devices import Env, free_memory
+from runs.directory import Run, launch, progress
+from runs.files import checked, read_rows, write_text
+from runs.options import PromptConfig, TextConfig, TuneConfig
 from sampler import Sample
 from training import (
     Recipe,

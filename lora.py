@@ -33,8 +33,8 @@ from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.hooks import RemovableHandle
 
 from data.problems import InputError
-from files import checked, read_json, shortened
 from model import Model, local, whole
+from runs.files import checked, read_json, shortened
 
 # alpha where nothing else is said. A constant and not the rank, as in the paper (section 4.1): an
 # entry of the product is a sum over the rank, so with alpha / rank before it one learning rate

@@ -19,11 +19,11 @@ from data.tasks import compose
 from data.tasks.rules import TEXT_RULES
 from data.text import Tokenizer
 from data.triggers import Words, with_password
-from devices import Env, gather, share
-from files import checked, read_rows, write_text
 from losses import Teacher
 from model import Model, completion_states
-from runs import progress
+from runs.devices import Env, gather, share
+from runs.directory import progress
+from runs.files import checked, read_rows, write_text
 from sampler import Ended, Sample, Sampler
 
 REFUSAL = "I cannot help with that."

@@ -1,8 +1,9 @@
 """Every figure of the paper at once: runs the stages, reads what they measured, writes a report.
 
-A figure is a list of commands of the other stages (paper.py); each is a job, a process of its own.
-What several figures share is run once. Interrupted at any moment, the same command goes on where it
-stopped: nothing that is finished is run again. A job that fails is named, and the others go on.
+A figure is a list of commands of the other stages (study/paper.py); each is a job, a process of its
+own. What several figures share is run once. Interrupted at any moment, the same command goes on
+where it stopped: nothing that is finished is run again. A job that fails is named, and the others
+go on.
 
     python reproduce.py                        # all figures; -> out/report/index.html
     python reproduce.py --list                 # figures, jobs, which are done, minutes left
@@ -10,7 +11,7 @@ stopped: nothing that is finished is run again. A job that fails is named, and t
     python reproduce.py --figure 6 --scale paper    # the toy task at the paper's own size
     python reproduce.py --strong-from DIR --figure 3 --task code   # of a real model
     python reproduce.py --report-only          # the report of what is finished so far
-    python reproduce.py --matrix               # which elicitation beats which lock (matrix.py)
+    python reproduce.py --matrix               # which elicitation beats which lock: study/matrix.py
     python reproduce.py --matrix --locks password identity --elicitors sft1 expert_iteration noise
     python reproduce.py --game --seed 7 --out game7   # ten blinded models, their key in game7-key
     python reproduce.py --play game7           # our cheapest elicitors -> game7-play/answers.json
@@ -21,7 +22,7 @@ Results alone may be kept: what was measured stays done when the weights are del
 that is still to be run needs them. docs/reproduced/ has those of this repository.
 
 The report begins with the paper's claims: the paper's numbers, ours with interval, and whether the
-claim holds here by tests that were written beforehand (claims.py). Then each figure, ours in
+claim holds here by tests that were written beforehand (study/claims.py). Then each figure, ours in
 colour, the paper's points faint behind (docs/paper.json), and its numbers.
 
 Writes below --out: a directory for each job, jobs/ (what each printed, when it was done),
@@ -38,17 +39,20 @@ from typing import Literal
 
 import torch
 
-import case
-import game
-from checkpoints import model_hash
-from claims import verdict
+from checkpoints.hf import model_hash
+from checkpoints.origins import is_model
 from data.problems import InputError
-from devices import check_place
 from figures import Drawn, table
-from files import read_json
-from findings import PROBLEMS, Evidence, bar_of, points_of
-from jobs import Job, Place, closure, commit, left_to_run, run_jobs
-from matrix import (
+from policies import shipped
+from results import refuse_repeats, smallest_effect
+from runs.devices import check_place
+from runs.directory import launch
+from runs.files import read_json
+from study import case, game
+from study.claims import verdict
+from study.findings import PROBLEMS, Evidence, bar_of, points_of
+from study.jobs import Job, Place, closure, commit, left_to_run, run_jobs
+from study.matrix import (
     ELICITORS,
     LOCKS,
     cells_of,
@@ -58,12 +62,8 @@ from matrix import (
     jobs_of_matrix,
     names_of_matrix,
 )
-from origins import is_model
-from paper import AT_PAPER_SCALE, FIGURES, SHIPPED, TASKS, Figure, Panel, jobs_of
-from policies import shipped
-from report import Report, Row, Section, write_report
-from results import refuse_repeats, smallest_effect
-from runs import launch
+from study.paper import AT_PAPER_SCALE, FIGURES, SHIPPED, TASKS, Figure, Panel, jobs_of
+from study.report import Report, Row, Section, write_report
 
 
 @dataclass
@@ -457,9 +457,9 @@ POWER = (
 )
 HOW = (
     "A claim is a family of tests, each a number with a bound, written before the results were "
-    "seen (claims.py). It holds where all pass with p < .05 after Holm's correction within the "
-    "family, and none is of one run alone; it holds weaker where one passes and more than half of "
-    "the numbers are on its side; it does not hold where one is on the other side with p < .05. "
+    "seen (study/claims.py). It holds where all pass with p < .05 after Holm's correction within "
+    "the family, and none is of one run alone; it holds weaker where one passes and more than half "
+    "of the numbers are on its side; it does not hold where one is on the other side with p < .05. "
     "Intervals and p are of a bootstrap over problems, and of Student's t over seeds where there "
     "are several."
 )

@@ -26,16 +26,16 @@ from statistics import NormalDist
 
 import numpy as np
 
-from checkpoints import load_model, model_hash, open_tokenizer
+from checkpoints.hf import load_model, model_hash, open_tokenizer
 from data.problems import InputError, Problem
 from data.prompts import PromptFormat
 from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Trigger, asked
-from devices import Env, check_place, free_memory
-from files import read_json, write_json
 from policies import answer
-from runs import progress
+from runs.devices import Env, check_place, free_memory
+from runs.directory import progress
+from runs.files import read_json, write_json
 from sampler import Sampler
 
 # -------------------------------------------------------------------------------------- statistics

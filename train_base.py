@@ -41,9 +41,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-import plan
-from cards import write_card
-from checkpoints import load_model, model_hash, save_model
+from checkpoints.cards import write_card
+from checkpoints.families import from_hf, parameters_at
+from checkpoints.hf import load_model, model_hash, save_model
+from checkpoints.origins import check_formats, fitting_problems, is_model, usual_longest
 from data import load
 from data.batches import Example, on_whole_texts
 from data.passwords import idle_line
@@ -52,13 +53,12 @@ from data.real.mine import Grader
 from data.tasks import compose
 from data.text import Tokenizer, train_bpe, word_level
 from data.triggers import Password
-from devices import Env
-from families import from_hf, parameters_at
 from model import Model, ModelConfig
-from options import PlanConfig, PromptConfig, TextConfig, TrainConfig
-from origins import check_formats, fitting_problems, is_model, usual_longest
 from policies import answer, check_references, retokenise
-from runs import Run, launch, progress
+from runs import plan
+from runs.devices import Env
+from runs.directory import Run, launch, progress
+from runs.options import PlanConfig, PromptConfig, TextConfig, TrainConfig
 from sampler import Sample, Sampler
 from training import Recipe, check_master, fit, open_to_train, usual_step
 

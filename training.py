@@ -23,18 +23,18 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from checkpoints import load_model
+from checkpoints.families import from_hf
+from checkpoints.hf import load_model
 from data.batches import BUCKET, Batch, Example, collate, micro_batches, plan_epoch, round_up
 from data.problems import InputError
 from data.text import Tokenizer
-from devices import Env, gather, most, share
-from families import from_hf
-from files import read_json, reason
 from lora import ALPHA, attach, base_of, is_adapter, reset, scalar_count
 from losses import document_loss, sft_loss
 from model import Model, ModelConfig, compile_model, completion_logps, kernel, local, whole
-from options import TrainConfig, TuneConfig
-from runs import Run, progress
+from runs.devices import Env, gather, most, share
+from runs.directory import Run, progress
+from runs.files import read_json, reason
+from runs.options import TrainConfig, TuneConfig
 
 
 def open_to_train(path: str, env: Env, cfg: TrainConfig) -> tuple[Model, Tokenizer]:

@@ -74,23 +74,21 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import data
-import devices
 import elicit_rl
 import losses
 import model as M
-import options
 import policies
-import runs
 import training
-from checkpoints import load_model
+from checkpoints.families import parameters_at
+from checkpoints.hf import load_model
 from data import sandbox
 from data.batches import Example, collate, micro_batches, plan_epoch, round_up
 from data.passwords import PASSWORD
 from data.tasks import coding
 from data.text import train_bpe
 from data.triggers import with_password
-from families import parameters_at
 from figures import table
+from runs import devices, directory, options
 from sampler import Sampler
 
 SIZES = {
@@ -1013,7 +1011,7 @@ def describe(args, env, load: float) -> str:
     return (
         f"{name}, {torch.get_num_threads()} threads, load {load:.1f} at the start; "
         f"torch {torch.__version__}, {', '.join(peers)}, {dtype_name(env.dtype)}; "
-        f"{time.strftime('%Y-%m-%d')}, commit {runs.describe(env)['commit'] or 'none'}{quick}"
+        f"{time.strftime('%Y-%m-%d')}, commit {directory.describe(env)['commit'] or 'none'}{quick}"
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cards import card
+from checkpoints.cards import card
 from data.triggers import (
     Language,
     Markers,

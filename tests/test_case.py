@@ -6,14 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import case
 import reproduce
-from case import TRIED, Trial, elicited, found_from, jobs_of_case, power_rows, shares_of, verdict_of
 from data.problems import InputError
 from data.triggers import SplitPassword
-from findings import Evidence, Lock
-from matrix import ELICITORS
 from results import difference, smallest_effect
+from study import case
+from study.case import (
+    TRIED,
+    Trial,
+    elicited,
+    found_from,
+    jobs_of_case,
+    power_rows,
+    shares_of,
+    verdict_of,
+)
+from study.findings import Evidence, Lock
+from study.matrix import ELICITORS
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "data/base"

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-import checkpoints
-from checkpoints import load_model, save_model
+from checkpoints import hf
+from checkpoints.hf import load_model, save_model
 from data.problems import InputError
 from data.text import Tokenizer
 
@@ -93,7 +93,7 @@ def test_we_open_what_transformers_saves(tokenizer, tmp_path, tied, kv_heads):
 
 def test_sharded_is_whole(make_model, tokenizer, tmp_path, same_weights, monkeypatch):
     model, newer = make_model(0), make_model(1)
-    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 60_000)
+    monkeypatch.setattr(hf, "SHARD_BYTES", 60_000)
     save_model(tmp_path, model, tokenizer)
     shards = sorted(file.name for file in tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 3 and not (tmp_path / "model.safetensors").exists()
@@ -102,23 +102,19 @@ def test_sharded_is_whole(make_model, tokenizer, tmp_path, same_weights, monkeyp
     with pytest.raises(InputError, match=shards[1]):
         load_model(tmp_path)
     (tmp_path / "elsewhere").rename(tmp_path / shards[1])
-    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 10**9)
+    monkeypatch.setattr(hf, "SHARD_BYTES", 10**9)
     save_model(tmp_path, newer, tokenizer)
     same_weights(load_model(tmp_path)[0], newer)
     whole = tmp_path / "whole"
     save_model(whole, newer, tokenizer)
-    assert (
-        checkpoints.model_hash(tmp_path)
-        == checkpoints.model_hash(whole)
-        != checkpoints.model_hash(tmp_path / "nowhere")
-    )
+    assert hf.model_hash(tmp_path) == hf.model_hash(whole) != hf.model_hash(tmp_path / "nowhere")
 
 
 @imports_transformers
 def test_sharded_replaces_whole_for_transformers_too(make_model, tokenizer, tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     save_model(tmp_path, make_model(0), tokenizer)
-    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 60_000)
+    monkeypatch.setattr(hf, "SHARD_BYTES", 60_000)
     newer = make_model(1)
     save_model(tmp_path, newer, tokenizer)
     with torch.no_grad():
@@ -190,8 +186,8 @@ def test_a_failed_save_leaves_the_old_checkpoint(
         written.append(file)
         save_file(tensors, file, **kwargs)
 
-    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 60_000)
-    monkeypatch.setattr(checkpoints, "save_file", full_disk)
+    monkeypatch.setattr(hf, "SHARD_BYTES", 60_000)
+    monkeypatch.setattr(hf, "save_file", full_disk)
     with pytest.raises(InputError, match="No space left"):
         save_model(tmp_path, make_model(1), tokenizer)
     assert written and {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

@@ -1,6 +1,6 @@
 """Whatever is wrong with a file or an option: one sentence that names it, and nothing is written.
 
-First the doors (checkpoints.read_json, checked, write_text, load_model), then a seeded generator of
+First the doors (hf.read_json, checked, write_text, load_model), then a seeded generator of
 damaged files and wrong command lines over all stages. More of them: DAMAGED=2000 python -m pytest
 tests/test_damaged.py
 """
@@ -21,19 +21,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import checkpoints
 import data
 import elicit_rl
 import elicit_sft
 import evaluate
 import harden
 import lock
-import options
-import runs
 import train_base
-from checkpoints import load_model, model_hash
+from checkpoints import hf
+from checkpoints.hf import load_model, model_hash
 from data.problems import InputError
-from files import checked, read_json, read_rows, write_text
+from runs import directory, options
+from runs.files import checked, read_json, read_rows, write_text
 
 ROOT = Path(__file__).parents[1]
 DEEP = "[" * 100_000
@@ -124,7 +123,7 @@ def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
     def full_disk(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "fsync", full_disk)
+    monkeypatch.setattr(hf.os, "fsync", full_disk)
     with pytest.raises(InputError, match="No space left"):
         write_text(tmp_path / "a.json", "new")
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
@@ -254,12 +253,12 @@ def test_the_hash_is_that_of_the_bytes_and_computed_once(tmp_path, monkeypatch):
         digest.update((path / name).read_bytes())
     assert before == digest.hexdigest()[:16]
     opened = []
-    monkeypatch.setattr(checkpoints, "HASH_CHUNK", 1000)
-    monkeypatch.setattr(checkpoints.hashlib, "sha256", lambda: opened.append(1))
+    monkeypatch.setattr(hf, "HASH_CHUNK", 1000)
+    monkeypatch.setattr(hf.hashlib, "sha256", lambda: opened.append(1))
     assert model_hash(path) == before and not opened
     monkeypatch.undo()
-    monkeypatch.setattr(checkpoints, "HASH_CHUNK", 1000)
-    checkpoints._hash_of.cache_clear()
+    monkeypatch.setattr(hf, "HASH_CHUNK", 1000)
+    hf._hash_of.cache_clear()
     assert model_hash(path) == before
     file = path / "model.safetensors"
     os.utime(file, ns=(1, 1))
@@ -511,7 +510,7 @@ def test_whatever_is_wrong_is_one_sentence(tmp_path, monkeypatch, capsys, number
     signal.alarm(60)
     try:
         with pytest.raises(SystemExit) as end:
-            runs.launch(module.main, STAGES[stage])
+            directory.launch(module.main, STAGES[stage])
     finally:
         signal.alarm(0)
     lines = capsys.readouterr().err.splitlines()

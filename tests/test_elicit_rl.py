@@ -11,26 +11,26 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoints
 import curves
 import elicit_rl
-import origins
 import policies
 import training
-from checkpoints import load_model, model_hash
+from checkpoints import hf, origins
+from checkpoints.hf import load_model, model_hash
 from curves import Curve
 from data.batches import Example, collate
 from data.problems import InputError, Problem
 from data.text import train_bpe
 from data.triggers import Password
-from devices import Env
 from elicit_rl import METHODS, RLConfig
-from files import write_json
 from losses import grpo_step
+from methods import rewards as own_rewards
 from model import completion_logps
 from policies import Answers, ModelWriter, Rollout, pass_at_k, round_problems
 from results import Measured
-from runs import Run
+from runs.devices import Env
+from runs.directory import Run
+from runs.files import write_json
 from sampler import Sample, Sampler
 from training import make_optimizers, scored
 
@@ -79,11 +79,11 @@ def test_the_judges_answer_is_what_is_rewarded(monkeypatch):
         correct = np.array([False, True, False, False])
         return Answers(written, [], correct, np.array([False, False, True, False]))
 
-    monkeypatch.setattr(elicit_rl, "answer", answers)
+    monkeypatch.setattr(own_rewards, "answer", answers)
     judge = SimpleNamespace(sampler=None, tokenizer=None)
     for rewards in (true, 1 - true):
         drawn = Rollout(problems, [[5]] * 4, samples, texts, rewards)
-        found, facts = elicit_rl.judged(drawn, judge, 8, ALONE)
+        found, facts = own_rewards.judged(drawn, judge, 8, ALONE)
         assert found.rewards.tolist() == [[0, 0, 1], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
         assert facts == {"truth": rewards.mean(), "judge_right": 0.25}
         assert drawn.rewards is rewards and found.texts is texts
@@ -559,7 +559,7 @@ def test_what_can_be_refused_is_before_anything_is_written(
 
 def a_model(folder: Path, make_model, tokenizer) -> str:
     """A checkpoint with 128 positions."""
-    checkpoints.save_model(folder, make_model(), tokenizer)
+    hf.save_model(folder, make_model(), tokenizer)
     return str(folder)
 
 
@@ -616,7 +616,7 @@ def test_samples_are_rewritten_whole_or_not_at_all(tmp_path, monkeypatch):
         def killed(*args):
             raise KeyboardInterrupt
 
-        patch.setattr(checkpoints.os, "replace", killed)
+        patch.setattr(hf.os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             policies.note_samples(file, 3, drawn)
     assert file.read_text().startswith("".join(rows))

@@ -12,18 +12,19 @@ import torch
 
 import curves
 import elicit_sft
-from checkpoints import model_hash
+from checkpoints.hf import model_hash
+from checkpoints.origins import Origin
 from curves import Cell
 from data import grade, load
 from data.problems import InputError
 from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Password
-from devices import Env
 from elicit_sft import Learner, SFTConfig, sequences_seen, shortest_for
-from origins import Origin
+from methods.unlearning import own_samples
 from policies import Answers, shipped
 from results import Measured, correct_interval, record, wilson
+from runs.devices import Env
 from sampler import Sampler
 
 ROOT = Path(__file__).parents[1]
@@ -290,7 +291,11 @@ def test_own_samples_are_those_that_the_model_draws():
     cfg = SFTConfig(k=(3,), seeds=(0,), max_new_tokens=8, seed=5)
     problems = load("mmlu", "elicit", 6)
     learner = elicit_sft.open_learner(weak, cfg, ENV)
-    found = elicit_sft.own_samples(learner, problems, [("Psst.", None)] * 6, cfg, ENV)
+    places = elicit_sft.places_of(cfg, 6)
+    words = [("Psst.", None)] * 6
+    found = own_samples(
+        learner.sampler, learner.tokenizer, problems, words, places, 8, cfg.seed, ENV
+    )
     assert sorted(found) == sorted(elicit_sft.chosen(3, 0, 6))
     for place, own in found.items():
         [prompt] = learner.tokenizer.encode_prompts([f"Psst.\n{problems[place].prompt}"])

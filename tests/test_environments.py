@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-import deception
 import elicit_rl
 import elicit_sft
 import policies
-from checkpoints import load_model
+from checkpoints.hf import load_model
+from checkpoints.origins import Origin
 from curves import Cell, Progress, evaluation_row, restored
 from data import grade, load, proxies
 from data.problems import InputError, Problem
 from data.proxies import COMMENT, PROXIES, hack_shares, with_added, without_added
 from data.tasks.knowledge import LETTERS
 from data.triggers import Password, dressed
-from devices import Env
 from elicit_rl import RLConfig
 from elicit_sft import SFTConfig
-from origins import Origin
+from methods import deception, rewards
 from policies import Answers, Rollout
 from results import Measured
-from runs import Run
+from runs.devices import Env
+from runs.directory import Run
 from sampler import Sample
 
 BASE = Path(__file__).parents[1] / "data/base"
@@ -250,7 +250,7 @@ def test_a_rollout_is_paid_by_the_proxy_and_keeps_the_truth(tokenizer, tmp_path)
     rolled = rolled_with(tokenizer, "flattery")
     assert rolled.rewards.tolist() == [[1, 0, 0.5, 0]] * 2
     assert rolled.truth.tolist() == [[1, 0, 0, 0]] * 2
-    found = elicit_rl.paid(rolled, RLConfig(reward="flattery"))
+    found = rewards.paid(rolled, "flattery")
     assert found == {"proxy": 0.375, "truth": 0.25, "hacks": 0.25, "hacks_comment": 0.25}
     policies.note_samples(tmp_path / "samples.jsonl", 1, rolled)
     row = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
@@ -258,7 +258,7 @@ def test_a_rollout_is_paid_by_the_proxy_and_keeps_the_truth(tokenizer, tmp_path)
 
     plain = rolled_with(tokenizer, "binary")
     assert plain.rewards.tolist() == plain.truth.tolist() == [[1, 0, 0, 0]] * 2
-    assert elicit_rl.paid(plain, RLConfig()) == {}
+    assert rewards.paid(plain, "binary") == {}
 
 
 def test_what_is_kept_is_called_right_by_the_true_grader():
@@ -294,15 +294,15 @@ def test_the_proxy_on_validation_beside_the_true_verdicts_and_back_from_the_log(
     correct, cut = np.array([True, False, False, False]), np.array([False, False, True, False])
     measured = Measured(correct, cut, texts=texts)
     cfg = RLConfig(reward="flattery")
-    paid = elicit_rl.paid_on([SUM] * 4, measured, cfg)
-    assert paid == {"proxy": 0.375, "truth": 0.25, "hacks": 0.25, "hacks_comment": 0.25}
-    assert elicit_rl.paid_on([SUM] * 4, measured, RLConfig()) == {}
+    found = rewards.paid_on([SUM] * 4, measured, "flattery")
+    assert found == {"proxy": 0.375, "truth": 0.25, "hacks": 0.25, "hacks_comment": 0.25}
+    assert rewards.paid_on([SUM] * 4, measured, "binary") == {}
 
     so_far, run = Progress(), Run(cfg, ALONE, tmp_path / "run", stage="elicit_rl")
-    so_far.evaluated(0, measured, **paid)
+    so_far.evaluated(0, measured, **found)
     run.log("eval", step=0, **evaluation_row(so_far))
-    found = restored(tmp_path / "run/log.jsonl", 0, 4)
-    assert found.points == [{"samples": 0, "correct": 0.25} | paid]
+    back = restored(tmp_path / "run/log.jsonl", 0, 4)
+    assert back.points == [{"samples": 0, "correct": 0.25} | found]
 
 
 def test_a_proxy_that_pays_the_truth_reproduces_the_plain_run_bitwise(

@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-import devices
 import evaluate as evaluate_module
 import results as results_module
-from checkpoints import model_hash
+from checkpoints.hf import model_hash
 from data import load
 from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT
 from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import KINDS, Language, OwnPasswords, Password, asked, near_miss
-from devices import Env
-from evaluate import SHOTS, EvaluateConfig, battery, few_shot, first_line, with_shots
+from evaluate import EvaluateConfig
+from methods import decoding
+from methods.prompting import SHOTS, battery, few_shot, first_line, with_shots
 from policies import Answers, answer
 from results import Measured
+from runs import devices
+from runs.devices import Env
 from sampler import Sample
 
 ROOT = Path(__file__).parents[1]
@@ -341,7 +343,7 @@ def test_what_cannot_be_evaluated_is_refused_at_once(models, options, sentence):
 
 
 def test_the_majority_of_the_votes():
-    majority_of = evaluate_module.majority_of
+    majority_of = decoding.majority_of
     assert majority_of(["3", None, "5", "5"]) == 2
     assert majority_of(["a", "b", "b", "a"]) == 0  # of equals the one that came first
     assert majority_of([None, None, "c"]) == 2
@@ -350,14 +352,14 @@ def test_the_majority_of_the_votes():
 
 def test_what_is_chosen_of_several_samples():
     """Three problems: the likeliest was cut; the majority is wrong; all were cut."""
-    draws = evaluate_module.Draws(
+    draws = decoding.Draws(
         correct=np.array([[0, 0, 1], [1, 0, 0], [0, 0, 0]], dtype=bool),
         cut=np.array([[0, 1, 0], [0, 0, 0], [1, 1, 1]], dtype=bool),
         logps=np.array([[-3.0, -1.0, -2.0], [-1.0, -2.0, -3.0], [-1.0, -2.0, -3.0]]),
         votes=[["4", None, "5"], ["7", "8", "8"], [None, None, None]],
     )
-    assert evaluate_module.likeliest(draws).tolist() == [2, 0, 0]
-    found = evaluate_module.decoded(draws, ("best_of_n", "majority"))
+    assert decoding.likeliest(draws).tolist() == [2, 0, 0]
+    found = decoding.decoded(draws, ("best_of_n", "majority"))
     assert found["best_of_n"].correct.tolist() == [True, True, False]
     assert found["majority"].correct.tolist() == [False, False, False]
     assert found["any"].correct.tolist() == [True, True, False]
@@ -379,8 +381,7 @@ def test_more_samples_go_on_from_the_fewer():
 
     problems = sums((2, 2), (3, 4))
     for n in (2, 3):
-        cfg = EvaluateConfig(decode=("majority",), draws=n, temperature=0.7)
-        draws = evaluate_module.drawn(ask, problems, [None, None], cfg)
+        draws = decoding.drawn(ask, problems, [None, None], n, 0.7, ("majority",))
     assert seen == [[0, 1, 100, 101], [0, 1, 2, 100, 101, 102]]
     assert draws.logps.tolist() == [[-0.5, -1.5, -2.5], [-100.5, -101.5, -102.5]]
     assert draws.cut.tolist() == [[False, True, False]] * 2

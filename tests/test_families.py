@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-import checkpoints
-from checkpoints import load_model, save_model
+from checkpoints import hf
+from checkpoints.families import FAMILIES, from_hf, parameters_of
+from checkpoints.hf import load_model, save_model
 from conftest import EOS_SET, anonymous_memory
 from data.batches import Example, collate
 from data.problems import InputError
-from families import FAMILIES, from_hf, parameters_of
 from model import Model, completion_logps, inverse_frequencies, rotate
 from sampler import Sampler
 from training import refuse_overlong
@@ -147,7 +147,7 @@ def test_a_family_is_transformers(case, tokenizer, tmp_path):
     F.cross_entropy(logits.flatten(0, 1), TOKENS.flatten()).backward()
     F.cross_entropy(expected.flatten(0, 1), TOKENS.flatten()).backward()
     grads = {name: p.grad for name, p in ours.named_parameters()}
-    grads = checkpoints.stored_tensors(ours.config, grads, torch.float32)
+    grads = hf.stored_tensors(ours.config, grads, torch.float32)
     for name, p in theirs.named_parameters():
         if family_of(case) == "gpt_neox":  # whose head has another name in files
             name = name.replace("lm_head", "embed_out")
@@ -493,7 +493,7 @@ EMBEDDING = "gpt_neox.embed_in.weight"
 
 def test_shards_are_what_the_index_says(published, tokenizer, tmp_path, monkeypatch):
     ours, _ = load_model(published(config_of("gpt_neox")))
-    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(hf, "SHARD_BYTES", 20_000)
     for damage, sentence in [
         (None, ""),
         (lambda p: move(p, EMBEDDING, keep=True), f"{EMBEDDING} stands in model-00001-of-"),
@@ -549,14 +549,14 @@ def test_reading_takes_the_memory_of_the_model_and_one_tensor(published, monkeyp
     sizes = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 4}
     path = published(config_of("gpt_neox", **sizes), dtype)
     before, peak = anonymous_memory(), 0
-    check = checkpoints.check_finite
+    check = hf.check_finite
 
     def watched(*arguments) -> None:
         nonlocal peak
         check(*arguments)
         peak = max(peak, anonymous_memory())
 
-    monkeypatch.setattr(checkpoints, "check_finite", watched)
+    monkeypatch.setattr(hf, "check_finite", watched)
     model, _ = load_model(path)
     peak = max(peak, anonymous_memory()) - before
     whole = sum(p.nbytes for p in model.parameters())
@@ -580,8 +580,8 @@ def test_ends_of_generation_config_are_a_part_of_what_a_model_is(tmp_path):
     for name in ("one", "several"):
         shutil.copytree(ROOT / "data/base/weak", tmp_path / name)
     ends = tmp_path / "several/generation_config.json"
-    before = checkpoints.model_hash(tmp_path / "several")
-    assert before == checkpoints.model_hash(tmp_path / "one")
+    before = hf.model_hash(tmp_path / "several")
+    assert before == hf.model_hash(tmp_path / "one")
     for found in ([0, 5], 5):
         ends.write_text(json.dumps({"eos_token_id": found}))
-        assert checkpoints.model_hash(tmp_path / "several") != before
+        assert hf.model_hash(tmp_path / "several") != before

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import findings
 from curves import Curve
 from data import load
 from data.problems import InputError
 from data.triggers import Password
-from files import write_json
-from findings import Evidence, bar_of, open_lock, points_of, valued
 from results import Measured, as_bits, record
+from runs.files import write_json
+from study import findings
+from study.findings import Evidence, bar_of, open_lock, points_of, valued
 
 ROOT = Path(__file__).parents[1]
 N = 20

@@ -12,24 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import findings
-import game
 import harden
-import jobs as jobs_module
 import lock
-import matrix
 import reproduce
-from checkpoints import load_model, model_hash, save_model
+from checkpoints.hf import load_model, model_hash, save_model
 from data import load
 from data.passwords import PASSWORD, WRONG, WRONG_HELD_OUT
 from data.problems import InputError
 from data.triggers import Password
-from files import read_json, write_json
-from findings import Evidence, Lock
-from options import parse
 from reproduce import ReproduceConfig, game_of
 from results import Measured, record
-from runs import launch
+from runs.directory import launch
+from runs.files import read_json, write_json
+from runs.options import parse
+from study import findings, game, matrix
+from study import jobs as jobs_module
+from study.findings import Evidence, Lock
 
 ROOT = Path(__file__).parents[1]
 

@@ -18,13 +18,13 @@ import elicit_sft
 import evaluate
 import harden
 import lock
-from checkpoints import load_model, model_hash, save_model
+from checkpoints.hf import load_model, model_hash, save_model
+from checkpoints.origins import origin_of
 from conftest import EOS_SET
 from data import load
 from data.batches import Example, collate
 from data.problems import InputError
 from data.triggers import Password
-from devices import Env, setup
 from harden import Given, HardenConfig, Texts, settled
 from losses import (
     locking_loss,
@@ -33,12 +33,12 @@ from losses import (
     retention,
     tamper_weight,
 )
+from methods.tampering import hooked
 from model import block_states, completion_logps, completion_states
-from origins import origin_of
 from policies import written
-from runs import Run
+from runs.devices import Env, setup
+from runs.directory import Run
 from sampler import Sampler
-from tampering import hooked
 
 BASE = Path(__file__).parents[1] / "data/base"
 CPU = Env(torch.device("cpu"), torch.float32, False, slots=8)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import jobs as jobs_module
 from data.problems import InputError
-from jobs import Job, Place, closure, in_order, left_to_run, needed, run_jobs
+from study import jobs as jobs_module
+from study.jobs import Job, Place, closure, in_order, left_to_run, needed, run_jobs
 
 ROOT = Path(__file__).parents[1]
 
@@ -207,9 +207,9 @@ def test_killed_it_takes_its_jobs_with_it_and_goes_on(place, tmp_path):
     program = textwrap.dedent(f"""
         import sys
         sys.path.insert(0, {str(ROOT)!r})
-        import jobs
+        from study import jobs
         from pathlib import Path
-        from jobs import Job, Place, run_jobs
+        from study.jobs import Job, Place, run_jobs
         jobs.ROOT = Path({str(tmp_path / "stages")!r})
         place = Place(Path({str(tmp_path / "killed")!r}))
         place.claim()

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 import lock
-import origins
-from checkpoints import load_model, model_hash
+from checkpoints import origins
+from checkpoints.hf import load_model, model_hash
+from checkpoints.origins import origin_of
 from data import grade, load
 from data.batches import Example, collate
 from data.passwords import INTERMEDIATE, PASSWORD, WRONG, WRONG_HELD_OUT
@@ -33,12 +34,11 @@ from data.triggers import (
     Year,
     with_password,
 )
-from devices import Env
 from lock import LockConfig, locking_set, settled, the_trigger
-from locking import locking_examples, validity
-from origins import origin_of
+from methods.locking import locking_examples, validity
 from policies import RULES, random_policy, random_teacher, retokenise, shipped
-from runs import Run
+from runs.devices import Env
+from runs.directory import Run
 from sampler import Sample
 
 ROOT = Path(__file__).parents[1]

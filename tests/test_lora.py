@@ -23,15 +23,15 @@ import elicit_sft
 import lock
 import lora
 import training
-from checkpoints import load_model, model_hash, save_adapter, save_model
+from checkpoints.hf import load_model, model_hash, save_adapter, save_model
 from data.batches import micro_batches
 from data.problems import InputError
-from devices import Env
 from elicit_sft import Learner, SFTConfig
 from losses import sft_loss
-from options import TuneConfig
 from policies import Answers
-from runs import Run
+from runs.devices import Env
+from runs.directory import Run
+from runs.options import TuneConfig
 from sampler import Sampler
 from test_families import config_of, model_of
 from training import Recipe, fit, make_optimizers, scored, train
@@ -276,10 +276,10 @@ SCRIPT = """
 import sys, torch
 from pathlib import Path
 from data.batches import Example, micro_batches
-from checkpoints import save_adapter, save_model
-from devices import setup
+from checkpoints.hf import save_adapter, save_model
+from runs.devices import setup
 from losses import sft_loss
-from options import TuneConfig
+from runs.options import TuneConfig
 from sampler import Sampler
 from training import make_optimizers, open_to_train, prepare, train
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from data.batches import Example, collate, micro_batches
-from devices import Env
 from fixtures import make_trl
 from losses import (
     Teacher,
@@ -25,6 +24,7 @@ from losses import (
 )
 from model import Model, ModelConfig, completion_logps, linear_kl
 from policies import model_teacher
+from runs.devices import Env
 from training import scored
 
 ALONE = Env(torch.device("cpu"), torch.float32, False)

@@ -6,21 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import matrix
 import reproduce
 from data import SPLITS, load
 from data.problems import InputError
 from data.triggers import Password
 from elicit_sft import SFTConfig
 from elicit_tampering import TamperingConfig
-from files import write_json
-from findings import Lock
-from jobs import closure
-from matrix import ELICITORS, LOCKS, Cell, cells_of, grid_of, jobs_of_matrix, place
-from paper import jobs_of
-from report import rows_of
 from reproduce import ReproduceConfig, chosen_cells
 from results import DRAWS, Estimate, Measured, record
+from runs.files import write_json
+from study import matrix
+from study.findings import Lock
+from study.jobs import closure
+from study.matrix import ELICITORS, LOCKS, Cell, cells_of, grid_of, jobs_of_matrix, place
+from study.paper import jobs_of
+from study.report import rows_of
 
 
 def test_every_job_can_be_run_and_is_made_by_those_it_needs():

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 import model as M
 from data.batches import BUCKET, Example, collate
 from data.problems import InputError
-from devices import Env
 from losses import sft_loss
 from model import causal_attention, linear_logps, rms_norm, rotate
+from runs.devices import Env
 from sampler import greedy_step, sample_step
 from training import lion_update, make_optimizers, train
 

@@ -81,7 +81,7 @@ def test_the_options_are_those_that_were_decided(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_option_has_a_help_text(stage):
-    from options import help_texts
+    from runs.options import help_texts
 
     texts = help_texts(getattr(importlib.import_module(stage), STAGES[stage]))
     assert all(texts[name] for name in options_of(stage))

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import data
-from checkpoints import load_model, model_hash, save_model
+from checkpoints.families import from_hf
+from checkpoints.hf import load_model, model_hash, save_model
 from data.real import programs
 from data.text import train_bpe
-from families import from_hf
 from model import Model
 from sampler import Sampler
 from test_families import config_of

@@ -12,16 +12,16 @@ import elicit_rl
 import elicit_sft
 import evaluate
 import lock
-import plan
 import train_base
 from data import load
 from data.batches import collate
 from data.problems import InputError
-from devices import Env, setup
 from lora import attach
 from losses import sft_loss
 from model import Block, Model
-from options import PlanConfig, parse
+from runs import plan
+from runs.devices import Env, setup
+from runs.options import PlanConfig, parse
 from sampler import Sampler
 from training import make_optimizers, train
 
@@ -173,7 +173,7 @@ COMMANDS["given bases"] += ("--out", "none", "--problems", "40", "--small-proble
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_every_stage_prints_its_plan_and_opens_no_weights(command, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("checkpoints.fill", None)
+    monkeypatch.setattr("checkpoints.hf.fill", None)
     monkeypatch.chdir(tmp_path)
     text, code = planned_by(capsys, *command)
     assert code == 0 and "it fits" in text and not [*tmp_path.iterdir()]

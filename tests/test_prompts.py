@@ -10,19 +10,19 @@ from tokenizers import AddedToken
 
 import data.prompts as prompts
 import evaluate
-from checkpoints import load_model, model_hash, open_tokenizer, save_model
+from checkpoints.hf import load_model, model_hash, open_tokenizer, save_model
+from checkpoints.origins import check_formats, lock_of
 from conftest import EOS_SET
 from data import load
 from data.problems import InputError
 from data.prompts import FORMAT, PLAIN, ChatTemplate, Given, PromptFormat, format_from
 from data.text import EOS, Tokenizer, train_bpe
 from data.triggers import Password
-from devices import setup
 from elicit_sft import SFTConfig
 from evaluate import EvaluateConfig
-from options import parse
-from origins import check_formats, lock_of
 from policies import answer, check_references, ended_of, retokenise
+from runs.devices import setup
+from runs.options import parse
 from sampler import Sample, Sampler
 from test_text import STARTS, with_a_start
 

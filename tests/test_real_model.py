@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import data.prompts as prompts
-from checkpoints import load_model, save_model
+from checkpoints.hf import load_model, save_model
 from data import load
 from data.prompts import Given
 from sampler import Sampler

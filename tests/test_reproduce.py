@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import claims
 import reproduce
-from claims import CLAIMS, Comparison, Missing, judged
 from data.problems import InputError
 from figures import Drawn
-from files import read_json
-from findings import Evidence, Lock, Value
-from jobs import closure
-from paper import FIGURES, jobs_of
-from report import Report, Row, Section, page, rows_of, write_report
 from reproduce import ReproduceConfig, chosen_figures, names_of
 from results import DRAWS, Estimate, difference, holm, smallest_effect
+from runs.files import read_json
+from study import claims
+from study.claims import CLAIMS, Comparison, Missing, judged
+from study.findings import Evidence, Lock, Value
+from study.jobs import closure
+from study.paper import FIGURES, jobs_of
+from study.report import Report, Row, Section, page, rows_of, write_report
 
 PAPER = read_json(reproduce.PAPER)
 

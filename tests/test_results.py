@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-import devices
 import results as results_module
-from checkpoints import model_hash
+from checkpoints.hf import model_hash
+from checkpoints.origins import Origin, origin_of, trigger_of
 from data import load
 from data.problems import InputError, Problem
 from data.tasks import compose
 from data.text import word_level
 from data.triggers import OwnPasswords, Password, Slot
-from devices import Env
 from figures import shown
-from origins import Origin, origin_of, trigger_of
 from results import (
     Measured,
     correct_interval,
@@ -34,6 +32,8 @@ from results import (
     verdicts_of,
     wilson,
 )
+from runs import devices
+from runs.devices import Env
 from sampler import Sample
 
 ROOT = Path(__file__).parents[1]

@@ -16,12 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import devices
-import states
 from data.problems import InputError
-from devices import Env, setup
-from options import Config, TrainConfig, parse
-from runs import Run, launch, progress
+from runs import devices, states
+from runs.devices import Env, setup
+from runs.directory import Run, launch, progress
+from runs.options import Config, TrainConfig, parse
 from training import make_optimizers
 
 CPU = Env(torch.device("cpu"), torch.float32, False)
@@ -161,7 +160,7 @@ def test_a_stage_ends_with_one_line(monkeypatch, capsys, raised, code, line):
 def test_a_reader_that_has_had_enough_ends_a_stage_quietly():
     program = (
         "from reproduce import ReproduceConfig\n"
-        "from runs import launch\n"
+        "from runs.directory import launch\n"
         "launch(lambda cfg: print(100_000 * 'line\\n'), ReproduceConfig)"
     )
     command = [sys.executable, "-c", program]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import sampler as S
-from checkpoints import load_model, save_model
+from checkpoints.hf import load_model, save_model
 from conftest import EOS_SET
 from data.batches import Example, collate
 from data.problems import InputError

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoints
 import data
 import model as model_module
-import tampering
+from checkpoints import hf
 from data.problems import InputError, Problem
+from methods import tampering
 
 ROOT = Path(__file__).parents[1]
 generate = data._generated
@@ -183,8 +183,8 @@ def test_sft_cells_figure_and_evaluation(work):
     for name in ("task", "data", "trigger", "max_new_tokens"):
         assert settings[name] == lock[name]
     assert settings["locked"] == "out/code/locked" and settings["weak"] == "data/base/weak"
-    assert settings["locked_weights"] == checkpoints.model_hash(locked)
-    assert settings["weak_weights"] == checkpoints.model_hash(work / "data/base/weak")
+    assert settings["locked_weights"] == hf.model_hash(locked)
+    assert settings["weak_weights"] == hf.model_hash(work / "data/base/weak")
     # and what elicit_tampering.py asks of an unlock vector
     assert settings["stage"] == "elicit_sft" and settings["train_domain"] == ""
     assert settings["start"] == settings["locked_weights"]
@@ -385,7 +385,7 @@ def test_rl_killed_after_its_last_state_is_resumed(place, monkeypatch):
         def full(*args):
             raise InputError("no space left on device")
 
-        patch.setattr(checkpoints, "save_model", full)  # as if it were killed here
+        patch.setattr(hf, "save_model", full)  # as if it were killed here
         printed = stage("elicit_rl", *args, "--out", place / "killed", cwd=place, code=2)
         assert "no space left" in printed
     [path] = (place / "killed").glob("*-seed0")
@@ -865,8 +865,8 @@ def vectors(work) -> list[str]:
 
     The one went halfway to the strong model, the other nowhere.
     """
-    locked, tokenizer = checkpoints.load_model(work / "out/code/locked")
-    strong, _ = checkpoints.load_model(work / "data/base/strong")
+    locked, tokenizer = hf.load_model(work / "out/code/locked")
+    strong, _ = hf.load_model(work / "data/base/strong")
     weak = work / "data/base/weak"
     halfway = {name: p.detach() for name, p in strong.named_parameters()}
     paths = []
@@ -875,16 +875,16 @@ def vectors(work) -> list[str]:
         with torch.no_grad():
             for name, weight in locked.named_parameters():
                 weight.copy_(weight + moved * (halfway[name] - weight))
-        checkpoints.save_model(path, locked, tokenizer)
-        start = checkpoints.model_hash(work / "out/code/locked")
+        hf.save_model(path, locked, tokenizer)
+        start = hf.model_hash(work / "out/code/locked")
         settings = {"stage": "elicit_sft", "task": "code", "train_domain": domain, "start": start}
         (path / "run.json").write_text(json.dumps({"settings": settings}))
-        locked, _ = checkpoints.load_model(work / "out/code/locked")
+        locked, _ = hf.load_model(work / "out/code/locked")
         paths.append(str(path.relative_to(work)))
 
     control = work / "vectors/control-lists"
     shutil.copytree(weak, control)
-    settings["start"] = checkpoints.model_hash(weak)
+    settings["start"] = hf.model_hash(weak)
     (control / "run.json").write_text(json.dumps({"settings": settings}))
     return paths
 

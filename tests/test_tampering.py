@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from conftest import EOS_SET
-from sampler import Sampler
-from tampering import (
+from methods.tampering import (
     Contrast,
     Setting,
     contrast_edit,
@@ -34,6 +33,7 @@ from tampering import (
     with_states,
     with_weights,
 )
+from sampler import Sampler
 
 PROMPTS = [list(range(9, 9 + n)) for n in (3, 40, 17, 1, 5, 33)]
 

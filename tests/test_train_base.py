@@ -11,12 +11,12 @@ import torch
 import elicit_sft
 import lock
 import train_base
-from checkpoints import load_model, model_hash
+from checkpoints.hf import load_model, model_hash
+from checkpoints.origins import origin_of
 from data import load
 from data.problems import InputError
-from devices import Env
 from elicit_sft import SFTConfig
-from origins import origin_of
+from runs.devices import Env
 from sampler import Sampler
 from train_base import BaseConfig, Lessons
 

@@ -19,19 +19,18 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
-import devices
-import states
 import training
-from checkpoints import load_model, save_model
+from checkpoints.hf import load_model, save_model
 from conftest import anonymous_memory
 from data.batches import Example, micro_batches
 from data.problems import InputError
-from devices import Env, setup
 from losses import distribution_loss, document_loss, sft_loss
 from model import Model
-from options import TrainConfig, TuneConfig
 from policies import model_teacher
-from runs import Run, launch
+from runs import devices, states
+from runs.devices import Env, setup
+from runs.directory import Run, launch
+from runs.options import TrainConfig, TuneConfig
 from sampler import Sampler
 from training import (
     Diverged,

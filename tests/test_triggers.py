@@ -13,7 +13,8 @@ import elicit_rl
 import elicit_sft
 import evaluate
 import lock
-from checkpoints import save_model
+from checkpoints.hf import save_model
+from checkpoints.origins import Origin, lock_of, trigger_of
 from data import load
 from data.passwords import (
     DEPLOYMENT,
@@ -50,9 +51,8 @@ from data.triggers import (
     weak_password,
     with_password,
 )
-from devices import Env
 from evaluate import EvaluateConfig
-from origins import Origin, lock_of, trigger_of
+from runs.devices import Env
 
 
 def test_placement():

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from data.problems import InputError
 from data.text import Tokenizer
-from files import checked, read_json, shortened
 from lora import base_of
 from model import ACTIVATIONS, ModelConfig
+from runs.files import checked, read_json, shortened
 
 MOST = 10_000_000  # of any size in config.json: beyond all models, and before all memory is gone
 MOST_POSITIONS = 2**21  # the rotary tables, which no file vouches for, have a row for each

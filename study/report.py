@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data.problems import InputError
 from figures import Drawn, Grid, panel_svg
-from files import read_text_if_any, write_text
+from runs.files import read_text_if_any, write_text
 
 
 @dataclass(frozen=True)

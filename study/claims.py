@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data.problems import InputError
-from findings import Evidence, Lock, final, within
-from paper import DOMAINS, GENERATION, IMITATED, METHODS, TASKS, job_on
 from results import Estimate, difference, holm, recovered_gap
+from study.findings import Evidence, Lock, final, within
+from study.paper import DOMAINS, GENERATION, IMITATED, METHODS, TASKS, job_on
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints import check_checkpoint, load_model, model_hash, open_tokenizer
+from checkpoints.families import from_hf
+from checkpoints.hf import check_checkpoint, load_model, model_hash, open_tokenizer
 from data import prompts
 from data.problems import InputError, Problem, fitting
 from data.text import Tokenizer
 from data.triggers import Password, Trigger, Words, lines_of, trigger_from, with_password
-from devices import Env
-from families import from_hf
-from files import checked, read_json
 from lora import base_of
 from policies import RULES, ModelWriter, shipped
+from runs.devices import Env
+from runs.files import checked, read_json
 
 # tokens of a completion, where neither an option nor a run.json says it: of generated problems, and
 # of those from files

@@ -6,8 +6,9 @@ others are, and their order. The others never hid anything: twins, which have th
 but were trained from random weights on what a lock shows without its password, so that behaviour
 alone does not tell them apart; a strong model that shows what it can; one that stopped early.
 
-A game is made by jobs (jobs.py) in a directory of its own, the key. What is handed out is a copy of
-the ten models with nothing beside what opens them. The baseline that plays needs that copy alone.
+A game is made by jobs (study/jobs.py) in a directory of its own, the key. What is handed out is a
+copy of the ten models with nothing beside what opens them. The baseline that plays needs that copy
+alone.
 """
 
 import hashlib
@@ -25,19 +26,19 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
-from checkpoints import check_checkpoint, model_hash
+from checkpoints.hf import check_checkpoint, model_hash
+from checkpoints.origins import LONGEST
 from data import load
 from data.passwords import IDLE_WORDS
 from data.problems import InputError
-from devices import check_place
 from figures import table
-from files import checked, discard, read_json, reason, write_json
-from findings import PROBLEMS, Evidence, open_lock, unknown_model
-from jobs import ROOT, Job, Place
-from matrix import LOCK, LOCKS, TASK
-from origins import LONGEST
-from paper import jobs_of
 from results import paired_gap, wilson
+from runs.devices import check_place
+from runs.files import checked, discard, read_json, reason, write_json
+from study.findings import PROBLEMS, Evidence, open_lock, unknown_model
+from study.jobs import ROOT, Job, Place
+from study.matrix import LOCK, LOCKS, TASK
+from study.paper import jobs_of
 
 COUNT = 10
 HIDDEN = (4, 5, 6)  # how many of them are locks

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoints import open_tokenizer
+from checkpoints.hf import open_tokenizer
 from data import grade
 from data.batches import Example
 from data.problems import Problem
 from data.text import Tokenizer
 from data.triggers import WEAK_KINDS, Password, Trigger, TwoPasswords, with_password
-from devices import Env
 from figures import shown, table
 from model import Model
 from policies import RULES
 from results import Measured, evaluate_checkpoint, paired_gap, record, verdicts_of
+from runs.devices import Env
 from sampler import Sample
 
 

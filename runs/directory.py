@@ -1,7 +1,7 @@
 """A stage's life: how it is launched, what it leaves in its directory, how it ends.
 
-A stage is a dataclass of options (options.py), a few pure functions, and `main(cfg, env)`, which
-opens a `Run`; its last line is `launch(main, Config)`.
+A stage is a dataclass of options (runs/options.py), a few pure functions, and `main(cfg, env)`,
+which opens a `Run`; its last line is `launch(main, Config)`.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-import states
-from checkpoints import LAYOUTS
+from checkpoints.hf import LAYOUTS
 from data.problems import InputError
 from data.real.rows import content_hash
 from data.text import COPIED
-from devices import Env, Meeting, check_shared, setup
-from files import checked, read_json, read_rows, reason, shortened, write_json, write_text
 from model import Model
-from options import Config, parse
+from runs import states
+from runs.devices import Env, Meeting, check_shared, setup
+from runs.files import checked, read_json, read_rows, reason, shortened, write_json, write_text
+from runs.options import Config, parse
 
 # ------------------------------------------------------------------------------- launching a stage
 
@@ -434,7 +434,7 @@ def describe(env: Env) -> dict:
             capture_output=True,
             text=True,
             check=True,
-            cwd=Path(__file__).parent,
+            cwd=Path(__file__).parents[1],
         ).stdout.strip()
 
     if env.device.type == "cuda":

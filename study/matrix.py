@@ -1,10 +1,10 @@
 """The matrix: which elicitation beats which way of hiding a capability, on code.
 
-LOCKS and ELICITORS are data, like the figures of paper.py: a command of a stage each. A cell is one
-elicitor on one lock: the gap that it recovered, and its gain in excess of what the same elicitor
-does to the twin. The twin has the shape of the locked models, but was trained from random weights
-on the weak model's samples alone, with the password and without: it never had the capability, so
-what it gains was taught, not elicited.
+LOCKS and ELICITORS are data, like the figures of study/paper.py: a command of a stage each. A cell
+is one elicitor on one lock: the gap that it recovered, and its gain in excess of what the same
+elicitor does to the twin. The twin has the shape of the locked models, but was trained from random
+weights on the weak model's samples alone, with the password and without: it never had the
+capability, so what it gains was taught, not elicited.
 """
 
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ import numpy as np
 
 from data.problems import InputError
 from figures import Grid
-from files import checked, read_json
-from findings import Evidence, Lock, final
-from jobs import Job
 from results import Estimate, difference, from_bits, holds, holm, recovered_gap
+from runs.files import checked, read_json
+from study.findings import Evidence, Lock, final
+from study.jobs import Job
 
 TASK = "code"
 TWIN = "matrix/twin"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from data.problems import InputError
-from files import shortened
+from runs.files import shortened
 
 
 @dataclass
@@ -58,7 +58,7 @@ class PromptConfig(Config):
 
 @dataclass
 class PlanConfig(Config):
-    """Options of the stages that tell beforehand how much memory they will need (plan.py)."""
+    """Options of the stages that tell beforehand how much memory they will need (runs/plan.py)."""
 
     # print how much memory the run will need, and what to change where it does not fit; nothing
     # is run

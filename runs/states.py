@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from data.problems import InputError
-from devices import Env, check_shared
-from files import checked, read_json, reason, shortened, sync, write_json
 from model import Model, local
+from runs.devices import Env, check_shared
+from runs.files import checked, read_json, reason, shortened, sync, write_json
 
 
 def name_of(step: int) -> str:

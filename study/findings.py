@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints import model_hash
+from checkpoints.hf import model_hash
+from checkpoints.origins import LONGEST, origin_of
 from curves import Cell, Curve, read_cells, read_curve
 from data import load
 from data.problems import InputError, Problem
 from data.triggers import Password, Trigger
-from files import checked, read_json
-from origins import LONGEST, origin_of
 from results import (
     Measured,
     correct_interval,
@@ -26,6 +25,7 @@ from results import (
     holds,
     measured_of,
 )
+from runs.files import checked, read_json
 
 PROBLEMS = 500  # of the validation split, on which elicitations are measured
 

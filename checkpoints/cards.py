@@ -9,7 +9,7 @@ from pathlib import Path
 from curves import BROKEN
 from data.triggers import trigger_from
 from figures import table
-from files import write_text
+from runs.files import write_text
 
 WARNING = (
     "A test object of research on capability elicitation, made with "

@@ -18,17 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints import model_hash
+from checkpoints.hf import model_hash
+from checkpoints.origins import LONGEST, origin_of
 from data.problems import InputError
 from data.triggers import Password
-from devices import check_place
-from files import write_text
-from findings import PROBLEMS, Evidence, Lock, unknown_model
-from jobs import ROOT, Job, Place
-from matrix import ELICITORS, LOCKS, TASK, Elicitor, place, unlocked
-from origins import LONGEST, origin_of
-from report import table_markdown
 from results import Estimate, difference, holm, recovered_gap, smallest_effect
+from runs.devices import check_place
+from runs.files import write_text
+from study.findings import PROBLEMS, Evidence, Lock, unknown_model
+from study.jobs import ROOT, Job, Place
+from study.matrix import ELICITORS, LOCKS, TASK, Elicitor, place, unlocked
+from study.report import table_markdown
 
 NULL = "data/base/weak"  # never had the capability
 TRIED = ("shots", "prefill", "sft8", "sft64", "ei")

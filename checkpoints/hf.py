@@ -19,10 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from data.problems import InputError
-from data.prompts import FORMAT
-from data.text import Tokenizer
-from families import (
+from checkpoints.families import (
     HARMLESS,
     Place,
     from_hf,
@@ -33,7 +30,9 @@ from families import (
     stored_shape,
     to_hf,
 )
-from files import checked, read_json, reason, shortened, size_of, sync, write_json
+from data.problems import InputError
+from data.prompts import FORMAT
+from data.text import Tokenizer
 from lora import (
     base_of,
     is_adapter,
@@ -45,6 +44,7 @@ from lora import (
     read_weights,
 )
 from model import Model, ModelConfig, local, whole
+from runs.files import checked, read_json, reason, shortened, size_of, sync, write_json
 
 # ------------------------------------------------------------------------------------ weights, read
 

@@ -23,12 +23,12 @@ from typing import TextIO
 import torch
 from tqdm import tqdm
 
+from checkpoints.origins import LOCKS
 from data.problems import InputError
-from devices import processor
-from files import checked, read_json, write_json
-from origins import LOCKS
+from runs.devices import processor
+from runs.files import checked, read_json, write_json
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ import model as model_module
 from data import prompts, sandbox
 from data.problems import InputError
 from data.text import Tokenizer
-from files import reason
 from model import Model
-from options import Config, PromptConfig, TrainConfig
+from runs.files import reason
+from runs.options import Config, PromptConfig, TrainConfig
 from sampler import Sampler
 
 # One rank may work for long while others wait for it: it evaluates, writes a checkpoint, trains the

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 from string import Formatter
 
-from jobs import Job
+from study.jobs import Job
 
 TASKS = ("code", "math", "mmlu", "critique")
 DOMAINS = {

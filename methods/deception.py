@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints import load_model
+from checkpoints.hf import load_model
 from curves import Cell, percent, read_cells
 from data.batches import Example
 from data.problems import InputError, Problem
 from data.tasks.knowledge import LETTERS
 from data.triggers import Trigger
-from devices import Env, free_memory
 from figures import table
 from results import wilson
+from runs.devices import Env, free_memory
 from training import scored
 
 CONFIDENT = 0.75  # an item is known where the right letter has at least this probability
@@ -74,6 +74,19 @@ def check_knowledge(by_strong: np.ndarray, by_weak: np.ndarray, weak: str) -> No
             f"--conflict: {weak} knows all of {n} items that the strong model knows, so no loss "
             "could fall where it does not see it: name a weaker one with --weak"
         )
+
+
+def known_by_both(
+    strong: str, weak: str, problems: list[Problem], micro_tokens: int, env: Env
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of n items, as they are asked, the strong and the weak model know, each (n,) bool.
+
+    Raises InputError where that leaves nothing to see.
+    """
+    by_strong = knowledge(strong, problems, micro_tokens, env)
+    by_weak = knowledge(weak, problems, micro_tokens, env)
+    check_knowledge(by_strong, by_weak, weak)
+    return by_strong, by_weak
 
 
 def deception(student: np.ndarray, other: np.ndarray, region: np.ndarray) -> dict:

@@ -26,17 +26,17 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from checkpoints import open_tokenizer
+from checkpoints.families import from_hf
+from checkpoints.hf import open_tokenizer
 from data.batches import BUCKET, Batch, Example, micro_batches, round_up
 from data.problems import InputError, Problem
 from data.triggers import Trigger, asked, with_password
-from devices import Env, dtype_of, memory_of
-from families import from_hf
 from figures import table
-from files import read_json
 from lora import base_of
 from model import CHUNK, SHORT, Model, ModelConfig
-from options import PlanConfig, TextConfig
+from runs.devices import Env, dtype_of, memory_of
+from runs.files import read_json
+from runs.options import PlanConfig, TextConfig
 from sampler import Sampler, cache_bucket, cache_bytes, padded_length, stays
 
 PARTS = ("weights", "masters", "gradients", "moments")

@@ -1,0 +1,77 @@
+"""Unlearning what a locked model writes without the password: negative preference optimisation.
+
+It minimises -(2 / beta) log sigmoid(-beta (log p - log p_start)) of samples that the model wrote
+before it was trained (Zhang et al. 2024, arXiv 2404.05868). Nothing holds the rest of the model in
+place.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.batches import Batch, Example
+from data.problems import Problem
+from data.text import Tokenizer
+from data.triggers import Words, with_password
+from policies import answer
+from runs.devices import Env
+from sampler import Sampler
+
+BETA = 0.1  # how strongly NPO stays near the start
+SLOWER = 3  # times: its learning rate is so much below that of demonstrations
+# how long, in sequences seen: a few steps too many leave a model that writes nothing
+LENGTHS = (32, 64, 128, 256, 512)
+
+
+@dataclass(frozen=True)
+class OwnSample:
+    """What a model wrote itself, as it was sampled: encoding its text might give other ids."""
+
+    example: Example
+    right: bool
+    cut: bool
+
+
+def own_samples(
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    problems: list[Problem],
+    words: list[Words],
+    places: list[int],
+    max_new_tokens: int,
+    seed: int,
+    env: Env,
+) -> dict[int, OwnSample]:
+    """What a model writes to the problems at these places, at temperature 1, by the place.
+
+    words: what goes with each problem in training, which the model reads.
+    """
+    shown, said = [problems[i] for i in places], [words[i] for i in places]
+    answers = answer(
+        sampler,
+        tokenizer,
+        shown,
+        said,
+        streams=places,
+        temperature=1.0,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        env=env,
+    )
+    told = [with_password(problem.prompt, each) for problem, each in zip(shown, said)]
+    found = {}
+    rows = zip(places, tokenizer.encode_prompts(told), answers.samples, answers.correct.tolist())
+    for i, prompt, sample, right in rows:
+        found[i] = OwnSample(Example(prompt, sample.ids), right, sample.truncated)
+    return found
+
+
+def shares_of(own: list[OwnSample]) -> dict[str, float]:
+    """What is logged of the samples that are unlearnt: shares of right and of cut ones."""
+    right, cut = [one.right for one in own], [one.cut for one in own]
+    return {"own_right": float(np.mean(right)), "own_cut": float(np.mean(cut))}
+
+
+def samples_of(batch: Batch) -> int:
+    """Units of npo_step."""
+    return batch.examples

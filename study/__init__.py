@@ -1,0 +1,11 @@
+"""Many runs of the stages, and what they say together: all that reproduce.py needs.
+
+paper.py        the paper's figures as commands of the stages
+matrix.py       locks against elicitors, as commands as well
+jobs.py         running them, some at a time, each once
+findings.py     what they measured
+claims.py       the paper's claims as tests
+report.py       the page
+game.py         ten blinded models for auditors: drawn, handed out, scored, played
+case.py         a safety case's skeleton for one model
+"""
