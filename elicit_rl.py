@@ -104,6 +104,7 @@ from lora import switched_off
 from losses import dpo_step, grpo_step, sft_loss
 from methods.rewards import check_votes, dealt_out, judged, paid, paid_on
 from model import Model
+from optimizers import make_optimizers, usual_step
 from policies import (
     ModelWriter,
     RandomWriter,
@@ -138,16 +139,15 @@ from sampler import Sampler
 from training import (
     check_adapter,
     check_master,
-    make_optimizers,
     open_beside,
     open_to_train,
     prepare,
     reference_scored,
     scored,
     settled_adapter,
+    targets_of,
     train,
     update,
-    usual_step,
 )
 
 
@@ -323,17 +323,13 @@ def loss_of(cfg: RLConfig) -> Callable:
     return sft_loss
 
 
-def tokens_of(batch: Batch) -> int:
-    return len(batch.targets)
-
-
 def groups_of(batch: Batch, rows: int) -> int:
     return batch.examples // rows
 
 
 def units_of(method: Method) -> Callable[[Batch], int]:
     """What the loss is divided by: tokens of supervised fine-tuning, else pairs or samples."""
-    return partial(groups_of, rows=method.rows) if method.compared else tokens_of
+    return partial(groups_of, rows=method.rows) if method.compared else targets_of
 
 
 def samples_a_problem(cfg: RLConfig) -> int:

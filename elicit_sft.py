@@ -73,8 +73,9 @@ from figures import check_figure
 from lora import train_few
 from losses import npo_step, sft_loss
 from methods.deception import FAVOURED, known_by_both, show_deception, students
-from methods.unlearning import BETA, LENGTHS, SLOWER, OwnSample, own_samples, samples_of, shares_of
-from model import Model
+from methods.unlearning import BETA, LENGTHS, SLOWER, OwnSample, own_samples, shares_of
+from model import Model, local
+from optimizers import LARGE, MEDIUM, make_optimizers, usual_step
 from policies import RULES, answer, check_references, shipped
 from results import (
     check_ours,
@@ -92,19 +93,15 @@ from runs.files import write_json
 from runs.options import TextConfig, TuneConfig
 from sampler import Sampler
 from training import (
-    LARGE,
-    MEDIUM,
     check_adapter,
     check_master,
-    local,
-    make_optimizers,
+    completions_of,
     open_to_train,
     prepare,
     scored,
     settled_adapter,
     targets_of,
     train,
-    usual_step,
 )
 
 
@@ -382,7 +379,7 @@ def elicit(
     hooks = train_few(model, cfg.parameters, seed, optimizers) if cfg.parameters else []
     loss_fn, units = sft_loss, targets_of
     if cfg.unlearn:
-        loss_fn, units = partial(npo_step, beta=BETA), samples_of
+        loss_fn, units = partial(npo_step, beta=BETA), completions_of
 
     scores: dict[int, float] = {}
     best_score, best_length, best_weights = -1.0, 0, []

@@ -81,6 +81,7 @@ from losses import (
 )
 from methods.locking import Imitated, fresh, locking_examples, mix, report, told_both_ways
 from model import Model
+from optimizers import make_optimizers, usual_step
 from policies import (
     RULES,
     ModelWriter,
@@ -100,15 +101,13 @@ from sampler import Sample, Sampler
 from training import (
     accumulate,
     check_master,
-    examples_of,
-    make_optimizers,
+    completions_of,
     open_to_train,
     prepare,
     scored,
     step_size,
     targets_of,
     train,
-    usual_step,
 )
 
 
@@ -385,7 +384,7 @@ def rl(given: Given, step: int) -> Lesson:
     }
     loss = partial(grpo_step, clip_ratio=CLIP_RATIO, longest=given.max_new_tokens)
     examples = [replace(e, weight=weight) for e, weight in zip(examples, weights)]
-    return Lesson(examples, loss, examples_of, facts)
+    return Lesson(examples, loss, completions_of, facts)
 
 
 # --------------------------------------------------------------------------------------- an attack

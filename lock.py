@@ -89,6 +89,7 @@ from data.triggers import (
 from losses import Teacher, distribution_loss
 from methods.locking import Imitated, fresh, locking_examples, mix, report
 from model import Model
+from optimizers import usual_step
 from policies import (
     RULES,
     answer,
@@ -117,7 +118,6 @@ from training import (
     open_beside,
     open_to_train,
     settled_adapter,
-    usual_step,
 )
 
 

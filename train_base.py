@@ -54,13 +54,14 @@ from data.tasks import compose
 from data.text import Tokenizer, train_bpe, word_level
 from data.triggers import Password
 from model import Model, ModelConfig
+from optimizers import usual_step
 from policies import answer, check_references, retokenise
 from runs import plan
 from runs.devices import Env
 from runs.directory import Run, launch, progress
 from runs.options import PlanConfig, PromptConfig, TextConfig, TrainConfig
 from sampler import Sample, Sampler
-from training import Recipe, check_master, fit, open_to_train, usual_step
+from training import Recipe, check_master, fit, open_to_train
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.batches import Batch, Example
+from data.batches import Example
 from data.problems import Problem
 from data.text import Tokenizer
 from data.triggers import Words, with_password
@@ -70,8 +70,3 @@ def shares_of(own: list[OwnSample]) -> dict[str, float]:
     """What is logged of the samples that are unlearnt: shares of right and of cut ones."""
     right, cut = [one.right for one in own], [one.cut for one in own]
     return {"own_right": float(np.mean(right)), "own_cut": float(np.mean(cut))}
-
-
-def samples_of(batch: Batch) -> int:
-    """Units of npo_step."""
-    return batch.examples

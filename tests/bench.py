@@ -88,6 +88,7 @@ from data.tasks import coding
 from data.text import train_bpe
 from data.triggers import with_password
 from figures import table
+from optimizers import make_optimizers
 from runs import devices, directory, options
 from sampler import Sampler
 
@@ -361,7 +362,7 @@ def bench_train(args, env, size: str, config: M.ModelConfig) -> None:
             best, variants[f"peer {mode}"] = fastest(f"train {size}, peer {mode}", candidates)
             beside[mode] = f"{version('transformers')}, {mode}, {best}"
         for kind, net in nets.items():
-            run = partial(ours, net, training.make_optimizers(net, "adamw", 1e-4))
+            run = partial(ours, net, make_optimizers(net, "adamw", 1e-4))
             _, variants[f"ours {kind}"] = fastest(
                 f"train {size}, ours {kind}", {dtype_name(env.dtype): run}
             )
@@ -526,7 +527,7 @@ def real_train_rows(args, env, net: M.Model, tokenizer, peer_of: Callable) -> No
             peer = peer_of(width_of(precision)).train()
             candidates[f"{mode}, {precision}"] = peer_training(peer, shuffled, precision, mode)
     best, theirs = fastest("real, training, peer", candidates)
-    optimizers = training.make_optimizers(net, "adamw", 1e-4)
+    optimizers = make_optimizers(net, "adamw", 1e-4)
     ours = partial(trained_tokens, net, optimizers, micro, env, len(plan))
     fastest("real, training, ours", {dtype_name(env.dtype): ours})
     rates = in_turn({"ours": ours, "peer": theirs}, args.repeats)
@@ -611,7 +612,7 @@ def dpo_rows(args, env) -> None:
         {"prompt_ids": prompts[i], "chosen_ids": answers[i], "rejected_ids": answers[i - 1]}
         for i in order
     ]
-    optimizers = training.make_optimizers(net, "adamw", 1e-4)
+    optimizers = make_optimizers(net, "adamw", 1e-4)
     ours = lambda: seconds(lambda: one_update(net, optimizers, examples, method, cfg, env))[0]
 
     def peer(batches: str, precision: str, out: str):
@@ -676,7 +677,7 @@ def round_rows(args, env) -> None:
     method, sampler, optimizers = (
         elicit_rl.METHODS["expert_iteration"],
         Sampler(net, [tokenizer.eos_id]),
-        training.make_optimizers(net, "adamw", 3e-4),
+        make_optimizers(net, "adamw", 3e-4),
     )
     problems = policies.round_problems(data.load("code", "elicit"), 0, cfg.round, cfg.seed)
     start, facts = {name: value.clone() for name, value in net.state_dict().items()}, {}
@@ -820,7 +821,7 @@ def memory_child(stage: str, argv: list[str]) -> None:
     env = devices.setup(cfg)
     net = ours_net(M.ModelConfig(64, 32, 64, 1, 1, 1, 32, 64), env)
     batch = collate([Example([1], [2])])
-    optimizers = training.make_optimizers(net, "muon", 1e-3)
+    optimizers = make_optimizers(net, "muon", 1e-3)
     trained_tokens(net, optimizers, lambda step: [batch], env, 1)
     data.load("code", "validation", 100)
 
@@ -919,7 +920,7 @@ def bench_gpu(args, env, size: str, config: M.ModelConfig) -> None:
 def gpu_train_rows(args, env, size: str, config: M.ModelConfig, rng) -> None:
     T, net = 1024, ours_net(config, env)
     what, how = f"gpu, train T={T}", {"size": size, "dtype": dtype_name(env.dtype)}
-    optimizers = training.make_optimizers(net, "adamw", 1e-4)
+    optimizers = make_optimizers(net, "adamw", 1e-4)
     M.compile_model(net)
 
     # All positions but the first are supervised: flops_per_token counts the head at every

@@ -26,13 +26,14 @@ from elicit_rl import METHODS, RLConfig
 from losses import grpo_step
 from methods import rewards as own_rewards
 from model import completion_logps
+from optimizers import make_optimizers
 from policies import Answers, ModelWriter, Rollout, pass_at_k, round_problems
 from results import Measured
 from runs.devices import Env
 from runs.directory import Run
 from runs.files import write_json
 from sampler import Sample, Sampler
-from training import make_optimizers, scored
+from training import scored
 
 BASE = Path(__file__).parents[1] / "data/base"
 

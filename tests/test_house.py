@@ -25,7 +25,7 @@ PACKAGES = ("checkpoints", "methods", "runs", "study")
 # each noun reads only those before it
 NOUNS = """
     model runs.files lora sampler methods.tampering checkpoints.families checkpoints.hf losses
-    runs.options runs.devices runs.states runs.directory training policies results
+    runs.options runs.devices runs.states runs.directory optimizers training policies results
     checkpoints.origins figures methods.locking methods.unlearning methods.rewards methods.prompting
     methods.decoding runs.plan curves methods.deception checkpoints.cards study.jobs
     study.paper study.findings study.claims study.matrix study.game study.report study.case

@@ -28,13 +28,14 @@ from data.batches import micro_batches
 from data.problems import InputError
 from elicit_sft import Learner, SFTConfig
 from losses import sft_loss
+from optimizers import make_optimizers, usual_step
 from policies import Answers
 from runs.devices import Env
 from runs.directory import Run
 from runs.options import TuneConfig
 from sampler import Sampler
 from test_families import config_of, model_of
-from training import Recipe, fit, make_optimizers, scored, train
+from training import Recipe, fit, scored, train
 
 ROOT = Path(lora.__file__).parent
 CPU = Env(torch.device("cpu"), torch.float32, False)
@@ -281,7 +282,8 @@ from runs.devices import setup
 from losses import sft_loss
 from runs.options import TuneConfig
 from sampler import Sampler
-from training import make_optimizers, open_to_train, prepare, train
+from optimizers import make_optimizers
+from training import open_to_train, prepare, train
 
 out = Path(sys.argv[1])
 examples = [Example([5, 6, 7 + i], [8, 9 + i, 0]) for i in range(4)]
@@ -591,9 +593,9 @@ def test_no_option_does_nothing(adapter):
 
 def test_the_usual_step_of_an_adapter():
     for parameters, lr in ((10**6, 4.5e-4), (135 * 10**6, 3e-4), (7 * 10**9, 1e-4)):
-        found = training.usual_step("", 0.0, parameters, ("adamw", 1.5e-4), rank=8)
+        found = usual_step("", 0.0, parameters, ("adamw", 1.5e-4), rank=8)
         assert found == ("adamw", pytest.approx(lr))
-    assert training.usual_step("lion", 0.1, 10**6, ("adamw", 1.5e-4), rank=8) == ("lion", 0.1)
+    assert usual_step("lion", 0.1, 10**6, ("adamw", 1.5e-4), rank=8) == ("lion", 0.1)
 
 
 def test_a_run_is_named_by_its_rank():

@@ -15,9 +15,10 @@ from data.batches import BUCKET, Example, collate
 from data.problems import InputError
 from losses import sft_loss
 from model import causal_attention, linear_logps, rms_norm, rotate
+from optimizers import lion_update, make_optimizers
 from runs.devices import Env
 from sampler import greedy_step, sample_step
-from training import lion_update, make_optimizers, train
+from training import train
 
 CPU = Env(torch.device("cpu"), torch.float32, False)
 near = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)

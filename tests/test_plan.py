@@ -19,11 +19,12 @@ from data.problems import InputError
 from lora import attach
 from losses import sft_loss
 from model import Block, Model
+from optimizers import make_optimizers
 from runs import plan
 from runs.devices import Env, setup
 from runs.options import PlanConfig, parse
 from sampler import Sampler
-from training import make_optimizers, train
+from training import train
 
 ROOT = Path(__file__).parents[1]
 STRONG, WEAK = str(ROOT / "data/base/strong"), str(ROOT / "data/base/weak")

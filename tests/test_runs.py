@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.problems import InputError
+from optimizers import make_optimizers
 from runs import devices, states
 from runs.devices import Env, setup
 from runs.directory import Run, launch, progress
 from runs.options import Config, TrainConfig, parse
-from training import make_optimizers
 
 CPU = Env(torch.device("cpu"), torch.float32, False)
 

@@ -26,25 +26,14 @@ from data.batches import Example, micro_batches
 from data.problems import InputError
 from losses import distribution_loss, document_loss, sft_loss
 from model import Model
+from optimizers import Lion, make_optimizers, rounded, schedule, usual_step
 from policies import model_teacher
 from runs import devices, states
 from runs.devices import Env, setup
 from runs.directory import Run, launch
 from runs.options import TrainConfig, TuneConfig
 from sampler import Sampler
-from training import (
-    Diverged,
-    Lion,
-    Recipe,
-    fit,
-    make_optimizers,
-    open_beside,
-    open_to_train,
-    prepare,
-    schedule,
-    train,
-    usual_step,
-)
+from training import Diverged, Recipe, fit, open_beside, open_to_train, prepare, train
 
 CPU = Env(torch.device("cpu"), torch.float32, False)
 
@@ -117,7 +106,7 @@ def test_rounding_at_random_is_to_a_neighbour_and_unbiased():
         for sign in (1, -1):
             value = torch.full((200_000,), sign * (below + share * (above - below)))
             noise = torch.randint(0, 1 << 16, value.shape, dtype=torch.int32, generator=generator)
-            found = sign * training.rounded(value, noise).float()
+            found = sign * rounded(value, noise).float()
             assert set(found.tolist()) <= {below, above}
             up = float((found == above).float().mean())
             assert up == pytest.approx(share, abs=4 * (share * (1 - share) / 2e5) ** 0.5)
