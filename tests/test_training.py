@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
+import optimizers
 import training
 from checkpoints.hf import load_model, save_model
 from conftest import anonymous_memory
@@ -128,7 +129,7 @@ def test_bf16_masters_follow_fp32_ones_where_rounding_to_the_nearest_stands_stil
     assert wide == pytest.approx(400 * 1.5e-6, rel=1e-3)
     # 400 coins of 1 in 81: a weight is off by 2.7e-4 rms, the mean of 4096 by a 64th of that
     assert narrow == pytest.approx(wide, abs=3 * 2.7e-4 / 64)
-    monkeypatch.setattr(training, "rounded", lambda value, noise: value.to(torch.bfloat16))
+    monkeypatch.setattr(optimizers, "rounded", lambda value, noise: value.to(torch.bfloat16))
     assert displacement(torch.bfloat16) == 0
 
 
