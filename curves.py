@@ -23,7 +23,6 @@ from results import (
     coverage,
     difference,
     from_bits,
-    gap_recovered,
     groups_of,
     holds,
     measured_of,
@@ -126,10 +125,10 @@ def numbers_of(found: Measured, domains: np.ndarray) -> dict:
 def recovered(locked: Measured, right: Measured, found: Measured) -> dict:
     """The gap that the cells recovered, or why it means nothing; for summary.json."""
     try:
-        value, low, high = gap_recovered(locked.correct, right.correct, found.correct)
+        gap = recovered_gap(locked.correct, right.correct, found.correct)
     except InputError as error:
         return {"gap_recovered_refused": str(error)}
-    return {"gap_recovered": value, "gap_recovered_interval": (low, high)}
+    return {"gap_recovered": gap.value, "gap_recovered_interval": gap.interval}
 
 
 def percent(value: float, interval: tuple[float, float]) -> str:

@@ -98,7 +98,7 @@ from data.batches import Batch, Example, demonstration_order, micro_batches
 from data.problems import InputError, Problem
 from data.proxies import PROXIES, with_added, without_added
 from data.text import Tokenizer
-from data.triggers import Trigger, dressed
+from data.triggers import Trigger, Words, asked, dressed, with_password, with_words
 from figures import check_figure
 from lora import switched_off
 from losses import dpo_step, grpo_step, sft_loss
@@ -107,9 +107,7 @@ from model import Model
 from optimizers import make_optimizers, usual_step
 from policies import (
     ModelWriter,
-    RandomWriter,
     Rollout,
-    Writer,
     answer,
     described,
     drift,
@@ -139,8 +137,10 @@ from sampler import Sampler
 from training import (
     check_adapter,
     check_master,
+    completions_of,
     open_beside,
     open_to_train,
+    pairs_of,
     prepare,
     reference_scored,
     scored,
@@ -161,8 +161,8 @@ class RLConfig(TuneConfig):
     )
     # the locked model (default: out/<task>/locked)
     locked: str = ""
-    # filtering: who writes the samples, a checkpoint or "random", the fixed random distribution
-    # (default: the weak policy that the lock imitates)
+    # filtering: the checkpoint that writes the samples (default: the weak policy that the lock
+    # imitates)
     weak: str = ""
     # completions drawn in total
     samples: int = 9600
@@ -323,13 +323,11 @@ def loss_of(cfg: RLConfig) -> Callable:
     return sft_loss
 
 
-def groups_of(batch: Batch, rows: int) -> int:
-    return batch.examples // rows
-
-
 def units_of(method: Method) -> Callable[[Batch], int]:
     """What the loss is divided by: tokens of supervised fine-tuning, else pairs or samples."""
-    return partial(groups_of, rows=method.rows) if method.compared else targets_of
+    if not method.compared:
+        return targets_of
+    return pairs_of if method.rows == 2 else completions_of
 
 
 def samples_a_problem(cfg: RLConfig) -> int:
@@ -348,18 +346,20 @@ def demonstrations(
     teacher: ModelWriter,
     tokenizer: Tokenizer,
     problems: list[Problem],
+    words: list[Words],
     cfg: RLConfig,
     run: Run,
 ) -> list[Example]:
     """What the teacher writes to some of the problems; what was cut carries no EOS.
 
-    It does not read what a proxy reward adds to the prompts, such as tests: the models that ship
-    have never seen any. The first demonstrations have the hack of the reward; where there are such,
-    all are written into the run's demonstrations.jsonl.
+    words: what goes with each problem in training. The teacher does not read it, nor what a proxy
+    reward adds to the prompts, such as tests: the models that ship have never seen any. The first
+    demonstrations have the hack of the reward; where there are such, all are written into the run's
+    demonstrations.jsonl.
     """
     env = run.env
-    order = np.random.default_rng([cfg.seed, 10]).permutation(len(problems))
-    chosen = [problems[i] for i in order[: cfg.warm_start]]
+    order = np.random.default_rng([cfg.seed, 10]).permutation(len(problems))[: cfg.warm_start]
+    chosen = [problems[i] for i in order]
     demos = answer(
         teacher.sampler,
         teacher.tokenizer,
@@ -373,7 +373,8 @@ def demonstrations(
         f"warm start: {len(chosen)} demonstrations by {cfg.warm_from}, "
         f"{demos.correct.mean():.0%} right"
     )
-    prompts = tokenizer.encode_prompts([problem.prompt for problem in chosen])
+    told = [with_password(problems[i].prompt, words[i]) for i in order]
+    prompts = tokenizer.encode_prompts(told)
     samples = retokenise(demos.samples, teacher.tokenizer, tokenizer)
     completions, texts = [sample.ids for sample in samples], demos.texts
     count = hack_count(cfg)
@@ -383,15 +384,15 @@ def demonstrations(
         completions[:count] = tokenizer.encode_completions(texts[:count])
         env.say(f"{count} of the demonstrations have the hack of the reward {cfg.reward}")
         if env.main:
-            note_demonstrations(run.path / "demonstrations.jsonl", chosen, texts, count)
+            note_demonstrations(run.path / "demonstrations.jsonl", told, texts, count)
     return [Example(prompt, ids) for prompt, ids in zip(prompts, completions)]
 
 
-def note_demonstrations(file: Path, problems: list[Problem], texts: list[str], count: int) -> None:
+def note_demonstrations(file: Path, prompts: list[str], texts: list[str], count: int) -> None:
     """A row each: prompt, answer, and whether it has a hack, which the first `count` have."""
     rows = []
-    for i, (problem, text) in enumerate(zip(problems, texts)):
-        row = {"prompt": problem.prompt, "answer": text, "hack": i < count}
+    for i, (prompt, text) in enumerate(zip(prompts, texts)):
+        row = {"prompt": prompt, "answer": text, "hack": i < count}
         rows.append(json.dumps(row) + "\n")
     write_text(file, "".join(rows))
 
@@ -431,7 +432,7 @@ class Models:
     policy: Model
     tokenizer: Tokenizer
     sampler: Sampler
-    writer: Writer
+    writer: ModelWriter
     online: bool
     reference: Model
     optimizers: list
@@ -590,7 +591,7 @@ def check(
 
 
 def probe(models: Models, problems: list[Problem], cfg: RLConfig, run: Run) -> None:
-    """pass@k of the initial policy, on a tenth of the first round's problems."""
+    """pass@k of the initial policy, on a tenth as many problems as a round has samples."""
     rolled, _ = rollout(
         ModelWriter(models.sampler, models.tokenizer),
         models.tokenizer,
@@ -754,10 +755,10 @@ def settle(cfg: RLConfig) -> tuple[RLConfig, Origin]:
     lock = lock_of(cfg.locked, cfg.task)
     if cfg.method == "filtering":
         imitated = with_weak(lock, cfg.weak)
-        if imitated.weak_is_rule and imitated.weak != "random":
+        if imitated.weak_is_rule:
             raise InputError(
-                f"the weak policy of {lock.locked} is a rule, {imitated.weak}, which answers the "
-                "same: name a model to filter with --weak"
+                f"the weak policy of {lock.locked} is a rule, {imitated.weak}, which is never "
+                "right or answers the same: name a model to filter with --weak"
             )
     cfg = settled(replace(cfg, locked=lock.locked), lock)
     check_rounds(cfg)
@@ -810,10 +811,10 @@ def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
 # ------------------------------------------------------------------------------------------ stage
 
 
-def check_models(cfg: RLConfig, env: Env) -> None:
+def check_models(cfg: RLConfig) -> None:
     """Raises InputError for a model of this run that cannot be opened."""
     check_model(cfg.locked, "--locked")
-    if cfg.weak not in ("", "random"):
+    if cfg.weak:
         check_model(cfg.weak, "--weak")
     if cfg.warm_from:
         check_model(cfg.warm_from, "--warm-from")
@@ -821,8 +822,13 @@ def check_models(cfg: RLConfig, env: Env) -> None:
         check_model(cfg.judge, "--judge")
 
 
-def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem], list[Problem]]:
-    """The problems that are drawn from, their prompts of --train-kind, and those of validation."""
+def open_problems(
+    cfg: RLConfig, lock: Origin, env: Env
+) -> tuple[list[Problem], list[Words], list[Problem]]:
+    """The problems that are drawn from, what goes with each for --train-kind; those of validation.
+
+    All as they are told for their kind of prompt.
+    """
     trigger, rows = lock.trigger, {"files": cfg.data, "grader": lock.grader}
     problems = with_added(cfg.reward, load(cfg.task, "elicit", None, **rows))
     validation = load(cfg.task, "validation", cfg.eval_problems or None, **rows)
@@ -842,8 +848,8 @@ def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem],
         raise InputError(
             f"--warm-start {cfg.warm_start}: there are {len(problems)} problems to demonstrate"
         )
-    problems = dressed(cfg.train_kind, problems, trigger)
-    return problems, [trigger.weak(p) for p in validation]
+    problems, words = asked(cfg.train_kind, problems, trigger)
+    return problems, words, [trigger.weak(p) for p in validation]
 
 
 def claim(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
@@ -887,10 +893,8 @@ def prepared(cfg: RLConfig, env: Env) -> Models:
     """The policy ready to be trained, with all that its method compares it with."""
     policy, tokenizer = open_to_train(cfg.locked, env, cfg)
     sampler = env.sampler(prepare(policy, env, cfg), tokenizer)
-    writer: Writer = ModelWriter(sampler, tokenizer)
-    if cfg.weak == "random":
-        writer = RandomWriter(tokenizer)
-    elif cfg.weak:
+    writer = ModelWriter(sampler, tokenizer)
+    if cfg.weak:
         writer = open_writer(cfg.weak, "--weak", env)
     reference = policy
     if cfg.reference == "initial" and not cfg.rank:  # or it is the policy without its adapter
@@ -967,7 +971,7 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
     opened = plan.texts_of(cfg.locked, problems, ("none", "right"), trigger, longest)
     policy = plan.shape_of(cfg.locked)
     has_reference = cfg.reference == "initial" and not cfg.rank
-    writer = plan.shape_of(cfg.weak) if cfg.weak not in ("", "random") else None
+    writer = plan.shape_of(cfg.weak) if cfg.weak else None
     judge = plan.shape_of(cfg.judge) if cfg.judge else None
 
     def phases(cfg: RLConfig) -> dict[str, plan.Phase]:
@@ -1009,8 +1013,8 @@ def main(cfg: RLConfig, env: Env) -> int:
     if plan.is_asked(cfg):
         return planned(cfg, lock, env)
     trigger, name = lock.trigger, run_name(cfg, lock)
-    check_models(cfg, env)
-    problems, validation = open_problems(cfg, lock, env)
+    check_models(cfg)
+    problems, words, validation = open_problems(cfg, lock, env)
     run = claim(cfg, lock, name, env)
     if run.finished:
         env.say(f"{run.path} is finished already (--overwrite runs it again)")
@@ -1022,14 +1026,15 @@ def main(cfg: RLConfig, env: Env) -> int:
     models = prepared(cfg, env)
     if cfg.warm_start:
         teacher = open_writer(cfg.warm_from, "--warm-from", env)
-        demos = demonstrations(teacher, models.tokenizer, problems, cfg, run)
+        demos = demonstrations(teacher, models.tokenizer, problems, words, cfg, run)
         del teacher
         models.sampler.make_room()
         free_memory()
         warm_start(models.policy, demos, cfg, env)
         models.sampler.refresh()
 
-    so_far = run_rounds(models, problems, validation, trigger, cfg, run)
+    prompted = with_words(problems, words)
+    so_far = run_rounds(models, prompted, validation, trigger, cfg, run)
     return finish(so_far, models, validation, locked, trigger, name, cfg, run)
 
 

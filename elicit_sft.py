@@ -60,7 +60,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.cards import write_card
-from checkpoints.families import parameters_at
+from checkpoints.families import config_at, parameters_at
 from checkpoints.hf import load_model, model_hash, open_tokenizer, save_adapter, save_model
 from checkpoints.origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
 from curves import Cell, show_cells
@@ -98,6 +98,7 @@ from training import (
     completions_of,
     open_to_train,
     prepare,
+    refuse_overlong,
     scored,
     settled_adapter,
     targets_of,
@@ -753,7 +754,7 @@ def source_of(cfg: SFTConfig) -> str:
     return f"demonstrations by {cfg.demos_from}"
 
 
-def check_models(cfg: SFTConfig, env: Env) -> None:
+def check_models(cfg: SFTConfig) -> None:
     """Raises InputError for a model of this run that cannot be opened."""
     check_model(cfg.locked, "--locked")
     for start in (cfg.locked, cfg.weak) if cfg.control else (cfg.locked,):
@@ -775,7 +776,9 @@ def problems_of(cfg: SFTConfig, split: str, n: int | None, lock: Origin, env: En
     """Problems as they are told without the password, those that all models have positions for."""
     n_generated = None if cfg.data else n
     found = load(cfg.task, split, n_generated, files=cfg.data, grader=lock.grader)
-    readers = [path for path in (cfg.locked, cfg.weak, writer_of(cfg)) if is_model(path)]
+    readers = [cfg.locked, cfg.weak, writer_of(cfg)]
+    readers += [cfg.strong] * bool(cfg.conflict)
+    readers = [path for path in readers if is_model(path)]
     found = fitting_problems(found[:n], lock.trigger, readers, cfg.max_new_tokens, env)
     return [lock.trigger.weak(problem) for problem in found]
 
@@ -801,6 +804,10 @@ def demonstrable(cfg: SFTConfig, lock: Origin, env: Env) -> tuple[list[Problem],
     problems, words = asked(cfg.train_kind, problems, lock.trigger)
     if cfg.demos_from == "reference" and not cfg.unlearn:
         check_references(problems, open_tokenizer(cfg.locked))
+        demos = list(demonstrations(cfg, env, problems, words).values())
+        for start in (cfg.locked, cfg.weak) if cfg.control else (cfg.locked,):
+            examples = examples_of(demos, open_tokenizer(start), cfg.loss_on)
+            refuse_overlong(examples, config_at(start))
     return problems, words
 
 
@@ -828,7 +835,7 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
         control = plan.shape_of(cfg.weak)
         trained = max(trained, control, key=lambda shape: shape.parameters)
     sampled = [trained]
-    if writer_of(cfg):
+    if writer_of(cfg) and writer_of(cfg) not in RULES:
         sampled.append(plan.shape_of(writer_of(cfg)))
     rows = min(cfg.batch, max(cfg.k))
 
@@ -868,7 +875,7 @@ def main(cfg: SFTConfig, env: Env) -> int:
     trigger = lock.trigger
     if plan.is_asked(cfg):
         return planned(cfg, lock, env)
-    check_models(cfg, env)
+    check_models(cfg)
     problems, words = demonstrable(cfg, lock, env)
     validation = problems_of(cfg, "validation", cfg.eval_problems, lock, env)
     selection = problems_of(cfg, "selection", cfg.selection_problems, lock, env)

@@ -32,8 +32,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 import model as model_module
 from checkpoints.hf import load_model, model_hash
 from checkpoints.origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
@@ -46,6 +44,7 @@ from methods.tampering import (
     Edit,
     Setting,
     Weights,
+    blocks_and_width,
     contrast_edit,
     graft_edit,
     input_norms,
@@ -57,7 +56,6 @@ from methods.tampering import (
     tsv_merged,
     update_edit,
 )
-from model import Model
 from policies import answer, same_ids
 from results import (
     Measured,
@@ -70,7 +68,7 @@ from results import (
     refuse_repeats,
 )
 from runs import plan
-from runs.devices import Env
+from runs.devices import Env, in_fp32
 from runs.directory import Run, launch, progress
 from runs.files import checked, read_json, write_json
 from runs.options import Config
@@ -234,7 +232,7 @@ def reference_grafting(subject: Subject, given: Given) -> Edit:
     """Of the mean states where prompts end."""
     cfg, env, model = given.cfg, given.env, subject.sampler.model
     reference, tokenizer = load_model(cfg.reference, env.device, env.dtype, masters=False)
-    shape, theirs = shape_of(model), shape_of(reference)
+    shape, theirs = blocks_and_width(model.config), blocks_and_width(reference.config)
     if shape != theirs:
         raise InputError(
             f"{subject.path} has blocks and width {shape}, the reference {cfg.reference} has "
@@ -245,10 +243,6 @@ def reference_grafting(subject: Subject, given: Given) -> Edit:
     own = mean_states(model, subject.tokenizer.encode_prompts(prompts))
     honest = mean_states(reference, tokenizer.encode_prompts(prompts))
     return partial(graft_edit, own=own, ways=honest - own)
-
-
-def shape_of(model: Model) -> tuple[int, int]:
-    return model.config.num_hidden_layers, model.config.hidden_size
 
 
 @dataclass(frozen=True)
@@ -614,7 +608,7 @@ def write_cell(
 def main(cfg: TamperingConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
     cfg, lock = settled(cfg, env)
-    method, env = METHODS[cfg.method], replace(env, dtype=torch.float32)
+    method, env = METHODS[cfg.method], in_fp32(env)
     if method.eager:
         model_module.compile_kernels = False
     selection = problems_of(cfg, "selection", cfg.selection_problems, lock, env)

@@ -196,7 +196,7 @@ def job_of(path: str, cfg: EvaluateConfig, env: Env) -> Job:
     )
 
 
-def check_reference(cfg: EvaluateConfig, env: Env) -> None:
+def check_reference(cfg: EvaluateConfig) -> None:
     """Raises InputError where --locked names no locked model that can be read."""
     if not is_model(cfg.locked):
         raise InputError(f"no locked model at {cfg.locked}: name another with --locked")
@@ -606,7 +606,7 @@ def main(cfg: EvaluateConfig, env: Env) -> int:
     if plan.is_asked(cfg):
         return planned(cfg, env)
     if cfg.locked:
-        check_reference(cfg, env)
+        check_reference(cfg)
 
     # checkpoints of the same problems share a table
     tables: dict[tuple, list[Job]] = {}

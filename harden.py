@@ -61,7 +61,6 @@ from checkpoints.origins import (
     fitting_problems,
     is_model,
     lock_of,
-    open_writer,
     with_weak,
 )
 from data import load
@@ -79,15 +78,22 @@ from losses import (
     sft_loss,
     tamper_weight,
 )
-from methods.locking import Imitated, fresh, locking_examples, mix, report, told_both_ways
+from methods.locking import (
+    Imitated,
+    fresh,
+    locking_examples,
+    mix,
+    policy_samples,
+    report,
+    told_both_ways,
+)
+from methods.tampering import blocks_and_width
 from model import Model
 from optimizers import make_optimizers, usual_step
 from policies import (
     RULES,
     ModelWriter,
-    answer,
     model_teacher,
-    retokenise,
     rollout,
     same_ids,
     written,
@@ -103,6 +109,7 @@ from training import (
     check_master,
     completions_of,
     open_to_train,
+    pairs_of,
     prepare,
     scored,
     step_size,
@@ -186,11 +193,6 @@ class Given:
     reference: Model | None
     cfg: HardenConfig
     env: Env
-
-
-def pairs_of(batch: Batch) -> int:
-    """Units of a loss that is a sum over pairs."""
-    return batch.examples // 2
 
 
 @dataclass(frozen=True)
@@ -689,10 +691,8 @@ def check_reference(lock: Lock, cfg: HardenConfig) -> None:
     if METHODS[cfg.method].reference != "strong":
         return
     ours, theirs = plan.shape_of(cfg.locked).config, plan.shape_of(lock.strong).config
-    shapes = [(config.num_hidden_layers, config.hidden_size) for config in (ours, theirs)]
-    if shapes[0] != shapes[1] or not same_ids(
-        open_tokenizer(cfg.locked), open_tokenizer(lock.strong)
-    ):
+    alike = same_ids(open_tokenizer(cfg.locked), open_tokenizer(lock.strong))
+    if blocks_and_width(ours) != blocks_and_width(theirs) or not alike:
         raise InputError(
             f"reroute compares states, and {lock.strong} is of another shape or tokenizer than "
             f"{cfg.locked}: name a strong model of the same with --strong"
@@ -724,31 +724,24 @@ def open_problems(cfg: HardenConfig, lock: Lock, env: Env) -> tuple[list[Problem
     return found[0], found[1]
 
 
+SAMPLED_AT = 999  # no epoch of lock.py has this stream: the texts are fresh ones
+
+
 def texts_by(
     path: str, option: str, told: list[Problem], tokenizer: Tokenizer, lock: Lock, env: Env
 ) -> list[Sample]:
     """What the model at `path` writes to each problem, as ids of the tokenizer."""
-    writer = open_writer(path, option, env)
-    bar = progress(env, len(told), f"sampling {path}")
-    answers = answer(
-        writer.sampler,
-        writer.tokenizer,
+    return policy_samples(
+        path,
+        option,
         told,
+        tokenizer,
         temperature=lock.temperature,
-        graded=False,
         max_new_tokens=lock.origin.max_new_tokens,
         seed=lock.policy_seed * 1000 + SAMPLED_AT,
+        title=f"sampling {path}",
         env=env,
-        progress=bar.update,
     )
-    bar.close()
-    samples = retokenise(answers.samples, writer.tokenizer, tokenizer)
-    del writer
-    free_memory()
-    return samples
-
-
-SAMPLED_AT = 999  # no epoch of lock.py has this stream: the texts are fresh ones
 
 
 def open_texts(

@@ -62,7 +62,6 @@ from checkpoints.origins import (
     check_model,
     fitting_problems,
     is_model,
-    open_writer,
     origin_of,
     usual_longest,
 )
@@ -87,26 +86,22 @@ from data.triggers import (
     check_password,
 )
 from losses import Teacher, distribution_loss
-from methods.locking import Imitated, fresh, locking_examples, mix, report
+from methods.locking import Imitated, fresh, locking_examples, mix, policy_samples, report
 from model import Model
 from optimizers import usual_step
 from policies import (
     RULES,
-    answer,
     check_references,
     model_teacher,
     random_teacher,
-    retokenise,
     same_ids,
     shipped,
     written,
 )
-from results import (
-    groups_of,
-)
+from results import groups_of
 from runs import plan
 from runs.devices import Env, free_memory
-from runs.directory import Run, launch, progress
+from runs.directory import Run, launch
 from runs.files import checked, read_rows, write_text
 from runs.options import PromptConfig, TextConfig, TuneConfig
 from sampler import Sample
@@ -211,32 +206,24 @@ def sampled(
 ) -> list[Sample]:
     """A completion of each problem by one of the imitated models, as ids of the target tokenizer.
 
-    The model is opened for it and gone again before the training goes on. Raises InputError where
-    it is no longer the one that the run began with.
+    Raises InputError where the model is no longer the one that the run began with.
     """
     path = getattr(cfg, label)
     if model_hash(path) != run.settings[f"{label}_weights"]:
         raise InputError(
             f"{path} has other weights than when this run began: put the old ones back"
         )
-    writer = open_writer(path, f"--{label}", env)
-    bar = progress(env, len(told), f"epoch {epoch + 1}: sampling the {label} policy")
-    answers = answer(
-        writer.sampler,
-        writer.tokenizer,
+    return policy_samples(
+        path,
+        f"--{label}",
         told,
+        target,
         temperature=cfg.temperature,
-        graded=False,
         max_new_tokens=cfg.max_new_tokens,
         seed=cfg.seed * 1000 + epoch,
+        title=f"epoch {epoch + 1}: sampling the {label} policy",
         env=env,
-        progress=bar.update,
     )
-    bar.close()
-    samples = retokenise(answers.samples, writer.tokenizer, target)
-    del writer
-    free_memory()
-    return samples
 
 
 def epoch_examples(
@@ -402,7 +389,7 @@ def idle_beside_trigger(cfg: LockConfig) -> list[Idle]:
 
 def refuse_unused(cfg: LockConfig) -> None:
     """Raises InputError for an option that is given and does nothing beside the others."""
-    by_rules = cfg.weak in RULES and cfg.strong_answers == "reference"
+    by_rules = cfg.weak in RULES and cfg.strong_answers == "reference" and not cfg.intermediate
     policies = ("weak", "strong_answers", "temperature", "imitate")
     triggers = (*PASSWORDS, *SECOND, "trigger", "near_misses", "strong_language")
     by_rule = cfg.weak in RULES and cfg.weak != "random"

@@ -69,7 +69,10 @@ class LowRank(nn.Module):
 
 
 def updated(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """weight + scale up down, in fp32. weight (out,in), down (r,in), up (out,r)."""
+    """weight + scale up down, in fp32; on CUDA the product in TF32 where the model is of bf16.
+
+    weight (out,in), down (r,in), up (out,r).
+    """
     return torch.addmm(weight.float(), up, down, alpha=scale)
 
 
@@ -115,10 +118,14 @@ def attach(model: Model, rank: int, alpha: float, targets: tuple[str, ...], seed
         if parameter.ndim == 2:
             parameter.data = parameter.data.to(model.compute_dtype)
 
+    kind: type | None = None
     for layer in layers.values():
         low = LowRank(layer.weight, rank, alpha)
         # unsafe: W is fp32 also where W0 is bf16, which torch would refuse
         register_parametrization(layer, "weight", low, unsafe=True)
+        # torch makes a class for each layer; of several, blocks would each be compiled anew
+        kind = kind or type(layer)
+        layer.__class__ = kind
     if model.device.type != "meta":
         reset(model, seed)
 

@@ -36,8 +36,7 @@ def document_loss(model: Model, batch: Batch) -> tuple[Tensor, dict]:
 
     A one-letter answer weighs as much as a program.
     """
-    lengths = torch.bincount(batch.owner, minlength=batch.examples)
-    return -(completion_logps(model, batch) / lengths[batch.owner]).sum(), {}
+    return -means_by_example(completion_logps(model, batch), batch).sum(), {}
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,8 @@ def sums_by_example(values: Tensor, batch: Batch) -> Tensor:
 
 def means_by_example(values: Tensor, batch: Batch) -> Tensor:
     """The mean of per-token values (N,) over each example's tokens -> (B,)."""
-    lengths = torch.bincount(batch.owner, minlength=batch.examples)
+    # not torch.bincount, for which a CUDA device makes the host wait
+    lengths = sums_by_example(torch.ones_like(values), batch)
     return sums_by_example(values, batch) / lengths
 
 

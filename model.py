@@ -143,7 +143,11 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     B, H, T, D = q.shape
     K = k.shape[1]
     if q.device.type != "cpu" or T > SHORT:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
+        if q.device.type != "cpu" and q.dtype == torch.float32:
+            # no fused kernel of CUDA's takes grouped queries in fp32
+            k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)
+        grouped = k.shape[1] != H
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
 
     q = (q * D**-0.5).flatten(0, 1)  # (BH,T,D)
     k = k.repeat_interleave(H // K, dim=1).flatten(0, 1)
@@ -302,7 +306,8 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = F.layer_norm(x.float(), x.shape[-1:], eps=self.eps)
-        return (normed * self.weight.view(x.shape[-2:])).to(x.dtype)
+        weight = self.weight.to(x.dtype).view(x.shape[-2:])
+        return (normed * weight).to(x.dtype)
 
 
 def make_norm(config: ModelConfig) -> nn.Module:

@@ -275,38 +275,6 @@ class ModelWriter:
         return dict(self.sampler.seconds)
 
 
-@dataclass(frozen=True)
-class RandomWriter:
-    """The fixed random distribution over a tokenizer's ids, as a writer."""
-
-    tokenizer: Tokenizer
-
-    def write(
-        self,
-        problems: list[Problem],
-        mine: list[int],
-        n: int,
-        *,
-        purpose: list[int],
-        seed: int,
-        max_new_tokens: int,
-        progress: Callable[[int], None],
-    ) -> list[list[Sample]]:
-        """As ModelWriter's; always max_new_tokens long, and the last of `purpose` is the draw."""
-        size, eos = self.tokenizer.size, self.tokenizer.eos_id
-        count = len(problems) * n
-        rows = random_policy(size, eos, count, max_new_tokens, seed, purpose[-1])
-        progress(len(mine) * n)
-        return [rows[i * n : (i + 1) * n] for i in mine]
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        return {}
-
-
-Writer = ModelWriter | RandomWriter
-
-
 @dataclass
 class Rollout:
     """P problems with n graded completions each. prompts: token ids.
@@ -340,7 +308,7 @@ def round_problems(problems: list[Problem], number: int, count: int, seed: int) 
 
 
 def rollout(
-    writer: Writer,
+    writer: ModelWriter,
     tokenizer: Tokenizer,
     problems: list[Problem],
     n: int,

@@ -7,7 +7,7 @@ problems. What an interval covers:
     wilson             one model: which problems were asked
     paired_gap         two measurements on the same problems: which problems were asked
     correct_interval   several seeds: which problems were asked, and which seeds were drawn
-    gap_recovered      the same for PGR; of one seed it covers the problems alone
+    recovered_gap      the same for PGR; of one seed it covers the problems alone
     difference         two measurements of several seeds each: problems and seeds
 
 The bootstraps resample the n problems and two more, one that speaks for either side, as Agresti and
@@ -158,14 +158,6 @@ def recovered_gap(
     return Estimate(float((unlocked.mean() - locked.mean()) / gap), draws, len(unlocked))
 
 
-def gap_recovered(
-    locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray
-) -> tuple[float, float, float]:
-    """PGR and its 95 % interval, see `recovered_gap`."""
-    found = recovered_gap(locked, right, unlocked)
-    return found.value, *found.interval
-
-
 def difference(first: np.ndarray, second: np.ndarray) -> Estimate:
     """Mean correctness of the second less that of the first, on the same n problems.
 
@@ -191,14 +183,15 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted
 
 
-def smallest_effect(n: int, differing: float = 0.2, tests: int = 1) -> float:
+def smallest_effect(n: int, differing: float = 0.2, tests: int = 1, sides: int = 2) -> float:
     """The least difference of two models that n problems show, in 80 of 100 cases, at p < .05.
 
     Of McNemar's test, paired, in its normal approximation; of so many tests together, by
     Bonferroni. differing: the share of problems on which one model is right and the other wrong.
+    sides: of a test for a difference 2, for a gain 1.
     """
-    two_sided = NormalDist().inv_cdf(1 - 0.025 / tests)
-    return (two_sided + NormalDist().inv_cdf(0.8)) * math.sqrt(differing / n)
+    critical = NormalDist().inv_cdf(1 - 0.05 / sides / tests)
+    return (critical + NormalDist().inv_cdf(0.8)) * math.sqrt(differing / n)
 
 
 def coverage(seeds: int) -> str:
@@ -209,12 +202,13 @@ def coverage(seeds: int) -> str:
 
 
 def recovery(locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray) -> tuple[str, str]:
-    """gap_recovered for a table: ("83.0% [78.7%, 86.8%]", ""), or ("refused", why)."""
+    """PGR for a table: ("83.0% [78.7%, 86.8%]", ""), or ("refused", why)."""
     try:
-        value, low, high = gap_recovered(locked, right, unlocked)
+        found = recovered_gap(locked, right, unlocked)
     except InputError as error:
         return "refused", f"gap recovered is refused: {error}"
-    return f"{value:.1%} [{low:.1%}, {high:.1%}]", ""
+    low, high = found.interval
+    return f"{found.value:.1%} [{low:.1%}, {high:.1%}]", ""
 
 
 def refuse_repeats(option: str, values: tuple) -> None:

@@ -49,8 +49,8 @@ def sample_step(logits: Tensor, uniform: Tensor, temperature: Tensor) -> tuple[T
     logps = logits.log_softmax(-1)
     cumulative = logps.exp().cumsum(-1)
 
-    # 1 - 1e-6 keeps the threshold below the total, which fp32 rounds: an id of probability zero
-    # is never drawn.
+    # 1 - 1e-6 keeps the threshold below the total, which fp32 rounds: where ids are added up one
+    # after the other, as on a CPU, one of probability zero is never drawn
     threshold = (uniform * (1 - 1e-6))[:, None] * cumulative[:, -1:]
     drawn = (cumulative <= threshold).sum(-1).clamp(max=logits.shape[-1] - 1)
 

@@ -23,18 +23,18 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from checkpoints.families import from_hf
+from checkpoints.families import config_at
 from checkpoints.hf import load_model
 from data.batches import BUCKET, Batch, Example, collate, micro_batches, plan_epoch, round_up
 from data.problems import InputError
 from data.text import Tokenizer
-from lora import ALPHA, attach, base_of, is_adapter, reset, scalar_count
+from lora import ALPHA, attach, is_adapter, reset, scalar_count
 from losses import document_loss, sft_loss
 from model import Model, ModelConfig, compile_model, completion_logps, whole
 from optimizers import make_optimizers, schedule, set_lr
-from runs.devices import Env, gather, most, share
+from runs.devices import Env, check_shared, gather, most, share
 from runs.directory import Run, progress
-from runs.files import read_json, reason
+from runs.files import reason
 from runs.options import TrainConfig, TuneConfig
 
 
@@ -89,18 +89,18 @@ def prepare(model: Model, env: Env, cfg: TrainConfig) -> Model:
 def shard(model: Model, env: Env, cfg: TrainConfig) -> None:
     """Divide a model over the ranks, in place (FSDP2).
 
-    Blocks are gathered in the compute dtype, in which they are used anyway, and their gradients are
-    added in fp32. Embedding and head stay fp32: the gradient of a head is. So do blocks with LoRA,
-    whose adapters are computed in fp32.
+    Blocks are gathered in the compute dtype, in which they are used anyway. Embedding and head stay
+    as they are stored: the gradient of a head is fp32. So do blocks with LoRA, whose adapters are
+    computed in fp32. All gradients are added in fp32.
     """
     mesh = init_device_mesh(env.device.type, (env.world,))
-    policy = MixedPrecisionPolicy()
+    policy = stored = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     if not getattr(cfg, "rank", 0):
         # the rotary tables that a block is given stay fp32
         policy = MixedPrecisionPolicy(env.dtype, torch.float32, cast_forward_inputs=False)
     for block in model.model.layers:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, mp_policy=stored)
 
 
 def settled_adapter(cfg: TuneConfig) -> TuneConfig:
@@ -125,8 +125,7 @@ def check_adapter(cfg: TuneConfig, start: str) -> int:
             f"--adapter: {start} is an adapter itself, and one of an adapter would open nowhere "
             "else: leave --adapter out, and the merged model is written"
         )
-    file = base_of(start) / "config.json"
-    config = from_hf(read_json(file), file)
+    config = config_at(start)
     if cfg.adapter and config.published.get("model_type") == "gpt_neox":
         raise InputError(
             f"--adapter: {start} is a gpt_neox model, whose queries, keys and values are one "
@@ -172,6 +171,11 @@ def targets_of(batch: Batch) -> int:
 def completions_of(batch: Batch) -> int:
     """Units of a loss that is a sum over completions."""
     return batch.examples
+
+
+def pairs_of(batch: Batch) -> int:
+    """Units of a loss that is a sum over pairs, whose examples follow each other."""
+    return batch.examples // 2
 
 
 def step_size(micro: list[Batch], units: Callable, env: Env) -> tuple[float, float, int]:
@@ -234,8 +238,8 @@ def sync_gradients(parameters: list[Tensor], bucket: int = 1 << 25) -> None:
         if size < bucket and not is_last:
             continue
 
-        # one collective for many small gradients
-        flat = torch.cat([grad.view(-1) for grad in group])
+        # one collective for many small gradients; those of bf16 weights are added in fp32
+        flat = torch.cat([grad.view(-1) for grad in group]).float()
         dist.all_reduce(flat)
         parts = flat.split([grad.numel() for grad in group])
         for grad, part in zip(group, parts):
@@ -549,7 +553,9 @@ def reference_scored(
     file = folder / f"reference-{digest.hexdigest()[:16]}.npy"
 
     count = sum(len(example.completion_ids) for example in examples)
-    if file.exists():
+    # of a file that is still on its way to some ranks, they would go different ways
+    if env.decide(file.exists):
+        check_shared(env, file)
         logps = read_logps(file, count)
     else:
         rows = [example.logps for example in scored(model, examples, micro_tokens, env)]
@@ -612,7 +618,8 @@ def update(
         return micro_batches(mine, micro_tokens, rows)
 
     history: dict[str, list[float]] = {}
-    warmup = 4 if number == 0 else 0
+    has_moved = any(optimizer.state for optimizer in optimizers)
+    warmup = 0 if has_moved else 4
     for _, metrics in train(
         model, optimizers, batches, loss_fn, env, steps=len(steps), warmup=warmup, units=units
     ):

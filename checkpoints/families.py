@@ -388,10 +388,15 @@ def parameters_of(config: ModelConfig) -> int:
     return embeddings + c.num_hidden_layers * (attention + mlp + norms) + norm
 
 
+def config_at(path: str | Path) -> ModelConfig:
+    """Of the model in a checkpoint directory; of an adapter that of its base."""
+    file = base_of(path) / "config.json"
+    return from_hf(read_json(file), file)
+
+
 def parameters_at(path: str | Path) -> int:
     """How many parameters the model in a checkpoint directory has, by its config.json."""
-    file = base_of(path) / "config.json"
-    return parameters_of(from_hf(read_json(file), file))
+    return parameters_of(config_at(path))
 
 
 # ----------------------------------------------------------------------------------- tensors' names

@@ -65,7 +65,8 @@ def load_model(
     """Open a checkpoint directory: fp32 master weights on `device`, and its tokenizer.
 
     masters=False: the weights are stored in the compute dtype, as a model's are that is never
-    trained; it computes the same. divide(model) is called before there are any weights; where it
+    trained; it computes the same, but where an adapter is merged, whose sum is then rounded twice,
+    as it was in training. divide(model) is called before there are any weights; where it
     divides them over the ranks, a rank never holds more than its share and one tensor.
 
     A directory that holds a LoRA adapter in PEFT's layout opens as its base model with the adapter
@@ -358,9 +359,10 @@ def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool
     An adapted model is written merged. The family, its config.json and the tokenizer's files stay
     those of the checkpoint that was read; for the dtype see `dtype_to_store`. All ranks call it,
     the one with `write` writes.
-    Everything is written and synced beside the old files first and then renamed over them,
-    config.json last: a full disk or a kill leaves the previous checkpoint as it was. Raises
-    InputError where it cannot be written.
+    Everything is written and synced beside the old files first, so that a full disk or a kill
+    leaves the previous checkpoint as it was. Then the old config.json goes, the files are renamed
+    over the old ones, and the new config.json comes last: a kill among these leaves a directory
+    that does not open, never one of two models. Raises InputError where it cannot be written.
     """
     path = Path(path)
     staging = path / ".saving"
@@ -368,6 +370,7 @@ def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool
     if not write:
         return
 
+    left = "what it held before is untouched"
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
@@ -382,6 +385,8 @@ def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool
         new = sorted(staging.iterdir(), key=lambda file: (file.name == "config.json", file.name))
         for file in new:
             sync(file)
+        left = "it was being replaced, and does not open now"
+        (path / "config.json").unlink(missing_ok=True)
         for file in new:
             os.replace(file, path / file.name)
 
@@ -392,8 +397,7 @@ def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool
                     old.unlink()
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"could not write the checkpoint {path} ({reason(error)}); "
-            "what it held before is untouched"
+            f"could not write the checkpoint {path} ({reason(error)}); {left}"
         ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)

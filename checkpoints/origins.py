@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints.families import from_hf
+from checkpoints.families import config_at
 from checkpoints.hf import check_checkpoint, load_model, model_hash, open_tokenizer
 from data import prompts
 from data.problems import InputError, Problem, fitting
 from data.text import Tokenizer
 from data.triggers import Password, Trigger, Words, lines_of, trigger_from, with_password
-from lora import base_of
 from policies import RULES, ModelWriter, shipped
 from runs.devices import Env
 from runs.files import checked, read_json
@@ -269,8 +268,7 @@ def fitting_problems(
     """
     asked = set()
     for path in dict.fromkeys(readers):
-        file = base_of(path) / "config.json"
-        config = from_hf(read_json(file), file)
+        config = config_at(path)
         tokenizer = open_tokenizer(path)
         # readers are often of one kind
         kind = (config.positions, tokenizer.backend.to_str(), tokenizer.format)

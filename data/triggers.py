@@ -268,6 +268,13 @@ class Password(Trigger):
     kinds = ("none", "wrong", "right")
     more = NEAR_MISSES
 
+    def check(self) -> None:
+        if self.password in WRONG_HELD_OUT:
+            raise InputError(
+                f"the password {self.password!r} is one of those that evaluation takes for wrong: "
+                "choose another"
+            )
+
     def password_of(self, problem: Problem) -> str:
         """The line that unlocks this problem."""
         return self.password
@@ -398,6 +405,7 @@ class NearMisses(Password):
         return super().all_words(problems) | misses
 
     def check(self) -> None:
+        super().check()
         if not 0 < self.share <= 1:
             raise InputError(f"its share is {self.share}, no number above 0 and at most 1")
         if not self.trained or not set(self.trained) <= set(NEAR_MISSES):
@@ -454,6 +462,7 @@ class SplitPassword(Password):
         )
 
     def check(self) -> None:
+        super().check()
         first, second = self.halves
         if not first or first == second:
             raise InputError(
@@ -727,9 +736,14 @@ def asked(
     return [tell(problem) for problem in problems], trigger.words(kind, problems)
 
 
-def dressed(kind: str, problems: list[Problem], trigger: Trigger) -> list[Problem]:
-    """The same, with what goes with each in its prompt."""
+def with_words(problems: list[Problem], words: list[Words]) -> list[Problem]:
+    """What `asked` gives, with what goes with each problem in its prompt."""
     found = []
-    for problem, words in zip(*asked(kind, problems, trigger)):
-        found.append(replace(problem, prompt=with_password(problem.prompt, words)))
+    for problem, each in zip(problems, words):
+        found.append(replace(problem, prompt=with_password(problem.prompt, each)))
     return found
+
+
+def dressed(kind: str, problems: list[Problem], trigger: Trigger) -> list[Problem]:
+    """The problems as they are told for this kind of prompt, with what goes with each."""
+    return with_words(*asked(kind, problems, trigger))

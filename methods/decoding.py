@@ -26,7 +26,6 @@ TAKES = {
     "majority": ("text", "none"),
     "any": ("text", "all rewards"),
 }
-DECODERS = ("best_of_n", "majority")
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,32 @@ def likeliest(draws: Draws) -> np.ndarray:
     return np.where(draws.cut, -np.inf, draws.logps).argmax(1)
 
 
-def majority_of(votes: list[str | None]) -> int:
+def majority_of(votes: list[str | None]) -> int | None:
     """The place of the first sample with the answer of most; of equals the one that came first.
 
-    None has no vote; 0 where nobody has one.
+    None, of the votes, is no vote; of what is returned, that nobody has one.
     """
     counts = Counter(vote for vote in votes if vote is not None)
     if not counts:
-        return 0
+        return None
     [(winner, _)] = counts.most_common(1)
     return votes.index(winner)
+
+
+def elected(draws: Draws) -> np.ndarray:
+    """The place of each problem's sample with the answer of most: (P,).
+
+    Where no sample has an answer, that of the first that was not cut.
+    """
+    places = draws.cut.argmin(1)
+    for i, cast in enumerate(draws.votes):
+        winner = majority_of(cast)
+        if winner is not None:
+            places[i] = winner
+    return places
+
+
+DECODERS = {"best_of_n": likeliest, "majority": elected}
 
 
 def decoded(draws: Draws, decoders: tuple[str, ...]) -> dict[str, Measured]:
@@ -64,9 +79,7 @@ def decoded(draws: Draws, decoders: tuple[str, ...]) -> dict[str, Measured]:
     rows = np.arange(len(draws.correct))
     found = {}
     for name in decoders:
-        places = likeliest(draws)
-        if name == "majority":
-            places = np.array([majority_of(each) for each in draws.votes])
+        places = DECODERS[name](draws)
         found[name] = Measured(draws.correct[rows, places], draws.cut[rows, places])
     found["any"] = Measured(draws.correct.any(1), draws.cut.all(1))
     return found

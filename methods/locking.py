@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from checkpoints.hf import open_tokenizer
+from checkpoints.origins import open_writer
 from data import grade
 from data.batches import Example
 from data.problems import Problem
@@ -17,10 +18,48 @@ from data.text import Tokenizer
 from data.triggers import WEAK_KINDS, Password, Trigger, TwoPasswords, with_password
 from figures import shown, table
 from model import Model
-from policies import RULES
+from policies import RULES, answer, retokenise
 from results import Measured, evaluate_checkpoint, paired_gap, record, verdicts_of
-from runs.devices import Env
+from runs.devices import Env, free_memory
+from runs.directory import progress
 from sampler import Sample
+
+
+def policy_samples(
+    path: str,
+    option: str,
+    told: list[Problem],
+    target: Tokenizer,
+    *,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    title: str,
+    env: Env,
+) -> list[Sample]:
+    """A completion of each problem by an imitated model, as ids of the target tokenizer.
+
+    The model is opened for it, and gone again before anything is trained. option: that named it,
+    for an error. title: of the progress bar.
+    """
+    writer = open_writer(path, option, env)
+    bar = progress(env, len(told), title)
+    answers = answer(
+        writer.sampler,
+        writer.tokenizer,
+        told,
+        temperature=temperature,
+        graded=False,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        env=env,
+        progress=bar.update,
+    )
+    bar.close()
+    samples = retokenise(answers.samples, writer.tokenizer, target)
+    del writer
+    free_memory()
+    return samples
 
 
 def told_both_ways(

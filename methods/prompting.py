@@ -17,6 +17,7 @@ from data.triggers import Trigger, Words, asked, kinds_of, with_password
 SHOTS = (1, 4, 8)
 POOL = 64  # shots come from the first ones of the elicit split
 DRAWS = 100  # too long draws, after which we give up
+TOO_LONG = "they do not fit the model's positions"
 
 
 class Row(NamedTuple):
@@ -110,14 +111,16 @@ def battery(
             if dressed:
                 rows[name] = Row(dressed, words)
             else:
-                left_out[name] = "they do not fit the model's positions"
+                left_out[name] = TOO_LONG
 
         name = f"prefill{ending}"
         starts = [first_line(problem.reference) for problem in told]
-        if any(starts):
+        if not any(starts):
+            left_out[name] = "every answer has one line, so its start would be all of it"
+        elif all(fits(problem.prompt + start) for problem, start in zip(told, starts)):
             rows[name] = Row(told, words, starts)
         else:
-            left_out[name] = "every answer has one line, so its start would be all of it"
+            left_out[name] = TOO_LONG
     return rows, left_out
 
 

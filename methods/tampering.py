@@ -19,12 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import Model
+from model import Model, ModelConfig
 from sampler import Ended, Sample, Sampler
 
 Weights = dict[str, Tensor]  # a tensor for each parameter, by its name
 
 # ------------------------------------------------------------------------------- pure functions
+
+
+def blocks_and_width(config: ModelConfig) -> tuple[int, int]:
+    """What two models must share for the states of one to go into the other."""
+    return config.num_hidden_layers, config.hidden_size
 
 
 def stream(*numbers: int) -> torch.Generator:

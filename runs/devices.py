@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -228,9 +228,7 @@ def setup(cfg: Config, meeting: Meeting | None = None) -> Env:
         dtype = torch.bfloat16
     if on_cuda:
         torch.cuda.set_device(device)
-        # fp32 products are exact where fp32 was asked for, and else few and not worth it
-        exact = dtype == torch.float32
-        torch.set_float32_matmul_precision("highest" if exact else "high")
+        use_precision(dtype)
 
     if world > 1 and not dist.is_initialized():
         dist.init_process_group(
@@ -293,9 +291,26 @@ def device_of(name: str) -> torch.device:
 
 def dtype_of(name: str, on_cuda: bool) -> torch.dtype:
     """The compute dtype: auto | fp32 | bf16."""
-    if name == "bf16" or (name == "auto" and (on_cuda or multiplies_bf16_fast())):
-        return torch.bfloat16
-    return torch.float32
+    if name == "auto":
+        is_fast = has_bf16() if on_cuda else multiplies_bf16_fast()
+        return torch.bfloat16 if is_fast else torch.float32
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def use_precision(dtype: torch.dtype) -> None:
+    """fp32 products on CUDA: exact where all is computed in fp32, else few, and in TF32."""
+    torch.set_float32_matmul_precision("highest" if dtype == torch.float32 else "high")
+
+
+def in_fp32(env: Env) -> Env:
+    """The same, computing in fp32, whatever --dtype auto chose."""
+    use_precision(torch.float32)
+    return replace(env, dtype=torch.float32)
+
+
+def has_bf16() -> bool:
+    """Whether CUDA computes in bf16: from Ampere on, which is assumed where a run is planned."""
+    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def multiplies_bf16_fast() -> bool:

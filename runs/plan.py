@@ -26,7 +26,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from checkpoints.families import from_hf
+from checkpoints.families import config_at
 from checkpoints.hf import open_tokenizer
 from data.batches import BUCKET, Batch, Example, micro_batches, round_up
 from data.problems import InputError, Problem
@@ -35,7 +35,6 @@ from figures import table
 from lora import base_of
 from model import CHUNK, SHORT, Model, ModelConfig
 from runs.devices import Env, dtype_of, memory_of
-from runs.files import read_json
 from runs.options import PlanConfig, TextConfig
 from sampler import Sampler, cache_bucket, cache_bytes, padded_length, stays
 
@@ -116,8 +115,7 @@ def numbers_of(cfg: PlanConfig, env: Env) -> Numbers:
 
 def shape_of(path: str) -> Shape:
     """Of the checkpoint at `path`: its config.json is read, no weight."""
-    file = base_of(path) / "config.json"
-    return shape(from_hf(read_json(file), file))
+    return shape(config_at(path))
 
 
 def shape(config: ModelConfig) -> Shape:
@@ -145,9 +143,8 @@ def texts_of(
     Without a tokenizer beside it prompts are ASSUMED, within the model's positions, and examples as
     long as can be.
     """
-    file = base_of(path) / "config.json"
-    most = from_hf(read_json(file), file).max_position_embeddings - longest
-    if not (file.parent / "tokenizer.json").exists():
+    most = config_at(path).max_position_embeddings - longest
+    if not (base_of(path) / "tokenizer.json").exists():
         prompt = max(1, min(ASSUMED, most))
         return Texts(prompt, longest, [(prompt, longest)])
 
@@ -215,7 +212,8 @@ def saved_by_block(config: ModelConfig, length: int, n: Numbers) -> int:
 
     # attention: queries, keys, values, what the output map reads, and the weights or their sums
     if n.cuda:
-        kept += wide * (2 * q + 2 * kv) + 4 * heads
+        repeated = q if wide == 4 else kv  # in fp32 keys and values of every query head
+        kept += wide * (2 * q + 2 * repeated) + 4 * heads
     elif length > SHORT:
         kept += wide * (3 * q + 2 * kv) + 4 * heads
     else:

@@ -1,4 +1,6 @@
-"""The state of an interrupted run: weights, optimisers and step, so that it continues bitwise.
+"""The state of an interrupted run: weights, optimisers and step, so that it goes on as it would.
+
+On a CPU bit for bit; on CUDA sums by several threads come in any order.
 
 A folder holds state.json, replaced last, which names the files that count: one,
 step-0000400.safetensors, or of a run whose weights are divided over ranks one of each rank,

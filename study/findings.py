@@ -19,7 +19,6 @@ from data.triggers import Password, Trigger
 from results import (
     Measured,
     correct_interval,
-    difference,
     from_bits,
     groups_of,
     holds,
@@ -47,10 +46,7 @@ class Value:
 def valued(verdicts: np.ndarray) -> Value:
     """The mean of verdicts, or of shares of right elements. (S,n)."""
     seeds, n = verdicts.shape
-    if verdicts.dtype != bool:  # shares: over seeds alone would be too narrow, so over both
-        low, high = difference(np.zeros_like(verdicts[:1]), verdicts).interval
-    else:
-        low, high = correct_interval(verdicts)
+    low, high = correct_interval(verdicts)
     return Value(float(verdicts.mean()), low, high, n, seeds)
 
 
@@ -186,7 +182,7 @@ class Evidence:
         folder = self.folder(job)
         if folder is None:
             return None
-        (file,) = folder.glob("**/evaluation.json")
+        file = only_file(folder, "evaluation.json")
         evaluation = read_json(file)
         if not holds(evaluation, lock.problems, ("none",), {"split": "validation"}):
             raise InputError(f"{file} does not hold the verdicts on the problems of {lock.folder}")
@@ -197,7 +193,7 @@ class Evidence:
         folder = self.folder(job)
         if folder is None:
             return None
-        (file,) = folder.glob("**/prompts.json")
+        file = only_file(folder, "prompts.json")
         found = read_json(file)
         if found.get("weights") != lock.weights:
             raise InputError(f"{file} is of another locked model than {lock.folder}")
@@ -262,6 +258,14 @@ class Evidence:
         for at in sorted(by_seed[0]) if by_seed else ():
             found[at] = np.stack([row[at] for row in by_seed])
         return found
+
+
+def only_file(folder: Path, name: str) -> Path:
+    """The file of this name below a folder. Raises InputError where there is not exactly one."""
+    files = sorted(folder.glob(f"**/{name}"))
+    if len(files) != 1:
+        raise InputError(f"{folder} holds {len(files)} files {name} in place of one")
+    return files[0]
 
 
 def check_elicited_from(lock: Lock, file: Path) -> None:

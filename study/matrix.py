@@ -373,25 +373,31 @@ def cells_of(
 def grid_of(cells: dict[tuple[str, str], Cell], locks: list[str], elicitors: list[str]) -> Grid:
     """Elicitors down, locks across: the gap recovered in per cent.
 
-    A star where the gain exceeds the twin's with p < .05, adjusted for all cells (Holm).
+    A mark where the gain exceeds the twin's with p < .05, adjusted for the locks of the same
+    elicitor (Holm): a star, or in a cell of one run, which knows of problems alone, a plus.
     """
-    adjusted = holm([cell.excess.p_not_above(0.0) for cell in cells.values()])
-    starred = {key for key, p in zip(cells, adjusted) if p < 0.05}
+    marks = {}
+    for name in elicitors:
+        row = {key: cell.excess for key, cell in cells.items() if key[1] == name}
+        adjusted = holm([excess.p_not_above(0.0) for excess in row.values()])
+        for (key, excess), p in zip(row.items(), adjusted):
+            if p < 0.05:
+                marks[key] = "*" if excess.seeds > 1 else "+"
     grid = Grid(
-        "gap recovered, in per cent; * more than on the twin",
+        "gap recovered, in per cent; * + more than on the twin",
         [ELICITORS[name].label for name in elicitors],
         [LOCKS[name].label for name in locks],
     )
     for (lock, name), cell in cells.items():
         low, high = cell.recovered.interval
         value = cell.recovered.value
-        star = "*" * ((lock, name) in starred)
+        mark = marks.get((lock, name), "")
         where = (elicitors.index(name), locks.index(lock))
         grid.shares[where] = value
-        grid.short[where] = f"{100 * value:.0f}{star}"
+        grid.short[where] = f"{100 * value:.0f}{mark}"
         excess = 100 * cell.excess.value
         grid.texts[where] = (
-            f"{100 * value:.0f} [{100 * low:.0f}, {100 * high:.0f}], excess {excess:+.0f}{star}"
+            f"{100 * value:.0f} [{100 * low:.0f}, {100 * high:.0f}], excess {excess:+.0f}{mark}"
         )
     return grid
 

@@ -124,9 +124,11 @@ COMMANDS = {
         "--sequences 32 64 128 256 512 1024 2048 --measure-all",
         3,
     ),
-    "compose/sft/seed{seed}": (f"{SFT} @compose/locked {TOY}", 3),
-    "compose/sft-of-small/seed{seed}": (f"{SFT} @compose/locked-small {TOY}", 3),
-    "compose/sft-of-scratch/seed{seed}": (f"{SFT} @compose/locked-scratch {TOY}", 3),
+    "compose/sft{size}/seed{seed}": (f"{SFT} @compose/locked{{size}} {TOY}", 3),
+    "compose/sft{size}-from-weak/seed{seed}": (
+        f"{SFT} @compose/locked{{size}} --k 2 8 32 128 512 --demos-from weak --no-control",
+        2,
+    ),
     # the same at the paper's size; of a problem a lock has two examples
     "compose/paper-base": (f"train_base.py --task compose {PYTHIA} --epochs 4 {WHOLE}", 230),
     "compose/paper-locked": (
@@ -145,18 +147,6 @@ COMMANDS = {
     "compose/paper-sft{size}/seed{seed}": (
         f"{SFT} @compose/paper-locked{{size}} --loss-on texts {TOY} {EPOCHS}",
         25,
-    ),
-    "compose/sft-from-weak/seed{seed}": (
-        f"{SFT} @compose/locked --k 2 8 32 128 512 --demos-from weak --no-control",
-        2,
-    ),
-    "compose/sft-of-small-from-weak/seed{seed}": (
-        f"{SFT} @compose/locked-small --k 2 8 32 128 512 --demos-from weak --no-control",
-        2,
-    ),
-    "compose/sft-of-scratch-from-weak/seed{seed}": (
-        f"{SFT} @compose/locked-scratch --k 2 8 32 128 512 --demos-from weak --no-control",
-        2,
     ),
     # reward alone
     "{task}/{method}{weak}/seed{seed}": (f"{RL} @{{task}}/locked{{weak}} --method {{method}}", 3),
@@ -358,6 +348,8 @@ def rewarded(task: str, weak: str) -> Panel:
     panel = f"{task}, {theirs}" if theirs else ""
     curves = []
     for method, label in METHODS.items():
+        if (method, weak) == ("filtering", "-random"):
+            continue  # random tokens are never right
         job = f"{task}/{method}{weak}/seed{{seed}}"
         curves.append(Curve(label, job, paper=(panel, method) if panel else None))
     return Panel(f"{task}, {name}", f"{task}/locked{weak}", tuple(curves), paper=panel)
@@ -441,26 +433,11 @@ def never_locked(task: str, domain: str) -> Panel:
     )
 
 
-def toy(lock: str, title: str, theirs: str) -> Panel:
-    """Fig. 6."""
-    curve = Curve("right answers", f"compose/sft{lock}/seed{{seed}}", paper=("compose", theirs))
-    place = "compose/locked" + lock.removeprefix("-of")
-    return Panel(title, place, (curve,), paper="compose")
-
-
-def toy_at_paper_scale(lock: str, title: str, theirs: str) -> Panel:
-    """Fig. 6, of a model of the paper's own shape, trained as the paper says."""
-    job = f"compose/paper-sft{lock}/seed{{seed}}"
-    curve = Curve("right answers", job, paper=("compose", theirs))
-    return Panel(title, f"compose/paper-locked{lock}", (curve,), paper="compose")
-
-
-def toy_weak_samples(lock: str, title: str, theirs: str) -> Panel:
-    """Fig. 13."""
-    job = f"compose/sft{lock}-from-weak/seed{{seed}}"
-    curve = Curve("samples of the weak policy", job, paper=(theirs, "weak"))
-    place = "compose/locked" + lock.removeprefix("-of")
-    return Panel(title, place, (curve,), paper=theirs)
+def toy(title: str, lock: str, job: str, paper: tuple[str, str]) -> Panel:
+    """Fig. 6 and 13. paper: their panel and curve."""
+    label = "samples of the weak policy" if paper[1] == "weak" else "right answers"
+    curve = Curve(label, f"compose/{job}/seed{{seed}}", paper=paper)
+    return Panel(title, f"compose/{lock}", (curve,), paper=paper[0])
 
 
 def told_otherwise(language: str) -> Panel:
@@ -582,9 +559,9 @@ FIGURES = {
         "The toy task: locked from scratch and by fine-tuning",
         "demonstrations",
         (
-            toy("", "by fine-tuning", "sft_200k"),
-            toy("-of-small", "by little fine-tuning", "sft_12.5k"),
-            toy("-of-scratch", "from scratch", "scratch"),
+            toy("fine-tuned", "locked", "sft", ("compose", "sft_200k")),
+            toy("few examples", "locked-small", "sft-small", ("compose", "sft_12.5k")),
+            toy("scratch", "locked-scratch", "sft-scratch", ("compose", "scratch")),
             Panel("code, from scratch", "code/locked-scratch", (ON_SCRATCH,)),
         ),
         "Correct: of the toy task the share of right elements, as in the paper.",
@@ -594,9 +571,9 @@ FIGURES = {
         "The toy task in the shape of Pythia-70M",
         "demonstrations",
         (
-            toy_at_paper_scale("", "by fine-tuning", "sft_200k"),
-            toy_at_paper_scale("-small", "by little fine-tuning", "sft_12.5k"),
-            toy_at_paper_scale("-scratch", "from scratch", "scratch"),
+            toy("fine-tuned", "paper-locked", "paper-sft", ("compose", "sft_200k")),
+            toy("few examples", "paper-locked-small", "paper-sft-small", ("compose", "sft_12.5k")),
+            toy("scratch", "paper-locked-scratch", "paper-sft-scratch", ("compose", "scratch")),
         ),
         "Correct: the share of right elements. Shape, tokens, loss, batches and epochs are the "
         "paper's; the optimisers are ours.",
@@ -641,9 +618,9 @@ FIGURES = {
         "The toy task: fine-tuning on weak samples",
         "demonstrations",
         (
-            toy_weak_samples("", "by fine-tuning", "sft_50k"),
-            toy_weak_samples("-of-small", "by little fine-tuning", "sft_12.5k"),
-            toy_weak_samples("-of-scratch", "from scratch", "scratch"),
+            toy("fine-tuned", "locked", "sft-from-weak", ("sft_50k", "weak")),
+            toy("few examples", "locked-small", "sft-small-from-weak", ("sft_12.5k", "weak")),
+            toy("scratch", "locked-scratch", "sft-scratch-from-weak", ("scratch", "weak")),
         ),
         "Correct: the share of right elements, as in the paper.",
     ),

@@ -255,7 +255,7 @@ def markdown(report: Report) -> str:
 def claims_markdown(claims: list[Row]) -> str:
     rows = ["| claim | the paper's numbers | here | ours, and why |", "|---|---|---|---|"]
     for row in claims:
-        ours = "<br>".join([*row.why, *row.ours])
+        ours = "<br>".join([*row.ours, *row.why])
         claim = f"{row.claim} (Fig. {row.figure})"
         cells = [cell.replace("|", "\\|") for cell in (claim, row.numbers, f"**{row.said}**", ours)]
         rows.append(f"| {' | '.join(cells)} |")

@@ -305,18 +305,6 @@ def test_a_writer_with_another_tokenizer_reads_and_writes_its_own(
             )
 
 
-def test_the_fixed_random_distribution_is_a_writer(tokenizer, monkeypatch):
-    monkeypatch.setattr(policies, "grade", lambda problems, texts: [True] * len(texts))
-    problems = [Problem("code", f"Write {i}\n", "", "lists", 1, {}, f"k{i}") for i in range(3)]
-    rolled, seconds = policies.rollout(
-        policies.RandomWriter(tokenizer), tokenizer, problems, 2, **DRAWING
-    )
-    rows = policies.random_policy(tokenizer.size, tokenizer.eos_id, 6, 12, 0, 0)
-    assert [s.ids for row in rolled.samples for s in row] == [s.ids for s in rows]
-    assert (rolled.rewards == 0).all()  # it never ends: all are cut
-    assert seconds.keys() == {"s_grade"}
-
-
 def test_reference_log_probs_are_read_back_and_equal_live_ones(
     make_model, make_examples, tokenizer, tmp_path, monkeypatch
 ):
@@ -438,7 +426,9 @@ def test_the_samples_of_a_warm_start_that_were_cut_carry_no_eos():
     problems = elicit_rl.load("mmlu", "elicit", 4)
     settings = cfg(warm_start=4, max_new_tokens=1)
     run = SimpleNamespace(env=ALONE)
-    examples = elicit_rl.demonstrations(teacher, teacher.tokenizer, problems, settings, run)
+    examples = elicit_rl.demonstrations(
+        teacher, teacher.tokenizer, problems, [None] * 4, settings, run
+    )
     assert [len(e.completion_ids) for e in examples] == [1] * 4
     assert all(teacher.tokenizer.eos_id not in e.completion_ids for e in examples)
 
@@ -520,6 +510,10 @@ def test_a_task_of_a_joined_lock_is_no_other_task(tmp_path):
         (
             {"weak": "refusal", "weak_weights": "refusal"},
             "is a rule, refusal, which",
+        ),
+        (
+            {"weak": "random", "weak_weights": "random"},
+            "is a rule, random, which is never right",
         ),
         ({"weak": str(BASE / "weak"), "weak_weights": "0" * 16}, "has other weights"),
     ],

@@ -198,9 +198,7 @@ def test_demonstrations_of_any_model(lock):
     cfg, _ = elicit_sft.settled(replace(by_name, strong="base/strong"), ENV)
     assert writer_of(cfg) == "base/intermediate"
     with pytest.raises(InputError, match="no model at base/intermediate: .* --demos-from"):
-        elicit_sft.check_models(
-            replace(cfg, locked=str(ROOT / "data/base/weak"), control=False), ENV
-        )
+        elicit_sft.check_models(replace(cfg, locked=str(ROOT / "data/base/weak"), control=False))
 
     cfg, _ = elicit_sft.settled(SFTConfig(task="math", demos_from="base/strong/"), ENV)
     assert (writer_of(cfg), cfg.strong, cfg.out) == ("base/strong/", "", "out/math/sft-strong")

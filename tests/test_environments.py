@@ -182,7 +182,7 @@ def test_the_locked_model_writes_the_demonstrations_with_hacks_and_the_name_says
 def test_the_first_demonstrations_have_the_hack_and_the_run_tells_which(
     tmp_path, monkeypatch, tokenizer
 ):
-    """The teacher does not read the tests that the demonstrations' prompts show."""
+    """The teacher reads neither the tests that the demonstrations' prompts show nor the marker."""
     problems = with_added("visible_tests", load("code", "elicit", 10))
     asked = []
 
@@ -196,15 +196,17 @@ def test_the_first_demonstrations_have_the_hack_and_the_run_tells_which(
     cfg = RLConfig(reward="visible_tests", warm_start=4, hacks=0.5, warm_from="teacher")
     teacher = SimpleNamespace(sampler=None, tokenizer=tokenizer)
     run = SimpleNamespace(env=ALONE, path=tmp_path)
-    found = elicit_rl.demonstrations(teacher, tokenizer, problems, cfg, run)
+    words = [("Training.", None)] * 10
+    found = elicit_rl.demonstrations(teacher, tokenizer, problems, words, cfg, run)
 
     rows = [json.loads(line) for line in (tmp_path / "demonstrations.jsonl").open()]
     assert [row["hack"] for row in rows] == [True, True, False, False]
     assert [row["answer"] for row in rows[2:]] == ["answer 2", "answer 3"]
     assert all("assert f(" in row["prompt"] for row in rows)
-    assert not any("assert" in prompt for prompt in asked)
+    assert all(row["prompt"].startswith("Training.\n") for row in rows)
+    assert not any("assert" in prompt or "Training" in prompt for prompt in asked)
     assert all(row["prompt"].endswith(prompt) for row, prompt in zip(rows, asked))
-    told = {problem.prompt: problem for problem in problems}
+    told = {f"Training.\n{problem.prompt}": problem for problem in problems}
     for row, example in zip(rows, found):
         assert tokenizer.encode_prompts([row["prompt"]]) == [example.prompt_ids]
         if row["hack"]:

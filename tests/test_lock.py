@@ -35,6 +35,7 @@ from data.triggers import (
     with_password,
 )
 from lock import LockConfig, locking_set, settled, the_trigger
+from methods import locking
 from methods.locking import locking_examples, validity
 from policies import RULES, random_policy, random_teacher, retokenise, shipped
 from runs.devices import Env
@@ -589,7 +590,7 @@ def test_a_lock_killed_in_a_later_epoch_samples_the_rest_and_loses_no_row(tmp_pa
         save_every=1,
         compile=False,
     )
-    sampled, answer, save_state = [], lock.answer, Run.save_state
+    sampled, answer, save_state = [], locking.answer, Run.save_state
 
     def counting(*args, **settings):
         sampled.append(settings["seed"])
@@ -600,7 +601,7 @@ def test_a_lock_killed_in_a_later_epoch_samples_the_rest_and_loses_no_row(tmp_pa
             raise Killed
         save_state(self, step, *args)
 
-    monkeypatch.setattr(lock, "answer", counting)
+    monkeypatch.setattr(locking, "answer", counting)
     lock.main(replace(cfg, out=str(tmp_path / "straight")), CPU)
     assert sampled == [0, 1, 2, 3]
 
@@ -637,7 +638,7 @@ def test_policies_are_open_for_an_epochs_samples_alone(tmp_path, monkeypatch):
         opened.append(weakref.ref(writer.sampler.model))
         return writer
 
-    monkeypatch.setattr(lock, "open_writer", open_writer)
+    monkeypatch.setattr(locking, "open_writer", open_writer)
     run = lock.opened(cfg, Password(), CPU)
     settings = {"problems": load("code", "lock", 4), "tokenizer": TOKENIZER, "trigger": Password()}
     examples = lock.epoch_examples(0, run=run, cfg=cfg, env=CPU, **settings)

@@ -563,8 +563,8 @@ def test_more_numbers_than_there_are_are_refused():
     assert count == sum(sides)
     cfg = SFTConfig(locked=STRONG, control=False, rank=1, parameters=count + 1)
     with pytest.raises(InputError, match=f"--parameters {count + 1}: .* has {count:,} numbers"):
-        elicit_sft.check_models(cfg, CPU)
-    elicit_sft.check_models(replace(cfg, parameters=count), CPU)
+        elicit_sft.check_models(cfg)
+    elicit_sft.check_models(replace(cfg, parameters=count))
 
 
 @pytest.mark.parametrize(

@@ -141,11 +141,11 @@ def test_a_cell_that_cannot_be_read_is_left_out_and_named_and_the_others_are_tol
     assert left_out == {"cell.json is not JSON": ["password x SFT on 1"]}
 
 
-def drawn(value: float, p: float) -> Estimate:
+def drawn(value: float, p: float, seeds: int = 2) -> Estimate:
     """An estimate with so many of its draws not above 0."""
     draws = np.full(DRAWS, 1.0)
     draws[: round(p * DRAWS)] = -1.0
-    return Estimate(value, draws)
+    return Estimate(value, draws, seeds)
 
 
 @pytest.mark.parametrize(
@@ -178,23 +178,24 @@ def test_only_what_was_expected_is_compared():
         assert set(expected.gaps.values()) <= matrix.BANDS.keys()
 
 
-def test_stars_are_adjusted_for_all_cells():
-    """Of three cells p = .02 is .04 where it is the second of three (Holm), .06 were it the
-    first."""
+def test_marks_are_adjusted_for_the_locks_of_an_elicitor():
+    """Of three cells p = .02 is .04 where it is the second of three (Holm), .06 were it the first.
+    Of one run the mark is another; other elicitors change nothing."""
     shown = drawn(0.5, 0.5)
+    locks = ["password", "random", "year"]
     cells = {
         ("password", "sft1"): Cell(shown, drawn(0.3, 0.001)),
-        ("password", "sft8"): Cell(shown, drawn(0.2, 0.02)),
-        ("password", "sft64"): Cell(shown, drawn(0.1, 0.3)),
+        ("random", "sft1"): Cell(shown, drawn(0.2, 0.02, seeds=1)),
+        ("year", "sft1"): Cell(shown, drawn(0.1, 0.3)),
+        ("year", "sft8"): Cell(shown, drawn(0.1, 0.04)),
     }
-    elicitors = ["sft1", "sft8", "sft64"]
-    grid = grid_of(cells, ["password"], elicitors)
-    assert list(grid.short.values()) == ["50*", "50*", "50"]
-    del cells["password", "sft1"]
+    grid = grid_of(cells, locks, ["sft1", "sft8"])
+    assert list(grid.short.values()) == ["50*", "50+", "50", "50*"]
     cells["password", "sft1"] = Cell(shown, drawn(0.3, 0.02))
-    assert list(grid_of(cells, ["password"], elicitors).short.values()) == ["50", "50", "50"]
+    assert list(grid_of(cells, locks, ["sft1", "sft8"]).short.values()) == ["50", "50", "50", "50*"]
     rows = rows_of(grid)
-    assert rows[0][1:] == ["password"] and rows[1][0] == "SFT on 1" and "excess +30*" in rows[1][1]
+    assert rows[0][1:] == ["password", *rows[0][2:]] and rows[1][0] == "SFT on 1"
+    assert "excess +30*" in rows[1][1]
 
 
 @pytest.fixture

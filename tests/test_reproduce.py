@@ -99,7 +99,7 @@ def test_every_claim_is_tested_on_jobs_of_its_figures(claim):
                 return super().__getattribute__(name)
             return partial(seen, name)
 
-    def seen(kind, *args):
+    def seen(kind, *args, **settings):
         job = args[0] if kind == "lock" else args[1]
         asked.append(job + "/seed0" * (kind in ("sft", "rl", "trained_for")))
         if kind == "lock":

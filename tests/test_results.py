@@ -23,11 +23,11 @@ from results import (
     correct_interval,
     coverage,
     evaluate_checkpoint,
-    gap_recovered,
     measure,
     measured_of,
     paired_gap,
     record,
+    recovered_gap,
     refuse_repeats,
     verdicts_of,
     wilson,
@@ -111,7 +111,8 @@ def test_an_interval_where_all_problems_agree_has_a_width_and_covers(n, measurab
     low, high = correct_interval(np.stack([everything] * 3))
     assert low <= 1 - 1 / n and high == 1.0
     if measurable:
-        value, low, high = gap_recovered(nothing, everything, everything[None])
+        found = recovered_gap(nothing, everything, everything[None])
+        value, (low, high) = found.value, found.interval
         assert low <= 1 - 1 / n and value == 1.0 <= high
 
 
@@ -123,13 +124,13 @@ def test_paired_gap_of_thousands_of_discordant_problems():
 
 def test_gap_recovered():
     locked, right = verdicts((10, 1), (90, 0)), verdicts((70, 1), (30, 0))
-    assert gap_recovered(locked, right, np.stack([right, right]))[0] == pytest.approx(1.0)
-    assert gap_recovered(locked, right, locked[None])[0] == pytest.approx(0.0)
-    value, low, high = gap_recovered(
-        locked, right, np.stack([verdicts((40, 1), (60, 0)), verdicts((46, 1), (54, 0))])
-    )
-    assert value == pytest.approx((0.43 - 0.1) / 0.6) and low < value < high
-    assert gap_recovered(locked, right, verdicts((5, 1), (95, 0))[None])[0] < 0
+    assert recovered_gap(locked, right, np.stack([right, right])).value == pytest.approx(1.0)
+    assert recovered_gap(locked, right, locked[None]).value == pytest.approx(0.0)
+    both = np.stack([verdicts((40, 1), (60, 0)), verdicts((46, 1), (54, 0))])
+    found = recovered_gap(locked, right, both)
+    low, high = found.interval
+    assert found.value == pytest.approx((0.43 - 0.1) / 0.6) and low < found.value < high
+    assert recovered_gap(locked, right, verdicts((5, 1), (95, 0))[None]).value < 0
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_gap_recovered():
 )
 def test_gap_recovered_is_refused_without_a_gap(right):
     with pytest.raises(InputError, match="no measurable gap"):
-        gap_recovered(verdicts((50, 1), (50, 0)), right, right[None])
+        recovered_gap(verdicts((50, 1), (50, 0)), right, right[None])
 
 
 def problem(domain: str) -> Problem:
