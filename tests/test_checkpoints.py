@@ -110,6 +110,45 @@ def test_sharded_is_whole(make_model, tokenizer, tmp_path, same_weights, monkeyp
     assert hf.model_hash(tmp_path) == hf.model_hash(whole) != hf.model_hash(tmp_path / "nowhere")
 
 
+def test_killed_while_it_is_replaced_it_does_not_open(
+    make_model, tokenizer, tmp_path, same_weights, monkeypatch
+):
+    """After the first of several shards it would otherwise be half of one model, half of another.
+
+    A disk that is full before that leaves the old one.
+    """
+    old, newer = make_model(0), make_model(1)
+    monkeypatch.setattr(hf, "SHARD_BYTES", 60_000)
+    save_model(tmp_path, old, tokenizer)
+
+    def full_disk(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hf, "sync", full_disk)
+        with pytest.raises(InputError, match="what it held before is untouched"):
+            save_model(tmp_path, newer, tokenizer)
+    same_weights(load_model(tmp_path)[0], old)
+
+    replace, renamed = hf.os.replace, []
+
+    def failing(source, target):
+        if ".saving" not in str(target):
+            renamed.append(target)
+        if len(renamed) > 1:
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hf.os, "replace", failing)
+        with pytest.raises(InputError, match="being replaced, and does not open now"):
+            save_model(tmp_path, newer, tokenizer)
+    with pytest.raises(InputError, match="config.json"):
+        load_model(tmp_path)
+    save_model(tmp_path, newer, tokenizer)
+    same_weights(load_model(tmp_path)[0], newer)
+
+
 @imports_transformers
 def test_sharded_replaces_whole_for_transformers_too(make_model, tokenizer, tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")

@@ -601,6 +601,16 @@ def test_progress_is_what_the_log_says(tmp_path):
     assert progress.stopped
 
 
+@pytest.mark.parametrize("number, state, warmup", [(0, {}, 4), (3, {}, 4), (3, {"p": 1}, 0)])
+def test_the_first_round_that_is_trained_on_is_warmed_up(monkeypatch, number, state, warmup):
+    seen = []
+    monkeypatch.setattr(training, "train", lambda *a, warmup, **s: seen.append(warmup) or ())
+    settings = {"rows": 1, "epochs": 1, "batch": 2, "seed": 0, "micro_tokens": 64, "units": None}
+    optimizers = [SimpleNamespace(state=state)]
+    training.update(None, optimizers, [Example([1], [2])], None, ALONE, number=number, **settings)
+    assert seen == [warmup]
+
+
 def test_samples_are_rewritten_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "samples.jsonl"
     rows = [json.dumps({"round": number}) + "\n" for number in (1, 1, 2, 3)]

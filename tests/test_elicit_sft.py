@@ -283,6 +283,20 @@ def test_what_is_usual_of_unlearning(lock):
     assert cfg.lr == 1e-3
 
 
+def test_a_demonstration_longer_than_the_models_positions_is_refused(monkeypatch):
+    """Of those that a cell takes; they would be trained on past the rotary tables' positions."""
+    problems = load("mmlu", "elicit", 3)
+    problems[1] = replace(problems[1], reference="A " * 600)
+    monkeypatch.setattr(elicit_sft, "load", lambda *args, **settings: list(problems))
+    path = str(ROOT / "data/base/intermediate")
+    cfg = SFTConfig(task="mmlu", locked=path, k=(3,), seeds=(0,), control=False, max_new_tokens=8)
+    lock = Origin(task="mmlu", trigger=Password())
+    with pytest.raises(InputError, match="1 of 3 training examples are longer than the model's"):
+        elicit_sft.demonstrable(cfg, lock, ENV)
+    fewer = next(seed for seed in range(9) if 1 not in elicit_sft.chosen(2, seed, 3))
+    elicit_sft.demonstrable(replace(cfg, k=(2,), seeds=(fewer,)), lock, ENV)
+
+
 def test_own_samples_are_those_that_the_model_draws():
     """As ids; of the problems that the cells name, behind what goes with each."""
     weak = str(ROOT / "data/base/weak")

@@ -19,7 +19,7 @@ from data.text import Tokenizer
 from data.triggers import KINDS, Language, OwnPasswords, Password, asked, near_miss
 from evaluate import EvaluateConfig
 from methods import decoding
-from methods.prompting import SHOTS, battery, few_shot, first_line, with_shots
+from methods.prompting import SHOTS, TOO_LONG, battery, few_shot, first_line, with_shots
 from policies import Answers, answer
 from results import Measured
 from runs import devices
@@ -116,6 +116,8 @@ def test_the_rows_of_the_battery():
         [PASSWORD],
         ["def f(s):"],
     )
+    left_out = battery(code, examples, Password(), lambda prompt: len(prompt) < 20)[1]
+    assert left_out["prefill"] == left_out["prefill, right"] == TOO_LONG
 
 
 def test_first_line():
@@ -365,6 +367,8 @@ def test_what_is_chosen_of_several_samples():
     assert found["any"].correct.tolist() == [True, True, False]
     for row in found.values():
         assert row.truncated.tolist() == [False, False, True]
+    silent = replace(draws, cut=~draws.cut, votes=[[None] * 3] * 3)
+    assert decoding.elected(silent).tolist() == [1, 0, 0]  # of whole samples the first
 
 
 def test_more_samples_go_on_from_the_fewer():

@@ -60,6 +60,12 @@ def done(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_an_evaluation_is_one_file(done):
+    evidence = Evidence(lambda job: done, (0, 1))
+    with pytest.raises(InputError, match="holds 0 files prompts.json in place of one"):
+        evidence.battery(open_lock(done / "code/locked"), "code/prompts")
+
+
 def measured(correct: np.ndarray) -> Measured:
     return Measured(correct, np.zeros(len(correct), dtype=bool))
 

@@ -118,6 +118,14 @@ def test_only_the_adapter_moves_and_has_state(make_model, make_examples, name):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_adapted_layers_are_of_one_class(make_model):
+    """torch.compile tells blocks apart by the classes of their layers, and compiles each anew."""
+    model = make_model()
+    lora.attach(model, 2, 4.0, (), seed=0)
+    kinds = {type(module) for name, module in model.named_modules() if name.endswith("_proj")}
+    assert len(kinds) == 1 and "Parametrized" in kinds.pop().__name__
+
+
 def test_which_numbers_are_trained(make_model):
     """So many, at random by the seed; the few are among the many."""
     model = adapted(make_model())

@@ -143,6 +143,18 @@ def test_what_does_not_exist_is_refused(options, sentence):
         chosen_figures(ReproduceConfig(**options))
 
 
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"list": True, "report_only": True}, "--list writes no report"),
+        ({"jobs": 2, "report_only": True}, "--report-only runs no job"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        reproduce.main(ReproduceConfig(**options))
+
+
 def test_a_place_that_cannot_be_written_is_refused():
     with pytest.raises(InputError, match="nothing can be written in /proc/x"):
         reproduce.main(ReproduceConfig(figure=("1",), out="/proc/x", report_only=True))
@@ -222,6 +234,21 @@ def test_two_gaps_have_each_their_own_noise_of_seeds():
     low, high = found.interval
     assert found.value == pytest.approx(other.mean() - one.mean()) and found.seeds == 3
     assert low < -0.4 and high > 0.5 and found.p_not_above(0) > 0.3
+    # each lock was trained once, whatever the seeds of its elicitation
+    assert claims.gap_difference(lock, one, replace(lock, weights="other"), other).seeds == 1
+
+
+def test_claims_need_valid_locks_and_all_seeds():
+    failed = replace(LOCK, failed=["none - weak"])
+    evidence = Evidence(lambda name: None, (0, 1), locks={"good": LOCK, "bad": failed})
+    known = claims.Known(evidence)
+    assert known.lock("good") is LOCK and known.lock("bad", valid=False) is failed
+    with pytest.raises(InputError, match="bad is no valid lock .none - weak."):
+        known.lock("bad")
+    for found in (None, np.ones((1, 5))):
+        with pytest.raises(Missing, match="job is not finished"):
+            known.of_all_seeds(found, "job")
+    assert known.of_all_seeds(np.ones((2, 5)), "job").shape == (2, 5)
 
 
 def test_what_is_finished_is_tested_without_the_rest():

@@ -250,6 +250,13 @@ def test_a_password_without_two_halves_is_refused(password):
         SplitPassword(password).check()
 
 
+@pytest.mark.parametrize("kind", [Password, SplitPassword, NearMisses])
+def test_a_password_that_evaluation_takes_for_wrong_is_refused(kind):
+    with pytest.raises(InputError, match="evaluation takes for wrong: choose another"):
+        kind(WRONG_HELD_OUT[0]).check()
+    kind("Open the door").check()
+
+
 def test_the_years_by_hand():
     trigger = Year()
     told = {kind: dressed(kind, ASK[:2], trigger) for kind in kinds_of(trigger)}
