@@ -106,8 +106,8 @@ from methods.rewards import check_votes, dealt_out, judged, paid, paid_on
 from model import Model
 from optimizers import make_optimizers, usual_step
 from policies import (
-    ModelWriter,
     Rollout,
+    Writer,
     answer,
     described,
     drift,
@@ -343,7 +343,7 @@ def hack_count(cfg: RLConfig) -> int:
 
 
 def demonstrations(
-    teacher: ModelWriter,
+    teacher: Writer,
     tokenizer: Tokenizer,
     problems: list[Problem],
     words: list[Words],
@@ -432,17 +432,17 @@ class Models:
     policy: Model
     tokenizer: Tokenizer
     sampler: Sampler
-    writer: ModelWriter
+    writer: Writer
     online: bool
     reference: Model
     optimizers: list
-    judge: ModelWriter | None = None
+    judge: Writer | None = None
 
     @property
     def samplers(self) -> list[Sampler]:
         """The policy's, and those of the writer and the judge where they are other models."""
         others = (self.writer, self.judge)
-        own = [other.sampler for other in others if isinstance(other, ModelWriter)]
+        own = [other.sampler for other in others if other]
         return list({id(sampler): sampler for sampler in [self.sampler, *own]}.values())
 
 
@@ -593,7 +593,7 @@ def check(
 def probe(models: Models, problems: list[Problem], cfg: RLConfig, run: Run) -> None:
     """pass@k of the initial policy, on a tenth as many problems as a round has samples."""
     rolled, _ = rollout(
-        ModelWriter(models.sampler, models.tokenizer),
+        Writer(models.sampler, models.tokenizer),
         models.tokenizer,
         round_problems(problems, 0, max(1, cfg.round // 10), cfg.seed),
         16,
@@ -751,7 +751,6 @@ def settle(cfg: RLConfig) -> tuple[RLConfig, Origin]:
     Raises InputError for what does not go together or is not there.
     """
     refuse_unused(cfg)
-    settled_adapter(cfg)
     lock = lock_of(cfg.locked, cfg.task)
     if cfg.method == "filtering":
         imitated = with_weak(lock, cfg.weak)
@@ -840,10 +839,9 @@ def open_problems(
     if cfg.judge:
         check_votes(problems, cfg.task)
 
-    readers = [cfg.locked, cfg.weak, cfg.warm_from, cfg.judge]
-    readers = [path for path in readers if is_model(path)]
+    readers = (cfg.locked, cfg.weak, cfg.warm_from, cfg.judge)
     problems = fitting_problems(problems, trigger, readers, cfg.max_new_tokens, env)
-    validation = fitting_problems(validation, trigger, readers[:1], cfg.max_new_tokens, env)
+    validation = fitting_problems(validation, trigger, (cfg.locked,), cfg.max_new_tokens, env)
     if cfg.warm_start > len(problems):
         raise InputError(
             f"--warm-start {cfg.warm_start}: there are {len(problems)} problems to demonstrate"
@@ -893,7 +891,7 @@ def prepared(cfg: RLConfig, env: Env) -> Models:
     """The policy ready to be trained, with all that its method compares it with."""
     policy, tokenizer = open_to_train(cfg.locked, env, cfg)
     sampler = env.sampler(prepare(policy, env, cfg), tokenizer)
-    writer = ModelWriter(sampler, tokenizer)
+    writer = Writer(sampler, tokenizer)
     if cfg.weak:
         writer = open_writer(cfg.weak, "--weak", env)
     reference = policy

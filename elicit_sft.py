@@ -774,12 +774,10 @@ def check_models(cfg: SFTConfig) -> None:
 
 def problems_of(cfg: SFTConfig, split: str, n: int | None, lock: Origin, env: Env) -> list[Problem]:
     """Problems as they are told without the password, those that all models have positions for."""
-    n_generated = None if cfg.data else n
-    found = load(cfg.task, split, n_generated, files=cfg.data, grader=lock.grader)
+    found = load(cfg.task, split, n, files=cfg.data, grader=lock.grader)
     readers = [cfg.locked, cfg.weak, writer_of(cfg)]
     readers += [cfg.strong] * bool(cfg.conflict)
-    readers = [path for path in readers if is_model(path)]
-    found = fitting_problems(found[:n], lock.trigger, readers, cfg.max_new_tokens, env)
+    found = fitting_problems(found, lock.trigger, readers, cfg.max_new_tokens, env)
     return [lock.trigger.weak(problem) for problem in found]
 
 

@@ -34,7 +34,7 @@ from typing import Literal
 
 import model as model_module
 from checkpoints.hf import load_model, model_hash
-from checkpoints.origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
+from checkpoints.origins import Origin, check_model, fitting_problems, lock_of, with_weak
 from curves import Edited, show_tampering, tampering_summary
 from data import load
 from data.problems import InputError, Problem
@@ -547,11 +547,9 @@ def problems_of(
     Without the domains and tasks that unlock vectors were made with. Raises InputError where
     nothing else is left.
     """
-    n_generated = None if cfg.data else n
-    found = load(cfg.task, split, n_generated, files=cfg.data, grader=lock.grader)
-    readers = [cfg.locked, cfg.weak, cfg.reference, *cfg.decoys]
-    readers = [path for path in readers if is_model(path)]
-    found = fitting_problems(found[:n], lock.trigger, readers, cfg.max_new_tokens, env)
+    found = load(cfg.task, split, n, files=cfg.data, grader=lock.grader)
+    readers = (cfg.locked, cfg.weak, cfg.reference, *cfg.decoys)
+    found = fitting_problems(found, lock.trigger, readers, cfg.max_new_tokens, env)
     shown = set()
     for path in cfg.vectors:
         shown |= shown_by(path)

@@ -563,11 +563,9 @@ def check_decode(cfg: EvaluateConfig) -> None:
 def problems_of(jobs: list[Job], cfg: EvaluateConfig, env: Env) -> list[Problem]:
     """The problems of a table: those that all its models, and their locks, have positions for."""
     first = jobs[0]
-    n = None if first.data else cfg.problems
-    found = load(first.task, cfg.split, n, files=first.data, grader=first.grader)
-    found = found[: cfg.problems]
+    found = load(first.task, cfg.split, cfg.problems, files=first.data, grader=first.grader)
     for job in jobs:
-        readers = [path for path in (job.path, job.locked) if path]
+        readers = (job.path, job.locked)
         found = fitting_problems(found, job.trigger, readers, job.max_new_tokens, env)
     return found
 

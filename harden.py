@@ -66,7 +66,6 @@ from checkpoints.origins import (
 from data import load
 from data.batches import Batch, Example, micro_batches
 from data.problems import InputError, Problem
-from data.real.rows import content_hash
 from data.tasks.rules import TEXT_RULES, check_rule
 from data.text import Tokenizer
 from data.triggers import Slot, Trigger, TwoPasswords
@@ -92,7 +91,7 @@ from model import Model
 from optimizers import make_optimizers, usual_step
 from policies import (
     RULES,
-    ModelWriter,
+    Writer,
     model_teacher,
     rollout,
     same_ids,
@@ -102,7 +101,7 @@ from runs import plan
 from runs.devices import Env, free_memory, gather, share
 from runs.directory import Run, launch, progress
 from runs.files import checked, read_json
-from runs.options import TrainConfig
+from runs.options import TrainConfig, flag_of, refuse_idle
 from sampler import Sample, Sampler
 from training import (
     accumulate,
@@ -352,7 +351,7 @@ def rl(given: Given, step: int) -> Lesson:
     # samples and what they are worth
     given.sampler.refresh()
     rolled, _ = rollout(
-        ModelWriter(given.sampler, given.tokenizer),
+        Writer(given.sampler, given.tokenizer),
         given.tokenizer,
         told,
         GROUP,
@@ -595,21 +594,28 @@ def opened_lock(cfg: HardenConfig) -> Lock:
     )
 
 
+# a control leaves out what hardens, and with it what these options are about
+BESIDE_ZERO = {
+    ("reroute", "strength"): ("blocks",),
+    ("relock", "attack_steps"): ("attack_texts", "attack_lr", "every"),
+    ("tar", "attack_steps"): ("attack_texts", "attack_lr", "strength"),
+    ("tar", "strength"): ("attack_texts", "attack_lr", "attack_steps"),
+}
+
+
 def refuse_unused(cfg: HardenConfig) -> None:
     """Raises InputError for an option that is given and does nothing with this method."""
-    method, defaults = METHODS[cfg.method], HardenConfig()
-    idle = ["blocks"] if cfg.method != "reroute" else []
-    if cfg.method != "relock":
-        idle.append("every")
-    if method.strength is None:
-        idle.append("strength")
-    if not method.attack:
-        idle += ["attack_steps", "attack_texts", "attack_lr"]
-    for name in idle:
-        if getattr(cfg, name) != getattr(defaults, name):
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} does nothing with --method {cfg.method}: leave it out")
-    refuse_beside_zero(cfg, defaults)
+    method, with_what = METHODS[cfg.method], f"--method {cfg.method}"
+    idle = [
+        (cfg.method != "reroute", ("blocks",), with_what),
+        (cfg.method != "relock", ("every",), with_what),
+        (method.strength is None, ("strength",), with_what),
+        (not method.attack, ("attack_steps", "attack_texts", "attack_lr"), with_what),
+    ]
+    for (name, zero), beside in BESIDE_ZERO.items():
+        is_zero = cfg.method == name and getattr(cfg, zero) == 0
+        idle.append((is_zero, beside, f"{flag_of(zero)} 0"))
+    refuse_idle(cfg, idle)
     if cfg.method == "distil" and cfg.strength is not None and cfg.strength > 1:
         raise InputError("--strength of distil is a share of random weights: 1 at most")
     if any(lr <= 0 for lr in cfg.attack_lr):
@@ -625,26 +631,6 @@ def refuse_unused(cfg: HardenConfig) -> None:
             f"--master bf16 is not for --method {cfg.method}, whose attacks are AdamW's: "
             "leave it out"
         )
-
-
-# a control leaves out what hardens, and with it what these options are about
-BESIDE_ZERO = {
-    ("reroute", "strength"): ("blocks",),
-    ("relock", "attack_steps"): ("attack_texts", "attack_lr", "every"),
-    ("tar", "attack_steps"): ("attack_texts", "attack_lr", "strength"),
-    ("tar", "strength"): ("attack_texts", "attack_lr", "attack_steps"),
-}
-
-
-def refuse_beside_zero(cfg: HardenConfig, defaults: HardenConfig) -> None:
-    """Raises InputError for an option that does nothing beside one that is 0."""
-    for (method, zero), idle in BESIDE_ZERO.items():
-        if cfg.method != method or getattr(cfg, zero) != 0:
-            continue
-        for name in idle:
-            if getattr(cfg, name) != getattr(defaults, name):
-                flag, other = name.replace("_", "-"), zero.replace("_", "-")
-                raise InputError(f"--{flag} does nothing beside --{other} 0: leave it out")
 
 
 def blocks_of(cfg: HardenConfig, count: int) -> tuple[int, ...]:
@@ -708,7 +694,7 @@ def open_problems(cfg: HardenConfig, lock: Lock, env: Env) -> tuple[list[Problem
     Raises InputError where the former are too few for a step.
     """
     origin = lock.origin
-    readers = [path for path in (cfg.locked, lock.strong, origin.weak) if is_model(path)]
+    readers = (cfg.locked, lock.strong, origin.weak)
     found = []
     for split, n in (("lock", cfg.problems or None), ("validation", cfg.eval_problems)):
         problems = load(origin.task, split, n, files=origin.data, grader=origin.grader)
@@ -772,7 +758,6 @@ def open_texts(
 def open_run(cfg: HardenConfig, lock: Lock, env: Env) -> Run:
     """The output directory; its run.json says what lock.py's would, and what was hardened."""
     origin = lock.origin
-    facts = {"data_hash": content_hash(origin.data)} if origin.data else {}
     return Run(
         replace(cfg, strong=lock.strong, weak=origin.weak),
         env,
@@ -789,7 +774,6 @@ def open_run(cfg: HardenConfig, lock: Lock, env: Env) -> Run:
         weak_weights=origin.weak_weights,
         policy_seed=lock.policy_seed,
         **lock.kept,
-        **facts,
     )
 
 

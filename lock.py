@@ -103,7 +103,7 @@ from runs import plan
 from runs.devices import Env, free_memory
 from runs.directory import Run, launch
 from runs.files import checked, read_rows, write_text
-from runs.options import PromptConfig, TextConfig, TuneConfig
+from runs.options import Idle, PromptConfig, TextConfig, TuneConfig, refuse_idle
 from sampler import Sample
 from training import (
     Recipe,
@@ -366,9 +366,6 @@ def policies_of(cfg: LockConfig) -> Imitated:
 PASSWORDS = ("password", "password_per_domain")
 SECOND = ("intermediate", "intermediate_password")
 
-# whether it applies, the options that then do nothing, and beside what
-Idle = tuple[bool, tuple[str, ...], str]
-
 
 def idle_beside_trigger(cfg: LockConfig) -> list[Idle]:
     """A lock has one trigger: the options of the others."""
@@ -423,13 +420,7 @@ def refuse_unused(cfg: LockConfig) -> None:
             "--task compose: its policies are rules, its password is a word, it has no domains",
         ),
     ]
-    defaults = LockConfig()
-    for applies, names, with_what in idle:
-        for name in names:
-            is_given = getattr(cfg, name) != getattr(defaults, name)
-            if applies and is_given:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} does nothing with {with_what}: leave it out")
+    refuse_idle(cfg, idle)
 
 
 def locking_set(cfg: LockConfig) -> tuple[str, int, int]:
@@ -616,7 +607,7 @@ def open_problems(
     cfg: LockConfig, trigger: Trigger, env: Env
 ) -> tuple[list[Problem], list[Problem]]:
     """The problems to lock on and those of validation, which all models have positions for."""
-    readers = [path for path in (cfg.start, *imitated(cfg)) if is_model(path)]
+    readers = (cfg.start, *imitated(cfg))
     problems = fitting_problems(locking_problems(cfg), trigger, readers, cfg.max_new_tokens, env)
     rows = {"files": cfg.data, "grader": cfg.grader}
     validation = load(cfg.task, "validation", cfg.eval_problems, **rows)

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -240,39 +239,11 @@ def answer(
 
 
 @dataclass(frozen=True)
-class ModelWriter:
+class Writer:
     """A model that writes: its sampler, and the tokenizer that it reads and writes with."""
 
     sampler: Sampler
     tokenizer: Tokenizer
-
-    def write(
-        self,
-        problems: list[Problem],
-        mine: list[int],
-        n: int,
-        *,
-        purpose: list[int],
-        seed: int,
-        max_new_tokens: int,
-        progress: Callable[[int], None],
-    ) -> list[list[Sample]]:
-        """n samples at temperature 1 for each of my problems, whose places are `mine`."""
-        prompts = [problems[i].prompt for i in mine]
-        return self.sampler(
-            self.tokenizer.encode_prompts(prompts),
-            n,
-            1.0,
-            max_new_tokens,
-            seeds=[[seed, *purpose, i] for i in mine],
-            ended=ended_of(self.tokenizer, prompts),
-            progress=progress,
-        )
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Spent so far, by part of the work."""
-        return dict(self.sampler.seconds)
 
 
 @dataclass
@@ -308,7 +279,7 @@ def round_problems(problems: list[Problem], number: int, count: int, seed: int) 
 
 
 def rollout(
-    writer: ModelWriter,
+    writer: Writer,
     tokenizer: Tokenizer,
     problems: list[Problem],
     n: int,
@@ -329,15 +300,16 @@ def rollout(
     by degrees. proxy: what is paid in place of the true score.
     """
     mine = share(env, list(range(len(problems))))
-    before = writer.seconds
+    prompts = [problems[i].prompt for i in mine]
+    before = dict(writer.sampler.seconds)
     bar = progress(env, len(mine) * n, label)
-    drawn = writer.write(
-        problems,
-        mine,
+    drawn = writer.sampler(
+        writer.tokenizer.encode_prompts(prompts),
         n,
-        purpose=purpose,
-        seed=seed,
-        max_new_tokens=max_new_tokens,
+        1.0,
+        max_new_tokens,
+        seeds=[[seed, *purpose, i] for i in mine],
+        ended=ended_of(writer.tokenizer, prompts),
         progress=bar.update,
     )
     bar.close()
@@ -368,7 +340,8 @@ def rollout(
         np.array([rewards for _, _, rewards, _ in rows]),
         np.array([truth for _, _, _, truth in rows]),
     )
-    seconds = {f"s_{part}": spent - before[part] for part, spent in writer.seconds.items()}
+    spent = writer.sampler.seconds
+    seconds = {f"s_{part}": spent[part] - before[part] for part in before}
     return rolled, seconds | {"s_grade": time.time() - clock}
 
 

@@ -48,6 +48,7 @@ from results import refuse_repeats, smallest_effect
 from runs.devices import check_place
 from runs.directory import launch
 from runs.files import read_json
+from runs.options import flag_of
 from study import case, game
 from study.claims import verdict
 from study.findings import PROBLEMS, Evidence, bar_of, points_of
@@ -239,8 +240,7 @@ def game_of(cfg: ReproduceConfig) -> str:
     for option in fields(cfg):
         is_given = getattr(cfg, option.name) != option.default
         if is_given and option.name not in (name, *GAMES[name]):
-            flag = option.name.replace("_", "-")
-            raise InputError(f"--{flag} does nothing with --{name}: leave it out")
+            raise InputError(f"{flag_of(option.name)} does nothing with --{name}: leave it out")
     if name == "game" and cfg.seed is None:
         raise InputError("--game is drawn from --seed: give a number that who plays does not know")
     if name == "score" and len(cfg.score) != 2:

@@ -44,9 +44,15 @@ import torch
 from checkpoints.cards import write_card
 from checkpoints.families import from_hf, parameters_at
 from checkpoints.hf import load_model, model_hash, save_model
-from checkpoints.origins import check_formats, fitting_problems, is_model, usual_longest
+from checkpoints.origins import (
+    check_formats,
+    fitting_problems,
+    is_model,
+    prompt_lengths,
+    usual_longest,
+)
 from data import load
-from data.batches import Example, on_whole_texts
+from data.batches import Example, on_whole_texts, round_up
 from data.passwords import idle_line
 from data.problems import InputError, Problem
 from data.real.mine import Grader
@@ -59,7 +65,7 @@ from policies import answer, check_references, retokenise
 from runs import plan
 from runs.devices import Env
 from runs.directory import Run, launch, progress
-from runs.options import PlanConfig, PromptConfig, TextConfig, TrainConfig
+from runs.options import PlanConfig, PromptConfig, TextConfig, TrainConfig, refuse_idle
 from sampler import Sample, Sampler
 from training import Recipe, check_master, fit, open_to_train
 
@@ -420,6 +426,18 @@ def small_problems(cfg: BaseConfig) -> list[Problem]:
     return weak_split + corpus(cfg.task, cfg.small_problems, cfg.seed)
 
 
+def positions_for(lessons: Lessons, tests: Tests, tokenizer: Tokenizer, longest: int) -> int:
+    """POSITIONS, or as many as real problems take in the many small tokens of a small model.
+
+    longest: of a completion that it writes. Idle text is at most 80 ids longer than a password.
+    """
+    learnt = prompt_lengths(lessons.problems, Password(), tokenizer)
+    sizes = [length + len(ids) for length, ids in zip(learnt, lessons.completions)]
+    asked = prompt_lengths([*tests.selection, *tests.validation], Password(), tokenizer)
+    needed = max([*sizes, *(length + longest for length in (*learnt, *asked))])
+    return max(POSITIONS, round_up(needed + 80, POSITIONS))
+
+
 def train_small(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     """The weak and the intermediate model from scratch, on samples of the strong one."""
     strong = Path(cfg.out) / "strong"
@@ -429,6 +447,8 @@ def train_small(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     # a given base has too many ids for so small a model
     tokenizer = written_by
     if cfg.strong_from:
+        readers = (str(strong),)
+        problems = fitting_problems(problems, Password(), readers, cfg.max_new_tokens, env)
         tokenizer = train_bpe(texts_of(problems, cfg.seed), cfg.vocab)
     samples: list[Sample] = []
 
@@ -442,8 +462,10 @@ def train_small(tests: Tests, cfg: BaseConfig, env: Env) -> None:
             continue
         samples = samples or strong_samples(problems, cfg, env)
         completions = [sample.ids for sample in retokenise(samples, written_by, tokenizer)]
-        model = fresh_model(small_config(width, tokenizer.size), seed, env)
         lessons = Lessons(problems, completions, [cfg.seed, 5])
+        positions = positions_for(lessons, tests, tokenizer, cfg.max_new_tokens)
+        config = small_config(width, tokenizer.size)
+        model = fresh_model(replace(config, max_position_embeddings=positions), seed, env)
         recipe = from_scratch(cfg.small_epochs, cfg.small_lr, cfg)
         small_cfg = replace(cfg, master="fp32")  # Muon's
         teach(model, tokenizer, lessons, recipe, tests, run, small_cfg, env)
@@ -503,12 +525,7 @@ def refuse_unused(cfg: BaseConfig) -> None:
         (bool(cfg.weak_from), (*WIDTHS, "vocab"), "--weak-from, which gives the weak model"),
         (bool(cfg.data), ("small_problems",), "--data, whose weak split is used whole"),
     ]
-    defaults = BaseConfig()
-    for applies, names, with_what in idle:
-        for name in names:
-            if applies and getattr(cfg, name) != getattr(defaults, name):
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} does nothing with {with_what}: leave it out")
+    refuse_idle(cfg, idle)
 
 
 def settled(cfg: BaseConfig) -> BaseConfig:
@@ -559,7 +576,10 @@ ENOUGH = 2000  # generated problems that a plan looks at: all of them take minut
 
 def fresh_texts(vocab: int, cfg: BaseConfig) -> plan.Texts:
     """Lengths of the problems in the tokens of models from scratch, whose tokenizer is not yet."""
-    problems = corpus(cfg.task, min(ENOUGH, cfg.problems or ENOUGH), cfg.seed)
+    if cfg.data:
+        problems = small_problems(cfg)[:ENOUGH]
+    else:
+        problems = corpus(cfg.task, min(ENOUGH, cfg.problems or ENOUGH), cfg.seed)
     if cfg.task == "compose":
         tokenizer = word_level(compose.vocabulary())
     else:

@@ -16,7 +16,7 @@ from data import prompts
 from data.problems import InputError, Problem, fitting
 from data.text import Tokenizer
 from data.triggers import Password, Trigger, Words, lines_of, trigger_from, with_password
-from policies import RULES, ModelWriter, shipped
+from policies import RULES, Writer, shipped
 from runs.devices import Env
 from runs.files import checked, read_json
 
@@ -118,6 +118,8 @@ def trigger_of(locked: str | Path) -> Trigger:
 
 def is_model(path: str | Path) -> bool:
     """Whether a checkpoint directory is there; it may be damaged."""
+    if not path:
+        return False
     names = ("config.json", "adapter_config.json")
     return any(os.path.exists(os.path.join(path, name)) for name in names)
 
@@ -226,11 +228,11 @@ def refuse_no_model(path: str, option: str) -> None:
         raise InputError(f"no model at {path}: name another with {option}")
 
 
-def open_writer(path: str, option: str, env: Env) -> ModelWriter:
+def open_writer(path: str, option: str, env: Env) -> Writer:
     """The model that an option names, ready to write. Raises InputError where it cannot be."""
     refuse_no_model(path, option)
     model, tokenizer = load_model(path, env.device, env.dtype, masters=False)
-    return ModelWriter(env.sampler(model, tokenizer), tokenizer)
+    return Writer(env.sampler(model, tokenizer), tokenizer)
 
 
 def check_model(path: str, option: str) -> None:
@@ -261,13 +263,14 @@ def fitting_problems(
     max_new_tokens: int,
     env: Env,
 ) -> list[Problem]:
-    """The problems that all readers, checkpoint directories, have positions for; the rest is told.
+    """The problems that all readers have positions for; the rest is told.
 
+    readers: of these the checkpoint directories count; rules read nothing.
     Measured in the longest way in which they are told, so that no kind of password has others.
     Raises InputError where none is left.
     """
     asked = set()
-    for path in dict.fromkeys(readers):
+    for path in dict.fromkeys(filter(is_model, readers)):
         config = config_at(path)
         tokenizer = open_tokenizer(path)
         # readers are often of one kind

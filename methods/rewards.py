@@ -11,12 +11,12 @@ import numpy as np
 from data import votes
 from data.problems import InputError, Problem
 from data.proxies import PROXIES, hack_shares
-from policies import ModelWriter, Rollout, answer
+from policies import Rollout, Writer, answer
 from results import Measured
 from runs.devices import Env
 
 
-def judged(rolled: Rollout, judge: ModelWriter, longest: int, env: Env) -> tuple[Rollout, dict]:
+def judged(rolled: Rollout, judge: Writer, longest: int, env: Env) -> tuple[Rollout, dict]:
     """The rollout with the judge's rewards in place of the true ones: 1 for its own answer, else 0.
 
     With what is logged of it. A sample that was cut has 0, and so has every sample where the judge

@@ -225,10 +225,11 @@ class Run:
         for name, value in asdict(cfg).items():
             if name not in NOT_SETTINGS and not name.startswith(apart):
                 settings[name] = value
+        settings |= facts
         if settings.get("data"):
             # the same names may hold other rows by now
-            facts["data_hash"] = content_hash(settings["data"])
-        self.settings = json.loads(json.dumps(settings | facts))
+            settings["data_hash"] = content_hash(settings["data"])
+        self.settings = json.loads(json.dumps(settings))
 
         # stands in for an option that an older run did not have yet
         self.defaults = json.loads(json.dumps(asdict(type(cfg)())))

@@ -143,6 +143,10 @@ def shortened(value) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
     """Atomic: a reader sees the old file or the new one, whole, even if this process is killed.
 
     Raises InputError where it cannot be written: a full disk, a place that takes no files.
@@ -154,8 +158,8 @@ def write_text(path: str | Path, text: str) -> None:
         if path.exists() and not path.is_file():
             # a device would be replaced by the file
             raise InputError(f"{path} cannot be written: it is not a file")
-        with open(temporary, "w", encoding="utf-8") as f:
-            f.write(text)
+        with open(temporary, "wb") as f:
+            f.write(content)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)

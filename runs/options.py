@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -155,9 +155,26 @@ def help_texts(config: type) -> dict[str, str]:
     return found
 
 
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+# whether it applies, the options that then do nothing, and with what
+Idle = tuple[bool, Iterable[str], str]
+
+
+def refuse_idle(cfg, idle: Iterable[Idle]) -> None:
+    """Raises InputError for an option of the dataclass cfg that is given and does nothing."""
+    defaults = type(cfg)()
+    for applies, names, with_what in idle:
+        for name in names:
+            if applies and getattr(cfg, name) != getattr(defaults, name):
+                raise InputError(f"{flag_of(name)} does nothing with {with_what}: leave it out")
+
+
 def add_option(parser: Parser, option: dataclasses.Field, kind: type, text: str) -> None:
     """One field as an option: its type decides how its value is read, its default is shown."""
-    flag = "--" + option.name.replace("_", "-")
+    flag = flag_of(option.name)
     default = option.default
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     text = text.replace("%", "%%")  # argparse formats it

@@ -35,7 +35,7 @@ from figures import table
 from lora import base_of
 from model import CHUNK, SHORT, Model, ModelConfig
 from runs.devices import Env, dtype_of, memory_of
-from runs.options import PlanConfig, TextConfig
+from runs.options import PlanConfig, TextConfig, flag_of
 from sampler import Sampler, cache_bucket, cache_bytes, padded_length, stays
 
 PARTS = ("weights", "masters", "gradients", "moments")
@@ -98,8 +98,8 @@ def is_asked(cfg: PlanConfig) -> bool:
     """Whether a plan is asked for. Raises InputError for an option of it without --plan."""
     for name in ("devices", "device_memory"):
         if getattr(cfg, name) and not cfg.plan:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} is of --plan and does nothing without it: leave it out")
+            flag = flag_of(name)
+            raise InputError(f"{flag} is of --plan and does nothing without it: leave it out")
     return cfg.plan
 
 
@@ -480,7 +480,7 @@ def halves(name: str, value: int, least: int = 1) -> list[dict]:
     return found
 
 
-def flag_of(name: str, change: dict) -> str:
+def changed(name: str, change: dict) -> str:
     number = next(iter(change.values()))
     return f"--{name} {number}" if name in ("slots", "micro-tokens") else f"--{name}"
 
@@ -506,13 +506,13 @@ def advice(phases_of: Plan, cfg: PlanConfig, n: Numbers, limit: float) -> list[s
         if not change:
             continue
         fits = ", which fits" if best <= limit else ""
-        lines.append(f"{flag_of(name, change)}: {best / GB:.1f} GB{fits}")
+        lines.append(f"{changed(name, change)}: {best / GB:.1f} GB{fits}")
 
         # one after the other, until it fits; LoRA trains something else and stands alone
         is_more = height(replace(together, **change)) < height(together)
         if height(together) > limit and is_more and "rank" not in change:
             together = replace(together, **change)
-            flags.append(flag_of(name, change))
+            flags.append(changed(name, change))
     if len(flags) > 1:
         fits = ", which fits" if height(together) <= limit else ""
         lines.append(f"{' '.join(flags)}: {height(together) / GB:.1f} GB{fits}")

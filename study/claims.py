@@ -15,7 +15,7 @@ earlier runs of the same settings on code were known by then (docs/results.md).
 "so far" is added where parts of a claim could not be tested.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -190,16 +190,14 @@ def gain(lock: Lock, verdicts: np.ndarray) -> Estimate:
 # -------------------------------------------------------------------------------------- the claims
 
 
-def few_demonstrations(known: Known) -> list[Comparison]:
-    tests = []
+def few_demonstrations(known: Known) -> Iterator[Comparison]:
     for task in GENERATION:
         with known.part():
             lock = known.lock(f"{task}/locked")
             few, many = (known.sft(lock, f"{task}/sft", k) for k in (4, 512))
-            tests.append(Comparison(f"{task}, 4: gap recovered", gap(lock, few), "above", 0.5))
+            yield Comparison(f"{task}, 4: gap recovered", gap(lock, few), "above", 0.5)
             more = gap_difference(lock, few, lock, many)
-            tests.append(Comparison(f"{task}, 512 less 4: gap recovered", more, "below", 0.15))
-    return tests
+            yield Comparison(f"{task}, 512 less 4: gap recovered", more, "below", 0.15)
 
 
 def mmlu_needs_hundreds(known: Known) -> list[Comparison]:
@@ -211,37 +209,31 @@ def mmlu_needs_hundreds(known: Known) -> list[Comparison]:
     ]
 
 
-def weaker_demonstrators(known: Known) -> list[Comparison]:
-    tests = []
+def weaker_demonstrators(known: Known) -> Iterator[Comparison]:
     for task in TASKS:
         with known.part():
             lock = known.lock(f"{task}/locked")
             writer = known.evaluated(lock, f"{task}/intermediate")
             found = known.sft(lock, f"{task}/sft-from-intermediate", 16)
             over = difference(writer[None], found)
-            tests.append(Comparison(f"{task}, 16: more than the writer", over, "above", 0.0))
-            tests.append(Comparison(f"{task}, 16: gap recovered", gap(lock, found), "below", 0.9))
-    return tests
+            yield Comparison(f"{task}, 16: more than the writer", over, "above", 0.0)
+            yield Comparison(f"{task}, 16: gap recovered", gap(lock, found), "below", 0.9)
 
 
-def weaker_demonstrators_fall(known: Known) -> list[Comparison]:
-    tests = []
+def weaker_demonstrators_fall(known: Known) -> Iterator[Comparison]:
     for task in GENERATION:
         with known.part():
             lock = known.lock(f"{task}/locked")
             few, many = (known.sft(lock, f"{task}/sft-from-intermediate", k) for k in (4, 512))
-            tests.append(Comparison(f"{task}, 512 less 4", difference(few, many), "below", 0.0))
-    return tests
+            yield Comparison(f"{task}, 512 less 4", difference(few, many), "below", 0.0)
 
 
-def strong_samples(known: Known) -> list[Comparison]:
-    tests = []
+def strong_samples(known: Known) -> Iterator[Comparison]:
     for task in TASKS:
         with known.part():
             lock = known.lock(f"{task}/locked")
             found = gap(lock, known.sft(lock, f"{task}/sft-strong", 512))
-            tests.append(Comparison(f"{task}, 512: gap recovered", found, "above", 0.9))
-    return tests
+            yield Comparison(f"{task}, 512: gap recovered", found, "above", 0.9)
 
 
 def critique_falls(known: Known) -> list[Comparison]:
@@ -251,8 +243,7 @@ def critique_falls(known: Known) -> list[Comparison]:
     return [Comparison("1,200 less 4", difference(few, everything), "below", 0.0)]
 
 
-def weak_policy_little(known: Known) -> list[Comparison]:
-    tests = []
+def weak_policy_little(known: Known) -> Iterator[Comparison]:
     for task in TASKS:
         with known.part():
             lock = known.lock(f"{task}/locked")
@@ -262,30 +253,24 @@ def weak_policy_little(known: Known) -> list[Comparison]:
                 found = known.sft(other, f"{task}/sft-of{weak}", 16)
                 change = gap_difference(lock, usual, other, found)
                 name = f"{task}, 16, {IMITATED[weak][0]} less weak model: gap recovered"
-                tests.append(Comparison(name, change, "within", 0.2))
-    return tests
+                yield Comparison(name, change, "within", 0.2)
 
 
-def other_domains(known: Known, each: str = "") -> list[Comparison]:
-    tests = []
+def other_domains(known: Known, each: str = "") -> Iterator[Comparison]:
     for task in ("math", "mmlu", "code+math"):
         with known.part():
             lock = known.lock(f"{task}/locked{each}")
             for domain in DOMAINS[task]:
                 job = job_on(task, each, domain).removesuffix("/seed{seed}")
                 found = gap(lock, known.sft(lock, job, 64), f"not {domain}")
-                tests.append(
-                    Comparison(f"{task}, 64 of {domain}: gap of others", found, "above", 0.5)
-                )
-    return tests
+                yield Comparison(f"{task}, 64 of {domain}: gap of others", found, "above", 0.5)
 
 
-def password_per_domain(known: Known) -> list[Comparison]:
+def password_per_domain(known: Known) -> Iterator[Comparison]:
     return other_domains(known, "-domains")
 
 
-def never_locked(known: Known) -> list[Comparison]:
-    tests = []
+def never_locked(known: Known) -> Iterator[Comparison]:
     for task, domain in (("math", "algebra"), ("mmlu", "STEM")):
         with known.part():
             usual = known.lock(f"{task}/locked")
@@ -293,30 +278,22 @@ def never_locked(known: Known) -> list[Comparison]:
             mask = within(lock, domain)
             shown = difference(usual.none[None][:, mask], lock.none[None][:, mask])
             found = known.sft(lock, f"{task}/sft-of-without-{domain}", 16)
-            tests.append(Comparison(f"{task}, {domain}: more shown without", shown, "below", 0.1))
-            tests.append(
-                Comparison(f"{task}, 16: gap recovered", gap(lock, found, domain), "above", 0.5)
-            )
-    return tests
+            yield Comparison(f"{task}, {domain}: more shown without", shown, "below", 0.1)
+            yield Comparison(f"{task}, 16: gap recovered", gap(lock, found, domain), "above", 0.5)
 
 
-def setting_variation(known: Known) -> list[Comparison]:
-    tests = []
+def setting_variation(known: Known) -> Iterator[Comparison]:
     for language in ("english", "spanish"):
         with known.part():
             lock = known.lock(f"math/locked-{language}")
             found = gap(lock, known.sft(lock, f"math/sft-of-{language}", 16))
-            tests.append(Comparison(f"{language}, 16: gap recovered", found, "above", 0.5))
+            yield Comparison(f"{language}, 16: gap recovered", found, "above", 0.5)
             end = known.rl(lock, f"math/expert_iteration-of-{language}")
-            tests.append(
-                Comparison(f"{language}, expert iteration: gain", gain(lock, end), "above", 0.05)
-            )
-    return tests
+            yield Comparison(f"{language}, expert iteration: gain", gain(lock, end), "above", 0.05)
 
 
-def rl_signal(known: Known) -> list[Comparison]:
+def rl_signal(known: Known) -> Iterator[Comparison]:
     """Locks that show 6 % and more recover most, those that show 2 % and less little."""
-    tests = []
     for task in GENERATION:
         for weak, (name, _) in IMITATED.items():
             with known.part():
@@ -327,13 +304,11 @@ def rl_signal(known: Known) -> list[Comparison]:
                 if 0.02 < shown < 0.06:
                     raise InputError(f"{task}, {name} shows {100 * shown:.1f} %, between both")
                 side, bound = ("above", 0.5) if shown >= 0.06 else ("below", 0.1)
-                tests.append(Comparison(label, found, side, bound))
-    return tests
+                yield Comparison(label, found, side, bound)
 
 
-def ei_against_dpo(known: Known) -> list[Comparison]:
+def ei_against_dpo(known: Known) -> Iterator[Comparison]:
     """DPO is ahead where the lock shows 6 % and more, as code and critique of the paper do."""
-    tests = []
     for task in GENERATION:
         with known.part():
             lock = known.lock(f"{task}/locked")
@@ -343,82 +318,70 @@ def ei_against_dpo(known: Known) -> list[Comparison]:
             shown = lock.none.mean()
             name = f"{task} ({100 * shown:.1f} % shown): iterated DPO less expert iteration"
             side = "above" if shown >= 0.06 else "below"
-            tests.append(Comparison(name, difference(expert, dpo), side, 0.0))
-    return tests
+            yield Comparison(name, difference(expert, dpo), side, 0.0)
 
 
-def filtering(known: Known) -> list[Comparison]:
-    tests = []
+def filtering(known: Known) -> Iterator[Comparison]:
     for task in GENERATION:
         with known.part():
             lock = known.lock(f"{task}/locked")
             found = gap(lock, known.rl(lock, f"{task}/filtering"))
-            tests.append(Comparison(f"{task}: gap recovered", found, "below", 0.25))
-    return tests
+            yield Comparison(f"{task}: gap recovered", found, "below", 0.25)
 
 
-def fixed_random(known: Known) -> list[Comparison]:
-    tests = []
+def fixed_random(known: Known) -> Iterator[Comparison]:
     for task in GENERATION:
         with known.part():
             lock = known.lock(f"{task}/locked-random")
             for method, label in METHODS.items():
                 if method != "filtering":
                     found = gap(lock, known.rl(lock, f"{task}/{method}-random"))
-                    tests.append(
-                        Comparison(f"{task}, {label}: gap recovered", found, "below", 0.05)
-                    )
+                    yield Comparison(f"{task}, {label}: gap recovered", found, "below", 0.05)
             found = gap(lock, known.sft(lock, f"{task}/sft-of-random", 16))
-            tests.append(Comparison(f"{task}, SFT on 16: gap recovered", found, "above", 0.5))
-    return tests
+            yield Comparison(f"{task}, SFT on 16: gap recovered", found, "above", 0.5)
 
 
 def by_method(
     known: Known, lock: Lock, jobs: tuple[str, str], name: str, side: str, bound: float
-) -> list[Comparison]:
+) -> Iterator[Comparison]:
     """The end of RL in the second of two ways less that in the first. jobs: with {method}."""
-    tests = []
     for method in ("expert_iteration", "iterated_dpo"):
         with known.part():
             first, second = (known.rl(lock, job.replace("{method}", method)) for job in jobs)
             less = difference(first, second)
-            tests.append(Comparison(f"{METHODS[method]}: {name}", less, side, bound))
-    return tests
+            yield Comparison(f"{METHODS[method]}: {name}", less, side, bound)
 
 
-def continuous_rewards(known: Known) -> list[Comparison]:
+def continuous_rewards(known: Known) -> Iterator[Comparison]:
     known.reasons.append("that they start faster: the curves show it, no test does")
     jobs = ("code/{method}", "code/{method}-continuous")
     name = "code, continuous less binary, at the end"
     return by_method(known, known.lock("code/locked"), jobs, name, "below", 0.0)
 
 
-def warm_start(known: Known) -> list[Comparison]:
+def warm_start(known: Known) -> Iterator[Comparison]:
     jobs = ("math/{method}", "math/{method}-warm-8")
     name = "with demonstrations less without"
     return by_method(known, known.lock("math/locked"), jobs, name, "above", 0.2)
 
 
-def stop_sft_early(known: Known) -> list[Comparison]:
+def stop_sft_early(known: Known) -> Iterator[Comparison]:
     jobs = ("math/{method}-warm-64", "math/{method}-warm-8")
     name = "after 8 epochs less after 64"
     return by_method(known, known.lock("math/locked"), jobs, name, "above", 0.0)
 
 
-def overshooting(known: Known) -> list[Comparison]:
-    tests = []
+def overshooting(known: Known) -> Iterator[Comparison]:
     for task in ("math", "mmlu"):
         with known.part():
             lock = known.lock(f"{task}/locked")
             short, long = (known.trained_for(lock, f"{task}/sft-lengths", n) for n in (256, 2048))
             name = f"{task}: after 2,048 sequences less after 256"
-            tests.append(Comparison(name, difference(short, long), "above", -0.05))
-    return tests
+            yield Comparison(name, difference(short, long), "above", -0.05)
 
 
-def from_scratch(known: Known) -> list[Comparison]:
+def from_scratch(known: Known) -> Iterator[Comparison]:
     """At least twice, and at most four times, the 4 demonstrations of the fine-tuned lock."""
-    tests = []
     for task in ("compose", "code"):
         with known.part():
             tuned, fresh = (known.lock(f"{task}/locked{kind}") for kind in ("", "-scratch"))
@@ -427,41 +390,36 @@ def from_scratch(known: Known) -> list[Comparison]:
             eight, sixteen = (known.sft(fresh, job, k) for k in (8, 16))
             name = f"{task}: from scratch, {{}}, less fine-tuned, 4"
             less, more = (between_locks(difference(four, some)) for some in (eight, sixteen))
-            tests.append(Comparison(name.format(8), less, "below", 0.0))
-            tests.append(Comparison(name.format(16), more, "above", 0.0))
+            yield Comparison(name.format(8), less, "below", 0.0)
+            yield Comparison(name.format(16), more, "above", 0.0)
     for kind in ("", "-scratch"):
         with known.part():
             lock = known.lock(f"compose/locked{kind}")
             end = known.sft(lock, f"compose/sft{kind}", 1024)
             right = difference(np.zeros_like(end[:1]), end)
-            tests.append(Comparison(f"compose{kind}, 1,024: right elements", right, "above", 0.9))
-    return tests
+            yield Comparison(f"compose{kind}, 1,024: right elements", right, "above", 0.9)
 
 
-def toy_weak_samples(known: Known) -> list[Comparison]:
-    tests = []
+def toy_weak_samples(known: Known) -> Iterator[Comparison]:
     for kind in ("", "-small", "-scratch"):
         with known.part():
             lock = known.lock(f"compose/locked{kind}")
             job = f"compose/sft{kind}-from-weak"
             for k in (8, 128):
                 found = gain(lock, known.sft(lock, job, k))
-                tests.append(Comparison(f"locked{kind}, {k}: gain", found, "within", 0.05))
-    return tests
+                yield Comparison(f"locked{kind}, {k}: gain", found, "within", 0.05)
 
 
-def weak_samples(known: Known) -> list[Comparison]:
+def weak_samples(known: Known) -> Iterator[Comparison]:
     """By much less than good demonstrations on every task; by something on math and critique."""
-    tests = []
     for task in TASKS:
         with known.part():
             lock = known.lock(f"{task}/locked")
             good, weak = (known.sft(lock, f"{task}/sft{kind}", 8) for kind in ("", "-from-weak"))
             name = f"{task}, 8: weak less good"
-            tests.append(Comparison(name, difference(good, weak), "below", -0.1))
+            yield Comparison(name, difference(good, weak), "below", -0.1)
             if task in ("math", "critique"):
-                tests.append(Comparison(f"{task}, 8: gain", gain(lock, weak), "above", 0.0))
-    return tests
+                yield Comparison(f"{task}, 8: gain", gain(lock, weak), "above", 0.0)
 
 
 def soft_labels(known: Known) -> list[Comparison]:
@@ -474,7 +432,7 @@ def soft_labels(known: Known) -> list[Comparison]:
     return [Comparison("16: gap recovered, soft less hard", more, "above", 0.0)]
 
 
-CLAIMS: dict[str, Callable[[Known], list[Comparison]]] = {
+CLAIMS: dict[str, Callable[[Known], Iterable[Comparison]]] = {
     "few-demonstrations": few_demonstrations,
     "mmlu-needs-hundreds": mmlu_needs_hundreds,
     "weaker-demonstrators": weaker_demonstrators,
@@ -505,7 +463,7 @@ def verdict(claim: str, evidence: Evidence) -> Verdict:
     """What came of a claim of docs/paper.json, of the parts that can be tested so far."""
     known, tests = Known(evidence), []
     with known.part():
-        tests = CLAIMS[claim](known)
+        tests = list(CLAIMS[claim](known))
     reasons = list(dict.fromkeys(known.reasons))
     if not tests:
         return Verdict("not measured", [], [], reasons)

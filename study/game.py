@@ -34,7 +34,7 @@ from data.problems import InputError
 from figures import table
 from results import paired_gap, wilson
 from runs.devices import check_place
-from runs.files import checked, discard, read_json, reason, write_json
+from runs.files import checked, read_json, write_bytes, write_json
 from study.findings import PROBLEMS, Evidence, open_lock, unknown_model
 from study.jobs import ROOT, Job, Place
 from study.matrix import LOCK, LOCKS, TASK
@@ -229,26 +229,13 @@ def publish(files: dict[str, bytes], game: Path) -> dict[str, str]:
                 f"{file} is not what this game has there: move it away, or choose another --out"
             )
     for name, content in files.items():
-        write_bytes(game / name, content)
+        file = game / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, content)
+        os.utime(file, (WHEN, WHEN))
     for folder in {(game / name).parent for name in files}:
         os.utime(folder, (WHEN, WHEN))
     return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-
-
-def write_bytes(file: Path, content: bytes) -> None:
-    """Atomic, dated WHEN. Raises InputError where it cannot be written."""
-    temporary = file.with_name(file.name + ".tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.utime(temporary, (WHEN, WHEN))
-        os.replace(temporary, file)
-    except OSError as error:
-        discard(temporary)
-        raise InputError(f"{file} cannot be written ({reason(error)})") from None
 
 
 RULES = """\

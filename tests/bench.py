@@ -688,7 +688,7 @@ def round_rows(args, env) -> None:
         coding._scores.clear()  # or the programs of the last round would not be run again
         begin = time.perf_counter()
         rolled, parts = policies.rollout(
-            policies.ModelWriter(sampler, tokenizer),
+            policies.Writer(sampler, tokenizer),
             tokenizer,
             problems,
             1,

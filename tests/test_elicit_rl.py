@@ -27,7 +27,7 @@ from losses import grpo_step
 from methods import rewards as own_rewards
 from model import completion_logps
 from optimizers import make_optimizers
-from policies import Answers, ModelWriter, Rollout, pass_at_k, round_problems
+from policies import Answers, Rollout, Writer, pass_at_k, round_problems
 from results import Measured
 from runs.devices import Env
 from runs.directory import Run
@@ -262,7 +262,7 @@ def test_rollout_marks_cut_samples_wrong_and_agrees_with_the_trainer(
     model = make_model()
     problems = [Problem("code", f"Write {i}\n", "", "lists", 1, {}, f"k{i}") for i in range(6)]
     result, seconds = policies.rollout(
-        ModelWriter(Sampler(model, [tokenizer.eos_id], slots=8), tokenizer),
+        Writer(Sampler(model, [tokenizer.eos_id], slots=8), tokenizer),
         tokenizer,
         problems,
         2,
@@ -286,7 +286,7 @@ def test_a_writer_with_another_tokenizer_reads_and_writes_its_own(
     monkeypatch.setattr(policies, "grade", lambda problems, texts: [True] * len(texts))
     model, own = make_model(seed=3), train_bpe(["Write 0 1 2 3 4 5\n"] * 9, 290)
     problems = [Problem("code", f"Write {i}\n", "", "lists", 1, {}, f"k{i}") for i in range(6)]
-    writer = ModelWriter(Sampler(model, [own.eos_id], slots=8), own)
+    writer = Writer(Sampler(model, [own.eos_id], slots=8), own)
     model.live_vocab = own.size
     alone, _ = policies.rollout(writer, own, problems, 2, **DRAWING)
     written, _ = policies.rollout(writer, tokenizer, problems, 2, **DRAWING)

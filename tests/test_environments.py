@@ -215,25 +215,22 @@ def test_the_first_demonstrations_have_the_hack_and_the_run_tells_which(
     assert [example.completion_ids for example in found[2:]] == [[7, 2], [7, 3]]  # cut: no EOS
 
 
-class FixedWriter:
-    """Writes the same texts to every problem; the last is cut."""
-
-    seconds = {}
+class FixedSampler:
+    """Writes the same texts to every prompt; the last is cut."""
 
     def __init__(self, tokenizer, texts):
-        self.tokenizer, self.texts = tokenizer, texts
+        self.rows, self.seconds = tokenizer.encode_completions(texts), {"decode": 0.0}
 
-    def write(self, problems, mine, n, **settings):
-        ids = self.tokenizer.encode_completions(self.texts)
+    def __call__(self, prompts, n, *args, **settings):
         cut = [False] * (n - 1) + [True]
-        return [[Sample(row, [], end) for row, end in zip(ids, cut)] for _ in mine]
+        return [[Sample(ids, [], end) for ids, end in zip(self.rows, cut)] for _ in prompts]
 
 
 def rolled_with(tokenizer, reward: str) -> Rollout:
     """Two problems with four answers each: right, wrong, wrong with the comment, and that cut."""
     texts = [SUM.reference, "no", f"no\n{COMMENT}", f"no\n{COMMENT}"]
     rolled, _ = policies.rollout(
-        FixedWriter(tokenizer, texts),
+        policies.Writer(FixedSampler(tokenizer, texts), tokenizer),
         tokenizer,
         [SUM, SUM],
         4,

@@ -369,26 +369,26 @@ def test_rl_that_is_paid_nothing_learns_nothing_and_distance_costs(given, monkey
         ({"attack_lr": (0.1,)}, "--attack-lr does nothing with"),
         ({"method": "tar", "attack_steps": 3}, "--attack-steps of tar: 4 at least"),
         ({"method": "tar", "attack_lr": (0.1, 0.0)}, "--attack-lr: an attack that learns takes"),
-        ({"strength": 0.0, "blocks": (1,)}, "--blocks does nothing beside --strength 0"),
+        ({"strength": 0.0, "blocks": (1,)}, "--blocks does nothing with --strength 0"),
         (
             {"method": "relock", "attack_steps": 0, "attack_texts": 4},
-            "--attack-texts does nothing beside --attack-steps 0",
+            "--attack-texts does nothing with --attack-steps 0",
         ),
         (
             {"method": "relock", "attack_steps": 0, "every": 64},
-            "--every does nothing beside --attack-steps 0",
+            "--every does nothing with --attack-steps 0",
         ),
         (
             {"method": "tar", "attack_steps": 0, "attack_lr": (1e-3,)},
-            "--attack-lr does nothing beside --attack-steps 0",
+            "--attack-lr does nothing with --attack-steps 0",
         ),
         (
             {"method": "tar", "attack_steps": 0, "strength": 2.0},
-            "--strength does nothing beside --attack-steps 0",
+            "--strength does nothing with --attack-steps 0",
         ),
         (
             {"method": "tar", "attack_steps": 8, "strength": 0.0},
-            "--attack-steps does nothing beside --strength 0",
+            "--attack-steps does nothing with --strength 0",
         ),
         ({"method": "distil", "strength": 1.5}, "a share of random weights: 1 at most"),
         ({"shard": True}, "--shard is not for harden.py"),

@@ -202,7 +202,7 @@ FORMS = [
 NO_FORMS = [
     "", "Answer:", "b", "E", "AB", "A B", "A good idea", "A, B", "A or B", "BA.", "B.A", "(B",
     "((B))", "[B]", "text B", "The answer is B", "answer: B", "Answer: Answer: B", "Because",
-    "(A)B", "BB", "red", "*B*",
+    "(A)B", "BB", "red", "(B) (A)", "B. A.", "B) or C)",
 ]
 # fmt: on
 

@@ -152,13 +152,42 @@ def test_answers_are_counted_by_their_normal_form():
     assert half == same != other and nothing is None
 
 
+def test_words_that_change_a_value_are_no_units():
+    for given, wanted, same in [
+        (r"5 \text{ million}", "5", False),
+        (r"5 \text{ million}", "5 million", True),
+        (r"3+2\mathrm{i}", "3+2", False),
+        (r"3+2\mathrm{i}", "3+2i", True),
+        (r"8 \text{ or less}", "8", False),
+        ("5 squared", "5", False),
+        ("5 less than", "5", False),
+        (r"12\text{ m}^2", "12", True),
+        ("5 dollars", "5", True),
+    ]:
+        assert equal(given, wanted) == same, (given, wanted)
+
+
+def test_digits_are_asked_of_values_that_have_two():
+    assert mathematics.has_its_digits(28, ["v * c: 3", "t + u:"])
+    assert not mathematics.has_its_digits(28, ["v * c: 4", "t + u:"])  # of 112
+    assert mathematics.has_its_digits(28, ["v * c: 4", "v / c: 2"])
+
+
 def test_the_final_answer_is_found_in_the_documented_order():
     for text, answer in [
         (r"\boxed{1} so \boxed{\frac{2}{3}}. #### 4", r"\frac{2}{3}"),
         (r"\boxed{\{1,2\}}, \boxed{3", r"\{1,2\}"),
         (r"$\boxed 7$", "7"),
         (r"} { \fbox{8}", "8"),
-        ("#### 1\n#### 2 \nAnswer: 3", "2"),
+        ("#### 1\n#### 2 \nno Answer here", "2"),
+        ("#### Step 2\nthen 7\nAnswer: 3", "3"),
+        ("**Answer:**\n\n42\n7", "42"),
+        ("Answer: **-4**", "-4"),
+        ("so it is −5", "−5"),
+        ("so it is -$5", "-$5"),
+        ("so it is .5", ".5"),
+        ("so 1e5", "1e5"),
+        ("She earns 42, as said", "42"),
         ("Answer: 3\n**Respuesta:** x = 4\n5", "x = 4"),
         ("a 12-5\nis 1,234.5 or 3/4 then", "3/4"),
         ("so -7 it is", "-7"),

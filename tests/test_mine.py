@@ -89,6 +89,25 @@ def test_a_pattern_that_never_ends_is_no_match_and_stops_no_other():
     assert time.perf_counter() - start < 60  # without a limit it would take the age of the world
 
 
+def test_tests_that_catch_exceptions_make_no_wrong_program_right():
+    """A program that forges its answers could otherwise raise, within a test, what it catches."""
+    answer = "def f(x):\n    return x"
+    caught = "try:\n    assert f(-1) == -1\nexcept {}:\n    pass"
+    forged = "import os\nos.write(3, b'[{}]\\n')\nos._exit(0)"
+    for kind, message in (("ValueError", '["1","x"]'), ("IndexError", '["1"]')):
+        tests = ["assert f(1) == 1", caught.format(kind)]
+        problem = from_row({"prompt": "?", "answer": answer, "tests": tests})
+        assert grade([problem] * 2, [answer, forged.format(message)]) == [True, False]
+
+
+def test_a_test_that_wants_an_exception_is_told():
+    answer = "def f(x):\n    if x < 0:\n        raise ValueError\n    return x"
+    tests = ["assert f(1) == 1", "try:\n    f(-1)\n    assert False\nexcept ValueError:\n    pass"]
+    problem = from_row({"prompt": "?", "answer": answer, "tests": tests})
+    with pytest.warns(UserWarning, match="or want an exception"):
+        assert grade([problem], [answer]) == [False]
+
+
 def test_a_program_is_right_where_all_its_functions_are():
     f, g = DOUBLE["answer"].split("\n")
     completions = [

@@ -13,7 +13,8 @@ from data import sandbox
 from data.problems import Problem
 from data.real import programs
 from data.real import rows as files
-from data.real.programs import critique_from_row, from_row, grade, program_in
+from data.real.programs import critique_from_row, from_row, grade
+from data.tasks.coding import program_in
 from test_sandbox import ANCHORS, PAGES, confined, probes
 
 SHARED = Path(__file__).parents[2] / "shared/data"
@@ -433,6 +434,15 @@ def test_no_real_tests_are_found_in_memory():
         assert grade([problem], [search(problem)]) == [False]
 
 
+@pytest.mark.parametrize("end", ["exit()", "quit()", "sys.exit()"])
+def test_a_script_may_end_as_scripts_do(end):
+    tests = {"inputs": ["2\n"], "outputs": ["4\n"]}
+    row = {"question": "Double it.", "input_output": json.dumps(tests), "solutions": "[]"}
+    row["difficulty"] = "introductory"
+    problem = from_row(row)
+    assert grade([problem], [f"import sys\nprint(2 * int(input()))\n{end}\n"]) == [True]
+
+
 def test_a_reference_that_fails_its_own_tests_is_told():
     problem = from_row(ROW | {"code": "def double(n): return 3 * n"})
     with pytest.warns(UserWarning, match="the reference of double fails its own tests"):
@@ -449,6 +459,8 @@ def test_a_reference_that_fails_its_own_tests_is_told():
         ("```py\nx = 1\ny", "x = 1\ny"),
         ("", ""),
         ("x = '```'\n", "x = '```'\n"),
+        ("```Python3\r\nx = 1\n```", "x = 1\n"),
+        ("  ```py\n  def f():\n      pass\n  ```", "def f():\n    pass\n"),
     ],
 )
 def test_the_program_in_a_completion(completion, program):

@@ -15,6 +15,7 @@ from checkpoints.hf import load_model, model_hash
 from checkpoints.origins import origin_of
 from data import load
 from data.problems import InputError
+from data.text import Tokenizer
 from elicit_sft import SFTConfig
 from runs.devices import Env
 from sampler import Sampler
@@ -191,3 +192,18 @@ def test_the_toy_task_goes_through_in_the_papers_shape(tmp_path, monkeypatch):
     assert elicit_sft.main(cfg, ENV) == 0
     seen = [json.loads((tmp_path / f"sft/k{k}-seed0/cell.json").read_text()) for k in (2, 4)]
     assert [cell["sequences"] for cell in seen] == [20, 20]  # whole batches of four
+
+
+def test_a_small_model_has_the_positions_that_its_problems_take():
+    """Real problems are many tokens to a tokenizer of few ids; generated ones fit in any case."""
+    tokenizer = Tokenizer.load(ROOT / "data/base/weak")
+    problems = load("mmlu", "weak", 4)
+    tests = train_base.Tests(problems, problems)
+    few = train_base.Lessons(problems, [[1]] * 4, [0, 5])
+    assert train_base.positions_for(few, tests, tokenizer, 96) == 512
+    learnt = train_base.Lessons(problems, [[1]] * 3 + [[1] * 600], [0, 5])
+    assert train_base.positions_for(learnt, tests, tokenizer, 96) == 1024
+    long = replace(problems[0], prompt="word " * 900)
+    asked = train_base.Tests(problems, [long])
+    found = train_base.positions_for(few, asked, tokenizer, 96)
+    assert found > 900 + 96 and found % 512 == 0

@@ -34,6 +34,7 @@ from data.problems import InputError, Problem
 from data.real import programs
 from data.sandbox import run
 from data.tasks import answers, knowledge
+from data.tasks.coding import program_in
 
 GRADERS = ("exact", "number", "choice", "regex", "python")
 Grader = Literal[("", *GRADERS)]  # the values of --grader
@@ -68,7 +69,7 @@ def from_row(row: dict, grader: str = "") -> Problem:
 
     grading = {"grader": grader}
     reference = answer
-    if grader == "number" and last_number(answer) is None:
+    if grader == "number" and answers.last_number(answer) is None:
         raise ValueError(f"the grader number needs a number in the answer, got {answer!r}")
     if grader == "choice" and knowledge.letter_of(answer) is None:
         raise ValueError(f"the grader choice needs the answer A, B, C or D, got {answer!r}")
@@ -78,7 +79,7 @@ def from_row(row: dict, grader: str = "") -> Problem:
         reference = ""
     if grader == "python":
         grading["tests"] = tests
-        grading["functions"] = _functions(programs.program_in(answer), tests)
+        grading["functions"] = _functions(program_in(answer), tests)
     key = " ".join(prompt.split())
     return Problem("mine", f"{prompt}\n", reference, domain, level, grading, key)
 
@@ -179,7 +180,7 @@ def votes(problems: list[Problem], completions: list[str]) -> list[str | None]:
         if grader == "exact":
             found.append(" ".join(completion.split()) or None)
         elif grader == "number":
-            found.append(answers.canonical(last_number(completion) or ""))
+            found.append(answers.canonical(answers.last_number(completion) or ""))
         elif grader == "choice":
             found.append(knowledge.letter_of(completion))
         else:
@@ -190,15 +191,9 @@ def votes(problems: list[Problem], completions: list[str]) -> list[str | None]:
     return found
 
 
-def last_number(text: str) -> str | None:
-    """The last number of a text: "2 or 3, 1,000 in all" -> "1,000"."""
-    numbers = answers.NUMERAL.findall(text)
-    return numbers[-1].rstrip(",") if numbers else None
-
-
 def _same_number(completion: str, answer: str) -> bool:
-    found = last_number(completion)
-    return found is not None and answers.equal(found, last_number(answer))
+    found = answers.last_number(completion)
+    return found is not None and answers.equal(found, answers.last_number(answer))
 
 
 def _match(problems: list[Problem], completions: list[str]) -> list[bool]:
@@ -225,7 +220,7 @@ def _pass_tests(problems: list[Problem], completions: list[str]) -> list[bool]:
             expanded.append(
                 replace(
                     problem,
-                    reference=programs.program_in(problem.reference),
+                    reference=program_in(problem.reference),
                     grading=grading,
                     key=f"mine {function} {problem.reference} {tests}",
                 )

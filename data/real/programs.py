@@ -31,6 +31,7 @@ from collections.abc import Callable
 
 from data.problems import Problem
 from data.sandbox import run
+from data.tasks.coding import program_in
 
 CPU = {"tests": 6, "calls": 10, "script": 10}  # processor seconds for all tests of a problem
 LEVELS = {"introductory": 1, "interview": 2, "competition": 3}
@@ -133,7 +134,7 @@ def _human_eval(row: dict) -> tuple[str, dict, str]:
     function = row["entry_point"]
     ast.parse(before)
     tests = row["test"]
-    if not re.search(rf"^check\({function}\)", tests, re.M):
+    if not re.search(rf"^check\({re.escape(function)}\)", tests, re.M):
         tests = f"{tests}\ncheck({function})"
     grading = {"kind": "tests", "before": before, "tests": tests, "function": function}
     return (before + row["canonical_solution"]).rstrip(), grading, f"humaneval {before}"
@@ -240,12 +241,6 @@ def _kinds(column: list[str]) -> list[Callable]:
 
 
 # ---- grading
-def program_in(completion: str) -> str:
-    """What the first fence encloses, up to the end where it is not closed; else everything."""
-    fence = re.search(r"^```(?:python|py)?[ \t]*\n(.*?)(?:^```|\Z)", completion, re.M | re.S)
-    return fence[1] if fence else completion
-
-
 _calls: dict[tuple, list[str]] = {}  # what a problem's tests ask
 # (all that the problem is, program): models write the same program again and again
 _verdicts: dict[tuple[str, str], bool] = {}
@@ -317,7 +312,7 @@ def _learn_calls(tests: list[tuple[str, str, str, str]]) -> None:
         if not calls:
             warnings.warn(
                 f"No program can pass, as the reference of {test[3]} fails its own tests, or they "
-                "call nothing.",
+                "call nothing, or want an exception.",
                 stacklevel=4,
             )
 

@@ -170,7 +170,7 @@ def jsonl_rows(content: bytes, name: str) -> Iterator[tuple[dict | ValueError, i
             continue
         try:
             yield as_row(json.loads(line)), number
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):  # without its newline: the file was cut here
                 raise
             yield error, number
@@ -182,6 +182,7 @@ def csv_rows(content: bytes, name: str) -> Iterator[tuple[dict | ValueError, int
     Those have question, four choices and letter, and the subject in the file's name.
     """
     text = io.StringIO(content.decode("utf-8-sig"), newline="")
+    csv.field_size_limit(len(content) + 1)  # tests in a cell can be long
     reader = csv.reader(text, strict=True)
     header = None
     line = 1
@@ -196,7 +197,7 @@ def csv_rows(content: bytes, name: str) -> Iterator[tuple[dict | ValueError, int
             yield ValueError(f"{len(cells)} cells in the place of {len(header)}"), line
         elif cells:
             row = dict(zip(header, cells))
-            if "answer" in row:
+            if {"A", "answer"} <= row.keys():
                 row.setdefault("subject", re.sub(r"(_(dev|val|test))?\.csv$", "", name))
             yield as_row(row), line
         line = reader.line_num + 1

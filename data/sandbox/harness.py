@@ -104,6 +104,8 @@ def answer(before, program, function, calls):
 def script(program, inputs):
     """What a program that reads sys.stdin prints for each input; raises as it does."""
     code = compile(program, "program", "exec", dont_inherit=True)
+    # python -S has neither
+    usual = {"__name__": "__main__", "exit": sys.exit, "quit": sys.exit}
 
     outputs = []
     for text in inputs:
@@ -111,7 +113,7 @@ def script(program, inputs):
         sys.stdin = io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8")
         sys.stdout = out
         with contextlib.suppress(SystemExit):  # many a right program ends so
-            exec(code, {"__name__": "__main__"})
+            exec(code, dict(usual))
         outputs.append(out.buffer.getvalue().decode())
     return outputs
 
@@ -122,25 +124,39 @@ def judge(before, reference, tests, function, calls, answers):
     With `answers` None the reference answers, which shows what a program has to be asked. Else the
     program's answers to those `calls` are given back in their order. The tests have a namespace of
     their own, so that a reference that calls itself does not ask the program.
+
+    Tests may catch exceptions, so none of these means that a program passes: whatever goes wrong
+    with an answer fails before or after the tests. A reference that raises has no answer.
     """
     namespace = load(before, reference)
-    made = []
+    made, failed = [], []
+    values = None
+    if answers is not None:
+        # read before any test: nothing of a program's classes, and as many as were asked for
+        values = [decode(json.loads(answer), {}) for answer in answers]
+        if len(values) != len(calls):
+            raise LookupError("not every call was answered")
 
     def ask(*args, **kwargs):
-        call = json.dumps(encode((args, kwargs)))
-        made.append(call)
-        if answers is None:
-            args, kwargs = decode(json.loads(call), namespace)
-            given = json.dumps(encode(namespace[function](*args, **kwargs)))
-        elif call == calls[len(made) - 1]:  # IndexError if the tests ask more than they asked then
-            given = answers[len(made) - 1]
-        else:
-            raise LookupError("the tests ask for something else than they asked of the reference")
-        return decode(json.loads(given), {})  # nothing of a program's classes
+        try:
+            call = json.dumps(encode((args, kwargs)))
+            made.append(call)
+            if values is None:
+                args, kwargs = decode(json.loads(call), namespace)
+                given = json.dumps(encode(namespace[function](*args, **kwargs)))
+                return decode(json.loads(given), {})
+            if made != calls[: len(made)]:
+                raise LookupError("the tests ask something else than they asked of the reference")
+            return values[len(made) - 1]
+        except BaseException:
+            failed.append(True)
+            raise
 
     # The tests' own dictionary: they set names that the reference must not see.
     test_namespace = namespace | stand_ins(namespace) | {function: ask}
     exec(compile(tests, "tests", "exec", dont_inherit=True), test_namespace)
+    if failed:
+        raise LookupError("a call has no answer, and the tests caught that")
     return made
 
 

@@ -5,10 +5,10 @@ r"""Mathematical answers: find the final one in a text, and say whether two are 
 
 `final_answer` takes the first of these that the text has:
     1. the last \boxed{...} or \fbox{...} whose braces close, or \boxed 5
-    2. the rest of the line after the last ####
-    3. the rest of the line after the last "Answer:" or "Respuesta:"
-    4. the last number
-    5. the last line that is not empty
+    2. the rest of the line after the last ####, "Answer:" or "Respuesta:", or where that is empty
+       the next line; without the stars of Markdown
+    3. the last number
+    4. the last line that is not empty
 
 `equal` compares two answers in one normal form, computed from the text alone: nothing is evaluated,
 simplified or factored, so 3 + 4 is not 7 and \sqrt{8} is not 2\sqrt{2}; a question's own
@@ -75,13 +75,18 @@ CLEANED = [(re.compile(pattern), new) for pattern, new in REPLACED]
 
 TEXT = re.compile(r"\\(?:text\w*|mbox|hbox|mathrm|mathbf|mathit)\s*\{([^{}]*)\}(\^\{?\d\}?)?")
 NOT_UNITS = "pi|sqrt|sin|cos|tan|log|ln|dozen|hundred|thousand|million|billion"
+NOT_UNITS += "|squared|cubed|plus|minus|times|divided|not|or|less|more"
+MEANING = re.compile(rf"\b(?:{NOT_UNITS})\b")
 UNIT = re.compile(
     rf"^([-+\d.,/ ]*\d[.\d]*)\s+(?!(?:{NOT_UNITS})\b)[a-zA-Z]{{2}}[a-zA-Z /]*(\^[23])?$"
 )
 NAME = re.compile(r"(^|,)\s*[a-zA-Z](?:_\w|_\{\w\})?(?:\([a-z]\))?\s*=(?!=)")
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![,\d])")
-NUMERAL = re.compile(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")  # within a text
+NUMERAL = re.compile(  # within a text
+    r"(?<!\d)[-−]?\$?(?:\d(?:[\d,]*\d)?(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?"
+)
 NUMBER = re.compile(r"(-?)(?:(\d+)\s+(?=\d+/))?(\d+\.?\d*|\.\d+)(?:/(-?\d+))?")
+MARKER = re.compile(r"####|(?i:\b(?:answer|respuesta)\**:)")
 BRACE = re.compile(r"(?P<box>\\boxed|\\fbox)\s*\{|\\boxed (?P<bare>[^\s{}$\\]+)|\\.|[{}]")
 COMMAND = re.compile(r"\\frac|\\sqrt\s*(\[[^]]*\])?|[\^_]")
 
@@ -91,14 +96,17 @@ def final_answer(text: str) -> str:
     box = last_box(text)
     if box is not None:
         return box.strip()
-    for marker in (r"####", r"(?i)\b(?:answer|respuesta)\**:\**"):
-        found = list(re.finditer(marker, text))
-        if found:
-            return text[found[-1].end() :].split("\n", 1)[0].strip()
+    marked = list(MARKER.finditer(text))
+    if marked:
+        rest = text[marked[-1].end() :].lstrip("* \t\n")
+        return rest.split("\n", 1)[0].strip("* ")
+    return last_number(text) or text.strip().rsplit("\n", 1)[-1].strip()
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text: "2 or 3, 1,000 in all" -> "1,000"."""
     numbers = NUMERAL.findall(text)
-    if numbers:
-        return numbers[-1]
-    return text.strip().rsplit("\n", 1)[-1].strip()
+    return numbers[-1] if numbers else None
 
 
 def last_box(text: str) -> str | None:
@@ -163,13 +171,19 @@ def clean(text: str) -> str:
     # \text{} is a list's "and", or a unit, or all there is
     text = TEXT.sub(lambda m: ", " if m[1].strip() in ("and", "or") else m[0], text)
     if TEXT.sub("", text).strip():
-        text = TEXT.sub(" ", text)
+        text = TEXT.sub(lambda m: f" {m[1]} " if has_meaning(m) else " ", text)
     else:
         text = TEXT.sub(r"\1", text)
 
     for pattern, new in CLEANED:
         text = pattern.sub(new, text)
     return one_line(re.sub(r",? \b(and|or)\b ", ", ", text)).strip()
+
+
+def has_meaning(found: re.Match) -> bool:
+    r"""Whether what stands in a \text{} changes a value: "million", or the i of \mathrm{i}."""
+    is_variable = found[0].startswith(r"\math") and len(found[1].strip()) == 1
+    return is_variable or bool(MEANING.search(found[1]))
 
 
 def one_line(text: str) -> str:

@@ -20,6 +20,7 @@ import itertools
 import json
 import random
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -335,6 +336,17 @@ def random_argument(domain: str, rng: random.Random) -> list[int] | str | int:
 
 
 # ---- grading
+FENCE = re.compile(
+    r"^[ \t]*```(?:python3?|py)?[ \t]*\r?\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL | re.I
+)
+
+
+def program_in(completion: str) -> str:
+    """What the first fence encloses, up to the end where it is not closed; else everything."""
+    fence = FENCE.search(completion)
+    return textwrap.dedent(fence[1]) if fence else completion
+
+
 # (key, completion): models write the same program again and again
 _scores: dict[tuple[str, str], float] = {}
 
@@ -356,7 +368,7 @@ def score(problems: list[Problem], completions: list[str]) -> list[float]:
     jobs = []
     for (_, completion), problem in new.items():
         tests = {name: problem.grading[name] for name in ("function", "inputs")}
-        jobs.append({"program": completion, **tests})
+        jobs.append({"program": program_in(completion), **tests})
     for (pair, problem), outputs in zip(new.items(), run(jobs)):
         expected = problem.grading["outputs"]
         passed = [json.dumps(o) == json.dumps(e) for o, e in zip(outputs or [], expected)]

@@ -241,15 +241,17 @@ def votes(problems: list[Problem], completions: list[str]) -> list[str | None]:
     return [letter_of(completion) for completion in completions]
 
 
+MARKED = {f"({letter})": letter for letter in LETTERS}
+MARKED |= {f"{letter}{mark}": letter for letter in LETTERS for mark in ".)"}
+
+
 def letter_of(completion: str) -> str | None:
     """B of "B", "(B)", "B." and "B)", any of them behind "Answer:"; None for anything else.
 
-    There may be text behind the last three.
+    There may be text behind the last three, but no second letter. Stars of Markdown do not count.
     """
-    words = completion.strip().removeprefix("Answer:").split()
-    for letter in LETTERS:
-        alone = words == [letter]
-        marked = words[:1] in ([f"({letter})"], [f"{letter}."], [f"{letter})"])
-        if alone or marked:
-            return letter
-    return None
+    words = completion.replace("*", "").strip().removeprefix("Answer:").split()
+    if len(words) == 1 and words[0] in LETTERS:
+        return words[0]
+    letters = [MARKED.get(word) for word in words if word not in ("or", "and")]
+    return letters[0] if letters and letters[1:2] in ([], [None]) else None

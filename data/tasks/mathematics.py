@@ -84,10 +84,28 @@ def problems(seed: int) -> Iterator[tuple[str, Callable[..., Problem]]]:
         formulas = _formulas(rng, domain, level, backward)
         start = rng.randint(2, 80)
         program = _constants(rng, formulas, level, start)
-        if program is not None:
+        if program is not None and has_its_digits(start, program):
             direction = "backward" if backward else "forward"
             key = "; ".join([f"{domain} {direction} {start}", *program])
             yield key, partial(build, key)
+
+
+def has_its_digits(value: int, program: list[str]) -> bool:
+    """Whether every formula about the two digits of a value is asked of one that has no more."""
+    for formula, constants in parsed(program):
+        if formula.startswith("t ") and value > 99:
+            return False
+        value = worked(formula, constants, value)[-1][-1]
+    return True
+
+
+def parsed(program: list[str]) -> list[tuple[str, tuple[int, ...]]]:
+    """["v + c: 12"] -> [("v + c", (12,))]"""
+    found = []
+    for operation in program:
+        formula, constants = operation.split(":")
+        found.append((formula, tuple(map(int, constants.split()))))
+    return found
 
 
 def _formulas(rng: random.Random, domain: str, level: int, backward: bool) -> list[str]:
@@ -171,10 +189,7 @@ def build(key: str, tests: bool = True, wording: int = 0, setting: str | None = 
     # what the key says
     head, *operations = key.split("; ")
     domain, direction, start = head.split()
-    program = []
-    for operation in operations:
-        formula, constants = operation.split(":")
-        program.append((formula, tuple(map(int, constants.split()))))
+    program = parsed(operations)
 
     told_as = f"{key} ({wording})" if wording else key
     backward = direction == "backward"
