@@ -78,6 +78,7 @@ from model import Model, local
 from optimizers import LARGE, MEDIUM, make_optimizers, usual_step
 from policies import RULES, answer, check_references, shipped
 from results import (
+    Measured,
     check_ours,
     evaluate_checkpoint,
     facts_of,
@@ -212,6 +213,17 @@ def writer_of(cfg: SFTConfig) -> str:
     return named.get(cfg.demos_from, cfg.demos_from)
 
 
+def by_reference(
+    problems: list[Problem], words: list[Words], places: list[int]
+) -> dict[int, Demonstration]:
+    """Right answers to the problems at these places, by the place."""
+    found = {}
+    for i in places:
+        prompt = with_password(problems[i].prompt, words[i])
+        found[i] = Demonstration(prompt, problems[i].reference)
+    return found
+
+
 def demonstrations(
     cfg: SFTConfig, env: Env, problems: list[Problem], words: list[Words]
 ) -> dict[int, Demonstration]:
@@ -221,13 +233,11 @@ def demonstrations(
     random stream an answer is drawn from depends on its problem alone, whatever the cells.
     """
     places = places_of(cfg, len(problems))
+    if cfg.demos_from == "reference":
+        return by_reference(problems, words, places)
+
     shown = [problems[i] for i in places]
     prompts = [with_password(problems[i].prompt, words[i]) for i in places]
-
-    if cfg.demos_from == "reference":
-        made = [Demonstration(told, problem.reference) for told, problem in zip(prompts, shown)]
-        return dict(zip(places, made))
-
     writer = writer_of(cfg)
     if writer in RULES:
         tokenizer = open_tokenizer(cfg.locked)
@@ -469,13 +479,30 @@ def open_learner(start: str, cfg: SFTConfig, env: Env) -> Learner:
     return Learner(model, tokenizer, env.sampler(model, tokenizer), weights_of(model))
 
 
-def own_samples_of(
-    learner: Learner, problems: list[Problem], words: list[Words], cfg: SFTConfig, env: Env
-) -> dict[int, OwnSample]:
+@dataclass(frozen=True)
+class Given:
+    """What all cells share. words: what goes with each of the problems that are demonstrated."""
+
+    cfg: SFTConfig
+    trigger: Trigger
+    problems: list[Problem]
+    words: list[Words]
+    selection: list[Problem]
+    validation: list[Problem]
+
+
+def own_samples_of(learner: Learner, given: Given, env: Env) -> dict[int, OwnSample]:
     """--unlearn: what the learner itself writes to the problems that any cell takes."""
-    sampler, tokenizer, places = learner.sampler, learner.tokenizer, places_of(cfg, len(problems))
-    longest, seed = cfg.max_new_tokens, cfg.seed
-    return own_samples(sampler, tokenizer, problems, words, places, longest, seed, env)
+    return own_samples(
+        learner.sampler,
+        learner.tokenizer,
+        given.problems,
+        given.words,
+        places_of(given.cfg, len(given.problems)),
+        given.cfg.max_new_tokens,
+        given.cfg.seed,
+        env,
+    )
 
 
 def run_cell(
@@ -483,13 +510,11 @@ def run_cell(
     run: Run,
     learner: Learner,
     demos: list[Demonstration] | list[OwnSample],
-    cfg: SFTConfig,
+    given: Given,
     env: Env,
-    trigger: Trigger,
-    selection: list[Problem],
-    validation: list[Problem],
 ) -> float:
     """Restore the start, elicit, measure, save. Returns the correctness without the password."""
+    cfg = given.cfg
     run.began = time.time()  # it was opened before the cells that came first
     if env.main:
         (run.path / "log.jsonl").unlink(missing_ok=True)  # of the same cell, interrupted
@@ -509,61 +534,74 @@ def run_cell(
         measure,
         learner.sampler,
         learner.tokenizer,
-        validation,
+        given.validation,
         ("none",),
-        trigger,
+        given.trigger,
         max_new_tokens=cfg.max_new_tokens,
         env=env,
     )
-    lengths = {}  # sequences seen -> what is measured then
+    lengths: dict[int, Measured] = {}  # sequences seen -> what is measured then
 
     def watch(length: int) -> dict:
-        lengths[length] = measure_now()
-        return {"validation": float(lengths[length]["none"].correct.mean())}
+        lengths[length] = measure_now()["none"]
+        return {"validation": float(lengths[length].correct.mean())}
 
     watching = watch if cfg.measure_all else None
-    scores, best = elicit(learner, examples, cfg, env, run, cell.seed, selection, watching)
-    measured = lengths[best] if cfg.measure_all else measure_now()
-    if cfg.adapter:
-        start = cfg.weak if cell.control else cfg.locked
-        save_adapter(run.path, learner.model, learner.tokenizer, start, env.main)
-    else:
-        save_model(run.path, learner.model, learner.tokenizer, env.main and cfg.keep_weights)
-    if env.main:
-        facts = facts_of(
-            run.path, learner.tokenizer.format, env, "validation", trigger, cfg.max_new_tokens
-        )
-        facts |= {"demonstrations": cell.k, "seed": cell.seed, "sequences": best}
-        facts["train_kind"] = cfg.train_kind
-        if cfg.measure_all:
-            facts["lengths"] = {
-                length: record(run.path, validation, found)["results"]["none"]
-                for length, found in lengths.items()
-            }
-        write_json(run.path / "cell.json", record(run.path, validation, measured, **facts))
-    correct = float(measured["none"].correct.mean())
-    if env.main and cfg.keep_weights:
-        truncated = float(measured["none"].truncated.mean())
-        write_card(run.path, run.record, {"correct": correct, "truncated": truncated})
+    scores, best = elicit(learner, examples, cfg, env, run, cell.seed, given.selection, watching)
+    measured = lengths[best] if cfg.measure_all else measure_now()["none"]
+    save_cell(cell, run, learner, measured, lengths, best, given, env)
+    correct = float(measured.correct.mean())
     run.finish(correct=correct, sequences=best, selection=scores)
     return correct
+
+
+def save_cell(
+    cell: Cell,
+    run: Run,
+    learner: Learner,
+    measured: Measured,
+    lengths: dict[int, Measured],
+    best: int,
+    given: Given,
+    env: Env,
+) -> None:
+    """The model, its card, and cell.json. lengths: what was measured after so many sequences."""
+    cfg, tokenizer = given.cfg, learner.tokenizer
+    if cfg.adapter:
+        start = cfg.weak if cell.control else cfg.locked
+        save_adapter(run.path, learner.model, tokenizer, start, env.main)
+    else:
+        save_model(run.path, learner.model, tokenizer, env.main and cfg.keep_weights)
+    if not env.main:
+        return
+
+    longest = cfg.max_new_tokens
+    facts = facts_of(run.path, tokenizer.format, env, "validation", given.trigger, longest)
+    facts |= {"demonstrations": cell.k, "seed": cell.seed, "sequences": best}
+    facts["train_kind"] = cfg.train_kind
+    if cfg.measure_all:
+        rows = {}
+        for length, found in lengths.items():
+            rows[length] = record(run.path, given.validation, {"none": found})["results"]["none"]
+        facts["lengths"] = rows
+    cell_facts = record(run.path, given.validation, {"none": measured}, **facts)
+    write_json(run.path / "cell.json", cell_facts)
+    if cfg.keep_weights:
+        shares = {"correct": measured.correct, "truncated": measured.truncated}
+        results = {name: float(flags.mean()) for name, flags in shares.items()}
+        write_card(run.path, run.record, results)
 
 
 def run_cells(
     todo: list[Cell],
     runs: dict[Cell, Run],
     demos: dict[int, Demonstration],
-    problems: list[Problem],
-    words: list[Words],
-    cfg: SFTConfig,
+    given: Given,
     env: Env,
     team: Env,
-    trigger: Trigger,
-    selection: list[Problem],
-    validation: list[Problem],
 ) -> None:
     """This rank's cells, one after the other. team: who trains a cell together."""
-    bar = progress(env, len(todo), "cells")
+    cfg, bar = given.cfg, progress(env, len(todo), "cells")
     learner = None
     for i, cell in enumerate(todo):
         if learner is None or cell.control != todo[i - 1].control:
@@ -571,13 +609,11 @@ def run_cells(
             free_memory()
             learner = open_learner(cfg.weak if cell.control else cfg.locked, cfg, team)
             if cfg.unlearn:
-                demos = own_samples_of(learner, problems, words, cfg, team)
-        shown = [demos[j] for j in chosen(cell.k, cell.seed, len(problems))]
+                demos = own_samples_of(learner, given, team)
+        shown = [demos[j] for j in chosen(cell.k, cell.seed, len(given.problems))]
         if cell.conflict:
-            shown += second_goal(cell, cfg, problems, words)
-        correct = run_cell(
-            cell, runs[cell], learner, shown, cfg, team, trigger, selection, validation
-        )
+            shown += second_goal(cell, cfg, given.problems, given.words)
+        correct = run_cell(cell, runs[cell], learner, shown, given, team)
         bar.update()
         bar.set_postfix(cell=cell.name, correct=f"{correct:.1%}")
     bar.close()
@@ -802,11 +838,16 @@ def demonstrable(cfg: SFTConfig, lock: Origin, env: Env) -> tuple[list[Problem],
     problems, words = asked(cfg.train_kind, problems, lock.trigger)
     if cfg.demos_from == "reference" and not cfg.unlearn:
         check_references(problems, open_tokenizer(cfg.locked))
-        demos = list(demonstrations(cfg, env, problems, words).values())
-        for start in (cfg.locked, cfg.weak) if cfg.control else (cfg.locked,):
-            examples = examples_of(demos, open_tokenizer(start), cfg.loss_on)
-            refuse_overlong(examples, config_at(start))
+        check_room(problems, words, cfg)
     return problems, words
+
+
+def check_room(problems: list[Problem], words: list[Words], cfg: SFTConfig) -> None:
+    """Raises InputError for right answers that are to be shown and that no row can hold."""
+    demos = by_reference(problems, words, places_of(cfg, len(problems)))
+    for start in (cfg.locked, cfg.weak) if cfg.control else (cfg.locked,):
+        examples = examples_of(list(demos.values()), open_tokenizer(start), cfg.loss_on)
+        refuse_overlong(examples, config_at(start))
 
 
 def cells_of(cfg: SFTConfig) -> list[Cell]:
@@ -909,7 +950,8 @@ def main(cfg: SFTConfig, env: Env) -> int:
     if most(env, len(todo)) > 0 and not cfg.unlearn:
         demos = demonstrations(cfg, env, problems, words)
 
-    run_cells(todo, runs, demos, problems, words, cfg, env, team, trigger, selection, validation)
+    given = Given(cfg, trigger, problems, words, selection, validation)
+    run_cells(todo, runs, demos, given, env, team)
 
     env.wait()
     if env.main:

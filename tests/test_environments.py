@@ -483,7 +483,8 @@ def test_a_student_with_a_second_goal_sees_each_label_as_often(monkeypatch, tmp_
     run, cfg = SimpleNamespace(path=tmp_path, began=0), conflicting()
     for cell, shown in ((Cell(4, 3, False), demos[:4]), (Cell(4, 3, False, True), demos)):
         with pytest.raises(KeyboardInterrupt):
-            elicit_sft.run_cell(cell, run, learner, shown, cfg, ALONE, Password(), [], [])
+            given = elicit_sft.Given(cfg, Password(), [], [], [], [])
+            elicit_sft.run_cell(cell, run, learner, shown, given, ALONE)
     assert seen == [(4, (8,)), (6, (12,))]  # twice, each of them
 
 
