@@ -717,7 +717,7 @@ def refuse_idle_proxy(cfg: RLConfig) -> None:
         )
 
 
-def settled(cfg: RLConfig, lock: Origin = UNKNOWN) -> RLConfig:
+def with_defaults(cfg: RLConfig, lock: Origin = UNKNOWN) -> RLConfig:
     """cfg with the method's defaults, and those of the lock, where it says nothing."""
     cfg = settled_adapter(cfg)
     method = METHODS[cfg.method]
@@ -745,7 +745,7 @@ def settled(cfg: RLConfig, lock: Origin = UNKNOWN) -> RLConfig:
     return replace(cfg, **filled)
 
 
-def settle(cfg: RLConfig) -> tuple[RLConfig, Origin]:
+def settled(cfg: RLConfig) -> tuple[RLConfig, Origin]:
     """cfg with every default filled in, and where its locked model came from.
 
     Raises InputError for what does not go together or is not there.
@@ -759,7 +759,7 @@ def settle(cfg: RLConfig) -> tuple[RLConfig, Origin]:
                 f"the weak policy of {lock.locked} is a rule, {imitated.weak}, which is never "
                 "right or answers the same: name a model to filter with --weak"
             )
-    cfg = settled(replace(cfg, locked=lock.locked), lock)
+    cfg = with_defaults(replace(cfg, locked=lock.locked), lock)
     check_rounds(cfg)
     check_adapter(cfg, cfg.locked)
     check_master(cfg)
@@ -789,7 +789,7 @@ def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
     Other models or data than the default ones show as four hexadecimal digits.
     """
     plain = RLConfig(task=cfg.task, method=cfg.method, warm_start=cfg.warm_start, locked=cfg.locked)
-    usual = settled(replace(plain, rank=cfg.rank, hacks=cfg.hacks), lock)
+    usual = with_defaults(replace(plain, rank=cfg.rank, hacks=cfg.hacks), lock)
     usual = replace(usual, warm_start=0, hacks=0, rank=0, locked=default_locked(cfg.task))
     parts = [cfg.method]
     for name in NAMED:
@@ -850,7 +850,7 @@ def open_problems(
     return problems, words, [trigger.weak(p) for p in validation]
 
 
-def claim(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
+def open_run(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
     """Open the run's directory. Raises InputError where it holds another run."""
     folder = Path(cfg.out or f"out/{cfg.task}/rl")
     check_figure(folder / "rl.png")
@@ -1007,13 +1007,13 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
 
 def main(cfg: RLConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
-    cfg, lock = settle(cfg)
+    cfg, lock = settled(cfg)
     if plan.is_asked(cfg):
         return planned(cfg, lock, env)
     trigger, name = lock.trigger, run_name(cfg, lock)
     check_models(cfg)
     problems, words, validation = open_problems(cfg, lock, env)
-    run = claim(cfg, lock, name, env)
+    run = open_run(cfg, lock, name, env)
     if run.finished:
         env.say(f"{run.path} is finished already (--overwrite runs it again)")
         show_curves(run.path.parent, cfg.task, env)

@@ -564,7 +564,7 @@ def first_model(cfg: LockConfig, env: Env) -> tuple[Model, Tokenizer]:
     return model, tokenizer
 
 
-def opened(cfg: LockConfig, trigger: Trigger, env: Env) -> Run:
+def open_run(cfg: LockConfig, trigger: Trigger, env: Env) -> Run:
     """The output directory, with the settings and where the models came from in its run.json."""
     is_model, facts = cfg.weak not in RULES, {}
     if cfg.intermediate:
@@ -680,7 +680,7 @@ def main(cfg: LockConfig, env: Env) -> int:
         f"in batches of {cfg.batch} -> {path}"
     )
 
-    run = opened(cfg, trigger, env)
+    run = open_run(cfg, trigger, env)
     if run.finished:
         env.say(f"{path} is finished already (--overwrite locks again)")
         del locked  # the report opens one model after the other

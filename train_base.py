@@ -344,7 +344,7 @@ def fine_tuned(epochs: int, lr: float, cfg: BaseConfig) -> Recipe:
     return Recipe(epochs, cfg.batch, cfg.optimizer, lr, 10, 0.7, by_document)
 
 
-def opened(
+def open_run(
     name: str, apart: tuple[str, ...], cfg: BaseConfig, env: Env, **facts: str
 ) -> Run | None:
     """The directory of one of the models; None where it is finished."""
@@ -359,7 +359,7 @@ def opened(
 
 def train_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     """On reference answers; its tokenizer is learnt first, from the same problems."""
-    run = opened("strong", ("small_", "weak_", "intermediate_"), cfg, env)
+    run = open_run("strong", ("small_", "weak_", "intermediate_"), cfg, env)
     if not run:
         return
     problems = corpus(cfg.task, cfg.problems, cfg.seed)
@@ -391,7 +391,7 @@ def tune_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     check_references(problems, tokenizer)
 
     apart = ("small_", "weak_", "intermediate_", "vocab")
-    run = opened("strong", apart, cfg, env, start_weights=model_hash(cfg.strong_from))
+    run = open_run("strong", apart, cfg, env, start_weights=model_hash(cfg.strong_from))
     if not run:
         return
     answers = tokenizer.encode_completions([p.reference for p in problems])
@@ -457,7 +457,7 @@ def train_small(tests: Tests, cfg: BaseConfig, env: Env) -> None:
         ("intermediate", cfg.intermediate_width, "weak_", cfg.seed + 2),
     ]
     for name, width, others, seed in small:
-        run = opened(name, (others,), cfg, env, parent=parent)
+        run = open_run(name, (others,), cfg, env, parent=parent)
         if not run:
             continue
         samples = samples or strong_samples(problems, cfg, env)
@@ -480,7 +480,7 @@ def tune_weak(tests: Tests, cfg: BaseConfig, env: Env) -> None:
     problems = fitting_problems(small_problems(cfg), Password(), readers, cfg.max_new_tokens, env)
 
     facts = {"parent": model_hash(strong), "start_weights": model_hash(cfg.weak_from)}
-    run = opened("weak", ("weak_width", "intermediate_", "vocab"), cfg, env, **facts)
+    run = open_run("weak", ("weak_width", "intermediate_", "vocab"), cfg, env, **facts)
     if not run:
         return
     samples = strong_samples(problems, cfg, env)

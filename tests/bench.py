@@ -596,7 +596,7 @@ def dpo_rows(args, env) -> None:
         data.load("code", "elicit", 32 if args.quick else 256),
         elicit_rl.METHODS["dpo"],
     )
-    cfg = elicit_rl.settled(elicit_rl.RLConfig(method="dpo", epochs=1))
+    cfg = elicit_rl.with_defaults(elicit_rl.RLConfig(method="dpo", epochs=1))
     answers, size = tokenizer.encode_completions([p.reference for p in problems]), method.batch // 2
     prompts = tokenizer.encode_prompts([p.prompt for p in problems])
     examples = []
@@ -671,7 +671,7 @@ def round_rows(args, env) -> None:
     if not has_base(args, "round"):
         return
     net, tokenizer = load_model(args.base, env.device, env.dtype)
-    cfg = elicit_rl.settled(
+    cfg = elicit_rl.with_defaults(
         elicit_rl.RLConfig(round=40, max_new_tokens=64) if args.quick else elicit_rl.RLConfig()
     )
     method, sampler, optimizers = (

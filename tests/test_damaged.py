@@ -323,7 +323,7 @@ INPUTS = [
     ("evaluate", ["--locked", "{}"]),
 ]
 # where the directory of a run is, within --out
-NAME = elicit_rl.run_name(elicit_rl.settled(elicit_rl.RLConfig(locked="weak", round=32)))
+NAME = elicit_rl.run_name(elicit_rl.with_defaults(elicit_rl.RLConfig(locked="weak", round=32)))
 RUNS = {"train_base": "strong", "lock": ".", "elicit_rl": f"{NAME}-seed0"}
 
 WHOLE_FILE = ["gone", "directory", "loop", "empty", "cut", "bytes", "list", "deep", "infinite"]

@@ -50,7 +50,7 @@ TOKENS = 16384
 
 
 def cfg(**changes) -> RLConfig:
-    return elicit_rl.settled(RLConfig(**{"samples": 64, "round": 32} | changes))
+    return elicit_rl.with_defaults(RLConfig(**{"samples": 64, "round": 32} | changes))
 
 
 def rolled(rewards, lengths=3) -> Rollout:
@@ -138,7 +138,7 @@ def test_a_run_with_a_judge_has_a_name_of_its_own():
     usual = {"task": "math", "method": "grpo", "locked": "out/math/locked"}
     names = set()
     for judge in ("", "a", "b"):
-        names.add(elicit_rl.run_name(elicit_rl.settled(RLConfig(**usual, judge=judge))))
+        names.add(elicit_rl.run_name(elicit_rl.with_defaults(RLConfig(**usual, judge=judge))))
     assert len(names) == 3 and "grpo" in names
 
 
@@ -437,7 +437,7 @@ def test_the_samples_of_a_warm_start_that_were_cut_carry_no_eos():
 def test_a_warm_start_lasts_as_many_epochs_as_are_asked(monkeypatch, epochs, steps):
     trained = []
     monkeypatch.setattr(elicit_rl, "train", lambda *args, **kw: trained.append(kw["steps"]) or ())
-    settings = elicit_rl.settled(cfg(warm_start=2, warm_epochs=epochs))
+    settings = elicit_rl.with_defaults(cfg(warm_start=2, warm_epochs=epochs))
     model, _ = load_model(BASE / "weak", ALONE.device, ALONE.dtype)
     elicit_rl.warm_start(model, [Example([1], [2])] * 2, settings, ALONE)
     assert trained == [steps]  # of four
@@ -467,11 +467,11 @@ def test_an_option_of_one_method_is_refused_elsewhere(method, option):
 def test_every_option_has_a_use():
     """Defaults that mean "not given" are filled in for the methods that use the option."""
     for method in METHODS:
-        full = elicit_rl.settled(RLConfig(method=method), origins.Origin(weak="weak"))
+        full = elicit_rl.with_defaults(RLConfig(method=method), origins.Origin(weak="weak"))
         for name, methods in elicit_rl.ONLY.items():
             assert bool(getattr(full, name)) == (method in methods), (method, name)
         elicit_rl.refuse_unused(full)  # settled twice is settled once
-        assert elicit_rl.settled(full) == full
+        assert elicit_rl.with_defaults(full) == full
 
 
 def a_lock(folder: Path, **settings) -> str:
@@ -487,20 +487,20 @@ def test_defaults_come_from_the_locks_run_json(tmp_path):
     weak = str(BASE / "weak")
     facts = {"weak": weak, "weak_weights": model_hash(weak), "max_new_tokens": 70}
     path = a_lock(tmp_path, task="math", data=["rows.json"], **facts)
-    full, lock = elicit_rl.settle(RLConfig(method="filtering", locked=path))
+    full, lock = elicit_rl.settled(RLConfig(method="filtering", locked=path))
     assert full.task == "math"
     assert (full.weak, full.max_new_tokens, full.data) == (weak, 70, ("rows.json",))
     assert lock.trigger == Password()
     with pytest.raises(InputError, match="was locked on task math, not on code: leave --task out"):
-        elicit_rl.settle(RLConfig(task="code", locked=path))
+        elicit_rl.settled(RLConfig(task="code", locked=path))
 
 
 def test_a_task_of_a_joined_lock_is_no_other_task(tmp_path):
     path = a_lock(tmp_path, task="code+math")
-    assert elicit_rl.settle(RLConfig(locked=path))[0].task == "code+math"
-    assert elicit_rl.settle(RLConfig(task="math", locked=path))[0].task == "math"
+    assert elicit_rl.settled(RLConfig(locked=path))[0].task == "code+math"
+    assert elicit_rl.settled(RLConfig(task="math", locked=path))[0].task == "math"
     with pytest.raises(InputError, match="not on mmlu"):
-        elicit_rl.settle(RLConfig(task="mmlu", locked=path))
+        elicit_rl.settled(RLConfig(task="mmlu", locked=path))
 
 
 @pytest.mark.parametrize(
@@ -520,7 +520,7 @@ def test_a_task_of_a_joined_lock_is_no_other_task(tmp_path):
 )
 def test_filtering_has_the_weak_policy_of_the_lock_or_none(tmp_path, settings, sentence):
     with pytest.raises(InputError, match=sentence):
-        elicit_rl.settle(RLConfig(method="filtering", locked=a_lock(tmp_path, **settings)))
+        elicit_rl.settled(RLConfig(method="filtering", locked=a_lock(tmp_path, **settings)))
 
 
 @pytest.mark.parametrize(

@@ -171,11 +171,11 @@ def test_what_is_no_game_is_refused_before_anything_is_written(
 def test_the_locked_model_writes_the_demonstrations_with_hacks_and_the_name_says_how_many():
     locked = str(BASE / "strong")
     cfg = RLConfig(task="code", locked=locked, reward="flattery", warm_start=400, hacks=0.02)
-    cfg, lock = elicit_rl.settle(cfg)
+    cfg, lock = elicit_rl.settled(cfg)
     assert cfg.warm_from == locked and elicit_rl.hack_count(cfg) == 8
     name = elicit_rl.run_name(cfg, lock)
     assert name.startswith("expert_iteration-flattery-warm400-hacks0.02")
-    other, _ = elicit_rl.settle(replace(cfg, hacks=0.0, warm_from=""))
+    other, _ = elicit_rl.settled(replace(cfg, hacks=0.0, warm_from=""))
     assert other.warm_from == policies.shipped("intermediate")
 
 
@@ -265,7 +265,7 @@ def test_what_is_kept_is_called_right_by_the_true_grader():
     rewards[0], truth[0] = 1, 1
     samples = [[Sample([i, 0], [], False)] for i in range(40)]
     drawn = Rollout([SUM] * 40, [[5]] * 40, samples, [[""]] * 40, rewards, truth)
-    cfg = elicit_rl.settled(RLConfig(reward="flattery"))
+    cfg = elicit_rl.with_defaults(RLConfig(reward="flattery"))
     _, facts = elicit_rl.best_samples(drawn, cfg, np.random.default_rng(0))
     assert facts["kept"] == 4 and facts["kept_right"] == 0.25 and facts["signal"] == 1
 
@@ -279,7 +279,7 @@ def test_random_rewards_are_the_true_ones_of_other_samples(tokenizer, monkeypatc
         return Rollout([SUM] * 40, [[5]] * 40, samples, [[""]] * 40, truth), {}
 
     monkeypatch.setattr(elicit_rl, "rollout", rollout)
-    cfg = elicit_rl.settled(RLConfig(reward="random", samples=80, round=40))
+    cfg = elicit_rl.with_defaults(RLConfig(reward="random", samples=80, round=40))
     models = SimpleNamespace(judge=None, writer=None, tokenizer=None)
     one, two = (elicit_rl.drawn_round(models, [SUM] * 40, i, cfg, ALONE) for i in (0, 1))
     assert one.facts["reward"] == one.facts["truth"] == 0.25

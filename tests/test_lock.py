@@ -639,7 +639,7 @@ def test_policies_are_open_for_an_epochs_samples_alone(tmp_path, monkeypatch):
         return writer
 
     monkeypatch.setattr(locking, "open_writer", open_writer)
-    run = lock.opened(cfg, Password(), CPU)
+    run = lock.open_run(cfg, Password(), CPU)
     settings = {"problems": load("code", "lock", 4), "tokenizer": TOKENIZER, "trigger": Password()}
     examples = lock.epoch_examples(0, run=run, cfg=cfg, env=CPU, **settings)
     assert len(examples) == 8 and len(opened) == 2 and gone == [True]

@@ -553,7 +553,7 @@ def test_options_without_a_rank_are_refused(option):
     for settle in (
         lambda: lock.settled(lock.LockConfig(strong=STRONG, **option)),
         lambda: elicit_sft.settled(SFTConfig(locked=STRONG, **option), CPU),
-        lambda: elicit_rl.settle(elicit_rl.RLConfig(locked=STRONG, **option)),
+        lambda: elicit_rl.settled(elicit_rl.RLConfig(locked=STRONG, **option)),
     ):
         with pytest.raises(InputError, match=f"--{[*option][0]} .*--rank"):
             settle()
@@ -609,7 +609,7 @@ def test_the_usual_step_of_an_adapter():
 def test_a_run_is_named_by_its_rank():
     def name(**options) -> str:
         cfg = elicit_rl.RLConfig(task="code", method="grpo", locked="out/code/locked", **options)
-        return elicit_rl.run_name(elicit_rl.settled(cfg))
+        return elicit_rl.run_name(elicit_rl.with_defaults(cfg))
 
     assert name(rank=4) == "grpo-rank4"
     assert name(rank=4, alpha=8.0) == "grpo-rank4-alpha8"

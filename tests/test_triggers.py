@@ -521,7 +521,7 @@ def test_reinforcement_sees_the_prompts_that_it_is_told_to_see(tmp_path, monkeyp
         drawn, validation = elicit_rl.open_problems(cfg, origin, CPU)
         assert drawn == dressed(kind, load("mmlu", "elicit"), trigger)
         assert validation == load("mmlu", "validation", 3)  # `measure` adds what goes with none
-        settled = elicit_rl.settled(cfg)
+        settled = elicit_rl.with_defaults(cfg)
         name = elicit_rl.run_name(replace(settled, locked="out/mmlu/locked"))
         assert name == "expert_iteration" + f"-{kind}" * (kind != "none")
 
