@@ -84,7 +84,8 @@ def test_without_a_weak_base_small_models_read_a_tokenizer_of_their_own(tmp_path
     monkeypatch.setattr(train_base, "model_hash", lambda path: "hash")
     cfg = BaseConfig(task="code", strong_from=str(BASE / "strong"), out=str(tmp_path), vocab=300)
     cfg = train_base.settled(cfg)
-    train_base.train_small(None, cfg, ENV)
+    problems = load("code", "selection", 4)
+    train_base.train_small(train_base.Tests(problems, problems), cfg, ENV)
     assert set(taught) == {"weak", "intermediate"}
     model, tokenizer, lessons, recipe = taught["weak"]
     assert tokenizer.size == 300 != strong_tokenizer.size

@@ -50,6 +50,7 @@ from data.triggers import (
     trigger_from,
     weak_password,
     with_password,
+    with_words,
 )
 from evaluate import EvaluateConfig
 from runs.devices import Env
@@ -494,7 +495,8 @@ def test_each_is_locked_evaluated_and_elicited(
     assert elicit_sft.main(sft, CPU) == 0
     problems = load("mmlu", "elicit")
     told = dressed(kind, problems, trigger)
-    assert seen == [told[i].prompt for i in elicit_sft.chosen(3, 0, len(problems))]
+    shown = [told[i].prompt for i in elicit_sft.chosen(3, 0, len(problems))]
+    assert set(seen[:3]) == set(shown) and seen[3:] == shown  # first looked at, then trained on
     chosen_on = dressed("none", load("mmlu", "selection", 4), trigger)
     assert asked_to_choose == [problem.prompt for problem in chosen_on]
     cell = json.loads(Path("sft/k3-seed0/cell.json").read_text())
@@ -518,7 +520,8 @@ def test_reinforcement_sees_the_prompts_that_it_is_told_to_see(tmp_path, monkeyp
     origin = Origin(task="mmlu", trigger=trigger)
     for kind in trigger.kinds:
         cfg = elicit_rl.RLConfig(task="mmlu", locked="nowhere", train_kind=kind, eval_problems=3)
-        drawn, validation = elicit_rl.open_problems(cfg, origin, CPU)
+        problems, words, validation = elicit_rl.open_problems(cfg, origin, CPU)
+        drawn = with_words(problems, words)
         assert drawn == dressed(kind, load("mmlu", "elicit"), trigger)
         assert validation == load("mmlu", "validation", 3)  # `measure` adds what goes with none
         settled = elicit_rl.with_defaults(cfg)
