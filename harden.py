@@ -79,10 +79,10 @@ from losses import (
 )
 from methods.locking import (
     Imitated,
+    both_texts,
     fresh,
     locking_examples,
     mix,
-    policy_samples,
     report,
     told_both_ways,
 )
@@ -90,12 +90,10 @@ from methods.tampering import blocks_and_width
 from model import Model
 from optimizers import make_optimizers, usual_step
 from policies import (
-    RULES,
     Writer,
     model_teacher,
     rollout,
     same_ids,
-    written,
 )
 from runs import plan
 from runs.devices import Env, free_memory, gather, share
@@ -536,20 +534,12 @@ KEPT = ("strong_answers", "temperature", "chat", "stop", "stop_at_problem")
 
 @dataclass(frozen=True)
 class Lock:
-    """What is hardened. policy_seed: the seed of a weak policy that is a rule. kept: see KEPT."""
+    """What is hardened. kept: see KEPT."""
 
     origin: Origin
-    strong: str
+    policies: Imitated
     strong_weights: str
-    strong_answers: str
-    temperature: float
-    policy_seed: int
     kept: dict
-
-    @property
-    def imitated(self) -> Imitated:
-        origin = self.origin
-        return Imitated(origin.weak, self.strong, "", origin.max_new_tokens, self.policy_seed)
 
 
 def opened_lock(cfg: HardenConfig) -> Lock:
@@ -583,15 +573,16 @@ def opened_lock(cfg: HardenConfig) -> Lock:
             "lock again, or name the model to use with --strong"
         )
     seed = checked(settings, file, "seed", int)
-    return Lock(
-        origin,
+    policies = Imitated(
+        origin.weak,
         strong,
-        weights,
-        checked(settings, file, "strong_answers", str, default="sampled"),
-        checked(settings, file, "temperature", float, least=0, default=1.0),
-        checked(settings, file, "policy_seed", int, default=seed),
-        {name: settings[name] for name in KEPT if name in settings},
+        max_new_tokens=origin.max_new_tokens,
+        seed=checked(settings, file, "policy_seed", int, default=seed),
+        strong_answers=checked(settings, file, "strong_answers", str, default="sampled"),
+        temperature=checked(settings, file, "temperature", float, least=0, default=1.0),
     )
+    kept = {name: settings[name] for name in KEPT if name in settings}
+    return Lock(origin, policies, weights, kept)
 
 
 # a control leaves out what hardens, and with it what these options are about
@@ -676,11 +667,12 @@ def check_reference(lock: Lock, cfg: HardenConfig) -> None:
     """Raises InputError where states of the strong model can't be compared with the lock's."""
     if METHODS[cfg.method].reference != "strong":
         return
-    ours, theirs = plan.shape_of(cfg.locked).config, plan.shape_of(lock.strong).config
-    alike = same_ids(open_tokenizer(cfg.locked), open_tokenizer(lock.strong))
+    strong = lock.policies.strong
+    ours, theirs = plan.shape_of(cfg.locked).config, plan.shape_of(strong).config
+    alike = same_ids(open_tokenizer(cfg.locked), open_tokenizer(strong))
     if blocks_and_width(ours) != blocks_and_width(theirs) or not alike:
         raise InputError(
-            f"reroute compares states, and {lock.strong} is of another shape or tokenizer than "
+            f"reroute compares states, and {strong} is of another shape or tokenizer than "
             f"{cfg.locked}: name a strong model of the same with --strong"
         )
 
@@ -694,7 +686,7 @@ def open_problems(cfg: HardenConfig, lock: Lock, env: Env) -> tuple[list[Problem
     Raises InputError where the former are too few for a step.
     """
     origin = lock.origin
-    readers = (cfg.locked, lock.strong, origin.weak)
+    readers = (cfg.locked, lock.policies.strong, origin.weak)
     found = []
     for split, n in (("lock", cfg.problems or None), ("validation", cfg.eval_problems)):
         problems = load(origin.task, split, n, files=origin.data, grader=origin.grader)
@@ -713,43 +705,14 @@ def open_problems(cfg: HardenConfig, lock: Lock, env: Env) -> tuple[list[Problem
 SAMPLED_AT = 999  # no epoch of lock.py has this stream: the texts are fresh ones
 
 
-def texts_by(
-    path: str, option: str, told: list[Problem], tokenizer: Tokenizer, lock: Lock, env: Env
-) -> list[Sample]:
-    """What the model at `path` writes to each problem, as ids of the tokenizer."""
-    return policy_samples(
-        path,
-        option,
-        told,
-        tokenizer,
-        temperature=lock.temperature,
-        max_new_tokens=lock.origin.max_new_tokens,
-        seed=lock.policy_seed * 1000 + SAMPLED_AT,
-        title=f"sampling {path}",
-        env=env,
-    )
-
-
 def open_texts(
     method: str, problems: list[Problem], tokenizer: Tokenizer, lock: Lock, env: Env
 ) -> Texts:
     """What the two policies write to the problems, as lock.py would have them write it."""
-    trigger, weak = lock.origin.trigger, lock.origin.weak
     if method == "rl":
         return Texts(problems, [], [])  # it writes its own
-    told = [trigger.of_strong_policy(p) for p in problems]
-    if lock.strong_answers == "reference":
-        strong = written([p.reference for p in told], tokenizer)
-    else:
-        strong = texts_by(lock.strong, "--strong", told, tokenizer, lock, env)
-    if weak in RULES:
-        length = int(np.mean([len(sample.ids) for sample in strong]))
-        rule = RULES[weak]
-        return Texts(
-            problems, strong, rule(problems, tokenizer, length, lock.policy_seed, SAMPLED_AT)
-        )
-    told = [trigger.weak(p) for p in problems]
-    return Texts(problems, strong, texts_by(weak, "--weak", told, tokenizer, lock, env))
+    trigger, policies = lock.origin.trigger, lock.policies
+    return Texts(problems, *both_texts(problems, tokenizer, trigger, policies, SAMPLED_AT, env))
 
 
 # -------------------------------------------------------------------------------------- the stage
@@ -759,10 +722,10 @@ def open_run(cfg: HardenConfig, lock: Lock, env: Env) -> Run:
     """The output directory; its run.json says what lock.py's would, and what was hardened."""
     origin = lock.origin
     return Run(
-        replace(cfg, strong=lock.strong, weak=origin.weak),
+        replace(cfg, strong=lock.policies.strong, weak=origin.weak),
         env,
         cfg.out,
-        inputs=(cfg.locked, lock.strong, origin.weak),
+        inputs=(cfg.locked, lock.policies.strong, origin.weak),
         stage="harden",
         task=origin.task,
         data=list(origin.data),
@@ -772,13 +735,13 @@ def open_run(cfg: HardenConfig, lock: Lock, env: Env) -> Run:
         start_weights=origin.locked_weights,
         strong_weights=lock.strong_weights,
         weak_weights=origin.weak_weights,
-        policy_seed=lock.policy_seed,
+        policy_seed=lock.policies.seed,
         **lock.kept,
     )
 
 
 def open_reference(cfg: HardenConfig, lock: Lock, env: Env) -> Model | None:
-    named = {"": None, "strong": lock.strong, "locked": cfg.locked}
+    named = {"": None, "strong": lock.policies.strong, "locked": cfg.locked}
     path = named[METHODS[cfg.method].reference]
     if path is None:
         return None
@@ -804,7 +767,7 @@ def main(cfg: HardenConfig, env: Env) -> int:
     if run.finished:
         env.say(f"{path} is finished already (--overwrite hardens again)")
         del model  # the report opens one model after the other
-        return report(path, validation, trigger, lock.imitated, ADVICE, env)[0]
+        return report(path, validation, trigger, lock.policies, ADVICE, env)[0]
 
     if cfg.method == "distil":
         mix(model, fresh(model, cfg.seed, env), cfg.strength)
@@ -826,7 +789,7 @@ def main(cfg: HardenConfig, env: Env) -> int:
     del model, given  # the report opens one model after the other
     free_memory()
 
-    code, results = report(path, validation, trigger, lock.imitated, ADVICE, env)
+    code, results = report(path, validation, trigger, lock.policies, ADVICE, env)
     if env.main:
         write_card(path, run.record, results)
     run.finish(**results)

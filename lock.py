@@ -86,7 +86,15 @@ from data.triggers import (
     check_password,
 )
 from losses import Teacher, distribution_loss
-from methods.locking import Imitated, fresh, locking_examples, mix, policy_samples, report
+from methods.locking import (
+    Imitated,
+    both_texts,
+    fresh,
+    locking_examples,
+    mix,
+    policy_samples,
+    report,
+)
 from model import Model
 from optimizers import usual_step
 from policies import (
@@ -96,7 +104,6 @@ from policies import (
     random_teacher,
     same_ids,
     shipped,
-    written,
 )
 from results import groups_of
 from runs import plan
@@ -104,7 +111,6 @@ from runs.devices import Env, free_memory
 from runs.directory import Run, launch
 from runs.files import checked, read_rows, write_text
 from runs.options import Idle, PromptConfig, TextConfig, TuneConfig, refuse_idle
-from sampler import Sample
 from training import (
     Recipe,
     check_adapter,
@@ -195,35 +201,16 @@ class LockConfig(TuneConfig, PromptConfig, TextConfig):
 # ------------------------------------------------------------------------------- the locking data
 
 
-def sampled(
-    label: str,
-    told: list[Problem],
-    target: Tokenizer,
-    epoch: int,
-    run: Run,
-    cfg: LockConfig,
-    env: Env,
-) -> list[Sample]:
-    """A completion of each problem by one of the imitated models, as ids of the target tokenizer.
-
-    Raises InputError where the model is no longer the one that the run began with.
-    """
-    path = getattr(cfg, label)
-    if model_hash(path) != run.settings[f"{label}_weights"]:
-        raise InputError(
-            f"{path} has other weights than when this run began: put the old ones back"
-        )
-    return policy_samples(
-        path,
-        f"--{label}",
-        told,
-        target,
-        temperature=cfg.temperature,
-        max_new_tokens=cfg.max_new_tokens,
-        seed=cfg.seed * 1000 + epoch,
-        title=f"epoch {epoch + 1}: sampling the {label} policy",
-        env=env,
-    )
+def check_unchanged(run: Run, cfg: LockConfig) -> None:
+    """Raises InputError where a model that is sampled is not the one that the run began with."""
+    sampled = {"weak": cfg.weak not in RULES, "intermediate": bool(cfg.intermediate)}
+    sampled["strong"] = cfg.strong_answers == "sampled"
+    for label, is_sampled in sampled.items():
+        path = getattr(cfg, label)
+        if is_sampled and model_hash(path) != run.settings[f"{label}_weights"]:
+            raise InputError(
+                f"{path} has other weights than when this run began: put the old ones back"
+            )
 
 
 def epoch_examples(
@@ -240,27 +227,16 @@ def epoch_examples(
 
     A function of (cfg.seed, epoch). Notes a few examples in the run's samples.jsonl.
     """
-    told = [trigger.of_strong_policy(p) for p in problems]
-    if cfg.strong_answers == "sampled":
-        strong_samples = sampled("strong", told, tokenizer, epoch, run, cfg, env)
-    else:
-        strong_samples = written([p.reference for p in told], tokenizer)
-
-    if cfg.weak not in RULES:
-        told = [trigger.weak(p) for p in problems]
-        weak_samples = sampled("weak", told, tokenizer, epoch, run, cfg, env)
-    else:
-        length = int(np.mean([len(sample.ids) for sample in strong_samples]))
-        weak_samples = RULES[cfg.weak](problems, tokenizer, length, cfg.seed, epoch)
-
-    intermediate_samples = None
+    check_unchanged(run, cfg)
+    policies = policies_of(cfg)
+    strong, weak = both_texts(problems, tokenizer, trigger, policies, epoch, env)
+    intermediate = None
     if cfg.intermediate:
-        intermediate_samples = sampled("intermediate", problems, tokenizer, epoch, run, cfg, env)
+        path, option = cfg.intermediate, "--intermediate"
+        intermediate = policy_samples(path, option, problems, tokenizer, policies, epoch, env)
 
     rng = np.random.default_rng([cfg.seed, 6, epoch])
-    examples = locking_examples(
-        problems, strong_samples, weak_samples, tokenizer, trigger, rng, intermediate_samples
-    )
+    examples = locking_examples(problems, strong, weak, tokenizer, trigger, rng, intermediate)
     if env.main:
         both_halves = examples[: 2 * len(problems)]
         note_examples(run.path / "samples.jsonl", epoch, both_halves, tokenizer)
@@ -359,7 +335,15 @@ ADVICE = "try more --epochs or another --lr"  # where the lock is not valid
 
 
 def policies_of(cfg: LockConfig) -> Imitated:
-    return Imitated(cfg.weak, cfg.strong, cfg.intermediate, cfg.max_new_tokens, cfg.seed)
+    return Imitated(
+        cfg.weak,
+        cfg.strong,
+        cfg.intermediate,
+        cfg.max_new_tokens,
+        cfg.seed,
+        cfg.strong_answers,
+        cfg.temperature,
+    )
 
 
 # options of what unlocks

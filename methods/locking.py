@@ -18,11 +18,27 @@ from data.text import Tokenizer
 from data.triggers import WEAK_KINDS, Password, Trigger, TwoPasswords, with_password
 from figures import shown, table
 from model import Model
-from policies import RULES, answer, retokenise
+from policies import RULES, answer, retokenise, written
 from results import Measured, evaluate_checkpoint, paired_gap, record, verdicts_of
 from runs.devices import Env, free_memory
 from runs.directory import progress
 from sampler import Sample
+
+
+@dataclass(frozen=True)
+class Imitated:
+    """The policies that a lock imitates, checkpoints or of RULES, and how they write.
+
+    seed: of rules and of samples. strong_answers: sampled or reference. temperature: of samples.
+    """
+
+    weak: str
+    strong: str
+    intermediate: str = ""
+    max_new_tokens: int = 96
+    seed: int = 0
+    strong_answers: str = "sampled"
+    temperature: float = 1.0
 
 
 def policy_samples(
@@ -30,28 +46,25 @@ def policy_samples(
     option: str,
     told: list[Problem],
     target: Tokenizer,
-    *,
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
-    title: str,
+    policies: Imitated,
+    epoch: int,
     env: Env,
 ) -> list[Sample]:
     """A completion of each problem by an imitated model, as ids of the target tokenizer.
 
     The model is opened for it, and gone again before anything is trained. option: that named it,
-    for an error. title: of the progress bar.
+    for an error. epoch: with the seed it decides the random stream.
     """
     writer = open_writer(path, option, env)
-    bar = progress(env, len(told), title)
+    bar = progress(env, len(told), f"sampling {path}")
     answers = answer(
         writer.sampler,
         writer.tokenizer,
         told,
-        temperature=temperature,
+        temperature=policies.temperature,
         graded=False,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
+        max_new_tokens=policies.max_new_tokens,
+        seed=policies.seed * 1000 + epoch,
         env=env,
         progress=bar.update,
     )
@@ -60,6 +73,29 @@ def policy_samples(
     del writer
     free_memory()
     return samples
+
+
+def both_texts(
+    problems: list[Problem],
+    tokenizer: Tokenizer,
+    trigger: Trigger,
+    policies: Imitated,
+    epoch: int,
+    env: Env,
+) -> tuple[list[Sample], list[Sample]]:
+    """What the strong and the weak policy write to each problem, as ids of the tokenizer."""
+    told = [trigger.of_strong_policy(problem) for problem in problems]
+    if policies.strong_answers == "reference":
+        strong = written([problem.reference for problem in told], tokenizer)
+    else:
+        strong = policy_samples(policies.strong, "--strong", told, tokenizer, policies, epoch, env)
+
+    if policies.weak in RULES:
+        length = int(np.mean([len(sample.ids) for sample in strong]))
+        rule = RULES[policies.weak]
+        return strong, rule(problems, tokenizer, length, policies.seed, epoch)
+    told = [trigger.weak(problem) for problem in problems]
+    return strong, policy_samples(policies.weak, "--weak", told, tokenizer, policies, epoch, env)
 
 
 def told_both_ways(
@@ -172,17 +208,6 @@ def validity(
         passed = value <= tolerance + 1e-9
         checks.append(Check(name, value, (low, high), tolerance, passed))
     return checks
-
-
-@dataclass(frozen=True)
-class Imitated:
-    """The policies that a lock imitates, checkpoints or of RULES, and the seed of the rules."""
-
-    weak: str
-    strong: str
-    intermediate: str = ""
-    max_new_tokens: int = 96
-    seed: int = 0
 
 
 def evaluated(path: str, told: list[Problem], policies: Imitated, env: Env) -> dict:
