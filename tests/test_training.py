@@ -27,7 +27,15 @@ from data.batches import Example, micro_batches
 from data.problems import InputError
 from losses import distribution_loss, document_loss, sft_loss
 from model import Model
-from optimizers import Lion, make_optimizers, rounded, schedule, usual_step
+from optimizers import (
+    Lion,
+    Muon,
+    make_optimizers,
+    orthogonal,
+    rounded,
+    schedule,
+    usual_step,
+)
 from policies import model_teacher
 from runs import devices, states
 from runs.devices import Env, setup
@@ -94,7 +102,49 @@ def test_every_parameter_is_in_one_group(make_model, name, tied):
         for p in group["params"]:
             assert group["weight_decay"] == (0.1 if p.ndim == 2 else 0.0)
             blocks = p.ndim == 2 and any(p is q for q in model.model.layers.parameters())
-            assert isinstance(optimizer, torch.optim.Muon) == (name == "muon" and blocks)
+            assert isinstance(optimizer, Muon) == (name == "muon" and blocks)
+
+
+def muon_steps(dtype: torch.dtype, theirs: bool, steps: int = 4) -> list[torch.Tensor]:
+    """Where our Muon, or torch's, takes a wide, a square and a tall matrix."""
+    generator = torch.Generator().manual_seed(0)
+    matrices = []
+    for shape in ((16, 48), (32, 32), (48, 16)):
+        matrices.append(torch.nn.Parameter(torch.randn(shape, generator=generator)))
+    if theirs:
+        optimizer = torch.optim.Muon(
+            matrices, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        )
+    else:
+        optimizer = Muon(matrices, 0.02, 0.1, dtype)
+    for _ in range(steps):
+        for p in matrices:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+    return [p.detach() for p in matrices]
+
+
+def test_muon_takes_the_steps_of_torch():
+    theirs = muon_steps(torch.bfloat16, theirs=True)
+    for ours, exact, reference in zip(
+        muon_steps(torch.bfloat16, theirs=False), muon_steps(torch.float32, theirs=False), theirs
+    ):
+        assert torch.equal(ours, reference)
+        assert not torch.equal(exact, reference)
+        torch.testing.assert_close(exact, reference, atol=0.01, rtol=0.02)
+
+
+def test_a_step_of_muon_is_nearly_orthogonal():
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((16, 48), (32, 32), (48, 16)):
+        matrix = torch.randn(shape, generator=generator)
+        found = orthogonal(matrix, torch.float32)
+        values = torch.linalg.svdvals(found)
+        assert 0.6 < values.min() and values.max() < 1.3
+        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+        between = u.T @ found @ v.T  # diagonal: the directions are kept
+        off = between - between.diag().diag()
+        torch.testing.assert_close(off, torch.zeros_like(off), atol=1e-4, rtol=0)
 
 
 # ---------------------------------------------------------------------------------- bf16 masters

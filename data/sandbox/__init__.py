@@ -6,10 +6,10 @@ process, so it answers and cannot judge.
 
     trainer        this file; starts the server by Popen, so its threads and CUDA do not matter
       server       server.py, a script with an empty environment; holds the jobs and the results
-        zygote     forked before the server reads its first job; it never sees one
+        zygotes    forked before the server reads its first job; they never see one
           child    one for each program; its job comes through a socket of its own
 
-A child inherits the memory of the zygote, which holds no job. So on a used server as on a new one
+A child inherits the memory of a zygote, which holds no job. So on a used server as on a new one
 a program finds only its own job (all of its inputs at once): no other program, no test and no
 reference. Tests run in a child of their own (harness.py).
 
@@ -30,7 +30,7 @@ Where there is neither the filter nor namespaces (macOS, other processors), `run
 
 NOT stopped: a bug of the kernel in one of the few calls that are left, or of the processor (Spectre
 and its like); timing side channels; slowing the machine down within the limits (a program that
-works a little and waits by turns can last `wall` / PROGRESS seconds); reading what the zygote holds
+works a little and waits by turns can last `wall` / PROGRESS seconds); reading what a zygote holds
 (the standard modules, this package, its own path); writing its own outputs to the socket in place
 of returning them.
 NOT stopped with namespaces but no filter: programs that agree to can leave each other messages.

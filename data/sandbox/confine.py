@@ -159,7 +159,7 @@ def confine_server() -> list[str]:
         os.chroot(".")
         layers += ["files", "network", "processes"]
 
-    libc.prctl(PR_SET_DUMPABLE, 0)  # no child can trace the server or the zygote
+    libc.prctl(PR_SET_DUMPABLE, 0)  # no child can trace the server or a zygote
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if allowed_calls() is not None and works(install_filter, libc, filter_program()):
         bpf = filter_program()

@@ -3,13 +3,15 @@
 It talks with the trainer by lines of JSON: first the layers of isolation that hold, then for each
 {"jobs": [job, ...], "limits": {...}} the list of the results.
 
-What holds the jobs is no ancestor of what runs a program. The server forks the zygote before it
-reads its first job; the zygote forks a child for each program. The child reads its job from a
+What holds the jobs is no ancestor of what runs a program. The server forks the zygotes before it
+reads its first job; a zygote forks a child for a program, one at a time, and as a fork takes about
+as long as a small program there is a zygote for each processor. The child reads its job from a
 socket, whose other end only the server has, and writes its outputs back. All that passes between
-server and zygote are numbers of processes and the child's end of that socket.
+server and zygote are the numbers of children and the child's end of that socket.
 """
 
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -34,6 +36,7 @@ MAX_BYTES = 1 << 20  # of JSON that one program may return
 MAX_BITS = 10_000  # of an int: under Python's limit of 4300 digits, so it can be read back
 MAX_DEPTH = 64  # of nesting: far from the recursion limit, however deep the caller's stack
 MAX_FILES = 1024  # open in the server; a child gets 16
+MOST = 16  # programs at a time, for each of a node's ranks has a server
 CHANNEL = 3  # the number of a child's socket
 PRELOAD = """__future__ abc array ast base64 bisect calendar cmath collections.abc copy csv
 dataclasses datetime decimal _strptime difflib encodings.ascii encodings.latin_1 enum fractions
@@ -55,14 +58,14 @@ class Limits(NamedTuple):
 
 
 def main() -> None:
-    """Start the zygote, then answer the trainer's requests until there are no more."""
+    """Start the zygotes, then answer the trainer's requests until there are no more."""
     for name in PRELOAD:
         importlib.import_module(name)
     sys.path.remove(os.path.dirname(os.path.abspath(__file__)))  # programs import nothing more here
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
     null = os.open(os.devnull, os.O_RDWR)
     layers = confine.confine_server()
-    zygote = start_zygote(null)  # before the first job is read
+    zygotes = start_zygotes(null)  # before the first job is read
     print(json.dumps(layers), flush=True)
 
     factor = slowness()
@@ -70,7 +73,7 @@ def main() -> None:
         request = json.loads(line)
         limits = Limits(**request["limits"])
         limits = limits._replace(cpu=math.ceil(limits.cpu * factor))
-        print(json.dumps(run_batch(zygote, request["jobs"], limits)), flush=True)
+        print(json.dumps(run_batch(zygotes, request["jobs"], limits)), flush=True)
 
 
 def slowness() -> float:
@@ -97,27 +100,29 @@ class Child:
     """What the server knows of a program that runs."""
 
     index: int  # of its job
-    pid: int
+    zygote: socket.socket
     channel: socket.socket
     deadline: float
     used: float = 0.0  # processor time when the deadline was set
     message: bytearray = field(default_factory=bytearray)  # what it has written
 
+    @functools.cached_property
+    def pid(self) -> int:
+        """Its number, which its zygote sends once it has forked it."""
+        return answer(self.zygote)
 
-def run_batch(zygote: socket.socket, jobs: list[dict], limits: Limits) -> list[list | None]:
-    """The jobs' results, as `run` in __init__.py returns them; as many at a time as processors."""
-    slots = os.cpu_count()
-    if hasattr(os, "sched_getaffinity"):
-        slots = len(os.sched_getaffinity(0))
 
+def run_batch(zygotes: list[socket.socket], jobs: list[dict], limits: Limits) -> list[list | None]:
+    """The jobs' results, as `run` in __init__.py returns them; as many at a time as zygotes."""
+    free = list(zygotes)
     results = [None] * len(jobs)
     started = 0
     running = {}  # file descriptor: Child
     with selectors.DefaultSelector() as selector:
         while started < len(jobs) or running:
-            # Fill the slots.
-            while started < len(jobs) and len(running) < slots:
-                child = start(zygote, started, jobs[started], limits)
+            # Give all zygotes a job.
+            while started < len(jobs) and free:
+                child = start(free.pop(), started, jobs[started], limits)
                 running[child.channel.fileno()] = child
                 selector.register(child.channel, selectors.EVENT_READ)
                 started += 1
@@ -132,25 +137,32 @@ def run_batch(zygote: socket.socket, jobs: list[dict], limits: Limits) -> list[l
                 ended = fd in ready and receive(child)
                 if ended or is_late(child, limits):
                     selector.unregister(child.channel)
-                    child.channel.close()
-                    ask(zygote, child.pid)
+                    end(child)
                     count = len(jobs[child.index]["inputs"])
                     results[child.index] = read_outputs(child.message, count)
+                    free.append(child.zygote)
                     del running[fd]
     return results
 
 
 def start(zygote: socket.socket, index: int, job: dict, limits: Limits) -> Child:
-    """Have a child forked and give it its job."""
+    """Have a child forked, without waiting for it, and give it its job."""
     channel, child_end = socket.socketpair()
     with child_end:
-        pid = ask(zygote, 0, child_end)
+        ask(zygote, child_end)
 
     needed = job["program"], job["function"], job["inputs"]
     with contextlib.suppress(OSError):  # it died at once, which its missing result will tell
         channel.sendall(json.dumps([needed, limits]).encode())
         channel.shutdown(socket.SHUT_WR)
-    return Child(index, pid, channel, time.monotonic() + limits.wall)
+    return Child(index, zygote, channel, time.monotonic() + limits.wall)
+
+
+def end(child: Child) -> None:
+    """Have a child ended, without waiting for it."""
+    child.channel.close()
+    _ = child.pid  # or it would be taken for that of the zygote's next child
+    ask(child.zygote)
 
 
 def receive(child: Child) -> bool:
@@ -222,56 +234,70 @@ def is_plain(value, depth: int = 0) -> bool:
     return value is None or kind is bool or kind is str
 
 
-# ---- the zygote: it has neither
+# ---- a zygote: it has neither
 
-NUMBER = struct.Struct("=q")  # all that the two say to each other: a process, or 0 for a new one
+FORK, END = b"f", b"e"  # what the server says; with the first goes the child's end of a socket
+NUMBER = struct.Struct("=q")  # what the zygote says: the number of the child that it has forked
 
 
-def ask(zygote: socket.socket, pid: int, child_end: socket.socket | None = None) -> int:
-    """Have the zygote end a child, or, with pid 0, fork one that gets `child_end`; its pid.
+def ask(zygote: socket.socket, child_end: socket.socket | None = None) -> None:
+    """Have a zygote fork a child that gets `child_end`; without it have it end its child."""
+    with contextlib.suppress(ConnectionError):  # the missing answer will tell
+        if child_end is None:
+            zygote.sendall(END)
+        else:
+            socket.send_fds(zygote, [FORK], [child_end.fileno()])
 
-    The server ends with the zygote: it must not fork another, now that it has jobs in its memory.
+
+def answer(zygote: socket.socket) -> int:
+    """The number of the child that a zygote was asked for.
+
+    The server ends with any zygote: it must not fork another, now that it has jobs in its memory.
     """
-    fds = [] if child_end is None else [child_end.fileno()]
-    reply = b""  # also where there is nobody to ask
+    reply = b""
     with contextlib.suppress(ConnectionError):
-        socket.send_fds(zygote, [NUMBER.pack(pid)], fds)
         reply = zygote.recv(NUMBER.size)
     if not reply:
-        sys.exit("The sandbox's zygote has ended.")
+        sys.exit("A zygote of the sandbox has ended.")
     return NUMBER.unpack(reply)[0]
 
 
-def start_zygote(null: int) -> socket.socket:
-    """Fork it; the socket by which to ask it."""
-    server_end, zygote_end = socket.socketpair()
-    if os.fork() != 0:
-        zygote_end.close()
-        return server_end
+def start_zygotes(null: int) -> list[socket.socket]:
+    """Fork one for each processor; the sockets by which to ask them."""
+    processors = os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):
+        processors = len(os.sched_getaffinity(0))
 
-    server_end.close()
+    zygotes = []
+    for _ in range(min(processors, MOST)):
+        server_end, zygote_end = socket.socketpair()
+        if os.fork() == 0:
+            for other in (*zygotes, server_end):
+                other.close()
+            be_zygote(zygote_end, null)
+        zygote_end.close()
+        zygotes.append(server_end)
+    return zygotes
+
+
+def be_zygote(server: socket.socket, null: int) -> None:
+    """Fork and end children as the server asks, one at a time; this process ends with it."""
     os.dup2(null, 0)  # these are the server's: jobs come by the one, results go by the other
     os.dup2(null, 1)
     confine.end_with_parent()
     gc.freeze()  # what is here stays: no child's collection touches it, so fewer pages are copied
-    serve_children(zygote_end, null)
+    child = 0
+    with contextlib.suppress(ConnectionError):
+        while True:
+            message, fds, _, _ = socket.recv_fds(server, 1, 1)
+            if message == FORK:
+                child = fork_child(*fds, null)
+                server.sendall(NUMBER.pack(child))
+            elif message == END:
+                end_child(child)
+            else:
+                break
     os._exit(0)
-
-
-def serve_children(server: socket.socket, null: int) -> None:
-    """Fork and end children as the server asks, until it has gone."""
-    while True:
-        message, fds, _, _ = socket.recv_fds(server, NUMBER.size, 1)
-        if not message:
-            return
-        [pid] = NUMBER.unpack(message)
-        if pid == 0:
-            [channel] = fds
-            pid = fork_child(channel, null)
-            os.close(channel)
-        else:
-            end_child(pid)
-        server.sendall(NUMBER.pack(pid))
 
 
 def fork_child(channel: int, null: int) -> int:
@@ -281,6 +307,7 @@ def fork_child(channel: int, null: int) -> int:
     if pid == 0:
         run_child(channel, null)
     confine.next_fork_is_alone(False)
+    os.close(channel)
     return pid
 
 
