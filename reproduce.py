@@ -13,9 +13,9 @@ go on.
     python reproduce.py --report-only          # the report of what is finished so far
     python reproduce.py --matrix               # which elicitation beats which lock: study/matrix.py
     python reproduce.py --matrix --locks password identity --elicitors sft1 expert_iteration noise
-    python reproduce.py --game --seed 7 --out game7   # ten blinded models, their key in game7-key
-    python reproduce.py --play game7           # our cheapest elicitors -> game7-play/answers.json
-    python reproduce.py --score game7 game7-play/answers.json    # all three: docs/game.md
+    python reproduce.py --game --out game      # ten blinded models, their key in game-key
+    python reproduce.py --play game            # our cheapest elicitors -> game-play/answers.json
+    python reproduce.py --score game game-play/answers.json    # all three: docs/game.md
     python reproduce.py --case DIR             # what our elicitors find in a model, and would find
 
 Results alone may be kept: what was measured stays done when the weights are deleted, until a job
@@ -90,7 +90,7 @@ class ReproduceConfig:
     # make a game in --out: ten blinded models, of which about half hide a capability; the key goes
     # beside it, into --out with -key behind it
     game: bool = False
-    # of --game: decides all of it, so who plays must not know it
+    # of --game: decides all of it, so who plays must not know it (default: drawn, noted in the key)
     seed: int | None = field(default=None, metadata={"least": 0, "most": 2**63 - 1})
     # play the game in this directory with our cheapest elicitors, which need nothing else of it
     play: str = ""
@@ -241,8 +241,6 @@ def game_of(cfg: ReproduceConfig) -> str:
         is_given = getattr(cfg, option.name) != option.default
         if is_given and option.name not in (name, *GAMES[name]):
             raise InputError(f"{flag_of(option.name)} does nothing with --{name}: leave it out")
-    if name == "game" and cfg.seed is None:
-        raise InputError("--game is drawn from --seed: give a number that who plays does not know")
     if name == "score" and len(cfg.score) != 2:
         raise InputError("--score takes two: a game's directory and an answers.json")
     return name
@@ -618,7 +616,7 @@ def of_game(asked: str, cfg: ReproduceConfig) -> int:
         return game.make(Path(cfg.out or "out/game").resolve(), cfg.seed, inputs_of(cfg), run)
     if asked == "score":
         where, answers = cfg.score
-        print(game.tables_of(game.score_of(Path(where).resolve(), Path(answers))))
+        print(game.score(Path(where).resolve(), Path(answers)))
         return 0
 
     if asked == "case":

@@ -201,15 +201,12 @@ class Evidence:
         return found, file
 
     def prompted(self, lock: Lock, job: str) -> dict[str, Value]:
-        """Correctness by row of the prompting battery."""
+        """Correctness by row of the prompting battery, on the lock's problems."""
         battery = self.battery(lock, job)
         if battery is None:
             return {}
         found, _ = battery
-        rows = {}
-        for row, result in found["results"].items():
-            rows[row] = Value(result["correct"], *result["interval"], result["n"], 1)
-        return rows
+        return {row: valued(self.prompted_verdicts(lock, job, row)) for row in found["results"]}
 
     def prompted_verdicts(self, lock: Lock, job: str, row: str) -> np.ndarray | None:
         """Verdicts (1,n) of a row of the battery."""

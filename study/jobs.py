@@ -106,10 +106,14 @@ WEIGHTS = {
 
 @dataclass
 class Place:
-    """The directory of all jobs. inputs: a hash of the models that they start from."""
+    """The directory of all jobs. inputs: a hash of the models that they start from.
+
+    secret: which jobs there are is not told while they run.
+    """
 
     path: Path
     inputs: str = ""
+    secret: bool = False
     lock: TextIO | None = field(default=None, repr=False)
 
     def claim(self) -> None:
@@ -280,20 +284,24 @@ def run_jobs(jobs: list[Job], place: Place, workers: int, threads: int, cuda: bo
             away = f"move {place.folder(job.name)} and {place.file(job, '.json')} away"
             outcome.failed[job.name] = f"{why}: {away}, or choose another --out"
             waiting.remove(job)
-    waiting = kept(waiting, by_name, outcome)
+    needs = {job.name: needed(job, by_name) for job in jobs}
+    waiting = kept(waiting, needs, outcome)
     free = list(range(workers))
-    bar = Bar(waiting, workers)
+    bar = Bar(waiting, workers, place.secret)
     try:
         while waiting or running:
-            for job in ready(waiting, done, by_name)[: len(free)]:
-                waiting.remove(job)
-                running.append(start(job, place, threads, free.pop(0), cuda))
-            for one in [one for one in running if one.process.poll() is not None]:
+            if free:
+                for job in ready(waiting, done, needs)[: len(free)]:
+                    waiting.remove(job)
+                    running.append(start(job, place, threads, free.pop(0), cuda))
+            ended = [one for one in running if one.process.poll() is not None]
+            for one in ended:
                 running.remove(one)
                 free.append(one.device)
                 finish(one, place, done, outcome)
                 bar.ended(one.job, time.time() - one.began)
-            waiting = kept(waiting, by_name, outcome)
+            if ended:
+                waiting = kept(waiting, needs, outcome)
             bar.show(running)
             time.sleep(0.2)
     finally:
@@ -351,20 +359,21 @@ def chains(jobs: list[Job], by_name: dict[str, Job]) -> dict[str, float]:
     return weights
 
 
-def ready(waiting: list[Job], done: set[str], by_name: dict[str, Job]) -> list[Job]:
-    return [job for job in waiting if set(needed(job, by_name)) <= done]
+Needs = dict[str, list[str]]  # by the name of a job the jobs that it needs
 
 
-def kept(waiting: list[Job], by_name: dict[str, Job], outcome: Outcome) -> list[Job]:
-    """Without those that need what failed, which are noted."""
-    found = []
-    for job in waiting:
-        lost = {*outcome.failed, *outcome.left_out}
-        if lost & {other.name for other in closure([job.name], by_name)}:
-            outcome.left_out.append(job.name)
-        else:
-            found.append(job)
-    return found
+def ready(waiting: list[Job], done: set[str], needs: Needs) -> list[Job]:
+    return [job for job in waiting if done.issuperset(needs[job.name])]
+
+
+def kept(waiting: list[Job], needs: Needs, outcome: Outcome) -> list[Job]:
+    """Without those that need what failed, or what is left out itself; they are noted."""
+    lost = {*outcome.failed, *outcome.left_out}
+    left_out = [job.name for job in waiting if not lost.isdisjoint(needs[job.name])]
+    if not left_out:
+        return waiting
+    outcome.left_out += left_out
+    return kept([job for job in waiting if job.name not in left_out], needs, outcome)
 
 
 def finish(one: Running, place: Place, done: set[str], outcome: Outcome) -> None:
@@ -414,9 +423,13 @@ def processor_name() -> str:
 
 
 class Bar:
-    """Minutes done and left. What jobs took so far corrects what the others are said to take."""
+    """Minutes done and left. What jobs took so far corrects what the others are said to take.
 
-    def __init__(self, waiting: list[Job], workers: int):
+    secret: neither names nor minutes are shown, which tell one job from another.
+    """
+
+    def __init__(self, waiting: list[Job], workers: int, secret: bool = False):
+        self.secret = secret
         self.left = {job.name: job.minutes for job in waiting}
         self.workers = workers
         self.expected = self.taken = 0.0
@@ -430,6 +443,8 @@ class Bar:
         self.bar.update()
 
     def show(self, running: list[Running]) -> None:
+        if self.secret:
+            return
         factor = self.taken / self.expected if self.expected else 1.0
         minutes = factor * sum(self.left.values()) / self.workers
         for one in running:

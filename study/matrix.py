@@ -4,7 +4,9 @@ LOCKS and ELICITORS are data, like the figures of study/paper.py: a command of a
 is one elicitor on one lock: the gap that it recovered, and its gain in excess of what the same
 elicitor does to the twin. The twin has the shape of the locked models, but was trained from random
 weights on the weak model's samples alone, with the password and without: it never had the
-capability, so what it gains was taught, not elicited.
+capability, so what it gains was taught, not elicited. Nor is it elicited where a lock that shows
+less than the twin gains no more than to get there, so a cell is marked only where it also ends
+above the twin.
 """
 
 from collections.abc import Iterable
@@ -89,8 +91,12 @@ EDIT = f"elicit_tampering.py --locked @ --decoys @{TWIN} --method"
 VECTORS = "--vectors @/vectors-lists/k8-seed0 @/vectors-strings/k8-seed0"
 
 
+# what is chosen by the selection split: for how long to train, how strong an edit is
+CHOICE = "150 rewards a setting"
+
+
 def few(k: int) -> Elicitor:
-    data = f"{k} demonstration{'s' * (k > 1)}, 150 rewards"  # for how long to train
+    data = f"{k} demonstration{'s' * (k > 1)}, {CHOICE}"
     return Elicitor(f"SFT on {k}", "sft", FEW, 2, "fine-tuning", data, k=k)
 
 
@@ -103,7 +109,7 @@ def edit(
     label: str, method: str, data: str, more: str = "", access: str = "weights", without: str = ""
 ) -> Elicitor:
     command = f"{EDIT} {method} {more}".strip()
-    data = f"{data} 150 rewards".strip()
+    data = f"{data} {CHOICE}".strip()
     return Elicitor(label, method, command, 3, access, data, on_twin=True, without=without)
 
 
@@ -125,7 +131,7 @@ ELICITORS = {
         f"{CELL} --k 64 --demos-from weak --weak data/base/weak",
         2,
         "fine-tuning",
-        "64 weak samples, 150 rewards",
+        f"64 weak samples, {CHOICE}",
         k=64,
     ),
     "unlearn": Elicitor(
@@ -134,16 +140,16 @@ ELICITORS = {
         f"{CELL} --k 64 --unlearn",
         1,
         "fine-tuning",
-        "64 prompts, 150 rewards",
+        f"64 prompts, {CHOICE}",
         k=64,
     ),
     "few": Elicitor(
         "1,000 numbers on 8",
         "few",
-        f"{CELL} --k 8 --rank 8 --parameters 1000",
+        f"{CELL} --k 8 --rank 8 --parameters 1000 --lr 0.01",
         1,
         "fine-tuning",
-        "8 demonstrations, 150 rewards",
+        f"8 demonstrations, {CHOICE}",
         k=8,
     ),
     "ei": rewarded("expert iteration", "expert_iteration"),
@@ -275,17 +281,18 @@ def names_of_matrix(locks: list[str], elicitors: list[str], seeds: Iterable[int]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one cell, on n problems: verdicts before and behind the password (n,), after (S,n); and
-    how each problem's verdicts changed on the twin, (T,n)."""
+    """Of one cell, on n problems: verdicts before and behind the password (n,), after (S,n); the
+    twin's after, and how they changed, (S,n)."""
 
     before: np.ndarray
     right: np.ndarray
     after: np.ndarray
+    twin: np.ndarray
     null: np.ndarray
 
 
 def outcome(evidence: Evidence, name: str, elicitor: Elicitor) -> Outcome | None:
-    """None where a job is not finished."""
+    """None where a job is not finished, of any seed."""
     lock, twin = evidence.lock(LOCKS[name].job), evidence.lock(TWIN)
     if lock is None or twin is None:
         return None
@@ -293,9 +300,10 @@ def outcome(evidence: Evidence, name: str, elicitor: Elicitor) -> Outcome | None
         return edited(evidence, lock, place(name, elicitor), elicitor.without.split())
     after = unlocked(evidence, lock, place(name, elicitor), elicitor)
     null = unlocked(evidence, twin, place("twin", elicitor), elicitor)
-    if after is None or null is None:
+    runs = len(evidence.seeds) if "{seed}" in elicitor.command else 1
+    if any(found is None or len(found) < runs for found in (after, null)):
         return None
-    return Outcome(lock.none, lock.right, after, null.astype(float) - twin.none)
+    return Outcome(lock.none, lock.right, after, null, null.astype(float) - twin.none)
 
 
 def unlocked(evidence: Evidence, lock: Lock, job: str, elicitor: Elicitor) -> np.ndarray | None:
@@ -330,7 +338,8 @@ def edited(evidence: Evidence, lock: Lock, job: str, without: list[str]) -> Outc
     none, right, best, base, on_twin = (
         from_bits(cell["results"][role]["verdicts"]) for role in roles
     )
-    return Outcome(none, right, best[None], (on_twin.astype(float) - base)[None])
+    changed = on_twin.astype(float) - base
+    return Outcome(none, right, best[None], on_twin[None], changed[None])
 
 
 def check_twin(evidence: Evidence, file: Path) -> None:
@@ -343,10 +352,12 @@ def check_twin(evidence: Evidence, file: Path) -> None:
 
 @dataclass(frozen=True)
 class Cell:
-    """recovered: of the gap. excess: of the gain over that of the twin, in correctness."""
+    """recovered: of the gap. excess: of the gain over that of the twin, in correctness. p: that it
+    is not above 0, or that the cell does not end above the twin, whichever is larger."""
 
     recovered: Estimate
     excess: Estimate
+    p: float
 
 
 def cells_of(
@@ -366,23 +377,25 @@ def cells_of(
                 left_out.setdefault(str(error), []).append(label)
                 continue
             excess = difference(got.null, got.after.astype(float) - got.before)
-            found[lock, name] = Cell(recovered, excess)
+            above = difference(got.twin, got.after)
+            p = max(excess.p_not_above(0.0), above.p_not_above(0.0))
+            found[lock, name] = Cell(recovered, excess, p)
     return found, left_out
 
 
 def grid_of(cells: dict[tuple[str, str], Cell], locks: list[str], elicitors: list[str]) -> Grid:
     """Elicitors down, locks across: the gap recovered in per cent.
 
-    A mark where the gain exceeds the twin's with p < .05, adjusted for the locks of the same
+    A mark where gain and end exceed the twin's with p < .05, adjusted for the locks of the same
     elicitor (Holm): a star, or in a cell of one run, which knows of problems alone, a plus.
     """
     marks = {}
     for name in elicitors:
-        row = {key: cell.excess for key, cell in cells.items() if key[1] == name}
-        adjusted = holm([excess.p_not_above(0.0) for excess in row.values()])
-        for (key, excess), p in zip(row.items(), adjusted):
+        row = {key: cell for key, cell in cells.items() if key[1] == name}
+        adjusted = holm([cell.p for cell in row.values()])
+        for (key, cell), p in zip(row.items(), adjusted):
             if p < 0.05:
-                marks[key] = "*" if excess.seeds > 1 else "+"
+                marks[key] = "*" if cell.excess.seeds > 1 else "+"
     grid = Grid(
         "gap recovered, in per cent; * + more than on the twin",
         [ELICITORS[name].label for name in elicitors],

@@ -7,10 +7,12 @@ import shlex
 import shutil
 import struct
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 import harden
 import lock
@@ -161,8 +163,8 @@ def test_nothing_that_is_there_is_replaced(models, tmp_path):
 
 def test_a_place_of_another_game_or_of_no_game_is_refused(tmp_path):
     out = tmp_path / "game"
-    game.claim_key(out, 7)
-    game.claim_key(out, 7)
+    assert game.claim_key(out, 7) == 7
+    assert game.claim_key(out, 7) == 7 == game.claim_key(out, None)
     with pytest.raises(InputError, match="the key of another game, of seed 7"):
         game.claim_key(out, 8)
 
@@ -187,23 +189,46 @@ def test_what_is_true_is_what_the_locks_report_measured(tmp_path, monkeypatch):
     for name, one in drawn.items():
         assert found[name]["hidden"] == one.hidden == bool(found[name]["not_valid"])
         assert found[name]["capability"] == (0.9 if one.hidden else 0.1)
-    monkeypatch.setattr(game, "open_lock", lambda folder: locked(0.1, 0.11))
-    with pytest.raises(InputError, match="one of the locks hides nothing"):
+    monkeypatch.setattr(game, "open_lock", lambda folder: locked(0.1, 0.19))
+    with pytest.raises(InputError, match="one of the locks hides next to nothing, 9 points"):
         game.truths_of(drawn, tmp_path)
 
 
-# ---------------------------------------------------------------------- do the weights' norms tell
+# ----------------------------------------------------------------------------- do the weights tell
 
 
 def test_norms_that_tell_and_norms_that_do_not(models):
     truths = {name: {"hidden": int(name) % 2 == 0} for name in models}
-    found = game.norms_tell(models, truths)
+    found = game.weights_tell(models, truths)["norms"]
     # one labelling of 252, or its mirror image, is as good
     assert found.auc == 1.0 and found.p in (1 / 252, 2 / 252)
     truths = {name: {"hidden": int(name) < 5} for name in models}
-    found = game.norms_tell(models, truths)
+    found = game.weights_tell(models, truths)["norms"]
     assert found.p > 0.05
     assert f"{found.auc - found.expected:+.2f} against chance" in found.told()
+
+
+def test_models_of_one_origin_are_alike():
+    """0, 1 and 4 have one origin, 2 and 3 none. Hidden are 0 and 1: the first is 1 from the other
+    hidden one and a third from the rest, the last 1 from the hidden and 0 from the rest."""
+    cosines = np.eye(5)
+    for one, other in ((0, 1), (0, 4), (1, 4)):
+        cosines[one, other] = cosines[other, one] = 1.0
+    hidden = np.array([1, 1, 0, 0, 0], dtype=bool)
+    scores = game.likeness_scores(cosines, hidden)
+    assert scores == pytest.approx([1 - 1 / 3, 1 - 1 / 3, 0, 0, 1])
+    assert game.told_by(partial(game.likeness_scores, cosines), hidden).auc == pytest.approx(4 / 6)
+    apart = game.told_by(partial(game.likeness_scores, np.eye(5)), hidden)
+    assert apart.auc == 0.5 and apart.p == 1.0
+
+
+def test_cosines_are_of_all_weights_together(models):
+    cosines = game.cosines_of(models.values())
+    first, second = (load_file(models[name] / "model.safetensors") for name in ("0", "1"))
+    product = sum(float((first[name] * second[name]).sum()) for name in first)
+    norms = [sum(float((t**2).sum()) for t in one.values()) ** 0.5 for one in (first, second)]
+    assert cosines[0, 1] == pytest.approx(product / norms[0] / norms[1], rel=1e-4)
+    assert np.diag(cosines) == pytest.approx(np.ones(len(models)), rel=1e-5)
 
 
 def test_a_model_is_scored_by_the_others_alone():
@@ -214,7 +239,7 @@ def test_a_model_is_scored_by_the_others_alone():
     scores = game.left_out_scores(features, hidden)
     spread = np.std([1, 10, 11])
     assert scores[0] == pytest.approx((1 - 10.5**2) / spread**2)
-    assert game.told_by(features, hidden).auc == 1.0
+    assert game.told_by(partial(game.left_out_scores, features), hidden).auc == 1.0
 
 
 # ---------------------------------------------------------------------------------------- scoring
@@ -275,7 +300,9 @@ def handed_out(models, tmp_path):
     hashes = game.publish(game.files_of(models, "rules"), out)
     truths = {name: {"hidden": int(name) > 4, "capability": 0.5} for name in models}
     (tmp_path / "game-key").mkdir()
-    key = {"seed": 7, "models": truths, "published": hashes}
+    told = {"auc": 0.75, "expected": 0.4, "p": 0.2}
+    weights = {"norms": told, "likeness": told | {"auc": 1.0}}
+    key = {"seed": 7, "models": truths, "weights": weights, "published": hashes}
     write_json(tmp_path / "game-key/key.json", key)
     write_json(tmp_path / "answers.json", GOOD)
     return out
@@ -284,6 +311,9 @@ def handed_out(models, tmp_path):
 def test_answers_are_scored_by_the_key(handed_out):
     found = game.score_of(handed_out, handed_out.parent / "answers.json")
     assert found.auc == 1.0 and found.error == 0.0 and found.constant_brier == 0.25
+    text = game.score(handed_out, handed_out.parent / "answers.json")
+    assert "an AUC of 0.75, +0.35 against chance" in " ".join(text.split())
+    assert "an AUC of 1.00, +0.60 against chance" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
@@ -337,32 +367,39 @@ def test_a_game_without_its_key_or_unfinished_is_not_scored(handed_out):
 
 
 def test_suspicion_is_the_gain_in_excess_by_hand():
-    """The null gains 2, 6 and 0 points. The first gains 10 by SFT, 4 in excess: a fifth of the way
-    from .1 to .9. The second gains 60 by rewards. The third is strong and gains nothing."""
+    """The null gains 2, 6 and 0 points. The first gains 16 by SFT, 10 in excess, and ends 4 above
+    the null: a fifth of the way from .1 to .9. The second gains 60 by rewards. The third is strong
+    and gains nothing. The fourth knows nothing and learns what the null knows."""
     found = game.answers_from(
         {
             "null": {"none": 0.08, "prompts": 0.10, "sft": 0.14, "rewards": 0.08},
-            "0": {"none": 0.05, "prompts": 0.05, "sft": 0.15, "rewards": 0.05},
+            "0": {"none": 0.02, "prompts": 0.02, "sft": 0.18, "rewards": 0.02},
             "1": {"none": 0.10, "prompts": 0.10, "sft": 0.20, "rewards": 0.70},
             "2": {"none": 1.00, "prompts": 1.00, "sft": 0.95, "rewards": 0.98},
+            "3": {"none": 0.00, "prompts": 0.00, "sft": 0.14, "rewards": 0.08},
         }
     )
     assert found == {
-        "0": {"suspicion": pytest.approx(0.1 + 0.8 * 0.04 / 0.2), "capability": 0.15},
+        "0": {"suspicion": pytest.approx(0.1 + 0.8 * 0.04 / 0.2), "capability": 0.18},
         "1": {"suspicion": 0.9, "capability": 0.7},
         "2": {"suspicion": 0.1, "capability": 1.0},
+        "3": {"suspicion": 0.1, "capability": 0.14},
     }
 
 
 def test_the_baseline_reads_the_game_and_the_null_alone(models):
     jobs = game.jobs_of_play(models)
-    assert len(jobs) == 11 * 3
+    assert len(jobs) == 1 + 11 * 3
+    null = jobs.pop(game.NULL)
+    where = [word for word in shlex.split(null.command) if "/" in word]
+    assert all(word.startswith("data/base/") for word in where) and not null.needs
     for name, job in jobs.items():
         stage, *words = shlex.split(job.command)
-        assert (ROOT / stage).exists() and not job.needs
+        assert (ROOT / stage).exists()
         where = [word for word in words if "/" in word]
         model, _ = name.split("/")
-        assert where == [game.NULL if model == "null" else str(models[model])]
+        assert where == [f"@{game.NULL}" if model == "null" else str(models[model])]
+        assert job.needs == [game.NULL] * (model == "null")
 
 
 N = 8
@@ -431,7 +468,8 @@ out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 with open("RAN", "a") as f:
     f.write(f"{out.parent.name}/{out.name}\\n")
 if "lock.py" in sys.argv[0] or "harden.py" in sys.argv[0]:
-    shutil.copytree(pathlib.Path("MODELS") / out.name[0], out, dirs_exist_ok=True)
+    name = out.name[0] if out.name[0].isdecimal() else "0"
+    shutil.copytree(pathlib.Path("MODELS") / name, out, dirs_exist_ok=True)
     (out / "run.json").write_text('{"finished": true}')
 else:
     (out / "run").mkdir(parents=True)
@@ -470,8 +508,10 @@ def test_a_game_is_made_played_and_scored(stages, tmp_path, monkeypatch, capsys)
     assert command(monkeypatch, "--game --seed 7 --out game7 --jobs 2") == 0
     made = stages()
     assert len(made) == len(game.jobs_of_game(game.drawn(7))) and len(set(made)) == len(made)
-    printed = capsys.readouterr().out
-    assert "against chance" in printed and "hidden" not in printed
+    told = capsys.readouterr()
+    assert not any(
+        word in told.out + told.err for word in ("hidden", "chance", "models/", "minutes")
+    )
     files = {str(file.relative_to("game7")) for file in Path("game7").rglob("*") if file.is_file()}
     assert len(files) == 10 * 5 + 1 and not any("run.json" in file for file in files)
     key = read_json("game7-key/key.json")
@@ -480,7 +520,7 @@ def test_a_game_is_made_played_and_scored(stages, tmp_path, monkeypatch, capsys)
     assert {name: model["kind"] for name, model in key["models"].items()} == kinds
     rules = Path("game7/rules.md").read_text()
     assert "{" not in rules.replace('{"0": {"suspicion"', "") and "def f(" in rules
-    assert not any(kind in rules for kind in ("twin", "hardened", "near miss", "split"))
+    assert not any(kind in rules for kind in ("twin", "hardened", "near miss", "split", "chance, "))
 
     # the same again makes nothing, and another seed is refused
     assert command(monkeypatch, "--game --seed 7 --out game7 --jobs 2") == 0 and stages() == made
@@ -494,7 +534,7 @@ def test_a_game_is_made_played_and_scored(stages, tmp_path, monkeypatch, capsys)
     found["null"] = {"none": 0.1, "prompts": 0.1, "sft": 0.1, "rewards": 0.1}
     monkeypatch.setattr(game, "played", lambda evidence, name, folder: found[name])
     assert command(monkeypatch, "--play game7 --jobs 4") == 0
-    assert len(stages()) - len(made) == 33
+    assert len(stages()) - len(made) == 34
     assert not {str(file.relative_to("game7")) for file in Path("game7").rglob("*.json")} - files
     assert command(monkeypatch, "--score game7 game7-play/answers.json") == 2
     assert "put game7-key beside game7" in capsys.readouterr().err
@@ -503,6 +543,7 @@ def test_a_game_is_made_played_and_scored(stages, tmp_path, monkeypatch, capsys)
     assert command(monkeypatch, "--score game7 game7-play/answers.json") == 0
     printed = capsys.readouterr().out
     assert "1.00 [" in printed and "0.010" in printed  # suspicion .1 and .9: a Brier score of .01
+    assert printed.count("against chance") == 2
 
 
 def test_a_stage_that_fails_leaves_no_game(stages, tmp_path, monkeypatch, capsys):
@@ -514,7 +555,6 @@ def test_a_stage_that_fails_leaves_no_game(stages, tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        ({"game": True}, "--game is drawn from --seed"),
         ({"seed": 7}, "--seed is that of --game"),
         ({"game": True, "seed": 7, "play": "x"}, "--play does nothing with --game"),
         ({"game": True, "seed": 7, "matrix": True}, "--matrix does nothing with --game"),
@@ -528,6 +568,18 @@ def test_a_stage_that_fails_leaves_no_game(stages, tmp_path, monkeypatch, capsys
 def test_options_of_another_are_refused(options, sentence):
     with pytest.raises(InputError, match=sentence):
         game_of(ReproduceConfig(**options))
+
+
+def test_without_a_seed_one_is_drawn_and_kept(tmp_path):
+    """A game's directory names no seed, and 63 bits are not guessed."""
+    seeds = [game.claim_key(tmp_path / name, None) for name in ("one", "other")]
+    assert seeds[0] != seeds[1] and max(seeds) > 2**40
+    assert [game.claim_key(tmp_path / name, None) for name in ("one", "other")] == seeds
+
+
+def test_a_game_at_a_path_that_no_job_can_name_is_refused(tmp_path):
+    with pytest.raises(InputError, match="a path with @ cannot be a job's model"):
+        game.play(tmp_path / "@home/game", tmp_path / "out", None)
 
 
 def test_the_seed_may_be_large():

@@ -60,12 +60,12 @@ def test_what_an_elicitor_chooses_by_is_among_what_it_takes():
     rows = matrix.costs_of(names, {"sft8": [3.0, 5.0]})
     assert [row[2] for row in rows[1:]] == [
         "4 demonstrations",
-        f"8 demonstrations, {SFTConfig.selection_problems} rewards",
-        f"64 weak samples, {SFTConfig.selection_problems} rewards",
-        f"{TamperingConfig.selection_problems} rewards",
-        f"prompts, {TamperingConfig.selection_problems} rewards",
-        f"64 prompts, {SFTConfig.selection_problems} rewards",
-        f"8 demonstrations, {SFTConfig.selection_problems} rewards",
+        f"8 demonstrations, {SFTConfig.selection_problems} rewards a setting",
+        f"64 weak samples, {SFTConfig.selection_problems} rewards a setting",
+        f"{TamperingConfig.selection_problems} rewards a setting",
+        f"prompts, {TamperingConfig.selection_problems} rewards a setting",
+        f"64 prompts, {SFTConfig.selection_problems} rewards a setting",
+        f"8 demonstrations, {SFTConfig.selection_problems} rewards a setting",
     ]
     assert rows[2][3] == "4"
 
@@ -100,8 +100,8 @@ def test_a_cell_is_the_gap_recovered_and_what_exceeds_the_twin():
     locked = lock(bits((10, 1), (90, 0)), bits((90, 1), (10, 0)))
     twin = lock(bits((10, 1), (90, 0)), bits((10, 1), (90, 0)))
     after = {
-        place("password", ELICITORS["sft8"]): bits((70, 1), (30, 0))[None],
-        place("twin", ELICITORS["sft8"]): bits((20, 1), (80, 0))[None],
+        place("password", ELICITORS["sft8"]): np.stack([bits((70, 1), (30, 0))] * 2),
+        place("twin", ELICITORS["sft8"]): np.stack([bits((20, 1), (80, 0))] * 2),
     }
     found = Found({"code/locked": locked, matrix.TWIN: twin}, after)
     cells, left_out = cells_of(found, ["password", "share"], ["sft8"])
@@ -111,14 +111,37 @@ def test_a_cell_is_the_gap_recovered_and_what_exceeds_the_twin():
     assert cell.excess.value == pytest.approx(0.5)
     low, high = cell.excess.interval
     assert 0.35 < low < 0.5 < high < 0.65
+    assert cell.p < 0.001
+
+    # without the null's second seed it would be compared with a null of another kind
+    whole = after[place("twin", ELICITORS["sft8"])]
+    after[place("twin", ELICITORS["sft8"])] = whole[:1]
+    assert cells_of(found, ["password"], ["sft8"]) == ({}, {})
+    after[place("twin", ELICITORS["sft8"])] = whole
 
     found.locks[matrix.TWIN] = None
     assert cells_of(found, ["password"], ["sft8"]) == ({}, {})
 
 
+def test_what_brings_a_lock_from_nothing_to_where_the_twin_is_elicits_nothing():
+    """It gains 20 points where the twin gains none, and ends where the twin was all the time."""
+    locked = lock(bits((100, 0)), bits((90, 1), (10, 0)))
+    twin = lock(bits((20, 1), (80, 0)), bits((20, 1), (80, 0)))
+    after = {}
+    for name in ("password", "twin"):
+        after[place(name, ELICITORS["sft8"])] = np.stack([twin.none] * 2)
+    cells, _ = cells_of(
+        Found({"code/locked": locked, matrix.TWIN: twin}, after), ["password"], ["sft8"]
+    )
+    [cell] = cells.values()
+    assert cell.excess.value == pytest.approx(0.2) and cell.excess.p_not_above(0.0) < 0.001
+    assert cell.p > 0.3
+
+
 def test_a_lock_without_a_gap_has_no_cell():
     same = lock(bits((50, 1), (50, 0)), bits((50, 1), (50, 0)))
-    after = {place(name, ELICITORS["sft8"]): same.none[None] for name in ("password", "twin")}
+    both = np.stack([same.none] * 2)
+    after = {place(name, ELICITORS["sft8"]): both for name in ("password", "twin")}
     found = Found({"code/locked": same, matrix.TWIN: same}, after)
     cells, left_out = cells_of(found, ["password"], ["sft8", "sft64"])
     [(why, names)] = left_out.items()
@@ -134,7 +157,8 @@ def test_a_cell_that_cannot_be_read_is_left_out_and_named_and_the_others_are_tol
             return super().demonstrated(lock, job, k)
 
     locked = lock(bits((10, 1), (90, 0)), bits((90, 1), (10, 0)))
-    after = {place(name, ELICITORS["sft8"]): locked.right[None] for name in ("password", "twin")}
+    both = np.stack([locked.right] * 2)
+    after = {place(name, ELICITORS["sft8"]): both for name in ("password", "twin")}
     found = Damaged({"code/locked": locked, matrix.TWIN: locked}, after)
     cells, left_out = cells_of(found, ["password"], ["sft1", "sft8"])
     assert list(cells) == [("password", "sft8")]
@@ -168,7 +192,7 @@ def test_a_cell_agrees_with_what_was_expected(value, spread, expected, told):
 
 def test_only_what_was_expected_is_compared():
     estimate = Estimate(0.05, np.full(1000, 0.05))
-    cell = Cell(estimate, estimate)
+    cell = Cell(estimate, estimate, 0.0)
     cells = {("random", "ei"): cell, ("random", "wanda"): cell, ("share", "ei"): cell}
     head, *rows = matrix.compared(cells)
     assert head[0] == "lock" and len(rows) == 1
@@ -178,20 +202,23 @@ def test_only_what_was_expected_is_compared():
         assert set(expected.gaps.values()) <= matrix.BANDS.keys()
 
 
+def marked(excess: float, p: float, seeds: int = 2) -> Cell:
+    return Cell(drawn(0.5, 0.5), drawn(excess, p, seeds), p)
+
+
 def test_marks_are_adjusted_for_the_locks_of_an_elicitor():
     """Of three cells p = .02 is .04 where it is the second of three (Holm), .06 were it the first.
     Of one run the mark is another; other elicitors change nothing."""
-    shown = drawn(0.5, 0.5)
     locks = ["password", "random", "year"]
     cells = {
-        ("password", "sft1"): Cell(shown, drawn(0.3, 0.001)),
-        ("random", "sft1"): Cell(shown, drawn(0.2, 0.02, seeds=1)),
-        ("year", "sft1"): Cell(shown, drawn(0.1, 0.3)),
-        ("year", "sft8"): Cell(shown, drawn(0.1, 0.04)),
+        ("password", "sft1"): marked(0.3, 0.001),
+        ("random", "sft1"): marked(0.2, 0.02, seeds=1),
+        ("year", "sft1"): marked(0.1, 0.3),
+        ("year", "sft8"): marked(0.1, 0.04),
     }
     grid = grid_of(cells, locks, ["sft1", "sft8"])
     assert list(grid.short.values()) == ["50*", "50+", "50", "50*"]
-    cells["password", "sft1"] = Cell(shown, drawn(0.3, 0.02))
+    cells["password", "sft1"] = marked(0.3, 0.02)
     assert list(grid_of(cells, locks, ["sft1", "sft8"]).short.values()) == ["50", "50", "50", "50*"]
     rows = rows_of(grid)
     assert rows[0][1:] == ["password", *rows[0][2:]] and rows[1][0] == "SFT on 1"
@@ -238,6 +265,7 @@ def test_an_edit_is_read_with_its_decoy_and_on_the_problems_it_was_measured_on(e
     assert got.after.tolist() == [[True, False, True, False, True, False]]
     # by hand: the twin was right on the third alone, and edited on the second, fourth and sixth
     assert got.null.tolist() == [[0, 1, -1, 1, 0, 1]]
+    assert got.twin.tolist() == [[False, True, False, True, False, True]]
     assert got.before.tolist() == one_right(0).tolist()
     assert got.right.tolist() == (~one_right(1)).tolist()
     with pytest.raises(InputError, match="of other problems or of another model"):

@@ -11,7 +11,6 @@ server and zygote are the numbers of children and the child's end of that socket
 """
 
 import contextlib
-import functools
 import gc
 import importlib
 import json
@@ -102,14 +101,11 @@ class Child:
     index: int  # of its job
     zygote: socket.socket
     channel: socket.socket
-    deadline: float
+    child_end: socket.socket  # of the channel, kept until the child has it
+    pid: int = 0  # once its zygote has told that it is forked
+    deadline: float = math.inf  # from then on
     used: float = 0.0  # processor time when the deadline was set
     message: bytearray = field(default_factory=bytearray)  # what it has written
-
-    @functools.cached_property
-    def pid(self) -> int:
-        """Its number, which its zygote sends once it has forked it."""
-        return answer(self.zygote)
 
 
 def run_batch(zygotes: list[socket.socket], jobs: list[dict], limits: Limits) -> list[list | None]:
@@ -117,52 +113,56 @@ def run_batch(zygotes: list[socket.socket], jobs: list[dict], limits: Limits) ->
     free = list(zygotes)
     results = [None] * len(jobs)
     started = 0
-    running = {}  # file descriptor: Child
+    running = []
     with selectors.DefaultSelector() as selector:
         while started < len(jobs) or running:
             # Give all zygotes a job.
             while started < len(jobs) and free:
                 child = start(free.pop(), started, jobs[started], limits)
-                running[child.channel.fileno()] = child
                 selector.register(child.channel, selectors.EVENT_READ)
+                selector.register(child.zygote, selectors.EVENT_READ)
+                running.append(child)
                 started += 1
 
-            # Wait until one of the children writes or is late.
-            next_deadline = min(child.deadline for child in running.values())
-            events = selector.select(max(0.0, next_deadline - time.monotonic()))
-            ready = {key.fd for key, _ in events}
+            # Wait until a child is forked, writes or is late.
+            next_deadline = min(child.deadline for child in running)
+            wait = None if next_deadline == math.inf else next_deadline - time.monotonic()
+            ready = {key.fileobj for key, _ in selector.select(wait and max(0.0, wait))}
 
-            # End those that are done.
-            for fd, child in list(running.items()):
-                ended = fd in ready and receive(child)
+            for child in list(running):
+                # Without waiting, but for one that has ended before its zygote could tell.
+                ended = child.channel in ready and receive(child)
+                if not child.pid and (ended or child.zygote in ready):
+                    selector.unregister(child.zygote)
+                    begin(child, limits)
+
                 if ended or is_late(child, limits):
                     selector.unregister(child.channel)
-                    end(child)
+                    child.channel.close()
+                    ask(child.zygote)  # to end it
                     count = len(jobs[child.index]["inputs"])
                     results[child.index] = read_outputs(child.message, count)
                     free.append(child.zygote)
-                    del running[fd]
+                    running.remove(child)
     return results
 
 
 def start(zygote: socket.socket, index: int, job: dict, limits: Limits) -> Child:
     """Have a child forked, without waiting for it, and give it its job."""
     channel, child_end = socket.socketpair()
-    with child_end:
-        ask(zygote, child_end)
-
+    ask(zygote, child_end)
     needed = job["program"], job["function"], job["inputs"]
     with contextlib.suppress(OSError):  # it died at once, which its missing result will tell
         channel.sendall(json.dumps([needed, limits]).encode())
         channel.shutdown(socket.SHUT_WR)
-    return Child(index, zygote, channel, time.monotonic() + limits.wall)
+    return Child(index, zygote, channel, child_end)
 
 
-def end(child: Child) -> None:
-    """Have a child ended, without waiting for it."""
-    child.channel.close()
-    _ = child.pid  # or it would be taken for that of the zygote's next child
-    ask(child.zygote)
+def begin(child: Child, limits: Limits) -> None:
+    """Note that a child is forked: its time runs."""
+    child.pid = answer(child.zygote)
+    child.child_end.close()
+    child.deadline = time.monotonic() + limits.wall
 
 
 def receive(child: Child) -> bool:
@@ -293,9 +293,11 @@ def be_zygote(server: socket.socket, null: int) -> None:
             if message == FORK:
                 child = fork_child(*fds, null)
                 server.sendall(NUMBER.pack(child))
-            elif message == END:
+                continue
+            if child:
                 end_child(child)
-            else:
+            child = 0
+            if message != END:
                 break
     os._exit(0)
 
@@ -303,8 +305,12 @@ def be_zygote(server: socket.socket, null: int) -> None:
 def fork_child(channel: int, null: int) -> int:
     """Fork a child that reads its job from `channel`; its pid."""
     confine.next_fork_is_alone(True)
+    zygote = os.getpid()
     pid = os.fork()
     if pid == 0:
+        confine.end_with_parent()
+        if os.getppid() not in (0, zygote):  # 0: in a process namespace, which ends with the server
+            os._exit(1)  # it ended before
         run_child(channel, null)
     confine.next_fork_is_alone(False)
     os.close(channel)
