@@ -971,6 +971,7 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
     has_reference = cfg.reference == "initial" and not cfg.rank
     writer = plan.shape_of(cfg.weak) if cfg.weak else None
     judge = plan.shape_of(cfg.judge) if cfg.judge else None
+    teacher = plan.shape_of(cfg.warm_from) if cfg.warm_start else None
 
     def phases(cfg: RLConfig) -> dict[str, plan.Phase]:
         n, tuning = plan.numbers_of(cfg, env), plan.tuning_of(cfg)
@@ -982,6 +983,7 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
             weights += n.wide * judge.parameters
         others = {"weights": weights}
         rest = plan.added(plan.at_rest(policy, tuning, n), others)
+        held = plan.added(others, plan.held_by_sampler(policy, tuning, texts, cfg.slots, n))
         left = plan.added(others, plan.left_by_sampler(policy, tuning, texts, cfg.slots, n))
         own = plan.own_sampling(policy, tuning, texts, cfg.slots, n)
         loss, last, first = plan.training(policy, tuning, texts, n)
@@ -989,17 +991,20 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
             "locked model": plan.sampling(policy, opened, cfg.slots, n),
             "opening": plan.opening(policy, tuning, n),
             "samples of a round": plan.added(own, others),
-            "log-probs": plan.added(rest, left, plan.scoring(policy, tuning, texts, n)),
+            "log-probs": plan.added(rest, held, plan.scoring(policy, tuning, texts, n)),
             "training, loss": plan.added(loss, left),
             "training, last block": plan.added(last, left),
             "training, first block": plan.added(first, left),
         }
         if writer:
             cache = plan.of_sampler(writer, texts, cfg.slots, n)
-            found["samples of a round"] = plan.added(rest, left, cache)
+            found["samples of a round"] = plan.added(rest, held, cache)
         if judge:
             cache = plan.of_sampler(judge, texts, cfg.slots, n)
-            found["the judge's answers"] = plan.added(rest, left, cache)
+            found["the judge's answers"] = plan.added(rest, held, cache)
+        if teacher:
+            writing = plan.sampling(teacher, texts, cfg.slots, n)
+            found["demonstrations"] = plan.added(rest, held, writing)
         return found
 
     return plan.report(phases, cfg, texts, env)

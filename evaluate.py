@@ -535,6 +535,11 @@ def check(cfg: EvaluateConfig) -> None:
                 f"--{option} does nothing with --prompts, which asks with every kind of password "
                 "and always draws: leave it out"
             )
+    if cfg.prompts and cfg.plan:
+        raise InputError(
+            "--plan does not know the longer prompts of --prompts: plan without it, and leave room "
+            "for prompts of eight solved examples"
+        )
     check_decode(cfg)
     refuse_repeats("the list of checkpoints", tuple(str(Path(path)) for path in cfg.checkpoints))
     refuse_repeats("--passwords", cfg.passwords)

@@ -770,7 +770,7 @@ def main(cfg: HardenConfig, env: Env) -> int:
         return report(path, validation, trigger, lock.policies, ADVICE, env)[0]
 
     if cfg.method == "distil":
-        mix(model, fresh(model, cfg.seed, env), cfg.strength)
+        mix(model, fresh(model.config, tokenizer, cfg.seed, env), cfg.strength)
     prepare(model, env, cfg)
     given = Given(
         model,

@@ -55,8 +55,14 @@ from typing import Literal
 import numpy as np
 
 from checkpoints.cards import write_card
-from checkpoints.families import parameters_at
-from checkpoints.hf import load_model, model_hash, open_tokenizer, save_adapter, save_model
+from checkpoints.families import config_at, parameters_at
+from checkpoints.hf import (
+    check_checkpoint,
+    model_hash,
+    open_tokenizer,
+    save_adapter,
+    save_model,
+)
 from checkpoints.origins import (
     check_formats,
     check_model,
@@ -540,11 +546,12 @@ def locking_problems(cfg: LockConfig) -> list[Problem]:
 def first_model(cfg: LockConfig, env: Env) -> tuple[Model, Tokenizer]:
     """The model that training starts from: --start, or random weights in the strong one's shape."""
     if cfg.how == "scratch":
-        strong, tokenizer = load_model(cfg.strong, env.device, env.dtype, masters=False)
-        return fresh(strong, cfg.seed, env), tokenizer
+        check_checkpoint(cfg.strong)
+        tokenizer = open_tokenizer(cfg.strong)
+        return fresh(config_at(cfg.strong), tokenizer, cfg.seed, env), tokenizer
     model, tokenizer = open_to_train(cfg.start, env, cfg)
     if cfg.start_mix:
-        mix(model, fresh(model, cfg.seed, env), cfg.start_mix)
+        mix(model, fresh(model.config, tokenizer, cfg.seed, env), cfg.start_mix)
     return model, tokenizer
 
 
@@ -628,8 +635,11 @@ def planned(cfg: LockConfig, trigger: Trigger, env: Env) -> int:
         if cfg.imitate == "distribution":
             open_too, compared = plan.teaching(policies, plan.tuning_of(cfg), n)
         rest = plan.added(plan.at_rest(trained, tuning, n), open_too)
+        opening = plan.opening(trained, tuning, n)
+        if cfg.how == "scratch" or cfg.start_mix:  # random weights are made whole, on every rank
+            opening = {"masters": n.master * trained.parameters * (2 if cfg.start_mix else 1)}
         return {
-            "opening": plan.opening(trained, tuning, n),
+            "opening": opening,
             "samples of an epoch": plan.added(rest, writer),
             "training, loss": plan.added(loss, open_too, compared),
             "training, last block": plan.added(last, open_too),
@@ -637,7 +647,7 @@ def planned(cfg: LockConfig, trigger: Trigger, env: Env) -> int:
             "report": reported,
         }
 
-    return plan.report(phases, cfg, texts, env)
+    return plan.report(phases, cfg, texts, env, settled)
 
 
 def main(cfg: LockConfig, env: Env) -> int:

@@ -121,13 +121,17 @@ class Lion(torch.optim.Optimizer):
         )
 
 
-# A quintic a x + b x^3 + c x^5 that takes singular values from 0 to 1 towards 1, the small ones
-# fast: five times applied they are between 0.7 and 1.2 (Jordan et al. 2024).
+# A quintic a x + b x^3 + c x^5 that takes singular values between 0 and 1 towards 1 (Jordan et al.
+# 2024). Five times applied, those from about 0.005 of the norm on are between 0.7 and 1.2; smaller
+# ones have grown by up to 485, and 0 stays 0.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """A matrix with all its singular values near 1 and their directions kept, computed in dtype."""
+    """A matrix with its singular values near 1, but tiny ones, and their directions kept.
+
+    Computed in dtype.
+    """
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.to(dtype)
     x = x.T if is_tall else x

@@ -10,6 +10,7 @@ S cache length, N new tokens at most, L layers.
 """
 
 import math
+import os
 import re
 import time
 from collections import deque
@@ -124,7 +125,10 @@ def stays(parameters: int, held: float, memory: float) -> bool:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory that can be had on a device; infinite on a CPU whose system does not tell."""
+    """Memory that can be had on a device; infinite on a CPU whose system does not tell.
+
+    The ranks of one machine share what a CPU has.
+    """
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
@@ -133,7 +137,8 @@ def free_bytes(device: torch.device) -> float:
     except OSError:
         return math.inf
     found = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    return int(found[1]) * 1024 if found else math.inf
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return int(found[1]) * 1024 // ranks if found else math.inf
 
 
 def uniform_numbers(seed: int | list[int], sample: int, count: int) -> np.ndarray:

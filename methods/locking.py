@@ -17,7 +17,7 @@ from data.problems import Problem
 from data.text import Tokenizer
 from data.triggers import WEAK_KINDS, Password, Trigger, TwoPasswords, with_password
 from figures import shown, table
-from model import Model
+from model import Model, ModelConfig
 from policies import RULES, answer, retokenise, written
 from results import Measured, evaluate_checkpoint, paired_gap, record, verdicts_of
 from runs.devices import Env, free_memory
@@ -138,11 +138,11 @@ def locking_examples(
 # ------------------------------------------------------------------------------ a start in between
 
 
-def fresh(like: Model, seed: int, env: Env) -> Model:
+def fresh(config: ModelConfig, tokenizer: Tokenizer, seed: int, env: Env) -> Model:
     """Random weights in the shape of a model."""
     generator = torch.Generator().manual_seed(seed)
-    model = Model(like.config, env.dtype).init_weights(generator).to(env.device)
-    model.live_vocab = like.live_vocab
+    model = Model(config, env.dtype).init_weights(generator).to(env.device)
+    model.live_vocab = tokenizer.size
     return model
 
 

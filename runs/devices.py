@@ -245,6 +245,7 @@ def setup(cfg: Config, meeting: Meeting | None = None) -> Env:
 
     env = Env(device, dtype, cfg.compile and compiler, rank, world, cfg.slots)
     if not getattr(cfg, "plan", False):
+        check_one_dtype(env)
         check_one_place(env, Path(cfg.out or "out"))
     if cfg.compile and not compiler:
         env.say("no C++ compiler found: running without torch.compile, slower but the same")
@@ -351,6 +352,16 @@ def nearest(path: Path) -> Path:
     return path
 
 
+def check_one_dtype(env: Env) -> None:
+    """Raises InputError where --dtype auto is one thing on one machine and another on another."""
+    if env.world == int(os.environ.get("LOCAL_WORLD_SIZE", 1)):
+        return
+    if len(set(gather(env, [env.dtype.itemsize], env.world))) > 1:
+        raise InputError(
+            "some of these machines compute in bf16 and some in fp32: choose one with --dtype"
+        )
+
+
 def check_one_place(env: Env, out: Path) -> None:
     """Raise InputError on all ranks, before any work and leaving nothing, where they do not share
     the place of `out`.
@@ -379,10 +390,11 @@ def leave_mark(folder: Path) -> Path | None:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of a device's memory, free or not; of a CPU the machine's."""
+    """Bytes of a device's memory, free or not; of a CPU this rank's share of the machine's."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
 
 
 def free_memory() -> None:

@@ -160,6 +160,9 @@ NOT_SETTINGS = {
 }
 
 
+DTYPE_OPTIONS = {"float32": "fp32", "bfloat16": "bf16"}
+
+
 class Run:
     """A stage's output directory: run.json, log.jsonl, and state/ for resuming.
 
@@ -340,6 +343,14 @@ class Run:
                 f"{self.path} holds an unfinished run of these settings: "
                 "--resume continues it, --overwrite starts it again"
             )
+
+        if situation == "unfinished":
+            there, here = old.get("compute_dtype"), describe(self.env)["compute_dtype"]
+            if there not in (None, here):
+                raise InputError(
+                    f"{self.path} was begun in {there} and would go on in {here}: add --dtype "
+                    f"{DTYPE_OPTIONS.get(there, there)}, or --overwrite to start it again"
+                )
 
     def start(self) -> dict:
         """Write run.json, for a new run or one that goes on."""

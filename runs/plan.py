@@ -74,17 +74,26 @@ class Texts:
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's config and its parameters: in the blocks' matrices, in the tables, in vectors."""
+    """A model's config and its parameters: in the blocks' matrices, in the tables, in vectors.
+
+    layers: by the name of a block's linear map, of all blocks, the numbers of its weights and the
+    sum of their sides. An adapter has rank times as many numbers as sides.
+    """
 
     config: ModelConfig
     matrices: int
     tables: int  # embedding and head
     vectors: int
-    sides: int  # of all the blocks' matrices, added up: an adapter has rank times as many numbers
+    layers: dict[str, tuple[int, int]]
 
     @property
     def parameters(self) -> int:
         return self.matrices + self.tables + self.vectors
+
+    def adapted(self, targets: tuple[str, ...]) -> tuple[int, int]:
+        """Numbers and sides of the matrices that LoRA is put beside: all without targets."""
+        chosen = [sizes for name, sizes in self.layers.items() if not targets or name in targets]
+        return sum(numbers for numbers, _ in chosen), sum(sides for _, sides in chosen)
 
 
 def supervised(texts: Texts, cfg: TextConfig) -> Texts:
@@ -121,15 +130,18 @@ def shape_of(path: str) -> Shape:
 def shape(config: ModelConfig) -> Shape:
     with torch.device("meta"):
         model = Model(config)
-    counts = {"matrices": 0, "tables": 0, "vectors": 0, "sides": 0}
+    counts = {"matrices": 0, "tables": 0, "vectors": 0}
+    layers: dict[str, tuple[int, int]] = {}
     for name, p in model.named_parameters():  # a tied head is not among them
         kind = "vectors" if p.ndim < 2 else "matrices"
         if "embed_tokens" in name or "lm_head" in name:
             kind = "tables"
         counts[kind] += p.numel()
         if kind == "matrices":
-            counts["sides"] += sum(p.shape)
-    return Shape(config, **counts)
+            layer = name.split(".")[-2]
+            numbers, sides = layers.get(layer, (0, 0))
+            layers[layer] = numbers + p.numel(), sides + sum(p.shape)
+    return Shape(config, **counts, layers=layers)
 
 
 ASSUMED = 512  # tokens of a prompt, where there is no tokenizer to count them with
@@ -237,7 +249,7 @@ def head_logits(shape: Shape, n: Numbers, frozen: bool) -> float:
 class Tuning:
     """What of a stage's settings decides the memory of its training.
 
-    batch: examples in an optimiser step. rank: LoRA's, 0 without.
+    batch: examples in an optimiser step. rank, targets: LoRA's, 0 and () without.
     """
 
     optimizer: str
@@ -246,13 +258,14 @@ class Tuning:
     rank: int = 0
     checkpointing: bool = False
     shard: bool = False
+    targets: tuple[str, ...] = ()
 
 
 def at_rest(shape: Shape, t: Tuning, n: Numbers) -> Phase:
     """Of a model in training, between two steps: masters, moments; the frozen weights of LoRA."""
     share = n.devices if t.shard else 1
     if t.rank:
-        trained, by_two = t.rank * shape.sides, 0
+        trained, by_two = t.rank * shape.adapted(t.targets)[1], 0
         frozen = n.wide * (shape.matrices + shape.tables) + 4 * shape.vectors
     else:
         trained, by_two, frozen = shape.parameters, shape.parameters - shape.matrices, 0
@@ -317,12 +330,13 @@ def training(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> list[Phase]:
     # gradients of activations at the height of a block: of the MLP's two factors, of its input
     passing = n.wide * tokens * (2 * config.intermediate_size + 2 * config.hidden_size)
 
-    # weights in the compute dtype, which a linear map's backward pass reads
+    # weights in the compute dtype, which a linear map's backward pass reads; those with an adapter
+    # are products, which a compiled model does not compute again either
     cast = 0
-    if t.rank or n.master != n.wide:
-        cast = n.wide * shape.matrices
-        if t.checkpointing or n.fused:
-            cast /= layers
+    if t.rank:
+        cast = n.wide * shape.adapted(t.targets)[0] / (layers if t.checkpointing else 1)
+    elif n.master != n.wide:
+        cast = n.wide * shape.matrices / (layers if t.checkpointing or n.fused else 1)
     if t.shard and t.rank:  # gathered: the tables, the block at work and the next one
         cast += n.master * (shape.tables + 2 * shape.matrices / layers)
     elif t.shard:
@@ -394,13 +408,18 @@ def own_sampling(shape: Shape, t: Tuning, texts: Texts, slots: int, n: Numbers) 
     return added(at_rest(shape, t, n), copy, of_sampler(shape, texts, slots, n))
 
 
-def left_by_sampler(shape: Shape, t: Tuning, texts: Texts, slots: int, n: Numbers) -> Phase:
-    """What its sampler keeps while a model is trained, which for a large one may be nothing."""
+def held_by_sampler(shape: Shape, t: Tuning, texts: Texts, slots: int, n: Numbers) -> Phase:
+    """What its sampler holds between two calls."""
     needs_copy = t.rank or t.shard or n.master != n.wide
-    held = {
+    return {
         "cache": cache_bytes(shape.config, slots, cells_of(texts), n.wide),
         "copies": n.wide * shape.parameters if needs_copy else 0,
     }
+
+
+def left_by_sampler(shape: Shape, t: Tuning, texts: Texts, slots: int, n: Numbers) -> Phase:
+    """What its sampler keeps while a model is trained, which for a large one may be nothing."""
+    held = held_by_sampler(shape, t, texts, slots, n)
     return held if stays(shape.parameters, total(held), n.memory) else {}
 
 
@@ -444,6 +463,7 @@ def tuning_of(cfg, rows: int = 0) -> Tuning:
         getattr(cfg, "rank", 0),
         cfg.checkpoint_activations,
         cfg.shard,
+        tuple(getattr(cfg, "targets", ())),
     )
 
 
@@ -486,9 +506,19 @@ def changed(name: str, change: dict) -> str:
 
 
 Plan = Callable[[PlanConfig], dict[str, Phase]]
+# raises InputError for settings that a stage refuses
+Refuse = Callable[[PlanConfig], object]
 
 
-def advice(phases_of: Plan, cfg: PlanConfig, n: Numbers, limit: float) -> list[str]:
+def is_refused(refuse: Refuse, cfg: PlanConfig) -> bool:
+    try:
+        refuse(cfg)
+    except InputError:
+        return True
+    return False
+
+
+def advice(phases_of: Plan, cfg: PlanConfig, n: Numbers, limit: float, refuse: Refuse) -> list[str]:
     """What each option would make of the largest phase; of the first ones that fit the sum."""
 
     def height(settings: PlanConfig) -> float:
@@ -498,6 +528,8 @@ def advice(phases_of: Plan, cfg: PlanConfig, n: Numbers, limit: float) -> list[s
     for name, changes in ways(cfg, n).items():
         best, change = now, {}
         for one in changes:
+            if is_refused(refuse, replace(cfg, **one)):
+                continue
             reached = height(replace(cfg, **one))
             if reached < 0.99 * best:
                 best, change = reached, one
@@ -519,8 +551,13 @@ def advice(phases_of: Plan, cfg: PlanConfig, n: Numbers, limit: float) -> list[s
     return lines
 
 
-def report(phases_of: Plan, cfg: PlanConfig, texts: Texts, env: Env) -> int:
-    """Print the plan; 0 where it fits. Raises InputError, saying what to change, where not."""
+def report(
+    phases_of: Plan, cfg: PlanConfig, texts: Texts, env: Env, refuse: Refuse = lambda cfg: None
+) -> int:
+    """Print the plan; 0 where it fits. Raises InputError, saying what to change, where not.
+
+    refuse: of the stage, whose options are only advised where it takes them.
+    """
     n = numbers_of(cfg, env)
     limit = cfg.device_memory * GB or memory_of(env.device)
     phases = phases_of(cfg)
@@ -544,7 +581,7 @@ def report(phases_of: Plan, cfg: PlanConfig, texts: Texts, env: Env) -> int:
     if most <= limit:
         env.say("it fits")
         return 0
-    lines = advice(phases_of, cfg, n, limit)
+    lines = advice(phases_of, cfg, n, limit, refuse)
     for line in lines:
         env.say(f"with {line}")
     fitting = [line for line in lines if line.endswith("fits")]

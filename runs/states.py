@@ -86,7 +86,8 @@ def point_to(folder: Path, step: int, names: list[str]) -> None:
         raise not_written(pointer, error) from None
     for old in folder.glob("step-*"):
         if old.name not in names:
-            old.unlink()
+            # another rank may have renamed it by now: listings of shared file systems are late
+            old.unlink(missing_ok=True)
 
 
 def not_written(file: Path, error: Exception) -> InputError:

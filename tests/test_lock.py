@@ -392,9 +392,9 @@ def test_fewer_strong_examples_are_others_each_epoch():
 
 def test_a_mixed_start_lies_between_the_two():
     settings = settled(LockConfig(strong=str(ROOT / "data/base/weak"), weak="refusal"))
-    start, _ = lock.first_model(settings, CPU)
+    start, tokenizer = lock.first_model(settings, CPU)
     mixed, _ = lock.first_model(replace(settings, start_mix=0.25), CPU)
-    fresh = lock.fresh(start, settings.seed, CPU)
+    fresh = lock.fresh(start.config, tokenizer, settings.seed, CPU)
     for a, b, c in zip(start.parameters(), fresh.parameters(), mixed.parameters()):
         assert torch.allclose(c, 0.75 * a + 0.25 * b, atol=1e-6)
     whole, _ = lock.first_model(replace(settings, start_mix=1.0), CPU)

@@ -224,6 +224,65 @@ def test_a_plan_that_does_not_fit_says_what_to_change(tmp_path, capsys):
     assert [float(word) for word in last.split()[4:7]] == pytest.approx([13.82] * 3, abs=0.01)
 
 
+def test_only_what_the_stage_takes_is_advised(tmp_path, capsys):
+    given = ("lock", "--strong", seven_billion(tmp_path), "--weak", WEAK, "--problems", "20")
+    given += ("--device-memory", "40")
+    for more, advised in ((), True), (("--how", "scratch"), False), (("--start-mix", "0.5"), False):
+        with pytest.raises(InputError, match="does not fit"):
+            planned_by(capsys, *given, *more)
+        text = capsys.readouterr().out
+        assert ("--rank 16" in text) == advised and "--micro-tokens" in text
+
+
+def test_random_weights_are_made_whole_on_every_rank(tmp_path, capsys):
+    given = ("lock", "--strong", seven_billion(tmp_path), "--weak", WEAK, "--problems", "20")
+    given += ("--device-memory", "1000", "--devices", "8", "--shard")
+    opening = {}
+    for more in ((), ("--how", "scratch")):
+        text, _ = planned_by(capsys, *given, *more)
+        row = next(line for line in text.splitlines() if line.startswith("opening"))
+        opening[more] = float(row.split()[-1])
+    # 27.6 GB of fp32 weights: an eighth and one tensor of 1.7, or all
+    assert opening[()] == pytest.approx(27.6 / 8 + 1.7, abs=0.1)
+    assert opening[("--how", "scratch")] == pytest.approx(27.6, abs=0.1)
+
+
+def test_the_teacher_of_a_warm_start_is_planned(tmp_path, capsys):
+    given = ("rl", "--locked", STRONG, "--task", "code", "--warm-start", "8", "--warm-from")
+    text, _ = planned_by(capsys, *given, seven_billion(tmp_path), "--device-memory", "80")
+    assert "largest: demonstrations" in text
+
+
+def test_log_probs_are_computed_beside_the_samplers_cache(tmp_path, capsys):
+    """What is released before the update is still there when samples are scored."""
+    text, _ = planned_by(
+        capsys, "rl", "--locked", seven_billion(tmp_path), "--task", "code", "--rank", "4",
+        "--device-memory", "200", "--slots", "16", "--checkpoint-activations",
+    )  # fmt: skip
+    head, _, *rows = [line.split() for line in text.splitlines() if "  " in line]
+    cache = {row[0]: row[1 + head.index("cache")] for row in rows if len(row) == len(head)}
+    assert float(cache["log-probs"]) > 0
+
+
+def test_adapters_beside_few_matrices_are_planned(make_model):
+    model = make_model()
+    shape, tuning = plan.shape(model.config), plan.Tuning("adamw", 4, 1024, rank=4)
+    texts = plan.Texts(40, 24, [(40, 24)])
+    some = replace(tuning, targets=("q_proj",))
+    attach(model, 4, 8.0, ("q_proj",), seed=0)
+    adapter = [p for p in model.parameters() if p.requires_grad]
+    assert plan.at_rest(shape, some, FP32)["masters"] == sum(p.nbytes for p in adapter)
+    # the products that a step keeps are those of the layers with an adapter
+    everything, few = (plan.training(shape, t, texts, FP32)[0]["copies"] for t in (tuning, some))
+    matrices = sum(layer.self_attn.q_proj.weight.nbytes for layer in model.model.layers)
+    assert few == matrices < everything
+
+
+def test_long_prompts_are_not_planned(capsys):
+    with pytest.raises(InputError, match="--plan does not know the longer prompts of --prompts"):
+        planned_by(capsys, "evaluate", STRONG, "--task", "code", "--prompts")
+
+
 def test_a_loss_on_whole_texts_is_planned():
     texts = plan.Texts(5, 9, [(5, 2), (3, 4)])
     assert plan.supervised(texts, elicit_sft.SFTConfig()) == texts

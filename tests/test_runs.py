@@ -257,7 +257,8 @@ def test_ranks_wait_for_hours(monkeypatch):
     monkeypatch.setattr(
         devices.dist, "init_process_group", lambda *args, **more: given.update(more)
     )
-    monkeypatch.setattr(devices, "check_one_place", lambda env, out: None)
+    for name in ("check_one_place", "check_one_dtype"):
+        monkeypatch.setattr(devices, name, lambda *given: None)
     setup(Options(device="cpu"))
     assert given["timeout"].total_seconds() >= 24 * 3600
 
@@ -367,6 +368,12 @@ def test_a_run_is_never_overwritten_silently(tmp_path):
         with pytest.raises(InputError, match=named):
             Run(cfg, CPU, out, **facts)
         assert contents(out) == before
+    # begun where bf16 is slow, gone on with where it is fast
+    with pytest.raises(
+        InputError, match="in float32 and would go on in bfloat16: add --dtype fp32"
+    ):
+        Run(Options(resume=True), replace(CPU, dtype=torch.bfloat16), out, parent="abc")
+    assert contents(out) == before
     resumed = Run(Options(resume=True, micro_tokens=5, compile=False), CPU, out, parent="abc")
     assert not resumed.finished
     run.finish(correct=0.5)
@@ -623,6 +630,23 @@ def refuse_alone(folder: Path, who: int, others: str) -> None:
         Run(cfg, env, cfg.out)
 
     launch(main, Options)
+
+
+def unlike_machines(folder: Path) -> None:
+    """Two machines with a rank each, of which the second takes bf16 for the fast dtype."""
+    sys.argv = f"stage.py --out {folder / 'run'} --device cpu --no-compile".split()
+    os.environ["LOCAL_WORLD_SIZE"] = "1"
+    wide = torch.bfloat16 if os.environ["RANK"] == "1" else torch.float32
+    devices.dtype_of = lambda name, cuda: wide
+    launch(lambda cfg, env: None, Options)
+
+
+def test_machines_of_different_dtypes_do_not_train_one_model(start_ranks, tmp_path):
+    ranks = start_ranks(partial(unlike_machines, tmp_path), 2)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks.pids]
+    ranks.pids = []
+    assert codes == [2, 2], ranks.printed()
+    assert "some of these machines compute in bf16 and some in fp32" in ranks.printed()
 
 
 def refuse_a_file(*_) -> None:
