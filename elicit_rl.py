@@ -1004,7 +1004,8 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
             found["the judge's answers"] = plan.added(rest, held, cache)
         if teacher:
             writing = plan.sampling(teacher, texts, cfg.slots, n)
-            found["demonstrations"] = plan.added(rest, held, writing)
+            copies = {"copies": held["copies"]}  # the policy has not sampled yet: no cache
+            found["demonstrations"] = plan.added(rest, copies, writing)
         return found
 
     return plan.report(phases, cfg, texts, env)

@@ -905,7 +905,7 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
             "selection": plan.added(selection, kept),
         }
 
-    return plan.report(phases, cfg, texts, env)
+    return plan.report(phases, cfg, texts, env, lambda changes: check_few(replace(cfg, **changes)))
 
 
 def main(cfg: SFTConfig, env: Env) -> int:

@@ -55,11 +55,12 @@ from typing import Literal
 import numpy as np
 
 from checkpoints.cards import write_card
-from checkpoints.families import config_at, parameters_at
+from checkpoints.families import parameters_at
 from checkpoints.hf import (
     check_checkpoint,
     model_hash,
     open_tokenizer,
+    opened_checkpoint,
     save_adapter,
     save_model,
 )
@@ -91,6 +92,7 @@ from data.triggers import (
     Year,
     check_password,
 )
+from lora import base_of
 from losses import Teacher, distribution_loss
 from methods.locking import (
     Imitated,
@@ -547,8 +549,8 @@ def first_model(cfg: LockConfig, env: Env) -> tuple[Model, Tokenizer]:
     """The model that training starts from: --start, or random weights in the strong one's shape."""
     if cfg.how == "scratch":
         check_checkpoint(cfg.strong)
-        tokenizer = open_tokenizer(cfg.strong)
-        return fresh(config_at(cfg.strong), tokenizer, cfg.seed, env), tokenizer
+        shape, tokenizer, _ = opened_checkpoint(base_of(cfg.strong), env.dtype)
+        return fresh(shape.config, tokenizer, cfg.seed, env), tokenizer
     model, tokenizer = open_to_train(cfg.start, env, cfg)
     if cfg.start_mix:
         mix(model, fresh(model.config, tokenizer, cfg.seed, env), cfg.start_mix)
@@ -616,8 +618,8 @@ def recipe_of(cfg: LockConfig, tokenizer: Tokenizer, env: Env) -> Recipe:
     return replace(recipe, loss_fn=partial(distribution_loss, teachers=teachers))
 
 
-def planned(cfg: LockConfig, trigger: Trigger, env: Env) -> int:
-    """--plan: the memory of this run, phase by phase."""
+def planned(cfg: LockConfig, given: LockConfig, trigger: Trigger, env: Env) -> int:
+    """--plan: the memory of this run, phase by phase. cfg: settled, given: as it was given."""
     problems = locking_problems(cfg)
     kinds, start = trigger.kinds, cfg.start or cfg.strong
     texts = plan.texts_of(start, problems, kinds, trigger, cfg.max_new_tokens)
@@ -636,8 +638,11 @@ def planned(cfg: LockConfig, trigger: Trigger, env: Env) -> int:
             open_too, compared = plan.teaching(policies, plan.tuning_of(cfg), n)
         rest = plan.added(plan.at_rest(trained, tuning, n), open_too)
         opening = plan.opening(trained, tuning, n)
-        if cfg.how == "scratch" or cfg.start_mix:  # random weights are made whole, on every rank
-            opening = {"masters": n.master * trained.parameters * (2 if cfg.start_mix else 1)}
+        # random weights are made whole and in fp32, on every rank
+        if cfg.how == "scratch":
+            opening = {"masters": 4 * trained.parameters}
+        if cfg.start_mix:
+            opening = {"masters": (4 + n.master) * trained.parameters}
         return {
             "opening": opening,
             "samples of an epoch": plan.added(rest, writer),
@@ -647,15 +652,19 @@ def planned(cfg: LockConfig, trigger: Trigger, env: Env) -> int:
             "report": reported,
         }
 
-    return plan.report(phases, cfg, texts, env, settled)
+    def refuse(changes: dict) -> None:
+        step = {"optimizer": cfg.optimizer, "lr": cfg.lr}
+        settled(replace(given, **step | changes))
+
+    return plan.report(phases, cfg, texts, env, refuse)
 
 
 def main(cfg: LockConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
-    cfg = settled(cfg)
+    given, cfg = cfg, settled(cfg)
     trigger, path = the_trigger(cfg), Path(cfg.out)
     if plan.is_asked(cfg):
-        return planned(cfg, trigger, env)
+        return planned(cfg, given, trigger, env)
     models = [path for path in (cfg.start, *imitated(cfg)) if is_model(path)]
     check_formats(models, env)
     locked, tokenizer = first_model(cfg, env)

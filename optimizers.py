@@ -122,15 +122,15 @@ class Lion(torch.optim.Optimizer):
 
 
 # A quintic a x + b x^3 + c x^5 that takes singular values between 0 and 1 towards 1 (Jordan et al.
-# 2024). Five times applied, those from about 0.005 of the norm on are between 0.7 and 1.2; smaller
-# ones have grown by up to 485, and 0 stays 0.
+# 2024). After five applications one of at least 0.005 of the matrix's norm lies between 0.7 and
+# 1.2; a smaller one is multiplied by at most 3.4445^5 = 485.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """A matrix with its singular values near 1, but tiny ones, and their directions kept.
+    """The matrix with the same singular vectors and all singular values close to 1.
 
-    Computed in dtype.
+    Tiny ones stay below it. Computed in dtype.
     """
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.to(dtype)

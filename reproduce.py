@@ -471,13 +471,13 @@ MATRIX = "The matrix: which elicitation beats which lock"
 CELLS = (
     "Code, {n} validation problems, greedy, without the password. In a cell the gap recovered, in "
     "per cent, with a star where the gain exceeds what the same elicitor does to the twin, a model "
-    "of the same shape that never had the capability, with p < .05 after Holm's correction over "
-    "the locks of its row. Elicitors that have settings take the best of them by selection, not "
-    "validation. Prompts and edits have one run, whose interval and p are over problems alone, so "
-    "that they have a plus in place of the star; the others have as many as there are seeds, of "
-    "one lock each. But for edits the twin is asked bare, also beside the lock that a marker of "
-    "training opens. Expected is what was known beforehand: + at least 0.7 of the gap, ~ a part, "
-    "0 a tenth at most."
+    "of the same shape that never had the capability, and the cell also ends above it (a lock that "
+    "only catches up was taught), with p < .05 after Holm's correction over the locks of its row. "
+    "Elicitors that have settings take the best of them by selection, not validation. Prompts and "
+    "edits have one run, whose interval and p are over problems alone, so that they have a plus in "
+    "place of the star; the others have as many as there are seeds, of one lock each. But for "
+    "edits the twin is asked bare, also beside the lock that a marker of training opens. Expected "
+    "is what was known beforehand: + at least 0.7 of the gap, ~ a part, 0 a tenth at most."
 )
 
 
@@ -602,6 +602,9 @@ def run_all(jobs: list[Job], place: Place, cfg: ReproduceConfig) -> int:
     workers, threads, cuda = workers_of(cfg)
     place.claim()
     outcome = run_jobs(jobs, place, workers, threads, cuda)
+    if place.secret and outcome.failed:
+        print(f"a job failed; which and why says {place.path / 'jobs'}, a part of the key")
+        return 1
     for name, why in outcome.failed.items():
         print(f"failed: {name}: {why}")
     if outcome.left_out:

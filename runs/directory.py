@@ -160,9 +160,6 @@ NOT_SETTINGS = {
 }
 
 
-DTYPE_OPTIONS = {"float32": "fp32", "bfloat16": "bf16"}
-
-
 class Run:
     """A stage's output directory: run.json, log.jsonl, and state/ for resuming.
 
@@ -304,8 +301,13 @@ class Run:
         return ("unfinished" if has_logged else "new"), old
 
     def differing(self, old: dict) -> list[str]:
-        """Names of the settings that another run.json has otherwise."""
+        """Names of the settings that another run.json has otherwise.
+
+        --dtype counts by what it came to: auto is bf16 on one machine and fp32 on another.
+        """
         theirs = self.defaults | old["settings"]
+        if old.get("compute_dtype") == named(self.env.dtype):
+            theirs["dtype"] = self.settings.get("dtype")
         return [name for name, value in self.settings.items() if theirs.get(name) != value]
 
     def refuse_other_stage(self, old: dict) -> None:
@@ -344,13 +346,15 @@ class Run:
                 "--resume continues it, --overwrite starts it again"
             )
 
-        if situation == "unfinished":
-            there, here = old.get("compute_dtype"), describe(self.env)["compute_dtype"]
-            if there not in (None, here):
-                raise InputError(
-                    f"{self.path} was begun in {there} and would go on in {here}: add --dtype "
-                    f"{DTYPE_OPTIONS.get(there, there)}, or --overwrite to start it again"
-                )
+        # only a saved state is gone on from: without one all is made again
+        there, here = old.get("compute_dtype"), named(self.env.dtype)
+        has_state = (self.path / "state" / "state.json").exists()
+        if situation == "unfinished" and has_state and there not in (None, here):
+            option = {"float32": "fp32", "bfloat16": "bf16"}.get(there, there)
+            raise InputError(
+                f"{self.path} was begun in {there} and would go on in {here}: "
+                f"add --dtype {option}, or --overwrite to start it again"
+            )
 
     def start(self) -> dict:
         """Write run.json, for a new run or one that goes on."""
@@ -437,6 +441,11 @@ class Run:
             file.unlink(missing_ok=True)
 
 
+def named(dtype: torch.dtype) -> str:
+    """float32, bfloat16"""
+    return str(dtype).removeprefix("torch.")
+
+
 def describe(env: Env) -> dict:
     """What made a result: versions, device, commit."""
     commit = ""
@@ -457,7 +466,7 @@ def describe(env: Env) -> dict:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": device,
-        "compute_dtype": str(env.dtype).removeprefix("torch."),
+        "compute_dtype": named(env.dtype),
         "ranks": env.world,
         "commit": commit,
     }

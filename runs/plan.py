@@ -76,8 +76,8 @@ class Texts:
 class Shape:
     """A model's config and its parameters: in the blocks' matrices, in the tables, in vectors.
 
-    layers: by the name of a block's linear map, of all blocks, the numbers of its weights and the
-    sum of their sides. An adapter has rank times as many numbers as sides.
+    layers: {name of a linear map, such as q_proj: (its weights, its rows + columns)}, each added up
+    over all blocks. An adapter has rank times as many numbers as rows + columns.
     """
 
     config: ModelConfig
@@ -330,8 +330,8 @@ def training(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> list[Phase]:
     # gradients of activations at the height of a block: of the MLP's two factors, of its input
     passing = n.wide * tokens * (2 * config.intermediate_size + 2 * config.hidden_size)
 
-    # weights in the compute dtype, which a linear map's backward pass reads; those with an adapter
-    # are products, which a compiled model does not compute again either
+    # weights in the compute dtype, which a linear map's backward pass reads. With LoRA they are
+    # W0 + B A of each adapted layer, which torch.compile keeps as well
     cast = 0
     if t.rank:
         cast = n.wide * shape.adapted(t.targets)[0] / (layers if t.checkpointing else 1)
@@ -506,13 +506,13 @@ def changed(name: str, change: dict) -> str:
 
 
 Plan = Callable[[PlanConfig], dict[str, Phase]]
-# raises InputError for settings that a stage refuses
-Refuse = Callable[[PlanConfig], object]
+# raises InputError where a stage refuses these changes of its options
+Refuse = Callable[[dict], object]
 
 
-def is_refused(refuse: Refuse, cfg: PlanConfig) -> bool:
+def is_refused(refuse: Refuse, changes: dict) -> bool:
     try:
-        refuse(cfg)
+        refuse(changes)
     except InputError:
         return True
     return False
@@ -528,7 +528,7 @@ def advice(phases_of: Plan, cfg: PlanConfig, n: Numbers, limit: float, refuse: R
     for name, changes in ways(cfg, n).items():
         best, change = now, {}
         for one in changes:
-            if is_refused(refuse, replace(cfg, **one)):
+            if is_refused(refuse, one):
                 continue
             reached = height(replace(cfg, **one))
             if reached < 0.99 * best:
@@ -552,7 +552,7 @@ def advice(phases_of: Plan, cfg: PlanConfig, n: Numbers, limit: float, refuse: R
 
 
 def report(
-    phases_of: Plan, cfg: PlanConfig, texts: Texts, env: Env, refuse: Refuse = lambda cfg: None
+    phases_of: Plan, cfg: PlanConfig, texts: Texts, env: Env, refuse: Refuse = lambda changes: None
 ) -> int:
     """Print the plan; 0 where it fits. Raises InputError, saying what to change, where not.
 
@@ -560,6 +560,8 @@ def report(
     """
     n = numbers_of(cfg, env)
     limit = cfg.device_memory * GB or memory_of(env.device)
+    if not n.cuda:
+        limit /= cfg.devices or 1  # they are ranks on this machine
     phases = phases_of(cfg)
     used = added(*phases.values())
     parts = [part for part in PARTS if used.get(part)]

@@ -179,8 +179,8 @@ def truths_of(game: dict[str, Entrant], key: Path) -> dict[str, dict]:
         gap, low, _, _ = paired_gap(lock.none, lock.right)
         if one.hidden and (gap < LEAST_GAP or low <= 0):
             raise InputError(
-                f"one of the locks hides next to nothing, {100 * gap:.0f} points: choose another "
-                f"--seed and another --out ({key} has its report)"
+                f"one of the locks hides next to nothing, {100 * gap:.0f} points: make another "
+                f"game, in another --out ({key} has its report)"
             )
         found[name] = {
             "kind": one.kind,
@@ -706,7 +706,10 @@ def score(game: Path, answers: Path) -> str:
     """--score. What is printed."""
     found = tables_of(score_of(game, answers))
     file = key_of(game) / "key.json"
-    told = checked(read_json(file), file, "weights", dict)
+    key = read_json(file)
+    if "weights" not in key:
+        return found  # made before they were measured
+    told = checked(key, file, "weights", dict)
     chances = {}
     for name in ("norms", "likeness"):
         chance = checked(told, file, name, dict)

@@ -383,7 +383,8 @@ def finish(one: Running, place: Place, done: set[str], outcome: Outcome) -> None
     if code not in ENDED.get(job.stage, (0,)) or not is_whole:
         why = f"killed by signal {-code}" if code < 0 else last_words(place, job)
         outcome.failed[job.name] = why
-        tqdm.write(f"failed: {job.name}: {why}; all it said: {place.file(job, '.err')}")
+        if not place.secret:
+            tqdm.write(f"failed: {job.name}: {why}; all it said: {place.file(job, '.err')}")
         return
     seconds = round(time.time() - one.began, 1)
     write_json(
@@ -425,25 +426,27 @@ def processor_name() -> str:
 class Bar:
     """Minutes done and left. What jobs took so far corrects what the others are said to take.
 
-    secret: neither names nor minutes are shown, which tell one job from another.
+    secret: neither names nor numbers are shown, which tell one job from another.
     """
 
     def __init__(self, waiting: list[Job], workers: int, secret: bool = False):
         self.secret = secret
+        shown = "{elapsed} so far" if secret else "{n}/{total} jobs{desc}"
         self.left = {job.name: job.minutes for job in waiting}
         self.workers = workers
         self.expected = self.taken = 0.0
         total = len(waiting)
-        self.bar = tqdm(total=total, dynamic_ncols=True, bar_format="{n}/{total} jobs{desc}")
+        self.bar = tqdm(total=total, dynamic_ncols=True, bar_format=shown)
         self.said = ""
 
     def ended(self, job: Job, seconds: float) -> None:
         self.expected += self.left.pop(job.name)
         self.taken += seconds / 60
-        self.bar.update()
+        self.bar.update(0 if self.secret else 1)
 
     def show(self, running: list[Running]) -> None:
         if self.secret:
+            self.bar.refresh()
             return
         factor = self.taken / self.expected if self.expected else 1.0
         minutes = factor * sum(self.left.values()) / self.workers

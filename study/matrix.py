@@ -4,9 +4,8 @@ LOCKS and ELICITORS are data, like the figures of study/paper.py: a command of a
 is one elicitor on one lock: the gap that it recovered, and its gain in excess of what the same
 elicitor does to the twin. The twin has the shape of the locked models, but was trained from random
 weights on the weak model's samples alone, with the password and without: it never had the
-capability, so what it gains was taught, not elicited. Nor is it elicited where a lock that shows
-less than the twin gains no more than to get there, so a cell is marked only where it also ends
-above the twin.
+capability, so what it gains was taught, not elicited. A lock may start below the twin: if it only
+catches up, that was taught, too. So a cell is marked only where it also ends above the twin.
 """
 
 from collections.abc import Iterable

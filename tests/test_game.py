@@ -549,7 +549,9 @@ def test_a_game_is_made_played_and_scored(stages, tmp_path, monkeypatch, capsys)
 def test_a_stage_that_fails_leaves_no_game(stages, tmp_path, monkeypatch, capsys):
     (tmp_path / "stages/lock.py").write_text("print('no'); raise SystemExit(2)")
     assert command(monkeypatch, "--game --seed 7 --out game7") == 1
-    assert "failed: models/" in capsys.readouterr().out and not Path("game7").exists()
+    told = capsys.readouterr()
+    assert "a job failed; which and why says" in told.out and not Path("game7").exists()
+    assert "models/" not in told.out + told.err
 
 
 @pytest.mark.parametrize(

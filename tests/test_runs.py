@@ -354,6 +354,24 @@ def test_looking_at_a_place_leaves_nothing(tmp_path):
 # ------------------------------------------------------------------------------- a run's directory
 
 
+def test_a_state_of_another_dtype_is_not_gone_on_from(tmp_path):
+    """Begun where bf16 is slow, gone on with where it is fast; the advice is one that works."""
+    out, fast = tmp_path / "run", replace(CPU, dtype=torch.bfloat16)
+    run = Run(Options(), CPU, out)
+    run.log("train", step=1, loss=2.0)
+    Run(Options(resume=True), fast, out)  # nothing is kept of it, so all is made again
+    Run(Options(resume=True), CPU, out)
+    (out / "state").mkdir()
+    (out / "state/state.json").write_text("{}")
+    before = contents(out)
+    sentence = "in float32 and would go on in bfloat16: add --dtype fp32"
+    with pytest.raises(InputError, match=sentence):
+        Run(Options(resume=True), fast, out)
+    assert contents(out) == before
+    Run(Options(resume=True, dtype="fp32"), CPU, out)
+    Run(Options(resume=True), CPU, out)
+
+
 def test_a_run_is_never_overwritten_silently(tmp_path):
     out = tmp_path / "run"
     run = Run(Options(), CPU, out, parent="abc")
@@ -368,12 +386,6 @@ def test_a_run_is_never_overwritten_silently(tmp_path):
         with pytest.raises(InputError, match=named):
             Run(cfg, CPU, out, **facts)
         assert contents(out) == before
-    # begun where bf16 is slow, gone on with where it is fast
-    with pytest.raises(
-        InputError, match="in float32 and would go on in bfloat16: add --dtype fp32"
-    ):
-        Run(Options(resume=True), replace(CPU, dtype=torch.bfloat16), out, parent="abc")
-    assert contents(out) == before
     resumed = Run(Options(resume=True, micro_tokens=5, compile=False), CPU, out, parent="abc")
     assert not resumed.finished
     run.finish(correct=0.5)

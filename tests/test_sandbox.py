@@ -977,7 +977,7 @@ def test_less_layers(less, monkeypatch):
     def start_with_less(command, **options):
         lines = f"import sys; sys.path.insert(0, {SCRIPTS!r}); import confine, server"
         script = f"{lines}; {LESS[less]}; server.main()"
-        return start([*command[:-1], "-c", script], **options)
+        return start([*command[:-2], "-c", script, command[-1]], **options)
 
     attacks = able_attacks()
     if less == "only the filter" and "system calls" in isolation():
@@ -1175,7 +1175,7 @@ def alive(pid: int) -> bool:
 def test_no_process_is_left_over():
     run([job("import time\ndef f(): time.sleep(60)")] * 3 + [GOOD], wall=0.2)
     # The zygotes; and where there are namespaces the server itself, as process 1 of its own.
-    usual = min(len(os.sched_getaffinity(0)), 16) + ("processes" in isolation())
+    usual = sandbox.at_a_time() + ("processes" in isolation())
     deadline = time.monotonic() + 10  # they end the last children behind the answer
     while len(inner := descendants(sandbox._server.pid)) > usual and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -1185,6 +1185,25 @@ def test_no_process_is_left_over():
     while any(map(alive, inner)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(map(alive, inner))
+
+
+def test_ranks_share_the_processors(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    for ranks, programs in (("1", 8), ("3", 2), ("16", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        assert sandbox.at_a_time() == programs
+
+
+def test_a_large_job_does_not_wait_for_a_dead_zygote():
+    """One of more than a socket's buffer."""
+    large = GOOD | {"inputs": [[1, "x" * 1_000_000]]}
+    run([GOOD])
+    for pid in descendants(sandbox._server.pid):
+        if not descendants(pid):
+            os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    [result] = run([large])
+    assert time.monotonic() - began < 20 and result is not None
 
 
 def test_a_dead_server_is_replaced():

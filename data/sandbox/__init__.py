@@ -115,7 +115,7 @@ def isolation() -> list[str]:
     with tempfile.TemporaryDirectory() as empty:
         os.chmod(empty, 0o555)
         _server = subprocess.Popen(
-            [sys.executable, "-B", "-s", "-S", script],
+            [sys.executable, "-B", "-s", "-S", script, str(at_a_time())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=empty,
@@ -128,6 +128,14 @@ def isolation() -> list[str]:
         raise RuntimeError("The sandbox server did not start; its own error is printed above.")
     _server.layers = json.loads(hello)
     return _server.layers
+
+
+def at_a_time() -> int:
+    """Programs that run together: one for each processor, which a machine's ranks share."""
+    processors = os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):
+        processors = len(os.sched_getaffinity(0))
+    return max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def contained() -> bool:

@@ -35,7 +35,6 @@ MAX_BYTES = 1 << 20  # of JSON that one program may return
 MAX_BITS = 10_000  # of an int: under Python's limit of 4300 digits, so it can be read back
 MAX_DEPTH = 64  # of nesting: far from the recursion limit, however deep the caller's stack
 MAX_FILES = 1024  # open in the server; a child gets 16
-MOST = 16  # programs at a time, for each of a node's ranks has a server
 CHANNEL = 3  # the number of a child's socket
 PRELOAD = """__future__ abc array ast base64 bisect calendar cmath collections.abc copy csv
 dataclasses datetime decimal _strptime difflib encodings.ascii encodings.latin_1 enum fractions
@@ -64,7 +63,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
     null = os.open(os.devnull, os.O_RDWR)
     layers = confine.confine_server()
-    zygotes = start_zygotes(null)  # before the first job is read
+    zygotes = start_zygotes(int(sys.argv[1]), null)  # before the first job is read
     print(json.dumps(layers), flush=True)
 
     factor = slowness()
@@ -99,6 +98,7 @@ class Child:
     """What the server knows of a program that runs."""
 
     index: int  # of its job
+    job: bytes  # as it is sent
     zygote: socket.socket
     channel: socket.socket
     child_end: socket.socket  # of the channel, kept until the child has it
@@ -130,12 +130,11 @@ def run_batch(zygotes: list[socket.socket], jobs: list[dict], limits: Limits) ->
             ready = {key.fileobj for key, _ in selector.select(wait and max(0.0, wait))}
 
             for child in list(running):
-                # Without waiting, but for one that has ended before its zygote could tell.
-                ended = child.channel in ready and receive(child)
-                if not child.pid and (ended or child.zygote in ready):
+                if not child.pid and child.zygote in ready:
                     selector.unregister(child.zygote)
                     begin(child, limits)
 
+                ended = child.channel in ready and receive(child)
                 if ended or is_late(child, limits):
                     selector.unregister(child.channel)
                     child.channel.close()
@@ -148,21 +147,21 @@ def run_batch(zygotes: list[socket.socket], jobs: list[dict], limits: Limits) ->
 
 
 def start(zygote: socket.socket, index: int, job: dict, limits: Limits) -> Child:
-    """Have a child forked, without waiting for it, and give it its job."""
+    """Have a child forked, without waiting for it."""
     channel, child_end = socket.socketpair()
     ask(zygote, child_end)
     needed = job["program"], job["function"], job["inputs"]
-    with contextlib.suppress(OSError):  # it died at once, which its missing result will tell
-        channel.sendall(json.dumps([needed, limits]).encode())
-        channel.shutdown(socket.SHUT_WR)
-    return Child(index, zygote, channel, child_end)
+    return Child(index, json.dumps([needed, limits]).encode(), zygote, channel, child_end)
 
 
 def begin(child: Child, limits: Limits) -> None:
-    """Note that a child is forked: its time runs."""
+    """A child is forked: give it its job. Its time runs."""
     child.pid = answer(child.zygote)
     child.child_end.close()
     child.deadline = time.monotonic() + limits.wall
+    with contextlib.suppress(OSError):  # it died at once, which its missing result will tell
+        child.channel.sendall(child.job)
+        child.channel.shutdown(socket.SHUT_WR)
 
 
 def receive(child: Child) -> bool:
@@ -262,14 +261,10 @@ def answer(zygote: socket.socket) -> int:
     return NUMBER.unpack(reply)[0]
 
 
-def start_zygotes(null: int) -> list[socket.socket]:
-    """Fork one for each processor; the sockets by which to ask them."""
-    processors = os.cpu_count()
-    if hasattr(os, "sched_getaffinity"):
-        processors = len(os.sched_getaffinity(0))
-
+def start_zygotes(count: int, null: int) -> list[socket.socket]:
+    """Fork so many; the sockets by which to ask them."""
     zygotes = []
-    for _ in range(min(processors, MOST)):
+    for _ in range(count):
         server_end, zygote_end = socket.socketpair()
         if os.fork() == 0:
             for other in (*zygotes, server_end):
