@@ -866,6 +866,7 @@ def memory_rows(args, env) -> None:
     large = parameters_at(model) >= M.SMALL
     many, some = ("16", "8") if large else ("128", "32")
     few = ["--eval-problems", some, "--slots", "8" if large else "64"]
+    # two steps at least: at the height of the first one there are no moments yet
     steps = ["--micro-tokens", "2048"] if large else []
     twice, rows = str(2 * int(many)), "8" if large else "512"
     locked = ["--locked", model, "--task", "code"]
@@ -877,10 +878,12 @@ def memory_rows(args, env) -> None:
             "DPO": ["elicit_rl", *locked, "--method", "dpo", "--samples", twice, *few, *steps],
             "evaluation": ["evaluate", model, "--task", "code", "--passwords", "none"],
         }
-        runs_of["lock"] += ["--epochs", "1", "--batch", twice]
+        runs_of["lock"] += ["--epochs", "1", "--batch", many if large else twice]
         runs_of["SFT"] += ["--batch", many, "--selection-problems", "16", *steps]
+        if large:
+            runs_of["SFT"] += ["--sequences", twice]  # two steps
         # the shipped model is right too often on code: there would be few pairs
-        runs_of["DPO"] += ["--round", twice, "--epochs", "1"]
+        runs_of["DPO"] += ["--round", twice, "--epochs", "2" if large else "1"]
         runs_of["DPO"] += ["--task", "critique"]
         runs_of["evaluation"] += ["--problems", rows, "--slots", rows]
         same = ["--dtype", "fp32", "--device", "cpu", "--no-compile"]
