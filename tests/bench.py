@@ -879,9 +879,11 @@ def memory_rows(args, env) -> None:
             "evaluation": ["evaluate", model, "--task", "code", "--passwords", "none"],
         }
         runs_of["lock"] += ["--epochs", "1", "--batch", many if large else twice]
+        if large:  # it may not know the task and write on to the limit: planned are references
+            runs_of["lock"] += ["--strong-answers", "reference"]
         runs_of["SFT"] += ["--batch", many, "--selection-problems", "16", *steps]
-        if large:
-            runs_of["SFT"] += ["--sequences", twice]  # two steps
+        if large:  # two steps, and the best so far kept at the second
+            runs_of["SFT"] += ["--sequences", many, twice]
         # the shipped model is right too often on code: there would be few pairs
         runs_of["DPO"] += ["--round", twice, "--epochs", "2" if large else "1"]
         runs_of["DPO"] += ["--task", "critique"]
