@@ -442,7 +442,7 @@ class Bar:
     def ended(self, job: Job, seconds: float) -> None:
         self.expected += self.left.pop(job.name)
         self.taken += seconds / 60
-        self.bar.update(0 if self.secret else 1)
+        self.bar.update()
 
     def show(self, running: list[Running]) -> None:
         if self.secret:
