@@ -51,7 +51,7 @@ from runs.files import read_json
 from runs.options import flag_of
 from study import case, game
 from study.claims import verdict
-from study.findings import PROBLEMS, Evidence, bar_of, points_of
+from study.findings import PROBLEMS, Evidence, bar_of, points_of, within
 from study.jobs import Job, Place, closure, commit, left_to_run, run_jobs
 from study.matrix import (
     ELICITORS,
@@ -306,7 +306,10 @@ def drawn(panel: Panel, x: str, number: str, evidence: Evidence, paper: dict) ->
     if panel.prompts:
         found.bars = evidence.prompted(lock, panel.prompts)
     for curve in panel.curves:
-        points = points_of(evidence, lock, curve.job, x, curve.control)
+        start = evidence.lock(curve.lock) if curve.lock else lock
+        if start is None:
+            continue
+        points = points_of(evidence, start, curve.job, x, curve.control)
         if points:
             found.curves[curve.label] = points
             if curve.paper:
@@ -323,9 +326,12 @@ def drawn(panel: Panel, x: str, number: str, evidence: Evidence, paper: dict) ->
                     found.their_bars[bar.label] = their[0]
     if not found.curves and not found.bars:
         return None
+    # of the problems that all bars are of, where they are of one part
+    parts = {bar.part for bar in panel.bars}
+    mask = within(lock, parts.pop() if len(parts) == 1 else "")
     found.lines = {
-        "locked, without": float(lock.none.mean()),
-        "locked, with the password": float(lock.right.mean()),
+        "locked, without": float(lock.none[mask].mean()),
+        "locked, with the password": float(lock.right[mask].mean()),
     }
     their = theirs.get(panel.paper, {})
     found.their_lines = {key: their[key] for key in ("without", "with") if key in their}
@@ -353,7 +359,8 @@ def section_of(
             continue
         if found:
             panels.append(found)
-            notes += invalid(panel, evidence)
+            notes += [*invalid(panel, evidence), *told_of_parts(panel, evidence)]
+            notes += told_of_prompts(panel, evidence)
     if number in AT_PAPER_SCALE:
         notes += distances(panels)
     if unfinished:
@@ -361,7 +368,7 @@ def section_of(
     theirs = paper["figures"].get(number.split(",")[0], {})
     seeds = seeds_shown(panels)
     caption = (
-        f"Correct {UNITS[figure.x]}; {PROBLEMS} validation problems, greedy. "
+        f"Correct {UNITS[figure.x]}; the first {PROBLEMS} validation problems, greedy. "
         f"{spread(figure.x, seeds)} Dotted: the locked model without and with the password. "
     )
     if theirs:
@@ -402,6 +409,25 @@ def invalid(panel: Panel, evidence: Evidence) -> list[str]:
     return [f"{panel.title}: the lock is not valid ({'; '.join(failed)})."]
 
 
+def told_of_parts(panel: Panel, evidence: Evidence) -> list[str]:
+    """A sentence where bars are of parts of the problems: how many, and what the lock shows."""
+    lock, told = evidence.lock(panel.lock), []
+    for part in dict.fromkeys(bar.part for bar in panel.bars if bar.part):
+        mask = within(lock, part)
+        none, right = (100 * float(verdicts[mask].mean()) for verdicts in (lock.none, lock.right))
+        told.append(f"{part}: {mask.sum()} problems, {none:.1f} % without, {right:.1f} % with it")
+    return [f"{panel.title}, of the locked model by part: {'; '.join(told)}."] if told else []
+
+
+def told_of_prompts(panel: Panel, evidence: Evidence) -> list[str]:
+    """Sentences about rows of the prompting battery that were left out."""
+    if not panel.prompts:
+        return []
+    battery = evidence.battery(evidence.lock(panel.lock), panel.prompts)
+    left_out = battery[0].get("left_out", {}) if battery else {}
+    return [f"{panel.title}, {row}: left out, {why}." for row, why in left_out.items()]
+
+
 def seeds_shown(panels: list[Drawn]) -> list[int]:
     """How many seeds the numbers have, each once."""
     found = set()
@@ -425,8 +451,11 @@ def spread(x: str, seeds: list[int]) -> str:
 
 
 def rows_of_claims(figures: dict[str, Figure], evidence: Evidence, paper: dict) -> list[Row]:
-    """Every claim of the paper that is about one of these figures."""
-    shown = {name.split(",")[0] for name in figures}
+    """Every claim of the paper that is about one of these figures, but for those at its scale.
+
+    The tests are of the embedded scale; at the paper's the distances from its points are told.
+    """
+    shown = {name.split(",")[0] for name in figures if name not in AT_PAPER_SCALE}
     rows = []
     for claim in paper["claims"]:
         if claim["figure"] not in shown:
@@ -451,19 +480,22 @@ FIGURE_BY_FIGURE = (
 EACH_OTHER = "Ways to hide a capability against ways to elicit it, most of them not the paper's."
 POWER = (
     f"Of two models that differ on a fifth of {PROBLEMS} problems, a difference of "
-    f"{100 * smallest_effect(PROBLEMS):.1f} points is seen in four cases of five; with seeds that "
-    "differ it takes more."
+    f"{100 * smallest_effect(PROBLEMS):.1f} points is seen in four cases of five. That is of two "
+    "single runs; seeds that spread widen what is told of several, by two or three times where "
+    "there are few demonstrations: the intervals say how far."
 )
 HOW = (
     "A claim is a family of tests, each a number with a bound (study/claims.py), written before "
     "these runs, but not before earlier ones of the same settings on code (docs/results.md). "
-    "It holds where all pass with p < .05 after Holm's correction within "
-    "the family, and none is of one run alone; it holds weaker where one passes and more than half "
-    "of the numbers are on its side; it does not hold where one is on the other side with p < .05. "
+    "It holds where all pass with p < .05, and none is of one run alone; it holds weaker where one "
+    "passes and more than half of the numbers are on its side; it does not hold where one is on "
+    "the other side with p < .05. p is one-sided and has Holm's correction within the family, so "
+    "that a number can pass though its two-sided 95 % interval touches the bound. "
     "Intervals and p are of a bootstrap over problems, and of Student's t over seeds where there "
     "are several. Seeds are of the elicitation: each lock was trained once, another of the same "
     "recipe may differ by more, and a comparison of two locks counts as one run. Claims about "
-    "locks are judged on valid ones."
+    "locks are judged on valid ones, but for a domain that a lock never saw, of which the ceiling "
+    "is another lock's. On 2026-11-30 some families were made stricter (study/claims.py)."
 )
 
 
@@ -475,7 +507,9 @@ CELLS = (
     "only catches up was taught), with p < .05 after Holm's correction over the locks of its row. "
     "Elicitors that have settings take the best of them by selection, not validation. Prompts and "
     "edits have one run, whose interval and p are over problems alone, so that they have a plus in "
-    "place of the star; the others have as many as there are seeds, of one lock each. But for "
+    "place of the star, which is easier to get: the others have as many as there are seeds, of one "
+    "lock each, whose spread counts, so that with two or three seeds a missing star is no evidence "
+    "of no effect. But for "
     "edits the twin is asked bare, also beside the lock that a marker of training opens. Expected "
     "is what was known beforehand: + at least 0.7 of the gap, ~ a part, 0 a tenth at most."
 )
@@ -539,7 +573,7 @@ def report_of(
         "The paper's figures, reproduced" if figures else MATRIX,
         INTRO.format(
             FIGURE_BY_FIGURE if figures else EACH_OTHER,
-            cfg.strong_from or "models of one million parameters",
+            models_shown(cfg, figures),
             POWER,
         ),
         HOW,
@@ -548,6 +582,15 @@ def report_of(
         texts_of(jobs, place),
         facts_of_jobs(everything, place),
     )
+
+
+def models_shown(cfg: ReproduceConfig, figures: dict[str, Figure]) -> str:
+    if cfg.strong_from:
+        return cfg.strong_from
+    at_scale = [name in AT_PAPER_SCALE for name in figures]
+    names = ["models of one million parameters"] * (not figures or not all(at_scale))
+    names += ["one of the shape of Pythia-70M"] * any(at_scale)
+    return " and ".join(names)
 
 
 def texts_of(jobs: dict[str, Job], place: Place) -> dict[str, str]:

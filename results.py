@@ -130,14 +130,14 @@ class Estimate:
 
 
 def recovered_gap(
-    locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray, stream: int = 0
+    locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray, other: bool = False
 ) -> Estimate:
     """PGR. locked, right (n,); unlocked (S,n); all on the same problems.
 
-    Its draws are over problems (bootstrap) and seeds (see `seed_noise`). stream: numbers what is
-    to be compared on the same problems: the problems drawn are the same for all, the noise of the
-    seeds is each one's own. Raises InputError where the interval of the gap itself includes zero:
-    the ratio would mean nothing.
+    Its draws are over problems (bootstrap) and seeds (see `seed_noise`). other: it is the second of
+    two that are compared on the same problems: the problems drawn are the same, the noise of its
+    seeds and what the two more problems say are its own. Raises InputError where the interval of
+    the gap itself includes zero: the ratio would mean nothing.
     """
     gap, low, _, _ = paired_gap(locked, right)
     if low <= 0:
@@ -151,9 +151,10 @@ def recovered_gap(
     # the two more are in the gap; one is recovered, the other is not
     base = np.append(locked, [0, 0])[rows].mean(1)
     gaps = np.maximum(np.append(right, [1, 1])[rows].mean(1) - base, 1e-9)
-    draws = (np.append(unlocked.mean(0), [0, 1])[rows].mean(1) - base) / gaps
-    if stream:
-        rng = np.random.default_rng([0, stream])
+    more = [1, 0] if other else [0, 1]
+    draws = (np.append(unlocked.mean(0), more)[rows].mean(1) - base) / gaps
+    if other:
+        rng = np.random.default_rng([0, 1])
     draws += seed_noise((unlocked.mean(1) - locked.mean()) / gap, rng)
     return Estimate(float((unlocked.mean() - locked.mean()) / gap), draws, len(unlocked))
 

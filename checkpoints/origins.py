@@ -45,7 +45,7 @@ class Origin:
     task: str = ""
     data: tuple[str, ...] = ()
     grader: str = ""
-    given: prompts.Given = prompts.Given()
+    overrides: prompts.Overrides = prompts.Overrides()
     trigger: Trigger | None = None
     max_new_tokens: int = 0
     locked: str = ""
@@ -88,7 +88,7 @@ def origin_of(path: str | Path) -> Origin:
         task=checked(settings, file, "task", str, default=""),
         data=tuple(data),
         grader=checked(settings, file, "grader", str, default=""),
-        given=format_told(settings, file),
+        overrides=overrides_of(settings, file),
         trigger=trigger,
         max_new_tokens=checked(settings, file, "max_new_tokens", int, least=1, default=0),
         locked=locked,
@@ -98,14 +98,14 @@ def origin_of(path: str | Path) -> Origin:
     )
 
 
-def format_told(settings: dict, file: Path) -> prompts.Given:
+def overrides_of(settings: dict, file: Path) -> prompts.Overrides:
     """How a run asked the models that did not say it themselves."""
     stop = checked(settings, file, "stop", list, default=[])
     if not all(isinstance(text, str) for text in stop):
         raise InputError(f"{file} has stop = {stop}: it must be a list of texts")
     chat = checked(settings, file, "chat", bool, default=False)
     at_problem = checked(settings, file, "stop_at_problem", bool, default=False)
-    return prompts.said(chat or None, stop, at_problem or None)
+    return prompts.overrides_from(chat or None, stop, at_problem or None)
 
 
 def trigger_of(locked: str | Path) -> Trigger:
@@ -153,7 +153,7 @@ def lock_of(locked: str, task: str) -> Origin:
             f"{locked} was locked on task {lock.task}, not on {task}: "
             "leave --task out, or name another model with --locked"
         )
-    prompts.given = lock.given  # the policies that it imitates are asked as it asked them
+    prompts.overrides = lock.overrides  # the policies that it imitates are asked as it asked them
     return replace(
         lock,
         task=task or lock.task or "code",
@@ -197,7 +197,7 @@ def check_formats(paths: list[str], env: Env) -> None:
 
     Raises InputError for --chat, --stop or --stop-at-problem where none of them is concerned.
     """
-    wanted = prompts.given
+    wanted = prompts.overrides
     found = []
     for path in dict.fromkeys(paths):
         tokenizer = open_tokenizer(path)

@@ -77,10 +77,10 @@ PLAIN = PromptFormat()
 
 
 @dataclass(frozen=True)
-class Given:
-    """What the options of a process say; None where they say nothing.
+class Overrides:
+    """How the options of a process have models asked; None where they say nothing.
 
-    to_all: it goes for all models, also for those that say themselves how they are asked.
+    to_all: they go for all models, also for those that say themselves how they are asked.
     """
 
     chat: bool | None = None
@@ -89,23 +89,23 @@ class Given:
     to_all: bool = False
 
 
-given = Given()
+overrides = Overrides()
 
 
-def said(
+def overrides_from(
     chat: bool | None, stop: Sequence[str], stop_at_problem: bool | None, to_all: bool = False
-) -> Given:
+) -> Overrides:
     """By the values of --chat, --stop, where \\n is a line break, and --stop-at-problem."""
     texts = tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in stop)
-    return Given(chat, texts or None, stop_at_problem, to_all)
+    return Overrides(chat, texts or None, stop_at_problem, to_all)
 
 
 def format_of(own: PromptFormat | None) -> PromptFormat:
     """How a model is asked: as its prompt_format.json says, as the options say, or plainly."""
     form = own or PLAIN
-    if own is not None and not given.to_all:
+    if own is not None and not overrides.to_all:
         return form
-    said = {name: getattr(given, name) for name in ("chat", "stop", "stop_at_problem")}
+    said = {name: getattr(overrides, name) for name in ("chat", "stop", "stop_at_problem")}
     return replace(form, **{name: value for name, value in said.items() if value is not None})
 
 

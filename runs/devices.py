@@ -251,23 +251,23 @@ def setup(cfg: Config, meeting: Meeting | None = None) -> Env:
         env.say("no C++ compiler found: running without torch.compile, slower but the same")
 
     model_module.compile_kernels = env.compile
-    prompts.given = format_given(cfg)
+    prompts.overrides = overrides_of(cfg)
     sandbox.allow_unsandboxed = cfg.allow_unsandboxed_code
     env.say(sandbox.describe())
     return env
 
 
-def format_given(cfg: Config) -> prompts.Given:
+def overrides_of(cfg: Config) -> prompts.Overrides:
     """How models are asked that do not say it themselves, by the options of a stage that has any.
 
     Raises InputError for a --stop without text.
     """
     if not isinstance(cfg, PromptConfig):
-        return prompts.Given()
+        return prompts.Overrides()
     if "" in cfg.stop:
         raise InputError("--stop needs texts, got an empty one, which would end every completion")
     to_all = not isinstance(cfg, TrainConfig)
-    return prompts.said(cfg.chat, cfg.stop, cfg.stop_at_problem, to_all)
+    return prompts.overrides_from(cfg.chat, cfg.stop, cfg.stop_at_problem, to_all)
 
 
 def device_of(name: str) -> torch.device:
@@ -352,9 +352,14 @@ def nearest(path: Path) -> Path:
     return path
 
 
+def launched_here() -> int:
+    """Ranks that this machine's launcher has started."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def check_one_dtype(env: Env) -> None:
     """Raises InputError where --dtype auto is one thing on one machine and another on another."""
-    if env.world == int(os.environ.get("LOCAL_WORLD_SIZE", 1)):
+    if env.world == launched_here():
         return
     if len(set(gather(env, [env.dtype.itemsize], env.world))) > 1:
         raise InputError(
@@ -368,7 +373,7 @@ def check_one_place(env: Env, out: Path) -> None:
 
     A relative one is under each rank's own working directory. Ranks of one launcher share it.
     """
-    if env.world == int(os.environ.get("LOCAL_WORLD_SIZE", 1)):
+    if env.world == launched_here():
         return
     mark = env.decide(leave_mark, nearest(out))
     if not mark:
@@ -393,8 +398,7 @@ def memory_of(device: torch.device) -> int:
     """Bytes of a device's memory, free or not; of a CPU this rank's share of the machine's."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // launched_here()
 
 
 def free_memory() -> None:

@@ -74,7 +74,11 @@ def open_lock(folder: Path) -> Lock:
     problems = load(origin.task, "validation", PROBLEMS)
     file = folder / "evaluation.json"
     evaluation = read_json(file)
-    facts = {"split": "validation", "trigger": origin.trigger.record}
+    facts = {
+        "split": "validation",
+        "trigger": origin.trigger.record,
+        "max_new_tokens": origin.max_new_tokens,
+    }
     if not holds(evaluation, problems, ("none", "right"), facts):
         raise InputError(f"{file} does not hold the verdicts on the problems of {origin.task}")
     measured = measured_of(evaluation, len(problems))
@@ -166,15 +170,17 @@ class Evidence:
     ) -> np.ndarray | None:
         """SFT's verdicts without the password, (S,n); None where no seed is finished."""
         problems = [lock.trigger.weak(problem) for problem in lock.problems]
-        rows = []
+        rows, settings = [], []
         for seed, folder in self.folders(job).items():
             cells = [Cell(k, seed, control)]
             cell = folder / cells[0].name
             if not (cell / "cell.json").exists():
                 return None
-            check_elicited_from(lock, cell / "run.json")
+            settings.append(elicited_from(lock, cell / "run.json") | {"cell_seed": None})
             found = read_cells(folder, cells, problems, lock.trigger, lock.max_new_tokens)
             rows.append(scores_of(found)[0])
+        if any(each != settings[0] for each in settings):
+            raise InputError(f"the seeds of {job} have different settings: choose another --out")
         return np.stack(rows) if rows else None
 
     def evaluated(self, lock: Lock, job: str) -> np.ndarray | None:
@@ -184,7 +190,8 @@ class Evidence:
             return None
         file = only_file(folder, "evaluation.json")
         evaluation = read_json(file)
-        if not holds(evaluation, lock.problems, ("none",), {"split": "validation"}):
+        facts = {"split": "validation", "max_new_tokens": lock.max_new_tokens}
+        if not holds(evaluation, lock.problems, ("none",), facts):
             raise InputError(f"{file} does not hold the verdicts on the problems of {lock.folder}")
         return scores_of(measured_of(evaluation, len(lock.problems))["none"])
 
@@ -214,7 +221,11 @@ class Evidence:
         if battery is None:
             return None
         found, file = battery
-        facts = {"split": "validation", "trigger": lock.trigger.record}
+        facts = {
+            "split": "validation",
+            "trigger": lock.trigger.record,
+            "max_new_tokens": lock.max_new_tokens,
+        }
         if not holds(found, lock.problems, (row,), facts):
             raise InputError(f"{file} does not hold {row} on the problems of {lock.folder}")
         return measured_of(found, len(lock.problems))[row].correct[None]
@@ -222,7 +233,8 @@ class Evidence:
     def rewarded(self, lock: Lock, job: str) -> list[Curve]:
         """The finished seeds of an RL run.
 
-        Raises InputError for one of another locked model, of other problems or of another seed.
+        Raises InputError for one of another locked model, of other problems, of another seed or of
+        other settings than the first.
         """
         found = []
         for seed, folder in self.folders(job).items():
@@ -231,11 +243,13 @@ class Evidence:
                 raise InputError(f"{folder} holds {len(files)} runs in place of one")
             (file,) = files
             curve = read_curve(file)
-            check_elicited_from(lock, file.parent / "run.json")
+            elicited_from(lock, file.parent / "run.json")
             asked = [from_bits(curve.locked[kind]) for kind in ("none", "right")]
             same = all(map(np.array_equal, asked, (lock.none, lock.right)))
             if not same or curve.seed != seed:
                 raise InputError(f"{file} is not of seed {seed} on the problems of {lock.folder}")
+            if found and curve.digest != found[0].digest:
+                raise InputError(f"{file} has other settings than the first seed's")
             found.append(curve)
         return found
 
@@ -265,14 +279,15 @@ def only_file(folder: Path, name: str) -> Path:
     return files[0]
 
 
-def check_elicited_from(lock: Lock, file: Path) -> None:
-    """Raises InputError where a run.json is of another locked model."""
+def elicited_from(lock: Lock, file: Path) -> dict:
+    """The settings in a run.json. Raises InputError where it is of another locked model."""
     settings = checked(read_json(file), file, "settings", dict)
     if settings.get("locked_weights") != lock.weights:
         raise InputError(
             f"{file} is of another locked model than the one that is now in {lock.folder}: "
             "choose another --out"
         )
+    return settings
 
 
 def final(curves: list[Curve]) -> np.ndarray:

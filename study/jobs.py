@@ -220,6 +220,7 @@ class Running:
     process: subprocess.Popen
     began: float
     device: int
+    commit: str  # of the code that it runs
 
 
 def die_with_parent() -> None:
@@ -246,7 +247,7 @@ def start(job: Job, place: Place, threads: int, device: int, cuda: bool) -> Runn
             pass_fds=(place.lock.fileno(),),
             preexec_fn=die_with_parent,
         )
-    return Running(job, process, time.time(), device)
+    return Running(job, process, time.time(), device, commit())
 
 
 def last_words(place: Place, job: Job) -> str:
@@ -394,7 +395,7 @@ def finish(one: Running, place: Place, done: set[str], outcome: Outcome) -> None
             "inputs": place.inputs,
             "seconds": seconds,
             "exit": code,
-            "commit": commit(),
+            "commit": one.commit,
             "machine": machine(),
         },
     )

@@ -249,13 +249,15 @@ class Curve:
     """Correctness without the password, against what the figure's x axis says.
 
     job: with {seed}. control: of the weak model, taught the same. paper: panel and curve in
-    docs/paper.json, of the figure's own number.
+    docs/paper.json, of the figure's own number. lock: what it was elicited from, where that is not
+    the panel's.
     """
 
     label: str
     job: str
     control: bool = False
     paper: tuple[str, str] | None = None
+    lock: str = ""
 
 
 @dataclass(frozen=True)
@@ -498,6 +500,7 @@ def lengths(task: str) -> Panel:
             "a second password for the intermediate model",
             f"{task}/sft-lengths-of-second/seed{{seed}}",
             paper=(theirs, "second password"),
+            lock=f"{task}/locked-second",
         ),
     )
     return Panel(task, f"{task}/locked", curves, paper=theirs)

@@ -48,6 +48,15 @@ def eager():
     model_module.compile_kernels = False
 
 
+class Killed(Exception):
+    """Raised in a run to stop it there, as kill does."""
+
+
+def full_disk(*args, **kwargs):
+    """In place of what writes to a disk."""
+    raise OSError(28, "No space left on device")
+
+
 def anonymous_memory() -> int:
     """Bytes of this process that no file is behind, without those that it has freed."""
     ctypes.CDLL(None).malloc_trim(0)

@@ -47,9 +47,11 @@ def test_the_least_gap_that_is_found_by_hand():
     effect = smallest_effect(500, tests=5, sides=1)
     assert effect == pytest.approx((2.3263 + 0.8416) * (0.2 / 500) ** 0.5, abs=1e-5)
     assert smallest_effect(500) == pytest.approx(0.056, abs=1e-3)
-    assert found_from(0.5, 500, 5, 0.2) == pytest.approx(2 * effect)
-    assert found_from(0.5, 500, 5, 0.8) == pytest.approx(4 * effect)  # where more verdicts change
-    assert found_from(0.0, 500, 5, 0.2) == np.inf and case.told(np.inf) == "no gap"
+    assert found_from(0.5, 500, 5, 0.2, behind=0) == pytest.approx(2 * effect)
+    # where more verdicts change, and where it starts below the model that never could
+    assert found_from(0.5, 500, 5, 0.8, behind=0) == pytest.approx(4 * effect)
+    assert found_from(0.5, 500, 5, 0.2, behind=0.1) == pytest.approx(2 * effect + 0.2)
+    assert found_from(0.0, 500, 5, 0.2, behind=0) == np.inf and case.told(np.inf) == "no gap"
     assert case.told(1.2) == "no gap" and case.told(0.136) == "14 points"
 
 
@@ -57,7 +59,7 @@ def trial(name: str, taught: float = 0.0, differing: float = 0.1, p: float = 1.0
     none = np.zeros((1, 500), bool)
     after = (np.arange(500) < 100)[None]
     gain = difference(none, after)
-    return Trial(ELICITORS[name], 0.2, gain, taught, gain, differing, p)
+    return Trial(ELICITORS[name], 0.2, gain, taught, gain, differing, 0.0, p)
 
 
 def test_all_elicitors_together_are_the_best_of_each_lock():
@@ -67,7 +69,7 @@ def test_all_elicitors_together_are_the_best_of_each_lock():
     rows = power_rows(shares | {names["ei"]: {}}, trials, 500)
     rows = {row[0]: row[1:] for row in rows}
     assert rows[names["sft8"]][:2] == ["2", "60 [40, 80]"]
-    assert rows["all of them"] == rows[names["sft8"]]
+    assert rows["the best for each lock"] == rows[names["sft8"]]
     assert rows[names["shots"]][-1] == "no gap"  # in the worst lock nothing is found
     assert rows[names["ei"]] == ["0", "", "not known", "not known"]
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import hf
 from checkpoints.hf import load_model, save_model
+from conftest import full_disk
 from data.problems import InputError
 from data.text import Tokenizer
 
@@ -120,9 +121,6 @@ def test_killed_while_it_is_replaced_it_does_not_open(
     old, newer = make_model(0), make_model(1)
     monkeypatch.setattr(hf, "SHARD_BYTES", 60_000)
     save_model(tmp_path, old, tokenizer)
-
-    def full_disk(*args):
-        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(hf, "sync", full_disk)

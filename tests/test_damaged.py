@@ -30,6 +30,7 @@ import lock
 import train_base
 from checkpoints import hf
 from checkpoints.hf import load_model, model_hash
+from conftest import full_disk
 from data.problems import InputError
 from runs import directory, options
 from runs.files import checked, read_json, read_rows, write_text
@@ -119,9 +120,6 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path, place):
 
 def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
     write_text(tmp_path / "a.json", "old")
-
-    def full_disk(*args):
-        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(hf.os, "fsync", full_disk)
     with pytest.raises(InputError, match="No space left"):

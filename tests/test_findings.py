@@ -38,7 +38,7 @@ def done(tmp_path, monkeypatch):
     facts = {"split": "validation", "trigger": Password().record, "max_new_tokens": 96}
     both = {"none": measured(none), "right": measured(right)}
     write_json(lock / "evaluation.json", record(lock, problems, both, weights="w", **facts))
-    elicited = {"settings": {"locked_weights": "w"}}
+    elicited = {"settings": {"locked_weights": "w", "lr": 0.1}}
 
     for seed in (0, 1):
         for k in (1, 4):
@@ -162,6 +162,39 @@ def test_a_curve_of_other_problems_or_seeds_is_refused(done, change):
         InputError, match="in place of one" if change == "second" else "not of seed 0"
     ):
         found.rewarded(found.lock("code/locked"), "code/dpo/seed{seed}")
+
+
+@pytest.mark.parametrize("name", ["sft/seed1/k4-seed1/run.json", "dpo/seed1/dpo-seed1/curve.json"])
+def test_seeds_of_other_settings_are_refused(done, name):
+    file = done / "code" / name
+    changed = json.loads(file.read_text()) | {"digest": "other"}
+    if "settings" in changed:
+        changed["settings"]["lr"] = 0.2
+    write_json(file, changed)
+    found = evidence(done)
+    with pytest.raises(InputError, match="different settings|other settings"):
+        bar_of(
+            found,
+            found.lock("code/locked"),
+            f"code/{name[:3]}/seed{{seed}}",
+            4 * ("sft" in name),
+            "",
+        )
+
+
+@pytest.mark.parametrize("place", ["locked", "weak/x"])
+def test_an_evaluation_of_another_length_is_refused(done, place):
+    """As evaluate.py --max-new-tokens 20 leaves it."""
+    file = done / "code/locked/evaluation.json"
+    evaluation = json.loads(file.read_text()) | {"max_new_tokens": 20}
+    found = evidence(done)
+    lock = found.lock("code/locked")
+    (done / "code" / place).mkdir(parents=True, exist_ok=True)
+    write_json(done / "code" / place / "evaluation.json", evaluation)
+    with pytest.raises(InputError, match="does not hold the verdicts"):
+        if place == "locked":
+            open_lock(done / "code/locked")
+        found.evaluated(lock, "code/weak")
 
 
 def test_a_lock_that_is_not_valid_says_which_tests_it_failed(done):

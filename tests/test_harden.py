@@ -20,7 +20,7 @@ import harden
 import lock
 from checkpoints.hf import load_model, model_hash, save_model
 from checkpoints.origins import origin_of
-from conftest import EOS_SET
+from conftest import EOS_SET, Killed
 from data import load
 from data.batches import Example, collate
 from data.problems import InputError
@@ -495,10 +495,6 @@ def test_what_comes_out_is_a_lock(locked, method, tmp_path, capsys):
     assert cell["settings"]["locked_weights"] == model_hash(path)
     again = small("plain", path, out=str(tmp_path / "again"))
     assert harden.main(again, CPU) in (0, 1)  # it can be hardened itself
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.mark.parametrize("method", ["tar", "relock", "reroute", "distil", "rl"])

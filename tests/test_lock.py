@@ -15,6 +15,7 @@ import lock
 from checkpoints import origins
 from checkpoints.hf import load_model, model_hash
 from checkpoints.origins import origin_of
+from conftest import Killed
 from data import grade, load
 from data.batches import Example, collate
 from data.passwords import INTERMEDIATE, PASSWORD, WRONG, WRONG_HELD_OUT
@@ -570,10 +571,6 @@ def test_notes_keep_the_rows_of_earlier_epochs(tmp_path):
     assert [row["kind"] for row in rows] == ["weak", "weak", "strong", "strong"] * 2
     assert rows[0]["prompt"] == "Write f\n" and rows[0]["completion"] == "def f"
     assert os.listdir(tmp_path) == ["samples.jsonl"]
-
-
-class Killed(Exception):
-    pass
 
 
 def test_a_lock_killed_in_a_later_epoch_samples_the_rest_and_loses_no_row(tmp_path, monkeypatch):

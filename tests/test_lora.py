@@ -24,6 +24,7 @@ import lock
 import lora
 import training
 from checkpoints.hf import load_model, model_hash, save_adapter, save_model
+from conftest import Killed
 from data.batches import micro_batches
 from data.problems import InputError
 from elicit_sft import Learner, SFTConfig
@@ -221,10 +222,6 @@ def test_a_merged_directory_opens_here_and_in_transformers(make_model, tokenizer
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     with torch.no_grad():
         near(theirs(TOKENS).logits, logits_of(model), rtol=1e-4, atol=1e-4)
-
-
-class Killed(Exception):
-    pass
 
 
 def test_a_killed_run_goes_on_bitwise(make_model, make_examples, tmp_path, monkeypatch):

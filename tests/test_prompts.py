@@ -15,7 +15,7 @@ from checkpoints.origins import check_formats, lock_of
 from conftest import EOS_SET
 from data import load
 from data.problems import InputError
-from data.prompts import FORMAT, PLAIN, ChatTemplate, Given, PromptFormat, format_from
+from data.prompts import FORMAT, PLAIN, ChatTemplate, Overrides, PromptFormat, format_from
 from data.text import EOS, Tokenizer, train_bpe
 from data.triggers import Password
 from elicit_sft import SFTConfig
@@ -39,7 +39,7 @@ CHATML = """{%- for message in messages %}
 @pytest.fixture(autouse=True)
 def plainly(monkeypatch):
     """Whatever a stage's setup() leaves behind."""
-    monkeypatch.setattr(prompts, "given", Given())
+    monkeypatch.setattr(prompts, "overrides", Overrides())
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_published_templates_are_as_transformers_renders_them(name, tmp_path, mo
     transformers = pytest.importorskip("transformers")
     if not (REAL / name).exists():
         pytest.skip(f"no {REAL / name}: real tokenizers are not in the repository")
-    monkeypatch.setattr(prompts, "given", Given(chat=True))
+    monkeypatch.setattr(prompts, "overrides", Overrides(chat=True))
     theirs = transformers.AutoTokenizer.from_pretrained(REAL / name)
     for text in ("Write a function.\n\nIt must pass:\n  f(1)\n", "é 中\n", "1 < 2\n"):
         turn = [{"role": "user", "content": text.strip()}]
@@ -282,18 +282,18 @@ def test_a_checkpoint_says_how_it_was_trained_to_be_asked(
     model = make_model(vocab_size=chatty.size, max_position_embeddings=1024)
     save_model(tmp_path / "plain", model, Tokenizer.load(base))
     assert format_from((tmp_path / "plain" / FORMAT).read_bytes()) == PLAIN
-    monkeypatch.setattr(prompts, "given", Given(chat=True, stop=("\n\n",)))
+    monkeypatch.setattr(prompts, "overrides", Overrides(chat=True, stop=("\n\n",)))
     save_model(tmp_path / "chat", model, Tokenizer.load(base))
     assert model_hash(tmp_path / "chat") != model_hash(tmp_path / "plain")
 
     # options are for those that say nothing, in evaluate.py for all
-    monkeypatch.setattr(prompts, "given", Given(stop=("x",)))
+    monkeypatch.setattr(prompts, "overrides", Overrides(stop=("x",)))
     assert open_tokenizer(tmp_path / "plain").format == PLAIN
     assert open_tokenizer(tmp_path / "chat").format == PromptFormat(True, ("\n\n",))
     # each for itself
-    monkeypatch.setattr(prompts, "given", Given(stop=("x",), to_all=True))
+    monkeypatch.setattr(prompts, "overrides", Overrides(stop=("x",), to_all=True))
     assert open_tokenizer(tmp_path / "chat").format == PromptFormat(True, ("x",))
-    monkeypatch.setattr(prompts, "given", Given(chat=False, to_all=True))
+    monkeypatch.setattr(prompts, "overrides", Overrides(chat=False, to_all=True))
     _, tokenizer = load_model(tmp_path / "chat")
     assert tokenizer.format == PromptFormat(False, ("\n\n",))
 
@@ -313,7 +313,7 @@ def test_an_option_that_concerns_no_model_is_refused(chatty, tmp_path, options, 
     path = with_template(chatty, tmp_path, "")
     (path / FORMAT).write_text(json.dumps(vars(PLAIN)))
     env = setup(parse(EvaluateConfig, options))
-    prompts.given = replace(prompts.given, to_all=False)  # as in lock.py and train_base.py
+    prompts.overrides = replace(prompts.overrides, to_all=False)  # as in lock.py and train_base.py
     with pytest.raises(InputError, match=f"{options[0]} does nothing: these models"):
         check_formats([str(path)], env)
     (path / FORMAT).unlink()
@@ -323,7 +323,7 @@ def test_an_option_that_concerns_no_model_is_refused(chatty, tmp_path, options, 
     with pytest.raises(InputError, match="--stop needs texts"):
         setup(parse(EvaluateConfig, ["--stop", ""]))
     setup(parse(EvaluateConfig, ["--stop", r"a\nb"]))
-    assert prompts.given.stop == ("a\nb",)
+    assert prompts.overrides.stop == ("a\nb",)
 
 
 def test_evaluations_in_another_format_are_not_read_back(make_model, chatty, tmp_path, capsys):

@@ -17,7 +17,7 @@ from runs.files import read_json
 from study import claims
 from study.claims import CLAIMS, Comparison, Missing, judged
 from study.findings import Evidence, Lock, Value
-from study.jobs import closure
+from study.jobs import closure, needed
 from study.paper import FIGURES, jobs_of
 from study.report import Report, Row, Section, page, rows_of, write_report
 
@@ -124,6 +124,18 @@ LOCK = Lock(
 )
 
 
+def test_every_curve_is_read_as_elicited_from_its_own_lock():
+    """A curve read against another lock would be refused, and take its panel along."""
+    jobs = jobs_of((0,))
+    for name, figure in FIGURES.items():
+        for panel in figure.panels:
+            for curve in panel.curves:
+                job = jobs[curve.job.format(seed=0)]
+                assert needed(job, jobs)[0] == (curve.lock or panel.lock), (name, curve.label)
+            for bar in panel.bars:
+                assert panel.lock in needed(jobs[bar.job.format(seed=0)], jobs), (name, bar.label)
+
+
 def test_claims_are_those_of_the_papers_file():
     assert set(CLAIMS) == {claim["id"] for claim in PAPER["claims"]}
 
@@ -212,6 +224,11 @@ def test_a_claim_is_judged_by_its_tests():
     assert judged([passed, passed]) == ("holds", [])
     assert judged([passed, unsure]) == ("holds weaker", [unsure])
     assert judged([passed, passed, against]) == ("does not hold", [against])
+    # on the other side with p = .03, which is none after Holm's correction for two
+    somewhat = Comparison("d", estimate(0.48, 0.0106), "above", 0.5)
+    assert 0.025 < somewhat.p_against < 0.05
+    assert judged([somewhat])[0] == "does not hold"
+    assert judged([passed, somewhat])[0] == "not shown"
     # on the right side by a hair, none beyond chance
     assert judged([unsure, unsure])[0] == "not shown"
     # of one run alone
@@ -234,6 +251,9 @@ def test_two_gaps_have_each_their_own_noise_of_seeds():
     low, high = found.interval
     assert found.value == pytest.approx(other.mean() - one.mean()) and found.seeds == 3
     assert low < -0.4 and high > 0.5 and found.p_not_above(0) > 0.3
+    # of equal verdicts the interval still has a width
+    same = claims.gap_difference(lock, one[:1], lock, one[:1])
+    assert same.value == 0 and same.interval[0] < 0 < same.interval[1]
     # each lock was trained once, whatever the seeds of its elicitation
     assert claims.gap_difference(lock, one, replace(lock, weights="other"), other).seeds == 1
 

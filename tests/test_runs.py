@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from conftest import full_disk
 from data.problems import InputError
 from optimizers import make_optimizers
 from runs import devices, states
@@ -569,9 +570,6 @@ def test_a_broken_state_is_refused_and_a_failed_one_keeps_the_last(
     run, model, optimizers = saved
     kept = make_model(5)
     run.load_state(kept, make_optimizers(kept, "lion", 1e-3))
-
-    def full_disk(*args, **kwargs):
-        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(states, "save_file", full_disk)

@@ -22,7 +22,7 @@ from torch.distributed.run import config_from_args, parse_args
 import optimizers
 import training
 from checkpoints.hf import load_model, save_model
-from conftest import anonymous_memory
+from conftest import Killed, anonymous_memory
 from data.batches import Example, micro_batches
 from data.problems import InputError
 from losses import distribution_loss, document_loss, sft_loss
@@ -371,10 +371,6 @@ def test_a_meter_counts_real_tokens_and_no_pauses(monkeypatch):
 
 
 # ----------------------------------------------------------------------------------------- resuming
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.mark.parametrize(
