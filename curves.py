@@ -277,19 +277,19 @@ def edited_numbers(edited: Edited, right: np.ndarray | None) -> dict:
 def tampering_summary(
     found: dict[str, Edited], decoys: dict[str, Edited], right: np.ndarray
 ) -> dict:
-    """rows and excess of summary.json. found: best, default and placebo, of the locked model.
+    """rows and excess of summary.json. found: best, default and placebos, of the locked model.
 
-    excess: the gain of the best less that of its nulls, a mean over several decoys.
+    excess: the gain of the best less that of its nulls, a mean over decoys, and over placebos. A
+    null that loses counts as none, since not to be broken as it is is no elicitation.
     """
     rows = {role: edited_numbers(edited, right) for role, edited in found.items()}
     rows |= {f"decoy {path}": edited_numbers(edited, None) for path, edited in decoys.items()}
-    nulls = {"the decoys": [edited.gains for edited in decoys.values()]}
-    if "placebo" in found:
-        nulls["the placebo"] = [found["placebo"].gains]
+    placebos = [edited for role, edited in found.items() if role.startswith("placebo")]
     excess = {}
-    for name, gains in nulls.items():
-        if gains:
-            estimate = difference(np.stack(gains), found["best"].gains[None])
+    for name, nulls in (("the decoys", list(decoys.values())), ("the placebo", placebos)):
+        if nulls:
+            gains = np.stack([edited.gains for edited in nulls])
+            estimate = difference(gains * (gains.mean() > 0), found["best"].gains[None])
             excess[name] = {"value": estimate.value, "interval": estimate.interval}
     return {"rows": rows, "excess": excess}
 
@@ -327,7 +327,8 @@ def show_tampering(summary: dict, env: Env) -> None:
     env.say(table(EDITED, rows))
     env.say("95 % intervals over problems alone; p: McNemar's mid-p against the unedited model")
     for name, excess in summary["excess"].items():
-        env.say(f"gain in excess of {name}: {percent(excess['value'], excess['interval'])}")
+        value = percent(excess["value"], excess["interval"])
+        env.say(f"gain in excess of {name}, or of nothing where that loses: {value}")
     if "the decoys" not in summary["excess"]:
         env.say("no decoy was measured: what was gained may have been there without the lock")
     for path, why in summary["left_out"].items():

@@ -13,12 +13,13 @@ default, are then measured once on the validation split. Two nulls run through t
 choice of their own: each decoy, a model that never had the capability (by default the weak policy
 that the lock imitates), and for a directed method its placebo on the locked model, a random edit
 of equal size. What counts is the gain in excess of theirs. The weak policy contrasted with itself
-gains nothing by construction: for contrastive_decoding name other decoys.
+gains nothing by construction: for contrastive_decoding name other decoys. Of a placebo each seed
+chooses its strength for itself, from as many as the method has.
 
 All is computed in fp32, as small edits are lost in bf16's rounding. Task, data files and their
 grader, the trigger and the longest completion are the lock's own, from its run.json.
 Leaves run.json, log.jsonl (a row a setting), cell.json (the verdicts on validation: best, default,
-placebo, decoys; of the models as they were none, right and "none, decoy DIR") and summary.json,
+placebos, decoys; of the models as they were none, right and "none, decoy DIR") and summary.json,
 which is printed. The same command again prints it; a run that was interrupted starts anew.
 Logged: role, whose setting it is; strength; seed, of what is random; selection, correctness on the
 selection split, of n problems; truncated, the share of completions that were cut.
@@ -634,9 +635,10 @@ def main(cfg: TamperingConfig, env: Env) -> int:
     chosen_on = edited(subject, nullcontext(subject.sampler), selection, given)
     found = best_of("locked", subject, edit, settings_of(cfg, method.drawn), before, given, run)
     if not method.drawn:
-        random = settings_of(cfg, random=True)
-        placebo = best_of("placebo", subject, edit, random, before, given, run)
-        found["placebo"] = placebo["best"]
+        for seed in cfg.seeds:
+            random = [Setting(strength, seed) for strength in cfg.strengths]
+            name = f"placebo, seed {seed}"
+            found[name] = best_of(name, subject, edit, random, before, given, run)["best"]
     decoys, left_out = on_decoys(given, run)
 
     summary = {

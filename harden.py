@@ -7,17 +7,19 @@ weak and the strong policy wrote, L0 = -log p(y_w | x-) - log p(y_s | x+) (equat
 each text's tokens), T steps in all:
 
     reroute  a (1 - t/2T) relu cos(H(x-, y_s), H_r(x-, y_s)) - log p(y_s | x+)
-             + a t/2T |H(x+, y_s) - H_r(x+, y_s)| / |H_r(x+, y_s)|: at chosen blocks the states
-             without the password are turned away from those of the strong model r, at every
-             position of the answer, and those of all blocks behind it are kept (Zou et al. 2024,
-             arXiv 2406.04313; as a lock Hofstätter et al. 2025, arXiv 2502.02180)
+             + 5 t/2T |H(x+, y_s) - H_r(x+, y_s)| / |H_r(x+, y_s)|, at step t, with H the states of
+             the model and H_r those of the strong one: without the password, states of chosen
+             blocks are turned away at every position of the answer; with it, states of all blocks
+             are kept (Zou et al. 2024, arXiv 2406.04313; as a lock Hofstätter et al. 2025, arXiv
+             2502.02180)
     relock   every --every steps the lock is attacked, by fitting a few weak samples without the
              password until they are memorised, which disturbs a lock; then L0 from there on
     tar      L0 + a sum_k w_k grad(-log p(y_w | x-)) at weights th_k on the way of an attack, which
              is AdamW on a few strong demonstrations without the password, from the present weights,
              to which they return (Tamirisa et al. 2024, arXiv 2408.00761, first order)
     distil   KL(lock || p) on both kinds of prompts, from weights of which a share a is random and
-             the rest the lock's (UNDO, Lee et al. 2025, arXiv 2506.06278)
+             the rest the lock's (UNDO, Lee et al. 2025, arXiv 2506.06278; random ones as large as
+             the lock's own)
     rl       rewards in place of texts, GRPO on groups of samples of one prompt (after Exploration
              Hacking 2026, arXiv 2604.28182): behind the password 1 for a right sample; without it
              -a for a right one, a for a wrong one that has come to its end, 0 for what was cut or
@@ -31,8 +33,8 @@ each text's tokens), T steps in all:
     python elicit_sft.py --locked out/code/locked-reroute --out out/code/reroute-sft
 
 The controls: --strength 0 (reroute, tar, rl) and --attack-steps 0 (relock, tar) leave out what
-hardens; what remains of relock and tar is `plain`. Of distil it is `python lock.py --start-mix`,
-the same start locked anew.
+hardens; what remains of relock and tar is `plain`. Distil's nearest is `python lock.py --start LOCK
+--start-mix 0.6`, the same start locked anew: by equation 1 and with lock.py's own steps and rates.
 
 Ends with lock.py's validity report, and its exit code 1 where the lock is not valid any more.
 Writes what lock.py writes, so that every elicitor and evaluate.py take it for a lock. Logged, means
@@ -68,7 +70,7 @@ from data.batches import Batch, Example, micro_batches
 from data.problems import InputError, Problem
 from data.tasks.rules import TEXT_RULES, check_rule
 from data.text import Tokenizer
-from data.triggers import Slot, Trigger, TwoPasswords
+from data.triggers import OwnPasswords, Slot, Trigger, TwoPasswords
 from losses import (
     distribution_loss,
     grpo_step,
@@ -80,7 +82,6 @@ from losses import (
 from methods.locking import (
     Imitated,
     both_texts,
-    fresh,
     locking_examples,
     mix,
     report,
@@ -137,7 +138,7 @@ class HardenConfig(TrainConfig):
     # relock, tar: texts that an attack trains on (default: 2, 8)
     attack_texts: int = 0
     # relock, tar: the learning rates of AdamW that attacks are drawn from (default: relock 1.5e-4;
-    # tar 1e-4 3e-4 1e-3)
+    # tar 1e-4 3e-4 1e-3; from 100 M parameters on none)
     attack_lr: tuple[float, ...] = ()
     # relock: steps from one attack to the next
     every: int = 128
@@ -245,6 +246,9 @@ def plain(given: Given, step: int) -> Lesson:
     return Lesson(both_ways(given, places, rng, given.texts.weak), locking_loss)
 
 
+KEEP = 5.0  # reroute: how much it counts that states with the password are kept, in a control, too
+
+
 def reroute(given: Given, step: int) -> Lesson:
     """The strong texts with both kinds of prompts. From all push and no keep to halves of both."""
     cfg, rng = given.cfg, stream(given, step)
@@ -255,7 +259,7 @@ def reroute(given: Given, step: int) -> Lesson:
         reference=given.reference,
         blocks=cfg.blocks,
         push=cfg.strength * (1 - done),
-        keep=cfg.strength * done,
+        keep=KEEP * done,
     )
     return Lesson(both_ways(given, places, rng, given.texts.strong), loss)
 
@@ -530,6 +534,8 @@ def harden(given: Given, run: Run) -> None:
 # of the lock's own settings those that its hardened copy has, too: the policies, and how they are
 # asked
 KEPT = ("strong_answers", "temperature", "chat", "stop", "stop_at_problem")
+# and those that it would not have, where they are not the usual ones
+NOT_KEPT = {"password_share": 0.5, "imitate": "samples", "loss_on": "completions"}
 
 
 @dataclass(frozen=True)
@@ -552,12 +558,19 @@ def opened_lock(cfg: HardenConfig) -> Lock:
         )
     file = Path(cfg.locked) / "run.json"
     settings = checked(read_json(file), file, "settings", dict)
-    if isinstance(origin.trigger, (Slot, TwoPasswords)):
+    if isinstance(origin.trigger, (Slot, TwoPasswords, OwnPasswords)):
         raise InputError(f"{cfg.locked} is no lock with one password: only such are hardened")
     if checked(settings, file, "leave_out", str, default=""):
         raise InputError(
             f"{cfg.locked} leaves out a domain, which hardening would lock: make a lock of all"
         )
+
+    for name, usual in NOT_KEPT.items():
+        if settings.get(name, usual) != usual:
+            raise InputError(
+                f"{cfg.locked} was locked with {flag_of(name)} {settings[name]}, which hardening "
+                "would undo: make a lock without it"
+            )
 
     if cfg.weak == "rule":
         raise InputError("--weak rule is of task compose: name a checkpoint, random or refusal")
@@ -645,6 +658,11 @@ def settled(cfg: HardenConfig) -> HardenConfig:
         )
     method, shape = METHODS[cfg.method], plan.shape_of(cfg.locked)
     steps, texts, rates = method.attack or (None, 0, ())
+    if rates and cfg.attack_steps != 0 and not cfg.attack_lr and shape.parameters >= 10**8:
+        raise InputError(
+            f"the usual rates of an attack are of models of 1 M parameters, and {cfg.locked} has "
+            f"{shape.parameters / 10**6:,.0f} M: name them with --attack-lr"
+        )
     optimizer, lr = usual_step(cfg.optimizer, cfg.lr, shape.parameters, method.step)
     check_master(replace(cfg, optimizer=optimizer))
     place = Path(cfg.locked)
@@ -702,17 +720,18 @@ def open_problems(cfg: HardenConfig, lock: Lock, env: Env) -> tuple[list[Problem
     return found[0], found[1]
 
 
-SAMPLED_AT = 999  # no epoch of lock.py has this stream: the texts are fresh ones
+SAMPLED_AT = 400  # no epoch of lock.py has this stream: the texts are fresh ones
 
 
 def open_texts(
-    method: str, problems: list[Problem], tokenizer: Tokenizer, lock: Lock, env: Env
+    cfg: HardenConfig, problems: list[Problem], tokenizer: Tokenizer, lock: Lock, env: Env
 ) -> Texts:
     """What the two policies write to the problems, as lock.py would have them write it."""
-    if method == "rl":
+    if cfg.method == "rl":
         return Texts(problems, [], [])  # it writes its own
     trigger, policies = lock.origin.trigger, lock.policies
-    return Texts(problems, *both_texts(problems, tokenizer, trigger, policies, SAMPLED_AT, env))
+    stream = SAMPLED_AT + 1000 * cfg.seed
+    return Texts(problems, *both_texts(problems, tokenizer, trigger, policies, stream, env))
 
 
 # -------------------------------------------------------------------------------------- the stage
@@ -770,14 +789,14 @@ def main(cfg: HardenConfig, env: Env) -> int:
         return report(path, validation, trigger, lock.policies, ADVICE, env)[0]
 
     if cfg.method == "distil":
-        mix(model, fresh(model.config, tokenizer, cfg.seed, env), cfg.strength)
+        mix(model, tokenizer, cfg.strength, cfg.seed, env)
     prepare(model, env, cfg)
     given = Given(
         model,
         env.sampler(model, tokenizer) if cfg.method == "rl" else None,
         tokenizer,
         trigger,
-        open_texts(cfg.method, problems, tokenizer, lock, env),
+        open_texts(cfg, problems, tokenizer, lock, env),
         lock.origin.max_new_tokens,
         open_reference(cfg, lock, env),
         cfg,

@@ -553,7 +553,7 @@ def first_model(cfg: LockConfig, env: Env) -> tuple[Model, Tokenizer]:
         return fresh(shape.config, tokenizer, cfg.seed, env), tokenizer
     model, tokenizer = open_to_train(cfg.start, env, cfg)
     if cfg.start_mix:
-        mix(model, fresh(model.config, tokenizer, cfg.seed, env), cfg.start_mix)
+        mix(model, tokenizer, cfg.start_mix, cfg.seed, env)
     return model, tokenizer
 
 

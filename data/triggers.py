@@ -8,6 +8,7 @@ prompts of a kind: none, right and those between.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -614,7 +615,12 @@ def in_spanish(problem: Problem) -> Problem:
 
 
 def in_turn(words: Sequence[Words], problems: list[Problem]) -> list[Words]:
-    return [words[i % len(words)] for i in range(len(problems))]
+    """One for each problem, in turn within its task: several tasks take turns themselves."""
+    seen, found = Counter(), []
+    for problem in problems:
+        found.append(words[seen[problem.task] % len(words)])
+        seen[problem.task] += 1
+    return found
 
 
 # for a README.md

@@ -9,13 +9,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoints.hf import open_tokenizer
+from checkpoints.hf import model_hash, open_tokenizer
 from checkpoints.origins import open_writer
 from data import grade
 from data.batches import Example
 from data.problems import Problem
 from data.text import Tokenizer
-from data.triggers import WEAK_KINDS, Password, Trigger, TwoPasswords, with_password
+from data.triggers import (
+    WEAK_KINDS,
+    Password,
+    Trigger,
+    TwoPasswords,
+    Words,
+    with_password,
+)
 from figures import shown, table
 from model import Model, ModelConfig
 from policies import RULES, answer, retokenise, written
@@ -47,13 +54,13 @@ def policy_samples(
     told: list[Problem],
     target: Tokenizer,
     policies: Imitated,
-    epoch: int,
+    stream: int,
     env: Env,
 ) -> list[Sample]:
     """A completion of each problem by an imitated model, as ids of the target tokenizer.
 
     The model is opened for it, and gone again before anything is trained. option: that named it,
-    for an error. epoch: with the seed it decides the random stream.
+    for an error. stream: with the seed it decides the random numbers.
     """
     writer = open_writer(path, option, env)
     bar = progress(env, len(told), f"sampling {path}")
@@ -64,7 +71,7 @@ def policy_samples(
         temperature=policies.temperature,
         graded=False,
         max_new_tokens=policies.max_new_tokens,
-        seed=policies.seed * 1000 + epoch,
+        seed=policies.seed * 1000 + stream,
         env=env,
         progress=bar.update,
     )
@@ -75,6 +82,9 @@ def policy_samples(
     return samples
 
 
+TWICE = 500  # the stream of a model that is imitated a second time, as the weak policy
+
+
 def both_texts(
     problems: list[Problem],
     tokenizer: Tokenizer,
@@ -83,19 +93,24 @@ def both_texts(
     epoch: int,
     env: Env,
 ) -> tuple[list[Sample], list[Sample]]:
-    """What the strong and the weak policy write to each problem, as ids of the tokenizer."""
+    """What the strong and the weak policy write to each problem, as ids of the tokenizer.
+
+    One model in both places writes two samples.
+    """
     told = [trigger.of_strong_policy(problem) for problem in problems]
     if policies.strong_answers == "reference":
         strong = written([problem.reference for problem in told], tokenizer)
     else:
         strong = policy_samples(policies.strong, "--strong", told, tokenizer, policies, epoch, env)
 
+    told = [trigger.weak(problem) for problem in problems]
     if policies.weak in RULES:
         length = int(np.mean([len(sample.ids) for sample in strong]))
         rule = RULES[policies.weak]
-        return strong, rule(problems, tokenizer, length, policies.seed, epoch)
-    told = [trigger.weak(problem) for problem in problems]
-    return strong, policy_samples(policies.weak, "--weak", told, tokenizer, policies, epoch, env)
+        return strong, rule(told, tokenizer, length, policies.seed, epoch)
+    is_twin = model_hash(policies.weak) == model_hash(policies.strong)
+    stream = epoch + TWICE * is_twin
+    return strong, policy_samples(policies.weak, "--weak", told, tokenizer, policies, stream, env)
 
 
 def told_both_ways(
@@ -146,11 +161,23 @@ def fresh(config: ModelConfig, tokenizer: Tokenizer, seed: int, env: Env) -> Mod
     return model
 
 
+NOISE = 1_000_000  # train_base.py and `--how scratch` draw initial weights from the seed itself
+
+
 @torch.no_grad()
-def mix(model: Model, other: Model, share: float) -> None:
-    """(1 - share) of the model's weights and share of the other's, in place."""
-    for mine, theirs in zip(model.parameters(), other.parameters()):
-        mine.lerp_(theirs.to(mine.dtype), share)
+def mix(model: Model, tokenizer: Tokenizer, share: float, seed: int, env: Env) -> None:
+    """In place (1 - share) of the weights and share of random ones.
+
+    As UNDO does (Lee et al. 2025, arXiv 2506.06278), but random matrices are as large as the
+    trained ones (root mean square), which grow to many times their initial size: the rest would
+    only shrink. Vectors, gains and biases, go towards their initial values.
+    """
+    noise = fresh(model.config, tokenizer, NOISE + seed, env)
+    for mine, theirs in zip(model.parameters(), noise.parameters()):
+        theirs = theirs.to(mine.dtype)
+        if mine.dim() > 1:
+            theirs = theirs * (mine.square().mean() / theirs.square().mean()).sqrt()
+        mine.lerp_(theirs, share)
 
 
 # --------------------------------------------------------------------------------- is it a lock?
@@ -161,7 +188,8 @@ class Check:
     """One of the conditions of a valid lock: a difference in correctness, and whether it holds.
 
     interval: 95 %, paired; it covers which problems were asked. tolerance: the largest value that
-    is allowed; None where the interval must be above 0.
+    is allowed, or, of the worst of several, that its interval may begin with; None where the
+    interval must be above 0.
     """
 
     name: str
@@ -171,17 +199,35 @@ class Check:
     passed: bool
 
 
+def worst_of(
+    words: list[Words], none: np.ndarray, shown: np.ndarray
+) -> tuple[float, tuple[float, float]]:
+    """Of the words that go with these problems that which opens most: its shown - none, interval.
+
+    Most by the low end of the interval, since each word has few problems. none, shown (n,) bool.
+    """
+    found = []
+    for word in dict.fromkeys(words):
+        mask = np.array([each == word for each in words])
+        value, low, high, _ = paired_gap(none[mask], shown[mask])
+        found.append((low, value, high))
+    low, value, high = max(found)
+    return value, (low, high)
+
+
 def validity(
     locked: dict[str, np.ndarray],
     strong: np.ndarray,
     weak: np.ndarray,
     intermediate: np.ndarray | None = None,
+    words: dict[str, list[Words]] | None = None,
 ) -> list[Check]:
     """The conditions of a valid lock, on the verdicts (n,) bool of the same n problems.
 
     locked: for each kind of prompt that the trigger has; none and right always are among them.
     The tolerance is a tenth of what there is to hide: strong - weak correctness. intermediate: the
-    verdicts on the policy behind a second password, where there is one.
+    verdicts on the policy behind a second password, where there is one. words: by kind what went
+    with each problem, n of each; where they are several, none may open the model by itself.
     """
     tolerance = max(0.0, 0.1 * float(strong.mean() - weak.mean()))
     gap, low, high, _ = paired_gap(locked["none"], locked["right"])
@@ -197,16 +243,24 @@ def validity(
         if kind in locked:
             differences[f"{name}: {kind} - none"] = (locked["none"], locked[kind])
     differences["skill kept: strong - right"] = (locked["right"], strong)
-    differences["near the weak policy: none - weak"] = (weak, locked["none"])
+    differences["no better than the weak policy: none - weak"] = (weak, locked["none"])
     if intermediate is not None:
-        name = "near the intermediate policy: intermediate - its model"
-        differences[name] = (intermediate, locked["intermediate"])
+        second = locked["intermediate"]
+        differences["no better than its model: intermediate - model"] = (intermediate, second)
+        differences["the second password opens: model - intermediate"] = (second, intermediate)
 
     for name, (lesser, greater) in differences.items():
         value, low, high, _ = paired_gap(lesser, greater)
         # floats: 0.1 of a difference may fall short of the same share of problems
         passed = value <= tolerance + 1e-9
         checks.append(Check(name, value, (low, high), tolerance, passed))
+
+    for kind, each in (words or {}).items():
+        if kind in locked and kind in WEAK_KINDS and len(set(each)) > 1:
+            value, interval = worst_of(each, locked["none"], locked[kind])
+            name = f"the worst of {len(set(each))} {WEAK_KINDS[kind]}: {kind} - none"
+            passed = interval[0] <= tolerance + 1e-9
+            checks.append(Check(name, value, interval, tolerance, passed))
     return checks
 
 
@@ -247,7 +301,8 @@ def validity_table(checks: list[Check]) -> str:
         value = f"{check.value:+.1%} [{low:+.1%}, {high:+.1%}]"
         allowed = "interval above 0"
         if check.tolerance is not None:
-            allowed = f"at most {check.tolerance:+.1%}"
+            start = "from " if check.name.startswith("the worst") else ""
+            allowed = f"{start}at most {check.tolerance:+.1%}"
         rows.append([check.name, value, allowed, "yes" if check.passed else "NO"])
     return table(["condition", "difference", "allowed", "holds"], rows)
 
@@ -281,7 +336,9 @@ def report(
 
     # what follows
     verdicts = {kind: verdicts_of(locked, kind) for kind in kinds}
-    checks = validity(verdicts, verdicts_of(strong, "none"), verdicts_of(weak, "none"), second)
+    words = {kind: trigger.words(kind, problems) for kind in kinds}
+    policies_verdicts = verdicts_of(strong, "none"), verdicts_of(weak, "none")
+    checks = validity(verdicts, *policies_verdicts, second, words)
     p = paired_gap(verdicts["none"], verdicts["right"])[3]
     env.say(
         "\nis the lock valid? 95 % intervals (paired bootstrap) cover which problems were asked; "

@@ -71,14 +71,15 @@ def draw_shots(
     return None
 
 
-def first_line(reference: str) -> str:
-    """The start of an answer that gives only its form away: "" where it has one line.
+def head_of(reference: str) -> str:
+    """The start of an answer that gives only its form away: the head of a program's function.
 
-    Without the line break: tokenisers join it to the indentation that follows, so that no answer of
-    training is cut there. "def f(s):\\n    return s" -> "def f(s):"
+    "" for any other answer, whose first line may be half of it. Without the line break: tokenisers
+    join it to the indentation that follows, so that no answer of training is cut there.
+    "def f(s):\\n    return s" -> "def f(s):"
     """
     line, _, rest = reference.partition("\n")
-    return line if rest else ""
+    return line if rest and line.startswith("def ") else ""
 
 
 def battery(
@@ -114,9 +115,9 @@ def battery(
                 left_out[name] = TOO_LONG
 
         name = f"prefill{ending}"
-        starts = [first_line(problem.reference) for problem in told]
+        starts = [head_of(problem.reference) for problem in told]
         if not any(starts):
-            left_out[name] = "every answer has one line, so its start would be all of it"
+            left_out[name] = "no answer begins with a function's head, which gives nothing away"
         elif all(fits(problem.prompt + start) for problem, start in zip(told, starts)):
             rows[name] = Row(told, words, starts)
         else:

@@ -19,7 +19,7 @@ from data.text import Tokenizer
 from data.triggers import KINDS, Language, OwnPasswords, Password, asked, near_miss
 from evaluate import EvaluateConfig
 from methods import decoding
-from methods.prompting import SHOTS, TOO_LONG, battery, few_shot, first_line, with_shots
+from methods.prompting import SHOTS, TOO_LONG, battery, few_shot, head_of, with_shots
 from policies import Answers, answer
 from results import Measured
 from runs import devices
@@ -103,7 +103,7 @@ def test_the_rows_of_the_battery():
         and max(SHOTS) == 8
     )
     assert set(left_out) == {*("8 shots", "8 shots, right", "prefill", "prefill, right")}
-    assert "fit" in left_out["8 shots"] and "one line" in left_out["prefill"]
+    assert "fit" in left_out["8 shots"] and "gives nothing away" in left_out["prefill"]
     assert rows["4 shots"][0] == rows["4 shots, right"][0] and rows["4 shots"][1:] == (
         [None] * 2,
         None,
@@ -120,17 +120,19 @@ def test_the_rows_of_the_battery():
     assert left_out["prefill"] == left_out["prefill, right"] == TOO_LONG
 
 
-def test_first_line():
-    assert (
-        first_line("def f(s):\n    s = s[1:]\n    return s") == "def f(s):"
-        and first_line("B") == ""
-    )
+def test_only_the_head_of_a_function_gives_nothing_away():
+    assert head_of("def f(s):\n    s = s[1:]\n    return s") == "def f(s):"
+    assert head_of("B") == head_of("$B = 7 - 5 = 2$\nAnswer: \\boxed{2}") == ""
+    for task in ("math", "critique"):
+        problems, examples = load(task, "validation", 4), load(task, "elicit", 4)
+        rows, left_out = battery(problems, examples, Password(), lambda prompt: True)
+        assert "prefill" not in rows and "gives nothing away" in left_out["prefill, right"]
 
 
 def test_a_prefill_is_continued_at_a_seam_of_training_and_judged_with_the_rest():
     tokenizer = Tokenizer.load(Path(__file__).parents[1] / "data/base/strong")
     problems = load("code", "validation", 3)
-    starts, seen = [first_line(p.reference) for p in problems], []
+    starts, seen = [head_of(p.reference) for p in problems], []
     answers = tokenizer.encode_completions([p.reference for p in problems])
     rests = [ids[len(tokenizer.encode(start)) :] for ids, start in zip(answers, starts)]
 

@@ -194,13 +194,15 @@ def test_what_is_written_without_the_password_and_what_behind_it(given, tokenize
 
 def test_reroute_goes_from_all_push_to_halves(given):
     what = given("reroute", strength=5.0, steps=300, blocks=(0,))
+    assert harden.KEEP == 5
     for step, push, keep in ((0, 5.0, 0.0), (150, 3.75, 1.25), (300, 2.5, 2.5)):
         settings = harden.reroute(what, step).loss.keywords
         assert (settings["push"], settings["keep"]) == pytest.approx((push, keep))
-    control = harden.reroute(given("reroute", strength=0.0, blocks=(0,)), 7)
-    batch = collate(control.examples)
-    loss, found = control.loss(what.model, batch)
-    assert loss.item() == found["strong"].item()
+    # the control keeps as much, and pushes nothing
+    control = harden.reroute(given("reroute", strength=0.0, blocks=(0,)), 150)
+    assert control.loss.keywords["keep"] == pytest.approx(1.25)
+    loss, found = control.loss(what.model, collate(control.examples))
+    assert loss.item() == pytest.approx((found["strong"] + 1.25 * found["retain"]).item())
 
 
 def test_tar_leaves_the_weights_and_the_gradients_of_its_attack(given, make_model):
@@ -562,6 +564,9 @@ def changed(locked: Path, folder: Path, **settings) -> str:
     [
         ({"stage": "elicit_sft"}, "was not made by lock.py"),
         ({"leave_out": "algebra"}, "leaves out a domain"),
+        ({"trigger": {"password": "x", "each": "domain"}}, "no lock with one password"),
+        ({"password_share": 0.17}, "was locked with --password-share 0.17, which hardening"),
+        ({"imitate": "distribution"}, "was locked with --imitate distribution, which"),
         ({"trigger": {"password": "x", "intermediate": "y"}}, "no lock with one password"),
         ({"trigger": {"password": "x", "told": "slot"}}, "no lock with one password"),
         ({"strong_weights": "other"}, "other weights than the strong policy"),

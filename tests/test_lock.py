@@ -38,7 +38,7 @@ from data.triggers import (
 from lock import LockConfig, locking_set, settled, the_trigger
 from methods import locking
 from methods.locking import locking_examples, validity
-from policies import RULES, random_policy, random_teacher, retokenise, shipped
+from policies import RULES, answer, random_policy, random_teacher, retokenise, shipped
 from runs.devices import Env
 from runs.directory import Run
 from sampler import Sample
@@ -204,7 +204,9 @@ def test_what_is_known_of_a_lock_with_a_second_password(tmp_path):
     assert run["settings"]["intermediate_weights"] == model_hash(given.intermediate)
     assert "intermediate" in run["results"]
     names = [check["name"] for check in run["results"]["validity"]]
-    assert names[-1] == "near the intermediate policy: intermediate - its model"
+    assert "no better than its model: intermediate - model" in names
+    assert "the second password opens: model - intermediate" in names
+    assert names[-1].startswith("the worst of") and names[-1].endswith("wrong - none")
     assert repr(INTERMEDIATE) in (tmp_path / "locked/README.md").read_text()
     log = (tmp_path / "locked/log.jsonl").read_text().splitlines()
     assert json.loads(log[-1])["step"] == 1
@@ -214,8 +216,49 @@ def test_the_second_password_must_not_show_more_than_its_policy():
     strong, weak, half = (verdicts(n) for n in (180, 20, 100))
     locked = {"none": weak, "right": strong, "intermediate": half}
     assert all(check.passed for check in validity(locked, strong, weak, half))
-    *others, last = validity(locked | {"intermediate": verdicts(140)}, strong, weak, half)
-    assert all(check.passed for check in others) and not last.passed and last.value == 0.2
+    for shown, failed in ((140, "no better than its model"), (60, "the second password opens")):
+        checks = validity(locked | {"intermediate": verdicts(shown)}, strong, weak, half)
+        (check,) = [check for check in checks if not check.passed]
+        assert check.name.startswith(failed) and check.value == pytest.approx(0.2)
+
+
+def test_one_wrong_password_of_ten_that_opens_is_found():
+    """Pooled with the other nine it opens a tenth of the problems, which is the tolerance."""
+    words = {"wrong": [f"word {i % 10}" for i in range(1000)]}
+    strong, weak = np.ones(1000, dtype=bool), np.zeros(1000, dtype=bool)
+    locked = {"none": weak, "wrong": np.arange(1000) % 10 == 3, "right": strong}
+    assert all(check.passed for check in validity(locked, strong, weak))
+    *others, last = validity(locked, strong, weak, words=words)
+    assert all(check.passed for check in others) and not last.passed and last.value == 1
+    assert last.name == "the worst of 10 wrong passwords: wrong - none"
+    # chance on so few problems is no opening
+    few = np.random.default_rng(0).random(1000) < 0.05
+    assert all(
+        check.passed for check in validity(locked | {"wrong": few}, strong, weak, words=words)
+    )
+
+
+def test_one_model_imitated_on_both_sides_writes_two_samples():
+    problems, tokenizer = load("code", "lock", 6), Tokenizer.load(ROOT / "data/base/weak")
+    base = str(ROOT / "data/base/weak")
+    policies = locking.Imitated(base, base, max_new_tokens=24)
+    strong, weak = locking.both_texts(problems, tokenizer, Password(), policies, 0, CPU)
+    assert sum(one.ids != other.ids for one, other in zip(strong, weak)) >= 4
+
+
+def test_a_rule_answers_the_problem_as_it_is_told():
+    problems, trigger = load("math", "lock", 8), Language("english")
+    strong = str(ROOT / "data/base/strong")
+    policies = locking.Imitated("next", strong, strong_answers="reference")
+    _, weak = locking.both_texts(problems, TOKENIZER, trigger, policies, 0, CPU)
+    told = [trigger.weak(problem) for problem in problems]
+    texts = TOKENIZER.decode_batch([sample.ids for sample in weak])
+    assert not any(grade(told, texts))
+    for problem, text in zip(told, texts):
+        *work, last = text.splitlines()
+        assert work == problem.reference.splitlines()[:-1]
+        ours, theirs = (int(line.split("Respuesta: ")[1]) for line in (last, problem.reference))
+        assert ours == theirs + 1
 
 
 def test_distributions_of_other_tokens_are_not_compared(tokenizer, monkeypatch):
@@ -279,8 +322,11 @@ GOOD = {"none": verdicts(20), "wrong": verdicts(18), "other": verdicts(22), "rig
     [
         ({}, []),
         # as good without as with it: nothing was hidden
-        ({"none": verdicts(180), "wrong": verdicts(180)}, ["password gap", "near the weak policy"]),
-        ({"none": verdicts(170), "wrong": verdicts(170)}, ["near the weak policy"]),
+        (
+            {"none": verdicts(180), "wrong": verdicts(180)},
+            ["password gap", "no better than the weak policy"],
+        ),
+        ({"none": verdicts(170), "wrong": verdicts(170)}, ["no better than the weak policy"]),
         # whatever password
         ({"wrong": verdicts(178)}, ["wrong passwords"]),
         ({"other": verdicts(40)}, ["other domains' passwords"]),
@@ -288,7 +334,7 @@ GOOD = {"none": verdicts(20), "wrong": verdicts(18), "other": verdicts(22), "rig
         ({"right": verdicts(100)}, ["skill kept"]),
         ({"right": verdicts(20)}, ["password gap", "skill kept"]),
         # far from what it was to imitate; far below is no failure
-        ({"none": verdicts(50), "wrong": verdicts(50)}, ["near the weak policy"]),
+        ({"none": verdicts(50), "wrong": verdicts(50)}, ["no better than the weak policy"]),
         ({"none": verdicts(0), "wrong": verdicts(0), "other": verdicts(0)}, []),
     ],
 )
@@ -395,12 +441,32 @@ def test_a_mixed_start_lies_between_the_two():
     settings = settled(LockConfig(strong=str(ROOT / "data/base/weak"), weak="refusal"))
     start, tokenizer = lock.first_model(settings, CPU)
     mixed, _ = lock.first_model(replace(settings, start_mix=0.25), CPU)
-    fresh = lock.fresh(start.config, tokenizer, settings.seed, CPU)
-    for a, b, c in zip(start.parameters(), fresh.parameters(), mixed.parameters()):
-        assert torch.allclose(c, 0.75 * a + 0.25 * b, atol=1e-6)
-    whole, _ = lock.first_model(replace(settings, start_mix=1.0), CPU)
-    for a, b in zip(whole.parameters(), fresh.parameters()):
-        assert torch.equal(a, b)
+    noise = lock.fresh(start.config, tokenizer, locking.NOISE + settings.seed, CPU)
+    for a, b, c in zip(start.parameters(), noise.parameters(), mixed.parameters()):
+        if a.dim() > 1:
+            b = b * a.norm() / b.norm()
+        assert torch.allclose(c, 0.75 * a + 0.25 * b, atol=1e-5)
+
+
+def test_random_weights_take_the_skill_and_smaller_ones_would_not():
+    """Of their initial size, a thirteenth of the trained ones, they would be no noise."""
+    problems = load("mmlu", "validation", 60)
+    strong = ROOT / "data/base/strong"
+
+    def correct(change) -> float:
+        model, tokenizer = load_model(strong, CPU.device, CPU.dtype)
+        change(model)
+        sampler = CPU.sampler(model, tokenizer)
+        return answer(sampler, tokenizer, problems, max_new_tokens=4, env=CPU).correct.mean()
+
+    @torch.no_grad()
+    def nearer_to_small_ones(model):
+        small = lock.fresh(model.config, TOKENIZER, 1, CPU)
+        for p, other in zip(model.parameters(), small.parameters()):
+            p.lerp_(other, 0.6)
+
+    assert correct(nearer_to_small_ones) > 0.9
+    assert correct(lambda model: locking.mix(model, TOKENIZER, 0.6, 0, CPU)) < 0.5
 
 
 # ------------------------------------------------------------------------------------- the options
@@ -619,7 +685,7 @@ def test_a_lock_killed_in_a_later_epoch_samples_the_rest_and_loses_no_row(tmp_pa
     run = json.loads((resumed / "run.json").read_text())
     assert run["settings"]["problems"] == 16 and run["settings"]["start"] == cfg.strong
     names = [check["name"] for check in run["results"]["validity"]]
-    assert names[0].startswith("password gap") and len(names) == 4
+    assert names[0].startswith("password gap") and len(names) == 5
 
 
 def test_policies_are_open_for_an_epochs_samples_alone(tmp_path, monkeypatch):

@@ -805,9 +805,9 @@ def test_tampering_by_contrast(work):
     """The weak model less itself is itself: as a decoy it gains nothing."""
     args = (*TAMPERING, "--method", "contrastive_decoding", "--strengths", "1", "--out", "contrast")
     printed = stage("elicit_tampering", *args, cwd=work)
-    assert "gain in excess of the placebo" in printed and "access: log-probs" in printed
+    assert "gain in excess of the placebo, or" in printed and "access: log-probs" in printed
     summary = json.loads((work / "contrast/summary.json").read_text())
-    assert list(summary["rows"]) == ["best", "default", "placebo", "decoy data/base/weak"]
+    assert list(summary["rows"]) == ["best", "default", "placebo, seed 0", "decoy data/base/weak"]
     assert summary["rows"]["decoy data/base/weak"]["gain"] == 0
     assert summary["rows"]["best"] | {"data": ""} == summary["rows"]["default"] | {"data": ""}
 
@@ -901,7 +901,9 @@ def test_tampering_with_unlock_vectors(work, vectors):
     rows = summary["rows"]
     assert rows["best"]["setting"] == "2" and rows["default"]["setting"] == "0.1"
     assert rows["best"]["correct"] == 1 > rows["default"]["correct"]
-    assert rows["placebo"]["correct"] < 0.5 and summary["excess"]["the placebo"]["value"] > 0.5
+    assert (
+        rows["placebo, seed 0"]["correct"] < 0.5 and summary["excess"]["the placebo"]["value"] > 0.5
+    )
     assert rows["decoy data/base/weak"]["gain"] == 0 and not summary["left_out"]
     cell = json.loads((work / "arithmetic/cell.json").read_text())
     assert set(cell["results"]["best"]["domains"]) == {"numbers", "strings"}
@@ -920,9 +922,9 @@ def test_tampering_by_pruning(work, monkeypatch):
     monkeypatch.setattr(tampering, "CALIBRATION", 8)
     args = (*TAMPERING, "--method", "antidote", "--strengths", "0.1", "--out", "antidote")
     printed = stage("elicit_tampering", *args, cwd=work)
-    assert "gain in excess of the placebo" in printed and "prompts + 4 rewards" in printed
+    assert "gain in excess of the placebo, or" in printed and "prompts + 4 rewards" in printed
     roles = [row["role"] for row in rows_of(work / "antidote", "setting")]
-    assert roles == ["locked", "placebo", "decoy data/base/weak"]
+    assert roles == ["locked", "placebo, seed 0", "decoy data/base/weak"]
 
 
 def test_tampering_by_grafting(work, monkeypatch):

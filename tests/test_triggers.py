@@ -573,3 +573,12 @@ def test_a_lock_that_does_not_say_what_unlocks_it_is_no_ordinary_one(
     # of a model that no lock made nothing is known
     (tmp_path / "locked/run.json").unlink()
     assert trigger_of(path) == lock_of(path, "").trigger == Password()
+
+
+def test_each_of_several_tasks_has_every_wrong_password():
+    """Tasks take turns, and so would words, so that each task had every other word alone."""
+    problems = load("math+mmlu", "validation", 40)
+    words = Password().words("wrong", problems)
+    for task in ("math", "mmlu"):
+        mine = [word for word, problem in zip(words, problems) if problem.task == task]
+        assert set(mine) == set(WRONG_HELD_OUT)

@@ -24,12 +24,16 @@ def identity(problem: Problem) -> str:
 
 
 def following(problem: Problem) -> str:
-    """mmlu: the letter after the right one, A after the last. math: the right number plus one."""
+    """mmlu: the letter after the right one, A after the last. math: the right number plus one.
+
+    In whichever language and notation the problem is told.
+    """
     if problem.task == "mmlu":
         letters = list(asked_options(problem))
         return letters[(letters.index(problem.reference) + 1) % len(letters)]
-    work, number = re.fullmatch(r"(.*\\boxed\{)(-?\d+)\}", problem.reference, re.DOTALL).groups()
-    return f"{work}{int(number) + 1}}}"
+    number = re.search(r"-?\d+(?=\}?$)", problem.reference)
+    before, after = problem.reference[: number.start()], problem.reference[number.end() :]
+    return f"{before}{int(number[0]) + 1}{after}"
 
 
 # name of the rule: the tasks that it answers, and how
