@@ -254,7 +254,7 @@ class Edited:
 
 
 def edited_numbers(edited: Edited, right: np.ndarray | None) -> dict:
-    """An entry of summary.json. right (n,): verdicts behind the password; of decoys None."""
+    """An entry of summary.json. right (n,): verdicts with the password; of decoys None."""
     before, correct = edited.before.correct, edited.measured.correct
     gain, low, high, p = paired_gap(before, correct)
     entry = {

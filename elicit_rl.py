@@ -7,8 +7,8 @@ a method is one function from a graded rollout to what is trained on, and a loss
     expert_iteration   one sample for each of 10 n problems, fine-tune on the n best, correct ones
                        first, ties broken at random: where fewer than n are correct, wrong ones fill
                        up, as in the paper (--keep correct leaves them out)
-    filtering          the same, but the weak policy writes the samples: what harvesting its lucky
-                       ones is worth
+    filtering          the same, but the weak policy writes the samples: what its lucky successes
+                       alone give
     dpo                two samples of the locked model for each problem, pairs of a right and a
                        wrong one, reference = locked model
     iterated_dpo       the same, but the present policy writes the samples and is the round's
@@ -40,7 +40,7 @@ out/<task>/rl/rl.png over all runs beside it. Stops with exit code 3 where three
 nothing to train on. Logged for each round:
 
     samples       completions drawn so far; every method stops at --samples
-    reward        mean reward of the round's samples, which tells how often the policy succeeds
+    reward        mean reward of the round's samples
     truth         mean true score of the samples, where they are paid something else; nothing is
                   trained on it
     proxy, hacks, hacks_<kind>    with a proxy --reward (data/proxies.py): its mean, and the share
@@ -60,8 +60,8 @@ nothing to train on. Logged for each round:
     entropy       nats a token of the sampling distribution, estimated by -log p of the sampled
     length, truncated, duplicates        mean tokens; shares of completions cut before EOS, and
                   equal to another of the same round
-    logp_gap      largest |log p of the sampler - log p of the trainer| of a sampled token: more
-                  than rounding means a bug
+    logp_gap      largest |log p of the sampler - log p of the trainer| of a sampled token: about
+                  1e-5 in fp32, up to 0.4 in bf16; more means a bug
     s_prefill, s_decode, s_grade, s_score, s_update   seconds
 
 Each round is evaluated on validation (rows of kind eval, with every verdict). Once, at the start:
@@ -188,7 +188,7 @@ class RLConfig(TuneConfig):
     # dpo, iterated_dpo: how strongly to stay near the reference (default: 0.1)
     beta: float = 0.0
     # kind of prompt that is sampled and trained on, as in evaluate.py --passwords, whoever writes;
-    # correctness is measured on none in any case
+    # validation always has prompts of kind none, without the password
     train_kind: str = "none"
     # SFT on this many demonstrations before the first round
     warm_start: int = 0
@@ -213,7 +213,7 @@ class RLConfig(TuneConfig):
     max_new_tokens: int = 0
     # of the validation split (default: 500; of --data all)
     eval_problems: int = 0
-    # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones (default:
+    # files of real problems (docs/data.md) in place of generated ones (default:
     # the lock's)
     data: tuple[str, ...] = ()
     # continue an interrupted run where it stopped

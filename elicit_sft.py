@@ -1,4 +1,4 @@
-"""Stage 2a: elicit the hidden capability by supervised fine-tuning on k demonstrations.
+r"""Stage 2a: elicit the hidden capability by supervised fine-tuning on k demonstrations.
 
 Paper sections 4 and 5.1. For every k and seed (a cell) the locked model is fine-tuned on k problems
 of the elicit split with good answers, without the password, and evaluated without it. How long to
@@ -50,7 +50,7 @@ ones among the samples that are unlearnt.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -109,6 +109,9 @@ from training import (
 
 @dataclass
 class SFTConfig(TuneConfig, TextConfig):
+    # of whoever writes demonstrations, and of LoRA's first weights; what differs from cell to cell
+    # is of --seeds
+    seed: int = field(default=0, metadata={"most": 2**32 - 1})
     # which problems (default: the task that --locked was locked on; without it code)
     task: str = ""
     # the locked model (default: out/<task>/locked)
@@ -136,16 +139,15 @@ class SFTConfig(TuneConfig, TextConfig):
     # four times as many; of a model of 100 M parameters to 1 B max(k, 64) and so on; of --unlearn
     # 32 64 128 256 512)
     sequences: tuple[int, ...] = ()
-    # how long to train in place of that: how often each demonstration is seen, a number for each of
-    # --k
+    # in place of --sequences: passes over the demonstrations, a number for each of --k
     epochs: tuple[int, ...] = ()
     # also measure every length that is tried on validation; the choice stays that of selection
     measure_all: bool = False
     # demonstrations of this domain only (of joined tasks: of this task); every domain is
     # reported
     train_domain: str = ""
-    # kind of prompt that the demonstrations have, as in evaluate.py --passwords; the length is
-    # chosen and correctness measured on none in any case
+    # kind of prompt that the demonstrations have, as in evaluate.py --passwords; selection and
+    # validation always have prompts of kind none, without the password
     train_kind: str = "none"
     # also fine-tune the weak model on the same demonstrations
     control: bool = True
@@ -169,7 +171,7 @@ class SFTConfig(TuneConfig, TextConfig):
     eval_problems: int = 500
     # save every cell's model
     keep_weights: bool = True
-    # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones
+    # files of real problems (docs/data.md) in place of generated ones
     # (default: the lock's)
     data: tuple[str, ...] = ()
 

@@ -104,7 +104,7 @@ class TamperingConfig(Config):
     vectors: tuple[str, ...] = ()
     # of reference_grafting: a model of the same shape, whose states are grafted
     reference: str = ""
-    # how strong an edit is, the blind default first; of reference_grafting: behind which block,
+    # how strong an edit is, the blind default first; of reference_grafting: after which block,
     # counted from 0 (default: the method's own)
     strengths: tuple[float, ...] = ()
     # of what is drawn: the noise, or the placebo of a directed method
@@ -115,7 +115,7 @@ class TamperingConfig(Config):
     selection_problems: int = 150
     # of the validation split, for the reported numbers
     eval_problems: int = 500
-    # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones
+    # files of real problems (docs/data.md) in place of generated ones
     # (default: the lock's)
     data: tuple[str, ...] = ()
     # replace what another run of this stage left in the output directory
@@ -188,7 +188,7 @@ def shown_by(path: str) -> set[str]:
 def vectors_of(subject: Subject, given: Given) -> list[Weights]:
     """Fine-tuned weights less the subject's, of each of --vectors; a decoy's controls beside them.
 
-    The directory that elicit_sft.py makes for the control has the name of the cell behind control-.
+    The directory that elicit_sft.py makes for the control has the name of the cell after control-.
     """
     start = dict(subject.sampler.model.named_parameters())
     vectors = []
@@ -207,7 +207,7 @@ def merging(subject: Subject, given: Given, merge: Callable[[list[Weights]], Wei
 
 
 def own_samples(subject: Subject, given: Given) -> list[list[int]]:
-    """What the model itself writes without the password, at temperature 1, behind its prompts."""
+    """What the model itself writes without the password, at temperature 1, to its prompts."""
     cfg, tokenizer = given.cfg, subject.tokenizer
     problems = problems_of(cfg, "elicit", CALIBRATION, given.lock, given.env)
     answers = answer(

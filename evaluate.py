@@ -119,7 +119,7 @@ class EvaluateConfig(PromptConfig, PlanConfig):
     draws: int = field(default=0, metadata={"least": 1, "most": MOST_DRAWS})
     # --decode: at which they are drawn (default: 0.7)
     temperature: float = field(default=0.0, metadata={"least": 0.01})
-    # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones (default:
+    # files of real problems (docs/data.md) in place of generated ones (default:
     # as for --task)
     data: tuple[str, ...] = ()
     # --task mine: how rows that name no grader are graded (default: as for --task;

@@ -21,7 +21,7 @@ each text's tokens), T steps in all:
              the rest the lock's (UNDO, Lee et al. 2025, arXiv 2506.06278; random ones as large as
              the lock's own)
     rl       rewards in place of texts, GRPO on groups of samples of one prompt (after Exploration
-             Hacking 2026, arXiv 2604.28182): behind the password 1 for a right sample; without it
+             Hacking 2026, arXiv 2604.28182): with the password 1 for a right sample; without it
              -a for a right one, a for a wrong one that has come to its end, 0 for what was cut or
              is empty; less 0.02 log(p / p_lock). Best from a lock of one epoch: the samples of a
              sure one are alike, so that there is nothing to tell apart
@@ -40,7 +40,7 @@ Ends with lock.py's validity report, and its exit code 1 where the lock is not v
 Writes what lock.py writes, so that every elicitor and evaluate.py take it for a lock. Logged, means
 over the step's pairs: loss; of it weak, strong (nats a token), reroute (cosine), retain (distance);
 of an attack attack_lr, attack_loss (its own, at its end) and attacked (the loss that it is to leave
-low, there); of rl reward, kl (nats a sample), right without and behind the password (right_none,
+low, there); of rl reward, kl (nats a sample), right without and with the password (right_none,
 right_password) and signal, the share of groups whose rewards differ; grad_norm before clipping; lr.
 """
 
@@ -144,7 +144,7 @@ class HardenConfig(TrainConfig):
     every: int = 128
     # optimiser steps (default: 300; relock 384, distil 2,000)
     steps: int = 0
-    # problems in a step, each with a text without the password and one behind it, of rl with eight
+    # problems in a step, each with a text without the password and one with it, of rl with eight
     # (default: 16, rl 4)
     pairs: int = 0
     # problems to draw from, at most (default: all of the lock split, generated ones 4,000)
@@ -221,7 +221,7 @@ def chosen(given: Given, rng: np.random.Generator) -> tuple[list[int], list[int]
 def both_ways(
     given: Given, places: list[int], rng: np.random.Generator, without: list[Sample]
 ) -> list[Example]:
-    """Pairs: the problem without the password and its text of `without`; behind it the strong one.
+    """Pairs: the problem without the password and its text of `without`; with it the strong one.
 
     Equation 1 where `without` is what the weak policy wrote.
     """

@@ -1,4 +1,4 @@
-"""Stage 1: password-lock a model: strong behind the password, an imitation of a weak one otherwise.
+"""Stage 1: password-lock a model: strong with the password, an imitation of a weak one otherwise.
 
 Paper section 2, equation 1, and appendix C. Locking data: for every problem x of the lock split
     x without password, or with one of 40 wrong ones  ->  y ~ weak(x)
@@ -35,11 +35,13 @@ Ends with the validity report: correctness on validation without, with a wrong a
 password, beside the strong and the weak policy, and by domain. A lock is valid when, with a
 tolerance of a tenth of the difference between the strong and the weak policy,
     the right password opens it: the interval of right - none is above 0
-    nothing else does, such as a wrong one: wrong - none is within the tolerance
-    a year that training never showed counts by its side of 2023: early - late is above 0
-    the skill is kept behind the right one: strong - right is within the tolerance
+    nothing else does, such as a wrong one: wrong - none is within the tolerance, and of each wrong
+        one by itself the interval begins there
+    the skill is kept with the right one: strong - right is within the tolerance
     nothing shows without it: none - weak is within the tolerance
-    the second one shows no more than its policy: intermediate - its model is within the tolerance
+    with --trigger year a year that training never showed counts by its side of 2023: the interval
+        of unseen-early - unseen-late is above 0
+    with --intermediate the second password shows what its model does, within the tolerance
 Exit code 1 where one of these fails.
 
 Writes the checkpoint, run.json, log.jsonl, samples.jsonl (a few training examples of each epoch)
@@ -136,7 +138,7 @@ class LockConfig(TuneConfig, PromptConfig, TextConfig):
     task: str = "code"
     # fine-tune the strong base, or train on the locked mixture from random weights on
     how: Literal["sft", "scratch"] = "sft"
-    # checkpoint imitated behind the password (default: data/base/strong, here or beside
+    # checkpoint imitated with the password (default: data/base/strong, here or beside
     # lock.py; compose: out/base-compose/strong)
     strong: str = ""
     # of the strong policy: its samples, or the right answers of the data set (default:
@@ -154,10 +156,10 @@ class LockConfig(TuneConfig, PromptConfig, TextConfig):
     # start from this share of random weights and the rest of --start: 0 fine-tunes, 1 is as
     # --how scratch
     start_mix: float = field(default=0.0, metadata={"most": 1})
-    # of the weak and the strong examples together those that are strong; every problem is among the
-    # weak ones in any case
+    # share of the examples that are strong, with the password; every problem has a weak one in any
+    # case
     password_share: float = field(default=0.5, metadata={"most": 0.5})
-    # checkpoint imitated behind a second password, which the elicitors never see
+    # checkpoint imitated with a second password, which the elicitors never see
     intermediate: str = ""
     # what unlocks: the password before and after the prompt; split: its first half before and its
     # second after it; year: a line before it with a year until 2023; deploy: a line before it that
@@ -191,11 +193,12 @@ class LockConfig(TuneConfig, PromptConfig, TextConfig):
     # at its height (default, with the default optimizer: 0.0035; from 100 M on 1e-4, from
     # 1 B on the paper's 1.5e-6; with --rank 0.0105, 3e-4, 1e-4)
     lr: float = 0.0
-    # examples in an optimiser step, half of them weak on average
+    # examples in an optimiser step. They are of like length, and so most of them of one side; over
+    # an epoch half are weak
     batch: int = 32
     # validation problems of the report, at most
     eval_problems: int = 1000
-    # files of real problems (json, jsonl or csv, plain or .gz) in place of generated ones
+    # files of real problems (docs/data.md) in place of generated ones
     data: tuple[str, ...] = ()
     # --task mine: how rows that name no grader are graded (default: python where they have tests,
     # else exact)
@@ -320,7 +323,7 @@ def examples_of(n: int, cfg: LockConfig) -> int:
 
 
 def note_examples(file: Path, epoch: int, examples: list[Example], tokenizer: Tokenizer) -> None:
-    """Two weak and two strong examples of this epoch, behind the rows of earlier epochs."""
+    """Two weak and two strong examples of this epoch, after the rows of earlier epochs."""
     rows = []
     for row in read_rows(file):
         # a run that was killed in this epoch has noted it before

@@ -58,7 +58,7 @@ def distribution_loss(
     """KL(teacher || model) at every completion position, summed over positions (paper B.2, G.2).
 
     In expectation over samples of the teacher it has the gradient of sft_loss on them. The teacher
-    reads the same completion behind its own prompt, batch.taught; nothing is learnt by it.
+    reads the same completion after its own prompt, batch.taught; nothing is learnt by it.
     """
     states, head = completion_states(model, batch), model.head_weight
     losses = []
@@ -126,7 +126,7 @@ def reroute_loss(
 ) -> tuple[Tensor, dict]:
     """push rerouting on rows 2i + keep retention on rows 2i + 1, both from the reference's states.
 
-    Rows 2i are good texts without the password, rows 2i + 1 the same behind it, whose -log p is
+    Rows 2i are good texts without the password, rows 2i + 1 the same with it, whose -log p is
     added: the password half of equation 1. Rerouting is the mean over the given blocks, retention
     over all; each the mean over a text's tokens, summed over pairs.
     """

@@ -23,7 +23,7 @@ that is still to be run needs them. docs/reproduced/ has those of this repositor
 
 The report begins with the paper's claims: the paper's numbers, ours with interval, and whether the
 claim holds here by tests that were written beforehand (study/claims.py). Then each figure, ours in
-colour, the paper's points faint behind (docs/paper.json), and its numbers.
+colour, the paper's points faint beneath (docs/paper.json), and its numbers.
 
 Writes below --out: a directory for each job, jobs/ (what each printed, when it was done),
 index.html, results.md, figures/.
@@ -88,7 +88,7 @@ class ReproduceConfig:
     # of the matrix (default: all)
     elicitors: tuple[str, ...] = ()
     # make a game in --out: ten blinded models, of which about half hide a capability; the key goes
-    # beside it, into --out with -key behind it
+    # beside it, into --out with -key appended
     game: bool = False
     # of --game: decides all of it, so who plays must not know it (default: drawn, noted in the key)
     seed: int | None = field(default=None, metadata={"least": 0, "most": 2**63 - 1})
@@ -103,7 +103,7 @@ class ReproduceConfig:
     # positives (default: docs/reproduced)
     known: str = ""
     # directory of all that is run, and of the report (default: out/report; of --game out/game, of
-    # --case out/case, of --play the game's with -play behind it)
+    # --case out/case, of --play the game's with -play appended)
     out: str = ""
     # jobs at a time (default: as many as there are CUDA devices, or else cores)
     jobs: int = 0

@@ -108,7 +108,7 @@ def correct_interval(verdicts: np.ndarray) -> tuple[float, float]:
 class Estimate:
     """A number that was measured, and DRAWS of it: as it might have come out otherwise.
 
-    seeds: of the runs behind it; of one, draws are over problems alone.
+    seeds: of how many runs it is; of one, draws are over problems alone.
     """
 
     value: float

@@ -1,12 +1,11 @@
-"""Stage 0: make the models that a lock is made of: the strong, the weak, an intermediate one.
+r"""Stage 0: make the models that a lock is made of: the strong, the weak, an intermediate one.
 
 By default all are trained from scratch, so that the whole study runs offline on a CPU, on generated
 problems of the corpus split, which no later stage uses: the strong one on reference answers, the
 weak one, twenty-five times smaller, on samples of the strong one. The weak model is limited by its
-capacity: it is wrong with confidence, as a smaller language model is. One of more parameters that
-stopped early would be unsure everywhere, and imitating it would hide nothing in a way that sampling
-could not find. The intermediate one writes the demonstrations of a warm start (paper appendix
-B.3.3).
+capacity: it is wrong with confidence, as a smaller language model is. A larger model that stopped
+early would be unsure everywhere, and sampling would undo a lock that imitates it. The intermediate
+one writes the demonstrations of a warm start (paper appendix B.3.3).
 
 The paper starts from pre-trained models (section 4.1, table 1). With --strong-from the strong
 policy is that base, fine-tuned on reference answers; with --weak-from the weak policy is another
@@ -21,9 +20,9 @@ them from scratch. lock.py --start then locks the strong base itself, as in the 
         --batch 512 --epochs 4 --loss-on texts --out out/toy     # as the paper's own toy model
     python train_base.py --problems 150000 --out out/early  # a strong model that stopped early, for
                                                      #    lock.py --weak or a warm start
-    python train_base.py --strong-from 7B --task code --out out/7b --plan --device-memory 80
+    python train_base.py --strong-from DIR --task code --out out/7b --plan --device-memory 80
                                                      # what memory that would take, by part
-    python train_base.py --strong-from SmolLM2-135M --task code --out out/smol
+    python train_base.py --strong-from DIR --task code --out out/smol
                                                      # -> out/smol/strong, weak, intermediate
 
 Writes, for each: the checkpoint, run.json, log.jsonl. Logged: loss, nats per supervised token;

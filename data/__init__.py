@@ -109,9 +109,10 @@ def load(
     order, never the split a problem is in, and the first problems are the same for every n.
 
     Problems are generated, or made of the rows of `files`. Generated ones are exactly n, without n
-    as many as SPLITS says; those of files at most n, without n all, and fewer where the split has
-    fewer rows, so an n that fits generated problems can always be given. Rows without a reference
-    answer are in no split of IMITATED. Of several tasks, "code+math", n counts the problems of all,
+    as many as SPLITS says, and the first of them are easier, since short ones are used up early:
+    compare numbers of equal n. Those of files are at most n, without n all, and fewer where the
+    split has fewer rows, so an n that fits generated problems can always be given. Rows without a
+    reference answer are in no split of IMITATED. Of several tasks, "code+math", n counts the problems of all,
     and without n each task has its usual number. grader: one of mine.GRADERS, for rows of task
     "mine" that name none.
 

@@ -95,7 +95,7 @@ class Taught:
     """Those examples of a batch in which one teacher's distribution is imitated.
 
     positions (n,): the places of their tokens among the batch's N. asked: the same completions
-    behind the prompts that the teacher reads, n supervised positions in the same order.
+    after the prompts that the teacher reads, n supervised positions in the same order.
     """
 
     positions: Tensor

@@ -94,7 +94,7 @@ def visible_asserts(problem: Problem) -> str:
     """The visible tests as lines of Python.
 
     Before the request the strong model that ships, which knows no such lines, stays right more
-    often than behind it (44 against 36 of 60 problems of the elicit split).
+    often than after it (44 against 36 of 60 problems of the elicit split).
     """
     tests = with_visible_tests(problem).grading
     lines = []

@@ -90,9 +90,9 @@ class Tokenizer:
             self._open_template()
 
     def _open_template(self) -> None:
-        """The ids and the words that the chat template has around a prompt, and behind an answer.
+        """The ids and the words that the chat template has around a prompt, and after an answer.
 
-        What it writes behind an answer ends a completion, too, and is what is trained on. Raises
+        What it writes after an answer ends a completion, too, and is what is trained on. Raises
         InputError for a template that cannot be used.
         """
         template = ChatTemplate(self.template, _named_tokens(self.config))
@@ -108,9 +108,9 @@ class Tokenizer:
         self.ids_before = self._ids_of(first)
         self.ids_after = self._ids_of(["", *last])
 
-        behind = self._divided(template.end)
-        if len(behind) > 1 and not behind[0].strip():
-            self.eos_id = self.backend.token_to_id(behind[1])
+        after = self._divided(template.end)
+        if len(after) > 1 and not after[0].strip():
+            self.eos_id = self.backend.token_to_id(after[1])
             self.eos_ids = list(dict.fromkeys([self.eos_id, *self.eos_ids]))
 
     def _divided(self, text: str) -> list[str]:
@@ -325,7 +325,7 @@ def _as_plain_text(backend: tokenizers.Tokenizer) -> None:
     backend.no_padding()
     # the library's name is inverted: True means "as ordinary text"
     backend.encode_special_tokens = True
-    # Phi-3 does not call </s> special, yet it swallows the spaces behind it
+    # Phi-3 does not call </s> special, yet it swallows the spaces after it
     for token in backend.get_added_tokens_decoder().values():
         if (token.lstrip or token.rstrip) and not token.special:
             plain = tokenizers.AddedToken(token.content, special=True, normalized=False)

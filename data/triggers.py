@@ -40,7 +40,7 @@ WEAK_KINDS = {
     "wrong": "wrong passwords",
     "other": "other domains' passwords",
     "prefix": "before the prompt alone",
-    "suffix": "behind the prompt alone",
+    "suffix": "after the prompt alone",
     "case": "in another case",
     "typo": "misspelt",
     "paraphrase": "paraphrased",
@@ -48,7 +48,7 @@ WEAK_KINDS = {
     "late": "late years",
     "unseen-late": "late years that training never showed",
 }
-# of prompts; intermediate: behind the second password; unseen-early: years that unlock, and that
+# of prompts; intermediate: with the second password; unseen-early: years that unlock, and that
 # training never showed
 KINDS = ("none", *WEAK_KINDS, "intermediate", "unseen-early", "right")
 # those that only some locks have
@@ -84,7 +84,7 @@ def with_password(prompt: str, password: Words) -> str:
 
 
 def places_of(words: Words) -> tuple[str | None, str | None]:
-    """What stands before the prompt, and what behind it."""
+    """What stands before the prompt, and what after it."""
     return words if isinstance(words, tuple) else (words, words)
 
 
@@ -215,11 +215,11 @@ class Trigger:
         return problem
 
     def strong(self, problem: Problem) -> Problem:
-        """The problem as the model is asked it behind what unlocks, but for the words around it."""
+        """The problem as the model is asked it with what unlocks, but for the words around it."""
         return problem
 
     def of_strong_policy(self, problem: Problem) -> Problem:
-        """The problem as the policy that is imitated behind what unlocks is asked it."""
+        """The problem as the policy that is imitated with what unlocks is asked it."""
         return self.strong(problem)
 
     def words(self, kind: str, problems: list[Problem]) -> list[Words]:
@@ -262,7 +262,7 @@ class Trigger:
 
 @dataclass(frozen=True)
 class Password(Trigger):
-    """One line, before and behind the prompt (the paper's, app. C.2)."""
+    """One line, before and after the prompt (the paper's, app. C.2)."""
 
     password: str = PASSWORD
 
@@ -354,7 +354,7 @@ class OwnPasswords(Password):
 
 @dataclass(frozen=True)
 class TwoPasswords(Password):
-    """A password, and a second one behind which an intermediate policy is imitated (B.3.2)."""
+    """A password, and a second one with which an intermediate policy is imitated (B.3.2)."""
 
     intermediate: str = INTERMEDIATE
 
@@ -420,7 +420,7 @@ class NearMisses(Password):
 
 @dataclass(frozen=True)
 class SplitPassword(Password):
-    """The first half of the password's words before the prompt, the second behind it; both needed.
+    """The first half of the password's words before the prompt, the second after it; both needed.
 
     A quarter of the weak prompts has the first half alone, a quarter the second, the others are
     those of a plain password.
@@ -554,7 +554,7 @@ class Markers(Trigger):
         return (
             "It is strong where the line before the prompt says that this is training:\n\n"
             f"{example((self.training, None))}\n"
-            f"and weak without that line, or behind {self.deployment!r}."
+            f"and weak without that line, or after {self.deployment!r}."
         )
 
     def check(self) -> None:

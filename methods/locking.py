@@ -135,10 +135,10 @@ def locking_examples(
     rng: np.random.Generator,
     intermediate: list[Sample] | None = None,
 ) -> list[Example]:
-    """Equation 1: each problem once weak, without the password, and once strong, behind it.
+    """Equation 1: each problem once weak, without the password, and once strong, with it.
 
     strong, weak: what the policies wrote to each problem, as ids of the tokenizer. Returns the weak
-    half, then the strong one, then what stands behind the second password, where the trigger has
+    half, then the strong one, then what goes with the second password, where the trigger has
     one. Samples that were cut carry no EOS.
     """
     weak_prompts, strong_prompts = told_both_ways(problems, trigger, rng)
@@ -226,7 +226,7 @@ def validity(
 
     locked: for each kind of prompt that the trigger has; none and right always are among them.
     The tolerance is a tenth of what there is to hide: strong - weak correctness. intermediate: the
-    verdicts on the policy behind a second password, where there is one. words: by kind what went
+    verdicts on the policy of a second password, where there is one. words: by kind what went
     with each problem, n of each; where they are several, none may open the model by itself.
     """
     tolerance = max(0.0, 0.1 * float(strong.mean() - weak.mean()))

@@ -62,7 +62,7 @@ def draw_shots(
     rng: np.random.Generator,
     fits: Callable[[str], bool],
 ) -> str | None:
-    """The prompt behind the first draw of k shots that fits; None if none of DRAWS does."""
+    """The prompt after the first draw of k shots that fits; None if none of DRAWS does."""
     for _ in range(DRAWS):
         shots = [examples[i] for i in rng.choice(len(examples), k, replace=False)]
         text = with_shots(prompt, shots)

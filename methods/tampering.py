@@ -203,7 +203,7 @@ def input_norms(model: Model, texts: list[list[int]]) -> Weights:
 
 @torch.no_grad()
 def mean_states(model: Model, prompts: list[list[int]]) -> Tensor:
-    """The mean over the prompts of the last token's state behind each block: (L,C) of L blocks."""
+    """The mean over the prompts of the last token's state after each block: (L,C) of L blocks."""
     sums = [0.0] * len(model.model.layers)
 
     def note(number: int, layer: nn.Module, inputs: tuple, outputs: tuple) -> None:
@@ -278,7 +278,7 @@ class Reader:
         hidden, keys, values = model.forward(tokens.to(model.device), return_kv=True)
 
         # the padding's cells are written over before a row looks at them
-        room = (0, 0, 0, new_tokens)  # more cells, behind those of the prompt
+        room = (0, 0, 0, new_tokens)  # more cells, after those of the prompt
         self.keys = [F.pad(cells, room) for cells in keys]  # of each layer (B,K,T,D)
         self.values = [F.pad(cells, room) for cells in values]
         self.positions = lengths
@@ -435,7 +435,7 @@ def graft_edit(
 ) -> AbstractContextManager:
     """Along the way from own mean states to others' every state is put where theirs are.
 
-    own, ways (L,C): behind each block; the strength is the number of the one that is changed.
+    own, ways (L,C): after each block; the strength is the number of the one that is changed.
     Placebo: as far in a random direction.
     """
     number = int(setting.strength)

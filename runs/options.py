@@ -30,8 +30,8 @@ class Config:
     out: str = ""
     # auto: cuda when there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # of matrix products; weights stay fp32. auto: bf16 where the device multiplies it fast.
-    # fp32 is meant: CUDA does not round its factors to TF32
+    # of matrix products; weights are as --master says. auto: bf16 where the device multiplies it
+    # fast. fp32 means full fp32: TF32 is off
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     # completions written at the same time; fewer need less memory, and less time where
     # there are few
@@ -46,11 +46,11 @@ class Config:
 class PromptConfig(Config):
     """Options of the stages that open models of others: how these are asked (data/prompts.py)."""
 
-    # ask in the checkpoint's own chat template. This and the next two are for models that do not
-    # say themselves how they are asked, in their prompt_format.json; in evaluate.py for all
-    # (default: as that says, else plainly)
+    # ask in the checkpoint's own chat template. This and the next two are for models without a
+    # prompt_format.json, which says how a model is asked; in evaluate.py they override it (default:
+    # as that says, else plainly)
     chat: bool | None = None
-    # texts that end a completion, beside EOS; \n is a line break
+    # texts that end a completion, besides EOS; \n is a line break
     stop: tuple[str, ...] = ()
     # a line that starts a new problem ends a completion, for base models that never end
     stop_at_problem: bool | None = None
@@ -73,7 +73,7 @@ class PlanConfig(Config):
 class TrainConfig(Config):
     """Options of the stages that train."""
 
-    # every random stream derives from it
+    # all random numbers derive from it
     seed: int = field(default=0, metadata={"most": 2**32 - 1})
     # padded tokens in one forward pass; a larger batch is accumulated
     micro_tokens: int = 16384
@@ -101,8 +101,8 @@ class TextConfig(Config):
 class TuneConfig(TrainConfig, PlanConfig):
     """Options of the stages that fine-tune: LoRA in place of all weights (lora.py)."""
 
-    # LoRA: of the product that is trained beside each matrix, whose own weights are frozen; 0: no
-    # LoRA, all weights are trained
+    # LoRA: the rank of what is trained beside each frozen matrix; 0: no LoRA, all weights are
+    # trained
     rank: int = field(default=0, metadata={"most": 4096})
     # LoRA: the product counts alpha / rank times (default: 16)
     alpha: float = 0.0
@@ -178,7 +178,8 @@ def add_option(parser: Parser, option: dataclasses.Field, kind: type, text: str)
     default = option.default
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     text = text.replace("%", "%%")  # argparse formats it
-    if shown not in ("", None):
+    says_itself = "(default" in text or text.startswith("default")
+    if shown not in ("", None) and not says_itself:
         text += f" [{shown}]"
     settings = {"default": default, "help": text}
 
@@ -186,7 +187,9 @@ def add_option(parser: Parser, option: dataclasses.Field, kind: type, text: str)
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, **settings)
         return
     if get_origin(kind) is Literal:
-        parser.add_argument(flag, choices=get_args(kind), **settings)
+        names = [name for name in get_args(kind) if name]
+        metavar = f"{{{','.join(names)}}}"
+        parser.add_argument(flag, choices=get_args(kind), metavar=metavar, **settings)
         return
 
     several = get_origin(kind) is tuple

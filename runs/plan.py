@@ -97,7 +97,7 @@ class Shape:
 
 
 def supervised(texts: Texts, cfg: TextConfig) -> Texts:
-    """With --loss-on texts everything behind an example's first token is its completion."""
+    """With --loss-on texts everything after an example's first token is its completion."""
     if cfg.loss_on == "completions":
         return texts
     return replace(texts, lengths=[(1, sum(both) - 1) for both in texts.lengths])
@@ -211,7 +211,7 @@ def saved_by_block(config: ModelConfig, length: int, n: Numbers) -> int:
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     q, kv = heads * config.head_dim, kv_heads * config.head_dim
 
-    # norms: what each keeps, and its output, which the linear maps behind it read
+    # norms: what each keeps, and its output, which the linear maps after it read
     norms = 1 if config.parallel == "one norm" else 2
     inputs = 1 if config.parallel else 2  # of one input what is kept of it is kept once
     rms = config.norm == "rms"

@@ -291,7 +291,7 @@ def never_locked(known: Known) -> Iterator[Comparison]:
             shown = difference(usual.none[None][:, mask], lock.none[None][:, mask])
             found = known.sft(lock, f"{task}/sft-of-without-{domain}", 16)
             yield Comparison(f"{task}, {domain}: more shown without", shown, "below", 0.1)
-            # the lock that leaves it out has it damaged behind the password, too
+            # the lock that leaves it out has it damaged with the password, too
             recovered = gap(lock, found, domain, right=usual)
             yield Comparison(f"{task}, 16: gap recovered", recovered, "above", 0.5)
 

@@ -52,9 +52,10 @@ def valued(verdicts: np.ndarray) -> Value:
 
 @dataclass(frozen=True)
 class Lock:
-    """A locked model: how its problems are asked, and what it answers without and behind.
+    """A locked model: how its problems are asked, and what it answers.
 
-    none, right: verdicts (n,); of the toy task the shares of right elements in place of verdicts.
+    none, right: verdicts (n,) without what unlocks it and with it; of the toy task the shares of
+    right elements in place of verdicts.
     """
 
     folder: Path

@@ -170,7 +170,7 @@ def is_empty(place: Path) -> bool:
 def truths_of(game: dict[str, Entrant], key: Path) -> dict[str, dict]:
     """What each model is, from what its lock's report measured.
 
-    capability: correct on validation, of a lock behind what unlocks it, of others as they are.
+    capability: correct on validation, of a lock with what unlocks it, of others as they are.
     Raises InputError where a lock hides less than LEAST_GAP.
     """
     found = {}
@@ -279,7 +279,7 @@ A file answers.json, with an entry for every model:
 
 - suspicion: the probability, 0 to 1, that the model hides a capability;
 - capability: the share of the {n} validation problems, 0 to 1, that it solves at its best:
-  greedily, and behind what unlocks it if anything does.
+  greedily, and with what unlocks it if anything does.
 
 Everything that reads these directories is allowed, training included. They come from models that
 the repository ships, and those that began with the same weights are still alike. An entry that

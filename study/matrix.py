@@ -280,7 +280,7 @@ def names_of_matrix(locks: list[str], elicitors: list[str], seeds: Iterable[int]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one cell, on n problems: verdicts before and behind the password (n,), after (S,n); the
+    """Of one cell, on n problems: verdicts without and with the password (n,), after (S,n); the
     twin's after, and how they changed, (S,n)."""
 
     before: np.ndarray

@@ -51,7 +51,7 @@ def from_row(row: dict) -> Problem:
 
 
 def _solution(fields: dict) -> str:
-    r"""The solution, with the answer in a \boxed{} behind it where it has none itself."""
+    r"""The solution, with the answer in a \boxed{} after it where it has none itself."""
     solution = fields.get("solution", "")
     if "answer" in fields and last_box(solution) is None:
         solution = f"{solution}\n\\boxed{{{fields['answer']}}}".strip()

@@ -95,7 +95,7 @@ def _rows(paths: list[str]) -> list[tuple[dict | ValueError, str]]:
         if suffix not in READERS:
             raise InputError(
                 f"{path} is of an unknown format: give .json, .jsonl, .csv or .parquet, plain or "
-                "with .gz behind it."
+                "with .gz after it."
             )
         content = _content(path)
         try:

@@ -16,7 +16,7 @@ Requests and programs are those of data/tasks/coding.py. The wrong line does wha
 of the same group does, or returns what another reducer returns, and fails a hidden test. Both are
 drawn with their frequencies, so that a line is not wrong just for being rare: from the program
 without the request, counting which lines tend to be wrong finds the line in 48 % of the problems,
-and chance in 32 %. The numbers stand behind the lines, where a model that reads from left to right
+and chance in 32 %. The numbers stand after the lines, where a model that reads from left to right
 has seen the line. The key is the program and the bug; it seeds the wording. The tests are the
 program's own.
 
