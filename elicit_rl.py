@@ -80,7 +80,7 @@ import numpy as np
 
 from checkpoints.cards import write_card
 from checkpoints.families import parameters_at
-from checkpoints.hf import model_hash, save_adapter, save_model
+from checkpoints.hf import model_hash
 from checkpoints.origins import (
     LONGEST,
     Origin,
@@ -143,6 +143,7 @@ from training import (
     pairs_of,
     prepare,
     reference_scored,
+    save_trained,
     scored,
     settled_adapter,
     targets_of,
@@ -290,48 +291,55 @@ def advantages(
     return examples, {"signal": signal}
 
 
+def sft_of(cfg: RLConfig) -> Callable:
+    return sft_loss
+
+
+def dpo_of(cfg: RLConfig) -> Callable:
+    return partial(dpo_step, beta=cfg.beta)
+
+
+def grpo_of(cfg: RLConfig) -> Callable:
+    return partial(grpo_step, clip_ratio=CLIP_RATIO, longest=cfg.max_new_tokens)
+
+
 @dataclass(frozen=True)
 class Method:
     """What distinguishes the methods.
 
-    rows: examples that stay together in a batch. compared: the loss needs log-probs of the past.
+    choose: see the top of this section. loss: a function of the settings. units: what it is divided
+    by, of a batch: tokens, pairs or completions. rows: examples that stay together in a batch.
+    online: the present policy writes the samples. compared: the loss needs log-probs of the past;
+    frozen: those of the locked model, which writes all samples before it changes.
     """
 
     choose: Callable
-    rows: int
-    compared: bool
+    loss: Callable[[RLConfig], Callable]
+    units: Callable[[Batch], int]
     epochs: int
     lr: float
     batch: int
+    rows: int = 1
+    online: bool = True
+    compared: bool = False
+    frozen: bool = False
 
 
+BY_SFT = Method(best_samples, sft_of, targets_of, epochs=4, lr=3e-4, batch=8)
+BY_PAIRS = Method(
+    unequal_pairs, dpo_of, pairs_of, epochs=4, lr=1e-4, batch=16, rows=2, compared=True
+)
 METHODS = {
-    "expert_iteration": Method(best_samples, rows=1, compared=False, epochs=4, lr=3e-4, batch=8),
-    "filtering": Method(best_samples, rows=1, compared=False, epochs=4, lr=3e-4, batch=8),
-    "dpo": Method(unequal_pairs, rows=2, compared=True, epochs=4, lr=1e-4, batch=16),
-    "iterated_dpo": Method(unequal_pairs, rows=2, compared=True, epochs=4, lr=1e-4, batch=16),
-    "grpo": Method(advantages, rows=1, compared=True, epochs=1, lr=5e-4, batch=64),
+    "expert_iteration": BY_SFT,
+    "filtering": replace(BY_SFT, online=False),
+    "dpo": replace(BY_PAIRS, online=False, frozen=True),
+    "iterated_dpo": BY_PAIRS,
+    "grpo": Method(advantages, grpo_of, completions_of, 1, 5e-4, batch=64, compared=True),
 }
 
 
-def loss_of(cfg: RLConfig) -> Callable:
-    """The method's loss with its settings."""
-    if cfg.method in ("dpo", "iterated_dpo"):
-        return partial(dpo_step, beta=cfg.beta)
-    if cfg.method == "grpo":
-        return partial(grpo_step, clip_ratio=CLIP_RATIO, longest=cfg.max_new_tokens)
-    return sft_loss
-
-
-def units_of(method: Method) -> Callable[[Batch], int]:
-    """What the loss is divided by: tokens of supervised fine-tuning, else pairs or samples."""
-    if not method.compared:
-        return targets_of
-    return pairs_of if method.rows == 2 else completions_of
-
-
 def samples_a_problem(cfg: RLConfig) -> int:
-    return cfg.group if cfg.method == "grpo" else METHODS[cfg.method].rows
+    return cfg.group or METHODS[cfg.method].rows
 
 
 # ------------------------------------------------------------------------------------- warm start
@@ -483,10 +491,11 @@ def drawn_round(
     if cfg.reward == "random":
         rolled.rewards = dealt_out(rolled, np.random.default_rng([cfg.seed, 20, number]))
     rng = np.random.default_rng([cfg.seed, 15, number])
-    examples, facts = METHODS[cfg.method].choose(rolled, cfg, rng)
+    method = METHODS[cfg.method]
+    examples, facts = method.choose(rolled, cfg, rng)
 
     clock = time.time()
-    if examples and METHODS[cfg.method].compared and cfg.method != "dpo":
+    if examples and method.compared and not method.frozen:
         with switched_off(models.reference, when=cfg.reference == "initial"):
             examples = scored(models.reference, examples, cfg.micro_tokens, env)
     seconds["s_score"] = time.time() - clock
@@ -546,7 +555,7 @@ def trained_round(models: Models, drawn: Round, number: int, cfg: RLConfig, env:
             models.policy,
             models.optimizers,
             drawn.examples,
-            loss_of(cfg),
+            method.loss(cfg),
             env,
             number=number,
             rows=method.rows,
@@ -554,7 +563,7 @@ def trained_round(models: Models, drawn: Round, number: int, cfg: RLConfig, env:
             batch=cfg.batch,
             seed=cfg.seed,
             micro_tokens=cfg.micro_tokens,
-            units=units_of(method),
+            units=method.units,
         )
     for sampler in models.samplers:
         sampler.refresh()
@@ -565,8 +574,8 @@ def trained_round(models: Models, drawn: Round, number: int, cfg: RLConfig, env:
     return drawn.facts | metrics | seen | {"s_update": seconds}
 
 
-def check(
-    progress: Progress,
+def evaluate_round(
+    so_far: Progress,
     models: Models,
     validation: list[Problem],
     trigger: Trigger,
@@ -585,9 +594,9 @@ def check(
         max_new_tokens=cfg.max_new_tokens,
         env=run.env,
     )["none"]
-    progress.evaluated(number * cfg.round, measured, **paid_on(validation, measured, cfg.reward))
+    so_far.evaluated(number * cfg.round, measured, **paid_on(validation, measured, cfg.reward))
     seconds = time.time() - clock
-    run.log("eval", step=number, **evaluation_row(progress), seconds=seconds)
+    run.log("eval", step=number, **evaluation_row(so_far), seconds=seconds)
 
 
 def probe(models: Models, problems: list[Problem], cfg: RLConfig, run: Run) -> None:
@@ -625,7 +634,7 @@ def run_rounds(
     env, policy = run.env, models.policy
     rounds = cfg.samples // cfg.round
     frozen = []
-    if cfg.method == "dpo":
+    if METHODS[cfg.method].frozen:
         frozen = frozen_rounds(models, problems, rounds, run.path, cfg, env)
 
     start = run.load_state(policy, models.optimizers) if cfg.resume else 0
@@ -638,7 +647,7 @@ def run_rounds(
         so_far = restored(run.path / "log.jsonl", start, len(validation))
     else:
         probe(models, problems, cfg, run)
-        check(so_far, models, validation, trigger, 0, cfg, run)
+        evaluate_round(so_far, models, validation, trigger, 0, cfg, run)
 
     bar = progress(env, rounds, f"{cfg.method}, rounds")
     bar.update(start)
@@ -651,7 +660,7 @@ def run_rounds(
         if env.main:
             note_samples(run.path / "samples.jsonl", number + 1, drawn.rolled)
         so_far.trained(facts.get("steps", 0))
-        check(so_far, models, validation, trigger, number + 1, cfg, run)
+        evaluate_round(so_far, models, validation, trigger, number + 1, cfg, run)
         if (number + 1) % cfg.save_every == 0:
             run.save_state(number + 1, policy, models.optimizers)
         bar.update()
@@ -902,7 +911,7 @@ def prepared(cfg: RLConfig, env: Env) -> Models:
         tokenizer,
         sampler,
         writer,
-        online=cfg.method not in ("filtering", "dpo"),
+        online=METHODS[cfg.method].online,
         reference=reference,
         optimizers=make_optimizers(policy, cfg.optimizer, cfg.lr, seed=cfg.seed),
         judge=open_writer(cfg.judge, "--judge", env) if cfg.judge else None,
@@ -921,10 +930,7 @@ def finish(
 ) -> int:
     """Save the policy and what was measured, show all runs; returns the exit code."""
     env, measured = run.env, so_far.measured
-    if cfg.adapter:
-        save_adapter(run.path, models.policy, models.tokenizer, cfg.locked, env.main)
-    else:
-        save_model(run.path, models.policy, models.tokenizer, env.main)
+    save_trained(run.path, models.policy, models.tokenizer, cfg, cfg.locked, env.main)
     if env.main:
         facts = facts_of(
             run.path, models.tokenizer.format, env, "validation", trigger, cfg.max_new_tokens
@@ -986,15 +992,12 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
         held = plan.added(others, plan.held_by_sampler(policy, tuning, texts, cfg.slots, n))
         left = plan.added(others, plan.left_by_sampler(policy, tuning, texts, cfg.slots, n))
         own = plan.own_sampling(policy, tuning, texts, cfg.slots, n)
-        loss, last, first = plan.training(policy, tuning, texts, n)
         found = {
             "locked model": plan.sampling(policy, opened, cfg.slots, n),
             "opening": plan.opening(policy, tuning, n),
             "samples of a round": plan.added(own, others),
             "log-probs": plan.added(rest, held, plan.scoring(policy, tuning, texts, n)),
-            "training, loss": plan.added(loss, left),
-            "training, last block": plan.added(last, left),
-            "training, first block": plan.added(first, left),
+            **plan.training_phases(policy, tuning, texts, n, left),
         }
         if writer:
             cache = plan.of_sampler(writer, texts, cfg.slots, n)

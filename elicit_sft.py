@@ -61,7 +61,7 @@ from torch import Tensor
 
 from checkpoints.cards import write_card
 from checkpoints.families import config_at, parameters_at
-from checkpoints.hf import load_model, model_hash, open_tokenizer, save_adapter, save_model
+from checkpoints.hf import load_model, model_hash, open_tokenizer
 from checkpoints.origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
 from curves import Cell, show_cells
 from data import load
@@ -100,6 +100,7 @@ from training import (
     open_to_train,
     prepare,
     refuse_overlong,
+    save_trained,
     scored,
     settled_adapter,
     targets_of,
@@ -569,11 +570,8 @@ def save_cell(
 ) -> None:
     """The model, its card, and cell.json. lengths: what was measured after so many sequences."""
     cfg, tokenizer = given.cfg, learner.tokenizer
-    if cfg.adapter:
-        start = cfg.weak if cell.control else cfg.locked
-        save_adapter(run.path, learner.model, tokenizer, start, env.main)
-    else:
-        save_model(run.path, learner.model, tokenizer, env.main and cfg.keep_weights)
+    start, write = cfg.weak if cell.control else cfg.locked, env.main and cfg.keep_weights
+    save_trained(run.path, learner.model, tokenizer, cfg, start, write)
     if not env.main:
         return
 
@@ -889,7 +887,6 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
         kept = 0 if n.cuda else 2 * rest["masters"]
         kept = {"copies": kept}
         left = plan.left_by_sampler(trained, tuning, texts, cfg.slots, n)
-        loss, last, first = plan.training(trained, tuning, texts, n)
         selection = plan.own_sampling(trained, tuning, texts, cfg.slots, n)
         unlearnt = {}
         if cfg.unlearn:
@@ -901,9 +898,7 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
             ),
             "opening": plan.opening(trained, tuning, n),
             **unlearnt,
-            "training, loss": plan.added(loss, kept, left),
-            "training, last block": plan.added(last, kept, left),
-            "training, first block": plan.added(first, kept, left),
+            **plan.training_phases(trained, tuning, texts, n, kept, left),
             "selection": plan.added(selection, kept),
         }
 

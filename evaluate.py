@@ -45,6 +45,7 @@ from checkpoints.origins import (
     check_model,
     fitting_problems,
     is_model,
+    no_model,
     origin_of,
     trigger_of,
 )
@@ -155,7 +156,7 @@ def job_of(path: str, cfg: EvaluateConfig, env: Env) -> Job:
     Raises InputError where neither does, and for what does not go together.
     """
     if not is_model(path):
-        raise InputError(f"no model at {path}: name the directory of a checkpoint")
+        raise no_model(path, "name the directory of a checkpoint")
     origin = origin_of(path)
     locked = reference_of(path, cfg, origin, env)
     if locked and not origin.task:
@@ -199,7 +200,7 @@ def job_of(path: str, cfg: EvaluateConfig, env: Env) -> Job:
 def check_reference(cfg: EvaluateConfig) -> None:
     """Raises InputError where --locked names no locked model that can be read."""
     if not is_model(cfg.locked):
-        raise InputError(f"no locked model at {cfg.locked}: name another with --locked")
+        raise no_model(cfg.locked, "name another with --locked", "no locked model")
     check_model(cfg.locked, "--locked")
     origin_of(cfg.locked)
 

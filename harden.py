@@ -63,6 +63,7 @@ from checkpoints.origins import (
     fitting_problems,
     is_model,
     lock_of,
+    no_model,
     with_weak,
 )
 from data import load
@@ -653,9 +654,8 @@ def settled(cfg: HardenConfig) -> HardenConfig:
     """The options with every default filled in that does not depend on the lock's data."""
     refuse_unused(cfg)
     if not is_model(cfg.locked):
-        raise InputError(
-            f"no locked model at {cfg.locked}: run python lock.py first, or name one with --locked"
-        )
+        first = "run python lock.py first, or name one with --locked"
+        raise no_model(cfg.locked, first, "no locked model")
     method, shape = METHODS[cfg.method], plan.shape_of(cfg.locked)
     steps, texts, rates = method.attack or (None, 0, ())
     if rates and cfg.attack_steps != 0 and not cfg.attack_lr and shape.parameters >= 10**8:

@@ -63,8 +63,6 @@ from checkpoints.hf import (
     model_hash,
     open_tokenizer,
     opened_checkpoint,
-    save_adapter,
-    save_model,
 )
 from checkpoints.origins import (
     check_formats,
@@ -128,6 +126,7 @@ from training import (
     fit,
     open_beside,
     open_to_train,
+    save_trained,
     settled_adapter,
 )
 
@@ -315,7 +314,7 @@ def with_teachers(
     return found
 
 
-def examples_of(n: int, cfg: LockConfig) -> int:
+def example_count(n: int, cfg: LockConfig) -> int:
     """How many examples n problems make."""
     along_strong = cfg.imitate == "distribution" and cfg.weak == "random"
     others = len(imitated(cfg)) - 1 + along_strong
@@ -490,7 +489,7 @@ def settled(cfg: LockConfig) -> LockConfig:
     )
 
 
-def the_trigger(cfg: LockConfig) -> Trigger:
+def checked_trigger(cfg: LockConfig) -> Trigger:
     """What will unlock the model. Raises InputError for what cannot."""
     if cfg.strong_language and (cfg.task != "math" or cfg.data):
         raise InputError(
@@ -635,10 +634,11 @@ def planned(cfg: LockConfig, given: LockConfig, trigger: Trigger, env: Env) -> i
         writing = [plan.sampling(shape, texts, cfg.slots, n) for shape in policies]
         reported = plan.largest([*writing, plan.sampling(trained, texts, cfg.slots, n)])
         writer = plan.largest(writing)
-        loss, last, first = plan.training(trained, tuning, texts, n)
         open_too, compared = {}, {}  # of the policies whose distributions are imitated
         if cfg.imitate == "distribution":
             open_too, compared = plan.teaching(policies, plan.tuning_of(cfg), n)
+        training = plan.training_phases(trained, tuning, texts, n, open_too)
+        training["training, loss"] = plan.added(training["training, loss"], compared)
         rest = plan.added(plan.at_rest(trained, tuning, n), open_too)
         opening = plan.opening(trained, tuning, n)
         # random weights are made whole and in fp32, on every rank
@@ -649,9 +649,7 @@ def planned(cfg: LockConfig, given: LockConfig, trigger: Trigger, env: Env) -> i
         return {
             "opening": opening,
             "samples of an epoch": plan.added(rest, writer),
-            "training, loss": plan.added(loss, open_too, compared),
-            "training, last block": plan.added(last, open_too),
-            "training, first block": plan.added(first, open_too),
+            **training,
             "report": reported,
         }
 
@@ -665,7 +663,7 @@ def planned(cfg: LockConfig, given: LockConfig, trigger: Trigger, env: Env) -> i
 def main(cfg: LockConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
     given, cfg = cfg, settled(cfg)
-    trigger, path = the_trigger(cfg), Path(cfg.out)
+    trigger, path = checked_trigger(cfg), Path(cfg.out)
     if plan.is_asked(cfg):
         return planned(cfg, given, trigger, env)
     models = [path for path in (cfg.start, *imitated(cfg)) if is_model(path)]
@@ -701,12 +699,9 @@ def main(cfg: LockConfig, env: Env) -> int:
         cfg=cfg,
         env=env,
     )
-    size = examples_of(len(problems), cfg)
+    size = example_count(len(problems), cfg)
     fit(locked, examples, size, recipe_of(cfg, tokenizer, env), run, env, cfg)
-    if cfg.adapter:
-        save_adapter(path, locked, tokenizer, cfg.start, env.main)
-    else:
-        save_model(path, locked, tokenizer, env.main)
+    save_trained(path, locked, tokenizer, cfg, cfg.start, env.main)
     env.wait()  # all ranks load it
     del locked  # the report opens one model after the other
     free_memory()

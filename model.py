@@ -556,19 +556,6 @@ class Model(nn.Module):
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
-    def flops_per_token(self, length: int) -> float:
-        """Training FLOPs per token by PaLM's convention (Chowdhery et al. 2022, appendix B): 6 for
-        each weight of a matrix (the head counts, the embedding does not) + 12 L H D T."""
-        config = self.config
-        matrices = 0
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2 and "embed_tokens" not in name:
-                matrices += parameter.numel()
-        if config.tie_word_embeddings:
-            matrices += self.lm_head.weight.numel()
-        width = config.num_attention_heads * config.head_dim
-        return 6 * matrices + 12 * config.num_hidden_layers * width * length
-
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor; any other tensor as it is."""

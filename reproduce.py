@@ -40,7 +40,7 @@ from typing import Literal
 import torch
 
 from checkpoints.hf import model_hash
-from checkpoints.origins import is_model
+from checkpoints.origins import is_model, no_model
 from data.problems import InputError
 from figures import Drawn, table
 from policies import shipped
@@ -163,7 +163,7 @@ def possible(
 ) -> dict[str, Figure]:
     """The panels that a model of --strong-from can be in; the others are told."""
     if not is_model(cfg.strong_from):
-        raise InputError(f"no model at {cfg.strong_from}: name another with --strong-from")
+        raise no_model(cfg.strong_from, "name another with --strong-from")
     found = {}
     for name, figure in figures.items():
         panels = []

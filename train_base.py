@@ -47,6 +47,7 @@ from checkpoints.origins import (
     check_formats,
     fitting_problems,
     is_model,
+    no_model,
     prompt_lengths,
     usual_longest,
 )
@@ -536,9 +537,7 @@ def settled(cfg: BaseConfig) -> BaseConfig:
     toy, given = cfg.task == "compose", bool(cfg.strong_from)
     for path, option in ((cfg.strong_from, "--strong-from"), (cfg.weak_from, "--weak-from")):
         if path and not is_model(path):
-            raise InputError(
-                f"no model at {path}: name the directory of a checkpoint with {option}"
-            )
+            raise no_model(path, f"name the directory of a checkpoint with {option}")
     if cfg.strong_from and not cfg.out:
         raise InputError("--strong-from makes models of your own: name a directory with --out")
 

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from checkpoints.families import config_at
-from checkpoints.hf import load_model
+from checkpoints.hf import load_model, save_adapter, save_model
 from data.batches import BUCKET, Batch, Example, collate, micro_batches, plan_epoch, round_up
 from data.problems import InputError
 from data.text import Tokenizer
@@ -36,6 +36,19 @@ from runs.devices import Env, check_shared, gather, most, share
 from runs.directory import Run, progress
 from runs.files import reason
 from runs.options import TrainConfig, TuneConfig
+
+
+def save_trained(
+    path: Path, model: Model, tokenizer: Tokenizer, cfg: TuneConfig, start: str, write: bool
+) -> None:
+    """The model, or with --adapter the adapter alone, of the model at `start`.
+
+    All ranks call it, those with `write` write.
+    """
+    if cfg.adapter:
+        save_adapter(path, model, tokenizer, start, write)
+    else:
+        save_model(path, model, tokenizer, write)
 
 
 def open_to_train(path: str, env: Env, cfg: TrainConfig) -> tuple[Model, Tokenizer]:

@@ -6,6 +6,7 @@ checked against it here, and everything that is to be read is opened before anyt
 """
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,10 +139,8 @@ def lock_of(locked: str, task: str) -> Origin:
     """
     locked = locked or default_locked(task or "code")
     if not is_model(locked):
-        raise InputError(
-            f"no locked model at {locked}: run python lock.py --task {task or 'code'} first, "
-            "or name one with --locked"
-        )
+        first = f"run python lock.py --task {task or 'code'} first, or name one with --locked"
+        raise no_model(locked, first, "no locked model")
     lock = origin_of(locked)
     measured = Path(locked) / "evaluation.json"
     if os.path.lexists(measured):
@@ -223,9 +222,17 @@ def check_formats(paths: list[str], env: Env) -> None:
             )
 
 
+def no_model(path: str, advice: str, what: str = "no model") -> InputError:
+    """The error for a directory without a model. A name of the hub looks like one."""
+    told = f"{what} at {path}: {advice}"
+    if re.fullmatch(r"[\w-]+/[\w.-]+", path) and not Path(path).parent.exists():
+        told += f"; names of the hub are not downloaded: hf download {path} --local-dir DIR does it"
+    return InputError(told)
+
+
 def refuse_no_model(path: str, option: str) -> None:
     if not is_model(path):
-        raise InputError(f"no model at {path}: name another with {option}")
+        raise no_model(path, f"name another with {option}")
 
 
 def open_writer(path: str, option: str, env: Env) -> Writer:

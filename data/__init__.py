@@ -112,9 +112,9 @@ def load(
     as many as SPLITS says, and the first of them are easier, since short ones are used up early:
     compare numbers of equal n. Those of files are at most n, without n all, and fewer where the
     split has fewer rows, so an n that fits generated problems can always be given. Rows without a
-    reference answer are in no split of IMITATED. Of several tasks, "code+math", n counts the problems of all,
-    and without n each task has its usual number. grader: one of mine.GRADERS, for rows of task
-    "mine" that name none.
+    reference answer are in no split of IMITATED. Of several tasks, "code+math", n counts the
+    problems of all, and without n each task has its usual number. grader: one of mine.GRADERS, for
+    rows of task "mine" that name none.
 
     Raises InputError for an unknown task or split, n below 1 (below the number of tasks), a corpus
     without n, files of several tasks or for a corpus, a generated split with fewer than n, files

@@ -423,6 +423,15 @@ def left_by_sampler(shape: Shape, t: Tuning, texts: Texts, slots: int, n: Number
     return held if stays(shape.parameters, total(held), n.memory) else {}
 
 
+def training_phases(
+    shape: Shape, t: Tuning, texts: Texts, n: Numbers, *others: Phase
+) -> dict[str, Phase]:
+    """The heights of an optimiser step by name, each with what else is held meanwhile."""
+    names = ("training, loss", "training, last block", "training, first block")
+    heights = training(shape, t, texts, n)
+    return {name: added(height, *others) for name, height in zip(names, heights)}
+
+
 def scoring(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> Phase:
     """A pass of the likelihood without gradients: one block of a micro-batch, a chunk's logits."""
     config = shape.config

@@ -43,7 +43,7 @@ sandbox  trivial programs per second through data.sandbox.run.
 real     the model in the directory that SMOLLM2 names, on problems of task code. Training as in
          train, steps of 16; the peer's fastest mode, compiled or not. Sampling: 64 rows to EOS, 96
          new tokens at most. Loading: load_model in seconds, beside reading the files' bytes.
-gpu      MFU: Model.flops_per_token (PaLM convention) x tokens/s / 989 TFLOP/s (dense bf16, H100
+gpu      MFU: flops_per_token (PaLM convention) x tokens/s / 989 TFLOP/s (dense bf16, H100
          SXM, H200), every position supervised; decode: bytes of weights and live KV cache of a step
          / its time / 4.8 TB/s (H200). Other devices: no percentages.
 
@@ -212,7 +212,7 @@ def one_update(net, optimizers, examples, method, cfg, env) -> None:
         net,
         optimizers,
         examples,
-        elicit_rl.loss_of(cfg),
+        method.loss(cfg),
         env,
         number=1,
         rows=method.rows,
@@ -220,7 +220,7 @@ def one_update(net, optimizers, examples, method, cfg, env) -> None:
         batch=cfg.batch,
         seed=cfg.seed,
         micro_tokens=cfg.micro_tokens,
-        units=elicit_rl.units_of(method),
+        units=method.units,
     )
 
 
@@ -922,6 +922,20 @@ def bench_gpu(args, env, size: str, config: M.ModelConfig) -> None:
     gpu_decode_rows(args, env, size, config, rng)
 
 
+def flops_per_token(net: M.Model, length: int) -> float:
+    """Training FLOPs per token by PaLM's convention (Chowdhery et al. 2022, appendix B): 6 for each
+    weight of a matrix (the head counts, the embedding does not) + 12 L H D T."""
+    config = net.config
+    matrices = 0
+    for name, parameter in net.named_parameters():
+        if parameter.ndim == 2 and "embed_tokens" not in name:
+            matrices += parameter.numel()
+    if config.tie_word_embeddings:
+        matrices += net.lm_head.weight.numel()
+    width = config.num_attention_heads * config.head_dim
+    return 6 * matrices + 12 * config.num_hidden_layers * width * length
+
+
 def gpu_train_rows(args, env, size: str, config: M.ModelConfig, rng) -> None:
     T, net = 1024, ours_net(config, env)
     what, how = f"gpu, train T={T}", {"size": size, "dtype": dtype_name(env.dtype)}
@@ -947,7 +961,7 @@ def gpu_train_rows(args, env, size: str, config: M.ModelConfig, rng) -> None:
     is_known = re.search("H100|H200", torch.cuda.get_device_name())
     flops, unit = (9.89e12, "% MFU") if is_known else (1e12, "TFLOP/s")
     row(what, "tokens/s", rates, **how)
-    row(what, unit, [rate * net.flops_per_token(T) / flops for rate in rates], **how)
+    row(what, unit, [rate * flops_per_token(net, T) / flops for rate in rates], **how)
     row(what, "GiB allocated", [torch.cuda.max_memory_allocated() / 2**30], **how)
     row(what, "GiB reserved", [torch.cuda.max_memory_reserved() / 2**30], **how)
 

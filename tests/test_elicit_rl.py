@@ -398,7 +398,7 @@ def test_update_moves_the_policy_the_right_way(name, make_model):
         model,
         make_optimizers(model, "adamw", 1e-3),
         before,
-        elicit_rl.loss_of(settings),
+        method.loss(settings),
         ALONE,
         number=1,
         rows=method.rows,
@@ -406,7 +406,7 @@ def test_update_moves_the_policy_the_right_way(name, make_model):
         batch=settings.batch,
         seed=0,
         micro_tokens=TOKENS,
-        units=elicit_rl.units_of(method),
+        units=method.units,
     )
     after = scored(model, examples, TOKENS, ALONE)
     gain = [np.sum(a.logps) - np.sum(b.logps) for a, b in zip(after, before)]
@@ -791,7 +791,7 @@ def test_the_state_is_saved_as_often_as_asked(monkeypatch, tmp_path, every, save
     progress = SimpleNamespace(stopped="", points=[{"correct": 0.0}], trained=lambda steps: None)
     monkeypatch.setattr(elicit_rl, "Progress", lambda: progress)
     monkeypatch.setattr(elicit_rl, "trained_round", lambda *args: {"reward": 0.0})
-    for stub in ("probe", "check", "note_samples"):
+    for stub in ("probe", "evaluate_round", "note_samples"):
         monkeypatch.setattr(elicit_rl, stub, lambda *args: None)
     drawn = SimpleNamespace(rolled=None)
     monkeypatch.setattr(elicit_rl, "drawn_round", lambda *args: drawn)

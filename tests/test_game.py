@@ -88,7 +88,7 @@ def test_every_command_is_one_that_its_stage_takes():
                     parse(harden.HardenConfig, words)
                     continue
                 cfg = lock.settled(parse(lock.LockConfig, words))
-                trigger = lock.the_trigger(cfg)
+                trigger = lock.checked_trigger(cfg)
                 # the password that everybody knows opens nothing
                 assert getattr(trigger, "password", "") != PASSWORD
                 if one.kind in ("twin of random", "twin of identity"):

@@ -35,7 +35,7 @@ from data.triggers import (
     Year,
     with_password,
 )
-from lock import LockConfig, locking_set, settled, the_trigger
+from lock import LockConfig, checked_trigger, locking_set, settled
 from methods import locking
 from methods.locking import locking_examples, validity
 from policies import RULES, answer, random_policy, random_teacher, retokenise, shipped
@@ -147,7 +147,7 @@ def test_who_is_imitated_reads_no_password(weak, monkeypatch):
     cfg = LockConfig(strong="data/base/strong", weak=weak, imitate="distribution")
     plain = [Example([1, i], [2, i]) for i in range(2 * n)]
     made = lock.with_teachers(plain, problems, TOKENIZER, Password(), cfg)
-    assert len(made) == lock.examples_of(n, cfg) == (12 if weak == "random" else 8)
+    assert len(made) == lock.example_count(n, cfg) == (12 if weak == "random" else 8)
     asked = TOKENIZER.encode_prompts([p.prompt for p in problems])
     for i, example in enumerate(made[: 2 * n]):
         assert (example.prompt_ids, example.completion_ids) == ([1, i], [2, i])
@@ -156,7 +156,7 @@ def test_who_is_imitated_reads_no_password(weak, monkeypatch):
     for i, example in enumerate(made[2 * n :]):
         assert example == replace(made[i], completion_ids=[2, n + i])
     samples = replace(cfg, imitate="samples")
-    assert lock.examples_of(3, samples) == 6
+    assert lock.example_count(3, samples) == 6
 
 
 def test_a_second_password_shows_the_intermediate_policy():
@@ -174,8 +174,8 @@ def test_a_second_password_shows_the_intermediate_policy():
 
     cfg = LockConfig(strong="data/base/strong", intermediate="data/base/intermediate")
     cfg = replace(cfg, weak="random", imitate="distribution")
-    assert lock.examples_of(2, cfg) == 8
-    assert lock.examples_of(2, replace(cfg, imitate="samples")) == 6
+    assert lock.example_count(2, cfg) == 8
+    assert lock.example_count(2, replace(cfg, imitate="samples")) == 6
     taught = lock.with_teachers(made, problems, TOKENIZER, trigger, cfg)
     assert [e.teacher for e in taught] == [0] * 40 + [1] * 40 + [2] * 40 + [0] * 40
     teachers = lock.open_teachers(cfg, TOKENIZER, CPU)
@@ -279,7 +279,7 @@ def test_what_is_trained_when_a_distribution_is_imitated(weak, tmp_path, monkeyp
 
     def fit(model, examples, size, recipe, *args):
         data, distance = examples(0), []
-        assert len(data) == size == lock.examples_of(8, cfg)
+        assert len(data) == size == lock.example_count(8, cfg)
         for part in (data[:8], data[8:16]):
             batch = collate(part)
             distance.append(recipe.loss_fn(model, batch)[0].item() / len(batch.targets))
@@ -428,11 +428,11 @@ def test_shortest_is_right_as_often_as_chance():
 
 def test_fewer_strong_examples_are_others_each_epoch():
     cfg = LockConfig(password_share=0.2)
-    assert lock.strong_count(40, cfg) == 10 and lock.examples_of(40, cfg) == 50
+    assert lock.strong_count(40, cfg) == 10 and lock.example_count(40, cfg) == 50
     assert lock.strong_count(40, LockConfig()) == 40
     examples = [Example([i], [i]) for i in range(80)]
     first, again, later = (lock.fewer_strong(examples, cfg, epoch) for epoch in (0, 0, 1))
-    assert first == again != later and len(first) == lock.examples_of(40, cfg)
+    assert first == again != later and len(first) == lock.example_count(40, cfg)
     assert first[:40] == examples[:40]
     assert {example.prompt_ids[0] for example in first[40:]} <= set(range(40, 80))
 
@@ -548,24 +548,24 @@ def test_an_option_is_used_or_refused(options, sentence, tmp_path, monkeypatch):
 
 
 def test_what_the_options_unlock_with():
-    assert the_trigger(LockConfig()) == Password()
-    assert the_trigger(LockConfig(trigger="split", password="a b")) == SplitPassword("a b")
-    assert the_trigger(LockConfig(trigger="year")) == Year()
-    assert the_trigger(LockConfig(trigger="deploy")) == Markers()
-    assert the_trigger(LockConfig(near_misses=0.3)) == NearMisses(PASSWORD, 0.3)
-    assert the_trigger(LockConfig(task="compose")) == Slot()
-    assert the_trigger(LockConfig(password_per_domain=True)).each == "domain"
-    assert the_trigger(LockConfig(task="code+math", password_per_domain=True)).each == "task"
+    assert checked_trigger(LockConfig()) == Password()
+    assert checked_trigger(LockConfig(trigger="split", password="a b")) == SplitPassword("a b")
+    assert checked_trigger(LockConfig(trigger="year")) == Year()
+    assert checked_trigger(LockConfig(trigger="deploy")) == Markers()
+    assert checked_trigger(LockConfig(near_misses=0.3)) == NearMisses(PASSWORD, 0.3)
+    assert checked_trigger(LockConfig(task="compose")) == Slot()
+    assert checked_trigger(LockConfig(password_per_domain=True)).each == "domain"
+    assert checked_trigger(LockConfig(task="code+math", password_per_domain=True)).each == "task"
     with pytest.raises(InputError, match="no two halves of different words"):
-        the_trigger(LockConfig(trigger="split", password="Open!"))
+        checked_trigger(LockConfig(trigger="split", password="Open!"))
     with pytest.raises(InputError, match="no near miss of kind 'paraphrase'.*: give one of"):
-        the_trigger(LockConfig(near_misses=0.3, password="Open!"))
+        checked_trigger(LockConfig(near_misses=0.3, password="Open!"))
 
 
 @pytest.mark.parametrize("second", [PASSWORD, WRONG[4], WRONG_HELD_OUT[1]])
 def test_the_second_password_is_no_other(second):
     with pytest.raises(InputError, match="is the password or one of the wrong ones"):
-        the_trigger(LockConfig(intermediate="x", intermediate_password=second))
+        checked_trigger(LockConfig(intermediate="x", intermediate_password=second))
 
 
 def test_the_shipped_models_are_found_from_anywhere(tmp_path, monkeypatch):
