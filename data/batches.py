@@ -2,7 +2,8 @@
 
 So little compute goes to padding and few shapes occur. An optimiser step holds several such
 batches, of different lengths: were all its documents alike in length, they would be alike in more
-(task, difficulty, with a password or without), and its gradient would be unlike the next one's.
+(task, difficulty, with a password or without), and its gradient would be unlike the next one's. (A
+step of no more documents than a run, such as lock.py's of 32, is alike: docs/NOTES.md.)
 """
 
 from collections.abc import Sequence
