@@ -4,21 +4,25 @@ PYTHONPATH=. python tests/test_house.py   # counts the code: lines, comments, co
 """
 
 import ast
+import json
 import re
 import sys
 from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 
 import data
 import evaluate
 import policies
 import reproduce
+from checkpoints.hf import load_model
 from runs.directory import launch
 from study import matrix, paper
 
 ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
 STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "elicit_tampering"}
 STAGES |= {"evaluate", "harden", "reproduce"}
 PACKAGES = ("checkpoints", "methods", "runs", "study")
@@ -152,7 +156,18 @@ def test_no_line_is_wide_no_function_long_and_the_code_is_not_dense(files):
     assert found["comprehensions"] <= 5
 
 
-# ----------------------------------------------------------------------------- docs/extending.md
+# ----------------------------------------------------------------- docs/files.md, docs/extending.md
+
+
+def test_the_example_of_docs_files_gives_the_gap_recovered(capsys, monkeypatch):
+    """Of results that are in the repository, whose table says the same."""
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/files.md").read_text(), re.DOTALL)[1]
+    done = ROOT / "docs/reproduced/code"
+    paths = [done / "locked/evaluation.json", done / "sft/seed0/k8-seed0/cell.json"]
+    monkeypatch.setattr(sys, "argv", ["gap.py", *map(str, paths)])
+    exec(code, {})
+    table = json.loads((done / "sft/seed0/summary.json").read_text())["cells"]["k8"]
+    assert float(capsys.readouterr().out.split()[0]) == pytest.approx(table["gap_recovered"])
 
 
 def blocks() -> list[str]:
@@ -203,13 +218,29 @@ def test_the_lock_and_the_elicitor_of_the_docs(tmp_path, monkeypatch, capsys):
     assert "out/noise" in capsys.readouterr().out
 
 
+def test_the_fine_tuning_of_the_docs(tmp_path, monkeypatch, capsys):
+    weak = ROOT / "data/base/weak"
+    monkeypatch.setattr(sys, "argv", ["elicit_last_block.py", str(weak), str(tmp_path / "last")])
+    exec(blocks()[3], {"__name__": "__main__"})
+    losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(losses) == 64 and losses[-1] < losses[0]
+    before, after = (load_model(path, CPU, torch.float32)[0] for path in (weak, tmp_path / "last"))
+    changed = {
+        name
+        for (name, old), new in zip(before.named_parameters(), after.parameters())
+        if not torch.equal(old, new)
+    }
+    last = len(before.model.layers) - 1
+    assert changed and all(name.startswith(f"model.layers.{last}.") for name in changed)
+
+
 def test_the_figure_of_the_docs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paper, "COMMANDS", dict(paper.COMMANDS))
     command = f"reproduce_rank.py --figure lora --list --out {tmp_path / 'out'}"
     monkeypatch.setattr(sys, "argv", command.split())
     try:
         with pytest.raises(SystemExit) as ended:
-            exec(blocks()[3], {"__name__": "__main__"})
+            exec(blocks()[4], {"__name__": "__main__"})
     finally:
         del paper.FIGURES["lora"]
     assert ended.value.code == 0
@@ -225,7 +256,7 @@ def test_the_lock_and_the_elicitor_of_the_matrix_of_the_docs(tmp_path, monkeypat
     command += f" --list --out {tmp_path / 'out'}"
     monkeypatch.setattr(sys, "argv", command.split())
     with pytest.raises(SystemExit) as ended:
-        exec(blocks()[4], {"__name__": "__main__"})
+        exec(blocks()[5], {"__name__": "__main__"})
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert "--locked @matrix/long --k 8 --rank 8" in printed
