@@ -366,6 +366,28 @@ def step_batches(
     return micro_batches(share(env, [examples[i] for i in order[step]]), micro_tokens)
 
 
+def objective_of(cfg: SFTConfig) -> tuple[Callable, Callable[[Batch], int]]:
+    """The loss of a batch, and the units that it is divided by."""
+    if cfg.unlearn:
+        return partial(npo_step, beta=BETA), completions_of
+    return sft_loss, targets_of
+
+
+@dataclass
+class Best:
+    """Where a training was best, by its score on the selection split: of equals the first."""
+
+    score: float = -1.0
+    length: int = 0  # sequences seen
+    weights: list[Tensor] = field(default_factory=list)
+
+    def offer(self, score: float, length: int, model: Model) -> None:
+        if score > self.score:
+            self.score, self.length = score, length
+            self.weights.clear()  # their memory serves the new ones
+            self.weights += weights_of(model)
+
+
 def elicit(
     learner: Learner,
     examples: list[Example],
@@ -391,12 +413,10 @@ def elicit(
     )
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, seed=seed)
     hooks = train_few(model, cfg.parameters, seed, optimizers) if cfg.parameters else []
-    loss_fn, units = sft_loss, targets_of
-    if cfg.unlearn:
-        loss_fn, units = partial(npo_step, beta=BETA), completions_of
+    loss_fn, units = objective_of(cfg)
 
     scores: dict[int, float] = {}
-    best_score, best_length, best_weights = -1.0, 0, []
+    best = Best()
     sampler.make_room()
     for step, metrics in train(
         model, optimizers, batches, loss_fn, env, steps=steps, warmup=4, units=units
@@ -423,15 +443,12 @@ def elicit(
             n=len(selection),
             **watched,
         )
-        if score > best_score:
-            best_score, best_length = score, length
-            best_weights.clear()  # their memory serves the new ones
-            best_weights += weights_of(model)
+        best.offer(score, length, model)
 
     for hook in hooks:
         hook.remove()
-    restore(model, sampler, best_weights)
-    return scores, best_length
+    restore(model, sampler, best.weights)
+    return scores, best.length
 
 
 # ------------------------------------------------------------------------------------------- cells
