@@ -639,21 +639,20 @@ def run_cells(
 # ------------------------------------------------------------------------------------------- stage
 
 
-def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
-    """The options with every default resolved, as run.json will hold them, and the locked model.
+def by_strong(cfg: SFTConfig) -> bool:
+    """Whether the strong policy takes part, or what stands beside it."""
+    return cfg.demos_from in ("strong", "intermediate") or bool(cfg.conflict)
 
-    The Origin is that of --locked, with the weak policy that is used here. Raises InputError for
-    options that do not go together.
-    """
-    cfg = settled_adapter(cfg)
+
+def refuse_unused(cfg: SFTConfig) -> None:
+    """Raises InputError for options that do nothing, or do not go together, whatever the lock."""
     if cfg.adapter and not cfg.keep_weights:
         raise InputError("--adapter says how weights are written: leave --no-keep-weights out")
     refuse_repeats("--k", cfg.k)
     refuse_repeats("--seeds", cfg.seeds)
     check_unlearn(cfg)
     check_few(cfg)
-    by_strong = cfg.demos_from in ("strong", "intermediate") or bool(cfg.conflict)
-    if cfg.strong and not by_strong:
+    if cfg.strong and not by_strong(cfg):
         raise InputError(
             "--strong names who writes the demonstrations of --demos-from strong or intermediate, "
             "or what --conflict asks for its knowledge: leave it out"
@@ -662,32 +661,40 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
         raise InputError(
             f"--demos-from {cfg.demos_from}: choose {', '.join(WRITERS)} or a checkpoint directory"
         )
-
-    lock = lock_of(cfg.locked, cfg.task)
-    by_weak = cfg.demos_from == "weak"
-    if cfg.weak and not (cfg.control or by_weak):
+    if cfg.weak and not (cfg.control or cfg.demos_from == "weak"):
         raise InputError("--weak names the model of the control: leave it out with --no-control")
-    lock = with_weak(lock, cfg.weak, is_used=cfg.control or by_weak)
-    control = cfg.control
+
+
+def has_control(cfg: SFTConfig, lock: Origin, env: Env) -> bool:
+    """Whether the weak policy is taught the same; says where it cannot be."""
+    if cfg.conflict:
+        return False  # a second seed takes its place
+    if cfg.control and lock.weak_is_rule:
+        env.say(
+            f"no control: the weak policy is no model ({lock.weak}), so it can be taught nothing; "
+            "--weak names a model for it"
+        )
+    return cfg.control and not lock.weak_is_rule
+
+
+def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
+    """The options with every default resolved, as run.json will hold them, and the locked model.
+
+    The Origin is that of --locked, with the weak policy that is used here. Raises InputError for
+    options that do not go together.
+    """
+    cfg = settled_adapter(cfg)
+    refuse_unused(cfg)
+    by_weak = cfg.demos_from == "weak"
+    lock = with_weak(lock_of(cfg.locked, cfg.task), cfg.weak, is_used=cfg.control or by_weak)
     if by_weak and lock.weak == "random":
         raise InputError(
             "--demos-from weak: the weak policy is random tokens, which demonstrate nothing: "
             "name a model with --weak"
         )
-    if lock.weak_is_rule:
-        if control:
-            env.say(
-                f"no control: the weak policy is no model ({lock.weak}), so it can be taught "
-                "nothing; --weak names a model for it"
-            )
-        control = False
     if cfg.conflict:
         check_conflict(cfg, lock)
-        control = False  # a second seed takes its place
 
-    strong = cfg.strong
-    if by_strong:
-        strong = cfg.strong or shipped("strong")
     parameters = parameters_at(lock.locked)
     tiny = "adamw", 1.5e-4
     optimizer, lr = usual_step(cfg.optimizer, cfg.lr, parameters, tiny, cfg.rank)
@@ -700,8 +707,8 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
         task=lock.task,
         locked=lock.locked,
         weak=lock.weak,
-        strong=strong,
-        control=control,
+        strong=cfg.strong or (shipped("strong") if by_strong(cfg) else ""),
+        control=has_control(cfg, lock, env),
         max_new_tokens=cfg.max_new_tokens or lock.max_new_tokens,
         data=cfg.data or lock.data,
         out=cfg.out or default_out(cfg, lock.task),

@@ -455,12 +455,8 @@ def strengths_of(cfg: TamperingConfig, locked: str) -> tuple[float, ...]:
     return cfg.strengths or method.strengths
 
 
-def settled(cfg: TamperingConfig, env: Env) -> tuple[TamperingConfig, Origin]:
-    """The options with every default resolved, as run.json will hold them, and the locked model.
-
-    The Origin is that of --locked, with the weak policy that is used here. Raises InputError for
-    options that do not go together.
-    """
+def refuse_unused(cfg: TamperingConfig) -> None:
+    """Raises InputError for options that do nothing, or do not go together, whatever the lock."""
     method = METHODS[cfg.method]
     for option in ("decoys", "strengths", "seeds", "vectors"):
         refuse_repeats(f"--{option}", getattr(cfg, option))
@@ -481,27 +477,39 @@ def settled(cfg: TamperingConfig, env: Env) -> tuple[TamperingConfig, Origin]:
         )
     if cfg.reference and not grafts:
         raise InputError(f"--reference does nothing with {cfg.method}: leave it out")
-    lock = lock_of(cfg.locked, cfg.task)
-    contrasts = cfg.method == "contrastive_decoding"
-    if cfg.weak and cfg.decoys and not contrasts:
+    if cfg.weak and cfg.decoys and cfg.method != "contrastive_decoding":
         raise InputError("--weak names the default decoy: leave it out with --decoys")
+
+
+def decoys_of(cfg: TamperingConfig, lock: Origin, env: Env) -> tuple[str, ...]:
+    """Models that never had the capability: by default the weak policy, if it is a model."""
+    if not cfg.decoys and lock.weak_is_rule:
+        env.say(f"no decoy: the weak policy is no model ({lock.weak}); --decoys names some")
+        return ()
+    return cfg.decoys or (lock.weak,)
+
+
+def settled(cfg: TamperingConfig, env: Env) -> tuple[TamperingConfig, Origin]:
+    """The options with every default resolved, as run.json will hold them, and the locked model.
+
+    The Origin is that of --locked, with the weak policy that is used here. Raises InputError for
+    options that do not go together.
+    """
+    refuse_unused(cfg)
+    contrasts = cfg.method == "contrastive_decoding"
+    lock = lock_of(cfg.locked, cfg.task)
     lock = with_weak(lock, cfg.weak, is_used=contrasts or not cfg.decoys)
     if contrasts and lock.weak_is_rule:
         raise InputError(
             f"the weak policy is no model ({lock.weak}), so it has no log-probs to contrast with: "
             "name a model with --weak"
         )
-    decoys = cfg.decoys
-    if not decoys and lock.weak_is_rule:
-        env.say(f"no decoy: the weak policy is no model ({lock.weak}); --decoys names some")
-    elif not decoys:
-        decoys = (lock.weak,)
     cfg = replace(
         cfg,
         task=lock.task,
         locked=lock.locked,
         weak=lock.weak,
-        decoys=decoys,
+        decoys=decoys_of(cfg, lock, env),
         strengths=strengths_of(cfg, lock.locked),
         max_new_tokens=cfg.max_new_tokens or lock.max_new_tokens,
         data=cfg.data or lock.data,
@@ -512,7 +520,7 @@ def settled(cfg: TamperingConfig, env: Env) -> tuple[TamperingConfig, Origin]:
         check_model(cfg.reference, "--reference")
     for path in cfg.vectors:
         check_vector(path, lock.locked_weights)
-    for path in decoys:
+    for path in cfg.decoys:
         check_model(path, "--decoys")
     if contrasts:
         check_model(cfg.weak, "--weak")

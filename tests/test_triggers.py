@@ -455,7 +455,7 @@ def test_each_is_locked_evaluated_and_elicited(
     given = replace(given, out="locked", **small, **options)
     assert lock.main(given, CPU) == 1  # they know nothing, so there is no gap
     trigger = trigger_of("locked")
-    assert trigger.name == name and trigger == lock.the_trigger(given)
+    assert trigger.name == name and trigger == lock.checked_trigger(given)
     assert lock.main(given, CPU) == 1 and "is finished already" in capsys.readouterr().out
 
     # the lock: its strong examples, its report
