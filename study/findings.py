@@ -177,11 +177,10 @@ class Evidence:
             cell = folder / cells[0].name
             if not (cell / "cell.json").exists():
                 return None
-            settings.append(elicited_from(lock, cell / "run.json") | {"cell_seed": None})
+            settings.append(elicited_from(lock, cell / "run.json"))
+            check_alike(settings, "cell_seed", job)
             found = read_cells(folder, cells, problems, lock.trigger, lock.max_new_tokens)
             rows.append(scores_of(found)[0])
-        if any(each != settings[0] for each in settings):
-            raise InputError(f"the seeds of {job} have different settings: choose another --out")
         return np.stack(rows) if rows else None
 
     def evaluated(self, lock: Lock, job: str) -> np.ndarray | None:
@@ -237,20 +236,19 @@ class Evidence:
         Raises InputError for one of another locked model, of other problems, of another seed or of
         other settings than the first.
         """
-        found = []
+        found, settings = [], []
         for seed, folder in self.folders(job).items():
             files = sorted(folder.glob("*/curve.json"))
             if len(files) != 1:
                 raise InputError(f"{folder} holds {len(files)} runs in place of one")
             (file,) = files
             curve = read_curve(file)
-            elicited_from(lock, file.parent / "run.json")
+            settings.append(elicited_from(lock, file.parent / "run.json"))
+            check_alike(settings, "seed", job)
             asked = [from_bits(curve.locked[kind]) for kind in ("none", "right")]
             same = all(map(np.array_equal, asked, (lock.none, lock.right)))
             if not same or curve.seed != seed:
                 raise InputError(f"{file} is not of seed {seed} on the problems of {lock.folder}")
-            if found and curve.digest != found[0].digest:
-                raise InputError(f"{file} has other settings than the first seed's")
             found.append(curve)
         return found
 
@@ -289,6 +287,20 @@ def elicited_from(lock: Lock, file: Path) -> dict:
             "choose another --out"
         )
     return settings
+
+
+def check_alike(settings: list[dict], but: str, job: str) -> None:
+    """Raises InputError where the last of these seeds differs from the first in more than `but`.
+
+    An option that one of them does not have is newer than it, and had its default there.
+    """
+    first, last = settings[0], settings[-1]
+    for name in first.keys() & last.keys() - {but}:
+        if first[name] != last[name]:
+            raise InputError(
+                f"the seeds of {job} have different settings, of {name} {first[name]} and "
+                f"{last[name]}: choose another --out"
+            )
 
 
 def final(curves: list[Curve]) -> np.ndarray:

@@ -164,15 +164,19 @@ def test_a_curve_of_other_problems_or_seeds_is_refused(done, change):
         found.rewarded(found.lock("code/locked"), "code/dpo/seed{seed}")
 
 
-@pytest.mark.parametrize("name", ["sft/seed1/k4-seed1/run.json", "dpo/seed1/dpo-seed1/curve.json"])
+@pytest.mark.parametrize("name", ["sft/seed1/k4-seed1/run.json", "dpo/seed1/dpo-seed1/run.json"])
 def test_seeds_of_other_settings_are_refused(done, name):
+    """But not one that was made before there was an option."""
     file = done / "code" / name
-    changed = json.loads(file.read_text()) | {"digest": "other"}
-    if "settings" in changed:
-        changed["settings"]["lr"] = 0.2
+    changed = json.loads(file.read_text())
+    changed["settings"]["newer"] = ""
+    write_json(file, changed)
+    where = f"code/{name[:3]}/seed{{seed}}", 4 if "sft" in name else 0, ""
+    assert bar_of(evidence(done), evidence(done).lock("code/locked"), *where).seeds == 2
+    changed["settings"]["lr"] = 0.2
     write_json(file, changed)
     found = evidence(done)
-    with pytest.raises(InputError, match="different settings|other settings"):
+    with pytest.raises(InputError, match="different settings, of lr 0.1 and 0.2"):
         bar_of(
             found,
             found.lock("code/locked"),
