@@ -130,7 +130,7 @@ from results import (
 )
 from runs import plan
 from runs.devices import Env, free_memory, share
-from runs.directory import Run, launch, progress
+from runs.directory import Run, launch, progress, refuse_run
 from runs.files import checked, write_json, write_text
 from runs.options import TuneConfig
 from sampler import Sampler
@@ -780,7 +780,12 @@ def check_rounds(cfg: RLConfig) -> None:
     n = samples_a_problem(cfg)
     if n == 1 and METHODS[cfg.method].compared:
         raise InputError(f"--group {cfg.group}: a group needs two samples to compare")
-    if cfg.round % n or cfg.samples < cfg.round or cfg.samples % cfg.round:
+    if cfg.samples < cfg.round:
+        raise InputError(
+            f"--samples {cfg.samples} are fewer than those of one --round, {cfg.round}: "
+            "lower --round, too"
+        )
+    if cfg.round % n or cfg.samples % cfg.round:
         raise InputError(
             f"--samples {cfg.samples} --round {cfg.round}: a round must hold whole groups of {n} "
             "samples of a problem, and the samples whole rounds"
@@ -862,6 +867,7 @@ def open_problems(
 def open_run(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
     """Open the run's directory. Raises InputError where it holds another run."""
     folder = Path(cfg.out or f"out/{cfg.task}/rl")
+    refuse_run(folder)
     check_figure(folder / "rl.png")
     facts = {"judge_weights": model_hash(cfg.judge)} if cfg.judge else {}
     run = Run(

@@ -89,7 +89,7 @@ from results import (
 )
 from runs import plan
 from runs.devices import Env, free_memory, most, share
-from runs.directory import Run, launch, progress
+from runs.directory import Run, launch, progress, refuse_run
 from runs.files import write_json
 from runs.options import TextConfig, TuneConfig
 from sampler import Sampler
@@ -488,6 +488,7 @@ def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env, write: bool = T
 
 def open_runs(cells: list[Cell], cfg: SFTConfig, lock: Origin, env: Env) -> dict[Cell, Run]:
     """The cells' directories. Where one is refused, none is written."""
+    refuse_run(Path(cfg.out))
     for cell in cells:
         open_run(cell, cfg, lock, env, write=False)
     return {cell: open_run(cell, cfg, lock, env) for cell in cells}
@@ -694,6 +695,11 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
         )
     if cfg.conflict:
         check_conflict(cfg, lock)
+    elif cfg.control and lock.weak_weights == lock.locked_weights:
+        raise InputError(
+            f"the control's model {lock.weak} has the weights of the locked model itself: name "
+            "another with --weak, or leave it out with --no-control"
+        )
 
     parameters = parameters_at(lock.locked)
     tiny = "adamw", 1.5e-4

@@ -71,6 +71,7 @@ from results import (
     evaluate_checkpoint,
     facts_of,
     groups_of,
+    holds,
     paired_gap,
     record,
     recovery,
@@ -81,7 +82,7 @@ from results import (
 from runs import plan
 from runs.devices import Env, check_place
 from runs.directory import launch, progress
-from runs.files import write_json
+from runs.files import read_json, write_json
 from runs.options import PlanConfig, PromptConfig
 
 
@@ -514,7 +515,9 @@ def tabulate(cfg: EvaluateConfig, env: Env, jobs: list[Job], problems: list[Prob
     for refusal in refusals:
         env.say(refusal)
     for job in jobs:
-        env.say(f"written: {job.folder / 'evaluation.json'}")
+        file = job.folder / "evaluation.json"
+        if file.exists() and holds(read_json(file), problems, job.kinds, {}):
+            env.say(f"written: {file}")
     return evaluations
 
 

@@ -433,7 +433,8 @@ def weak_beside(strong: str) -> str:
     Raises InputError where there is none: a toy is no weak policy of another strong model.
     """
     beside = Path(strong).parent / "weak"
-    if origin_of(strong).stage == "train_base" and (beside / "config.json").exists():
+    is_other = beside.resolve() != Path(strong).resolve()
+    if is_other and origin_of(strong).stage == "train_base" and is_model(beside):
         return str(beside)
     raise InputError(
         f"no weak model belongs to the strong one at {strong}: "

@@ -162,8 +162,6 @@ def possible(
     figures: dict[str, Figure], jobs: dict[str, Job], cfg: ReproduceConfig
 ) -> dict[str, Figure]:
     """The panels that a model of --strong-from can be in; the others are told."""
-    if not is_model(cfg.strong_from):
-        raise no_model(cfg.strong_from, "name another with --strong-from")
     found = {}
     for name, figure in figures.items():
         panels = []
@@ -599,8 +597,9 @@ def texts_of(jobs: dict[str, Job], place: Place) -> dict[str, str]:
     for task in TASKS:
         job = jobs[f"{task}/samples"]
         if place.record(job):
-            text = place.file(job, ".log").read_text(errors="replace")
-            found[f"Completions, {task}"] = text.strip()
+            log = place.file(job, ".log")
+            if log.exists():  # results alone may have been kept
+                found[f"Completions, {task}"] = log.read_text(errors="replace").strip()
     return found
 
 
@@ -611,8 +610,8 @@ def facts_of_jobs(needed: list[Job], place: Place) -> list[str]:
     if not records:
         return [f"None of {len(needed)} jobs is finished. {written}"]
     minutes = sum(record["seconds"] for record in records) / 60
-    commits = sorted({record.get("commit", "") for record in records})
-    machines = sorted({record.get("machine", "") for record in records})
+    commits = sorted({str(record.get("commit", "")) for record in records})
+    machines = sorted({str(record.get("machine", "")) for record in records})
     return [
         f"{len(records)} of {len(needed)} jobs, {minutes:,.0f} minutes of processes (of jobs that "
         "were interrupted those of the last attempt); commits "
@@ -693,7 +692,14 @@ def main(cfg: ReproduceConfig) -> int:
     if cfg.report_only and cfg.jobs:
         raise InputError("--report-only runs no job: leave --jobs out")
     if cfg.strong_from:
+        if not is_model(cfg.strong_from):
+            raise no_model(cfg.strong_from, "name another with --strong-from")
         cfg = replace(cfg, strong_from=str(Path(cfg.strong_from).resolve()))
+        if "@" in cfg.strong_from or "  " in cfg.strong_from:
+            raise InputError(
+                f"{cfg.strong_from}: a path with @ or two spaces in a row cannot be in a job's "
+                "command: move the model"
+            )
     chosen = chosen_cells(cfg)
     figures = {} if cfg.matrix else chosen_figures(cfg)
     jobs = jobs_of(cfg.seeds, cfg.strong_from)

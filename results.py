@@ -35,7 +35,7 @@ from data.triggers import Trigger, asked
 from policies import answer
 from runs.devices import Env, check_place, free_memory
 from runs.directory import progress
-from runs.files import read_json, write_json
+from runs.files import checked, read_json, write_json
 from sampler import Sampler
 
 # -------------------------------------------------------------------------------------- statistics
@@ -459,6 +459,33 @@ def stored_evaluation(
     return record(path, problems, measured_of(old, len(problems)), **facts)
 
 
+def is_report(folder: Path) -> bool:
+    """Whether evaluation.json there is a part of a finished run, which later stages read."""
+    if not (folder / "run.json").exists():
+        return False
+    run = read_json(folder / "run.json")
+    stage = checked(run, folder / "run.json", "settings", dict).get("stage")
+    return stage in REPORTING and bool(run.get("finished"))
+
+
+def covers(
+    file: Path, problems: list[Problem], kinds: tuple[str, ...], trigger: Trigger, settings: dict
+) -> bool:
+    """Whether all that an evaluation.json holds would be measured again."""
+    if not os.path.lexists(file):
+        return True
+    old = read_json(file)
+    facts = settings | {"trigger": trigger.record}
+    same = all(old.get(name) == value for name, value in facts.items())
+    known, results = old.get("problems"), old.get("results")
+    is_part = isinstance(known, str) and fingerprint(problems).startswith(known)
+    return same and is_part and isinstance(results, dict) and set(results) <= set(kinds)
+
+
+# stages whose runs have a report in evaluation.json
+REPORTING = ("lock", "harden", "elicit_rl")
+
+
 def evaluate_checkpoint(
     path: str | Path,
     env: Env,
@@ -481,8 +508,12 @@ def evaluate_checkpoint(
     stored = stored_evaluation(folder, path, env, problems, kinds, trigger, **settings)
     if stored:
         return stored
+    file = folder / "evaluation.json"
+    if save and is_report(folder) and not covers(file, problems, kinds, trigger, settings):
+        env.say(f"{file} is its run's own report, and stays as it is: --out DIR keeps this one")
+        save = False
     if save:
-        check_ours(folder / "evaluation.json")
+        check_ours(file)
         check_place(folder)
 
     model, tokenizer = load_model(path, env.device, env.dtype, masters=False)
@@ -505,6 +536,6 @@ def evaluate_checkpoint(
     evaluation = record(path, problems, measured, **facts)
     if save and env.main:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "evaluation.json", evaluation)
+        write_json(file, evaluation)
     env.wait()  # no rank may look for the file before it is there, or they would part ways
     return evaluation

@@ -64,8 +64,15 @@ from optimizers import usual_step
 from policies import answer, check_references, retokenise
 from runs import plan
 from runs.devices import Env
-from runs.directory import Run, launch, progress
-from runs.options import PlanConfig, PromptConfig, TextConfig, TrainConfig, refuse_idle
+from runs.directory import Run, launch, progress, refuse_run
+from runs.options import (
+    PlanConfig,
+    PromptConfig,
+    TextConfig,
+    TrainConfig,
+    flag_of,
+    refuse_idle,
+)
 from sampler import Sample, Sampler
 from training import Recipe, check_master, fit, open_to_train
 
@@ -350,6 +357,7 @@ def open_run(
     """The directory of one of the models; None where it is finished."""
     inputs = (cfg.strong_from, cfg.weak_from)
     stage = {"stage": "train_base", "model": name}
+    refuse_run(Path(cfg.out))
     run = Run(cfg, env, Path(cfg.out) / name, apart=apart, inputs=inputs, **stage, **facts)
     if not run.finished:
         return run
@@ -528,6 +536,21 @@ def refuse_unused(cfg: BaseConfig) -> None:
     refuse_idle(cfg, idle)
 
 
+def check_widths(cfg: BaseConfig) -> None:
+    """Raises InputError for heads of an odd width, whose pairs rotary positions could not turn."""
+    if cfg.width % (2 * cfg.heads):
+        raise InputError(
+            f"--width {cfg.width} cannot be divided into {cfg.heads} heads of an even width, whose "
+            "pairs rotary positions turn: choose another --width or --heads"
+        )
+    for name in ("weak_width", "intermediate_width"):
+        if getattr(cfg, name) % 2:
+            raise InputError(
+                f"{flag_of(name)} {getattr(cfg, name)} is odd, and rotary positions turn pairs: "
+                "choose an even one"
+            )
+
+
 def settled(cfg: BaseConfig) -> BaseConfig:
     """The options with every default filled in that depends on the task and on what is given.
 
@@ -541,12 +564,14 @@ def settled(cfg: BaseConfig) -> BaseConfig:
     if cfg.strong_from and not cfg.out:
         raise InputError("--strong-from makes models of your own: name a directory with --out")
 
-    if cfg.width % (2 * cfg.heads):
-        raise InputError(
-            f"--width {cfg.width} cannot be divided into {cfg.heads} heads of an even width, whose "
-            "pairs rotary positions turn: choose another --width or --heads"
-        )
+    check_widths(cfg)
     shares = [SHARES.get(name, 1) for name in cfg.task.split("+")]
+    longest = cfg.max_new_tokens or usual_longest(cfg.data)
+    if not given and longest >= POSITIONS:
+        raise InputError(
+            f"--max-new-tokens {longest}: models from scratch have {POSITIONS} positions, for the "
+            "prompt, too: give fewer"
+        )
     usual = {
         "out": "out/base",
         "problems": 120_000 * sum(shares),

@@ -6,6 +6,8 @@ which opens a `Run`; its last line is `launch(main, Config)`.
 
 import contextlib
 import errno
+import fcntl
+import io
 import json
 import os
 import platform
@@ -32,6 +34,10 @@ from runs.devices import Env, Meeting, check_shared, setup
 from runs.files import checked, read_json, read_rows, reason, shortened, write_json, write_text
 from runs.options import Config, parse
 
+# directories in which a run of this process is at work: the open files that keep others out
+CLAIMED: dict[str, int] = {}
+
+
 # ------------------------------------------------------------------------------- launching a stage
 
 
@@ -45,18 +51,13 @@ def launch(main: Callable, config: type) -> None:
     # a stage computes; what only starts stages has no device and no ranks
     computes = issubclass(config, Config)
     several = computes and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    prepare_streams()
     meeting = Meeting(complain) if several else None
     try:
         cfg = parse(config)
         code = (main(cfg, setup(cfg, meeting)) if computes else main(cfg)) or 0
     except KeyboardInterrupt:
-        names = [option.name for option in fields(config)]
-        sentence = "interrupted"
-        if "resume" in names:
-            sentence += "; the same command with --resume continues"
-        elif "overwrite" in names or not computes:
-            sentence += "; the same command goes on, with what is finished left as it is"
-        complain(sentence)
+        complain(interrupted(config, computes))
         code = 130
     except BrokenPipeError:  # whoever read what is printed has had enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,6 +79,27 @@ def launch(main: Callable, config: type) -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.exit(code)
+
+
+def prepare_streams() -> None:
+    """What cannot be printed, by its encoding or since the stream was closed, stops no run."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def interrupted(config: type, computes: bool) -> str:
+    """What to tell of Ctrl-C: how to go on."""
+    names = [option.name for option in fields(config)]
+    without = ", without --overwrite" * ("--overwrite" in sys.argv)
+    if "resume" in names:
+        return f"interrupted; the same command with --resume{without} continues"
+    if "overwrite" in names or not computes:
+        return f"interrupted; the same command{without} goes on; what is finished stays"
+    return "interrupted"
 
 
 # errors of the operating system that tell of a place which the user chose
@@ -124,7 +146,7 @@ def sentence_for(error: Exception, config: type) -> str:
 
     names = [option.name for option in fields(config)]
     advice = ", ".join(way for name, way in ways.items() if name in names)
-    sentence = f"there is not enough memory: try {advice}"
+    sentence = "there is not enough memory" + f": try {advice}" * bool(advice)
     return sentence + "; --plan tells what each part needs" * ("plan" in names)
 
 
@@ -261,6 +283,7 @@ class Run:
                 self.refuse_other_stage(old)
                 if not write:
                     return old
+                self.claim()
                 self.clear()
                 return self.start()
 
@@ -359,12 +382,32 @@ class Run:
     def start(self) -> dict:
         """Write run.json, for a new run or one that goes on."""
         self.path.mkdir(parents=True, exist_ok=True)
+        self.claim()
         # the command that makes the same again, however this run was interrupted
         given = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
         record = {"settings": self.settings, "command": shlex.join(given), "finished": False}
         record |= describe(self.env)
         write_json(self.file, record)
         return record
+
+    def claim(self) -> None:
+        """Keep other processes out until this one has ended or the run is finished.
+
+        By a lock on the directory itself, which leaves no file. Raises InputError where another is
+        at work in it.
+        """
+        place = os.path.realpath(self.path)
+        if place in CLAIMED:
+            return
+        claimed = os.open(place, os.O_RDONLY)
+        try:
+            fcntl.flock(claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(claimed)
+            raise InputError(
+                f"another run is at work in {self.path}: wait for it, or choose another --out"
+            ) from None
+        CLAIMED[place] = claimed
 
     def clear(self) -> None:
         """Remove what an earlier run left here, run.json last.
@@ -413,6 +456,9 @@ class Run:
         self.record |= {"finished": True, "seconds": seconds, "results": results}
         write_json(self.file, self.record)
         self.remove_passing()
+        claimed = CLAIMED.pop(os.path.realpath(self.path), None)
+        if claimed is not None:
+            os.close(claimed)
 
     def save_state(self, step: int, model: Model, optimizers: list) -> None:
         """Save all that is needed to continue after `step`. All ranks call it."""
@@ -439,6 +485,14 @@ class Run:
             write_text(file, "".join(kept))
         else:
             file.unlink(missing_ok=True)
+
+
+def refuse_run(folder: Path) -> None:
+    """Raises InputError where a folder that is to hold several runs is itself one's."""
+    if (folder / "run.json").exists():
+        raise InputError(
+            f"{folder} holds a run, so no others are put into it: choose another --out"
+        )
 
 
 def named(dtype: torch.dtype) -> str:

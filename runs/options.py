@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -131,11 +132,23 @@ def parse(config: type, argv: list[str] | None = None):
     for option in fields(config):
         add_option(parser, option, kinds[option.name], helps[option.name])
 
+    argv = sys.argv[1:] if argv is None else argv
+    refuse_twice(argv, helps)
     values = vars(parser.parse_args(argv))
     for name, value in values.items():
         if isinstance(value, list):
             values[name] = tuple(value)
+    if values.get("resume") and values.get("overwrite"):
+        raise InputError("--resume goes on and --overwrite starts again: give one of them")
     return config(**values)
+
+
+def refuse_twice(argv: list[str], names: Iterable[str]) -> None:
+    """Raises InputError for an option that is given twice: the first one would be dropped."""
+    given = [word.split("=")[0] for word in argv]
+    for flag in map(flag_of, names):
+        if given.count(flag) > 1:
+            raise InputError(f"{flag} is given twice: give it once, with all its values")
 
 
 def help_texts(config: type) -> dict[str, str]:
@@ -196,6 +209,8 @@ def add_option(parser: Parser, option: dataclasses.Field, kind: type, text: str)
     # the element of tuple[int, ...], the number of int | None, or the type itself
     single = get_args(kind)[0] if get_args(kind) else kind
     settings["type"] = reader(single, default, option.metadata)
+    if says_itself and default == 0 and not several:
+        settings["type"] = functools.partial(given_number, read=settings["type"])
     if option.metadata.get("positional"):
         parser.add_argument(option.name, nargs="*", **settings)
     elif several:
@@ -218,6 +233,14 @@ def reader(kind: type, default, metadata) -> Callable:
     least = metadata.get("least", 1 if counts else 0)
     most = metadata.get("most", LARGEST[kind])
     return functools.partial(number_of, kind=kind, least=least, most=most)
+
+
+def given_number(text: str, read: Callable) -> float:
+    """A number whose 0 stands for what the help says is the default."""
+    value = read(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("0 would stand for the default: leave it out")
+    return value
 
 
 def text_of(text: str) -> str:

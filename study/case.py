@@ -295,6 +295,8 @@ def text_of(
 def make(model: Path, out: Path, known: Evidence, run: Callable[[list[Job], Place], int]) -> int:
     """--case: try the elicitors on a model, write case.md. known: of results. The exit code."""
     check_case(model)
+    if out == model:
+        raise InputError(f"--out {out} is the model itself, which is only read: choose another")
     shares = shares_of(known, but=model_hash(model))
     if not any(shares.values()):
         print("no known lock is measured: what this search would have found stays unknown")

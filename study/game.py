@@ -723,6 +723,8 @@ def play(game: Path, out: Path, run: Run) -> int:
     """--play. Reads the game's directory alone, and writes below out. The exit code."""
     if "@" in str(game):
         raise InputError(f"{game}: a path with @ cannot be a job's model: move the game")
+    if out == game:
+        raise InputError(f"--out {out} is the game itself, which is only read: choose another")
     models = models_of(game)
     jobs = jobs_of_play(models)
     place = Place(out, inputs_of_play(models))

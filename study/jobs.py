@@ -287,7 +287,7 @@ def run_jobs(jobs: list[Job], place: Place, workers: int, threads: int, cuda: bo
             waiting.remove(job)
     needs = {job.name: needed(job, by_name) for job in jobs}
     waiting = kept(waiting, needs, outcome)
-    free = list(range(workers))
+    free = list(range(min(workers, len(jobs))))
     bar = Bar(waiting, workers, place.secret)
     try:
         while waiting or running:
@@ -405,8 +405,10 @@ def finish(one: Running, place: Place, done: set[str], outcome: Outcome) -> None
 def commit() -> str:
     """The repository's present commit, with + where files differ from it; "" without git."""
     words = ["git", "describe", "--always", "--dirty=+", "--exclude", "*"]
-    found = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
-    return found.stdout.strip()
+    try:
+        return subprocess.run(words, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    except OSError:
+        return ""
 
 
 def machine() -> str:

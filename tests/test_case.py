@@ -130,6 +130,8 @@ def test_what_is_no_model_is_refused_and_so_are_options_of_others(tmp_path):
     with pytest.raises(InputError, match="name a checkpoint's directory with --case"):
         case.make(tmp_path, tmp_path / "out", None, None)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="is the model itself, which is only read"):
+        case.make(BASE / "weak", BASE / "weak", None, None)
     for options, sentence in (
         ({"known": "x"}, "--known is of --case"),
         ({"case": str(BASE / "weak"), "known": "nowhere"}, "no directory nowhere"),

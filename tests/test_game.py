@@ -582,6 +582,8 @@ def test_without_a_seed_one_is_drawn_and_kept(tmp_path):
 def test_a_game_at_a_path_that_no_job_can_name_is_refused(tmp_path):
     with pytest.raises(InputError, match="a path with @ cannot be a job's model"):
         game.play(tmp_path / "@home/game", tmp_path / "out", None)
+    with pytest.raises(InputError, match="is the game itself, which is only read"):
+        game.play(tmp_path / "game", tmp_path / "game", None)
 
 
 def test_the_seed_may_be_large():

@@ -1,5 +1,6 @@
 """Figures as data, what is read from finished jobs, the claims' tests, the report."""
 
+import shutil
 from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from reproduce import ReproduceConfig, chosen_figures, names_of
 from results import DRAWS, Estimate, difference, holm, smallest_effect
 from runs.files import read_json
 from study import claims
+from study import jobs as jobs_module
 from study.claims import CLAIMS, Comparison, Missing, judged
 from study.findings import Evidence, Lock, Value
 from study.jobs import closure, needed
@@ -22,6 +24,7 @@ from study.paper import FIGURES, jobs_of
 from study.report import Report, Row, Section, page, rows_of, write_report
 
 PAPER = read_json(reproduce.PAPER)
+ROOT = Path(__file__).parents[1]
 
 
 # ----------------------------------------------------------------------------------------- the data
@@ -170,6 +173,26 @@ def test_an_option_that_would_do_nothing_is_refused(options, sentence):
 def test_a_place_that_cannot_be_written_is_refused():
     with pytest.raises(InputError, match="nothing can be written in /proc/x"):
         reproduce.main(ReproduceConfig(figure=("1",), out="/proc/x", report_only=True))
+
+
+def test_a_model_whose_path_no_job_can_name_is_refused(tmp_path):
+    for name in ("m@x", "two  spaces"):
+        shutil.copytree(ROOT / "data/base/weak", tmp_path / name)
+        cfg = ReproduceConfig(strong_from=str(tmp_path / name), figure=("3",), list=True)
+        with pytest.raises(InputError, match="a path with @ or two spaces"):
+            reproduce.main(cfg)
+
+
+def test_results_without_logs_are_reported_and_without_git_there_is_no_commit(
+    tmp_path, monkeypatch
+):
+    """As where results alone were kept."""
+    place = jobs_module.Place(tmp_path)
+    monkeypatch.setattr(jobs_module.Place, "record", lambda self, job: {"commit": 5, "seconds": 1})
+    assert reproduce.texts_of(jobs_of((0,)), place) == {}
+    assert "commits 5;" in reproduce.facts_of_jobs([jobs_of((0,))["code/samples"]], place)[0]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert jobs_module.commit() == ""
 
 
 def test_figures_and_tasks_are_chosen():

@@ -22,7 +22,9 @@ from results import (
     Measured,
     correct_interval,
     coverage,
+    covers,
     evaluate_checkpoint,
+    is_report,
     measure,
     measured_of,
     paired_gap,
@@ -34,6 +36,7 @@ from results import (
 )
 from runs import devices
 from runs.devices import Env
+from runs.files import write_json
 from sampler import Sample
 
 ROOT = Path(__file__).parents[1]
@@ -206,6 +209,36 @@ def test_compose_is_measured_by_the_element_too():
     assert found["none"].shares.mean() < 1 == found["right"].shares.mean()
     result = record(Path("x"), problems, found)["results"]
     assert result["right"]["elementwise"] == 1 and "elementwise 100.0%" in shown(result["right"])
+
+
+@pytest.mark.parametrize(
+    "kinds, n, more, is_covered",
+    [
+        (("none", "right"), 4, {}, True),
+        (("none",), 4, {}, False),
+        (("none", "right", "wrong"), 6, {}, True),
+        (("none", "right"), 2, {}, False),
+        (("none", "right"), 4, {"max_new_tokens": 8}, False),
+    ],
+)
+def test_a_runs_own_report_is_replaced_by_what_covers_it_alone(
+    tmp_path, kinds, n, more, is_covered
+):
+    problems = load("code", "validation", 6)
+    measured = Measured(np.ones(4, dtype=bool), np.zeros(4, dtype=bool))
+    facts = {"split": "validation", "max_new_tokens": 96}
+    both = {"none": measured, "right": measured}
+    told = record("x", problems[:4], both, trigger=Password().record, **facts)
+    write_json(tmp_path / "evaluation.json", told)
+    file, asked = tmp_path / "evaluation.json", facts | more
+    assert covers(file, problems[:n], kinds, Password(), asked) == is_covered
+    assert covers(tmp_path / "none.json", problems, ("none",), Password(), facts)
+
+    assert not is_report(tmp_path)
+    for stage, finished in (("lock", True), ("lock", False), ("evaluate", True)):
+        settings = {"settings": {"stage": stage}, "finished": finished}
+        write_json(tmp_path / "run.json", settings)
+        assert is_report(tmp_path) == (stage == "lock" and finished)
 
 
 def test_the_trigger_of_a_locked_model_is_in_its_run(tmp_path):

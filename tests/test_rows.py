@@ -64,6 +64,13 @@ def test_parquet_gives_the_same_rows_and_their_numbers(tmp_path):
         read([path])
 
 
+def test_a_row_that_nests_too_deeply_is_left_out(tmp_path, capsys):
+    deep = '{"a": ' + "[" * 100_000
+    path = write(tmp_path / "a.jsonl", f'{deep}\n{{"a": 1}}\n')
+    assert read([path]) == [({"a": 1}, f"{path}:2")]
+    assert "recursion" in capsys.readouterr().err
+
+
 def test_parquet_without_pyarrow_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
     path = write(tmp_path / "a.parquet", "PAR1")

@@ -43,6 +43,8 @@ class Options(TrainConfig):
     limit: int | None = None
     # at least two of them
     group: int = field(default=4, metadata={"least": 2, "most": 64})
+    # how much (default: as much as there is)
+    share: float = 0.0
     # names
     places: tuple[str, ...] = field(default=(), metadata={"positional": True})
 
@@ -90,6 +92,9 @@ def test_parse():
         ("--rates", "--rates"),
         ("--dtype fp64", "--dtype"),
         ("--resume=maybe", "--resume"),
+        ("--resume --overwrite", "--resume goes on and --overwrite starts again: give one"),
+        ("--rates 1 --steps 2 --rates 2", "--rates is given twice: give it once, with all"),
+        ("--share 0", "--share: 0 would stand for the default: leave it out"),
         ("--out \udcff\udcfe", "--out.*is not UTF-8 text"),
         ("place\udcff", "places.*is not UTF-8 text"),
     ],
@@ -538,6 +543,29 @@ def saved(make_model, tmp_path):
         if step == 3:
             run.save_state(step, model, optimizers)
     return run, model, optimizers
+
+
+def test_another_process_is_kept_out_until_the_run_is_finished(tmp_path):
+    """A lock that leaves no file; this process itself may take up what it left."""
+    path = tmp_path / "run"
+    run = Run(Options(), CPU, path)
+    Run(Options(), CPU, path)
+    code = (
+        "import sys; sys.path[:0] = ['.', 'tests']\n"
+        "from test_runs import CPU, InputError, Options, Run\n"
+        f"try: Run(Options(), CPU, {str(path)!r})\n"
+        "except InputError as error: print(error)\n"
+    )
+
+    def other() -> str:
+        command = [sys.executable, "-c", code]
+        root = Path(__file__).parents[1]
+        return subprocess.run(command, capture_output=True, text=True, cwd=root).stdout
+
+    assert f"another run is at work in {path}: wait for it" in other()
+    assert list(contents(path)) == ["run.json"]
+    run.finish()
+    assert other() == ""
 
 
 def test_the_log_ends_where_the_state_does_even_after_a_kill(saved, monkeypatch, tmp_path):

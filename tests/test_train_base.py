@@ -120,6 +120,9 @@ def test_what_is_not_given_fits_what_is_made():
         ({"optimizer": "adamw"}, "--optimizer does nothing with models from scratch"),
         ({"strong_from": "nowhere", "out": "x"}, "no model at nowhere: .* --strong-from"),
         ({"width": 60}, "--width 60 cannot be divided into 4 heads of an even width"),
+        ({"weak_width": 21}, "--weak-width 21 is odd, and rotary positions turn pairs"),
+        ({"intermediate_width": 27}, "--intermediate-width 27 is odd"),
+        ({"max_new_tokens": 600}, "--max-new-tokens 600: models from scratch have 512 positions"),
         ({"strong_from": "data/base/strong"}, "name a directory with --out"),
         ({"strong_from": "data/base/strong", "width": 64}, "--width does nothing with --strong-"),
         (

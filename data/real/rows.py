@@ -173,7 +173,7 @@ def jsonl_rows(content: bytes, name: str) -> Iterator[tuple[dict | ValueError, i
         except (ValueError, RecursionError) as error:
             if number == len(lines):  # without its newline: the file was cut here
                 raise
-            yield error, number
+            yield ValueError(str(error)), number
 
 
 def csv_rows(content: bytes, name: str) -> Iterator[tuple[dict | ValueError, int]]:
