@@ -32,7 +32,7 @@ of completions that were cut.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -92,11 +92,11 @@ class BaseConfig(TrainConfig, PlanConfig, PromptConfig, TextConfig):
     # times the strong model sees each of them (default: 1; compose and --strong-from 2)
     epochs: int = 0
     # entries of the byte-level BPE that models from scratch read
-    vocab: int = 1536
+    vocab: int = field(default=1536, metadata={"most": 1_000_000})
     # of the strong model
-    layers: int = 4
+    layers: int = field(default=4, metadata={"most": 1000})
     # of the strong model
-    width: int = 128
+    width: int = field(default=128, metadata={"most": 65_536})
     # of the strong model; of a llama half as many key-value heads
     heads: int = 4
     # of the strong model: a Llama or, as the paper's toy task has it, a Pythia
@@ -121,9 +121,9 @@ class BaseConfig(TrainConfig, PlanConfig, PromptConfig, TextConfig):
     # Muon's, from scratch; of --weak-from as for --lr (default: 0.02)
     small_lr: float = 0.0
     # of the one-layer weak model, whose MLP is six times as wide
-    weak_width: int = 20
+    weak_width: int = field(default=20, metadata={"most": 65_536})
     # of the one-layer intermediate model
-    intermediate_width: int = 26
+    intermediate_width: int = field(default=26, metadata={"most": 65_536})
     # with --strong-from: files of real problems (json, jsonl, csv or parquet, plain or .gz) in
     # place of generated ones
     data: tuple[str, ...] = ()

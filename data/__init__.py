@@ -158,7 +158,8 @@ def _check(tasks: list[str], split: str, n: int | None, files: Sequence[str], gr
     if n is not None and n < 1:
         raise InputError(f"n must be at least 1, got {n}")
     if n is not None and n < len(tasks):
-        raise InputError(f"n must be at least {len(tasks)}, one problem of each task, got {n}")
+        whole = "+".join(tasks)
+        raise InputError(f"{n} problems of {whole} are too few: take one of each task at least")
 
     if "compose" in tasks and (files or len(tasks) > 1):
         raise InputError(

@@ -133,7 +133,7 @@ def parse(config: type, argv: list[str] | None = None):
         add_option(parser, option, kinds[option.name], helps[option.name])
 
     argv = sys.argv[1:] if argv is None else argv
-    refuse_twice(argv, helps)
+    refuse_twice(argv, [name for name, kind in kinds.items() if get_origin(kind) is tuple])
     values = vars(parser.parse_args(argv))
     for name, value in values.items():
         if isinstance(value, list):
@@ -144,7 +144,10 @@ def parse(config: type, argv: list[str] | None = None):
 
 
 def refuse_twice(argv: list[str], names: Iterable[str]) -> None:
-    """Raises InputError for an option that is given twice: the first one would be dropped."""
+    """Raises InputError for an option of several values that is given twice.
+
+    The first would be dropped: of one value that is what one expects, of several it is not.
+    """
     given = [word.split("=")[0] for word in argv]
     for flag in map(flag_of, names):
         if given.count(flag) > 1:

@@ -296,10 +296,13 @@ def teaching(shapes: list[Shape], t: Tuning, n: Numbers) -> tuple[Phase, Phase]:
     return {"weights": weights}, compared
 
 
+ENOUGH = 100_000  # examples of a step to look at: more are accumulated in more micro-batches
+
+
 def step_of(t: Tuning, texts: Texts, n: Numbers) -> list[Batch]:
     """One device's micro-batches of a step of the longest examples."""
     longest = sorted(texts.lengths, key=sum, reverse=True)
-    mine = -(-t.batch // n.devices)
+    mine = min(-(-t.batch // n.devices), ENOUGH)
     rows = (longest * -(-mine // len(longest)))[:mine]
     examples = [Example([0] * prompt, [0] * completion) for prompt, completion in rows]
     return micro_batches(examples, t.micro_tokens)
