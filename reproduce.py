@@ -460,10 +460,19 @@ def rows_of_claims(figures: dict[str, Figure], evidence: Evidence, paper: dict) 
             continue
         found = verdict(claim["id"], evidence)
         ours = [f"{test}{': not shown' * (test in found.failed)}" for test in found.tests]
-        why = [f"not tested: {'; '.join(found.reasons)}"] if found.reasons else []
+        why = untested(found.reasons)
         numbers = claim["numbers"]
         rows.append(Row(claim["claim"], claim["figure"], numbers, found.said, ours, why))
     return rows
+
+
+def untested(reasons: list[str]) -> list[str]:
+    """Why parts of a claim were not tested: jobs that are not finished by name, once; the rest."""
+    end = " is not finished"
+    names = [reason.removesuffix(end) for reason in reasons if reason.endswith(end)]
+    others = [reason for reason in reasons if not reason.endswith(end)]
+    told = [f"not finished: {', '.join(names)}"] if names else []
+    return told + ([f"not tested: {'; '.join(others)}"] if others else [])
 
 
 INTRO = (

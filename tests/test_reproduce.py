@@ -139,6 +139,15 @@ def test_every_curve_is_read_as_elicited_from_its_own_lock():
                 assert panel.lock in needed(jobs[bar.job.format(seed=0)], jobs), (name, bar.label)
 
 
+def test_jobs_that_are_not_finished_are_named_once():
+    reasons = ["a is not finished", "b/seed* is not finished", "c is no valid lock"]
+    assert reproduce.untested(reasons) == [
+        "not finished: a, b/seed*",
+        "not tested: c is no valid lock",
+    ]
+    assert reproduce.untested([]) == []
+
+
 def test_claims_are_those_of_the_papers_file():
     assert set(CLAIMS) == {claim["id"] for claim in PAPER["claims"]}
 
