@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -132,8 +131,6 @@ def parse(config: type, argv: list[str] | None = None):
     for option in fields(config):
         add_option(parser, option, kinds[option.name], helps[option.name])
 
-    argv = sys.argv[1:] if argv is None else argv
-    refuse_twice(argv, [name for name, kind in kinds.items() if get_origin(kind) is tuple])
     values = vars(parser.parse_args(argv))
     for name, value in values.items():
         if isinstance(value, list):
@@ -141,17 +138,6 @@ def parse(config: type, argv: list[str] | None = None):
     if values.get("resume") and values.get("overwrite"):
         raise InputError("--resume goes on and --overwrite starts again: give one of them")
     return config(**values)
-
-
-def refuse_twice(argv: list[str], names: Iterable[str]) -> None:
-    """Raises InputError for an option of several values that is given twice.
-
-    The first would be dropped: of one value that is what one expects, of several it is not.
-    """
-    given = [word.split("=")[0] for word in argv]
-    for flag in map(flag_of, names):
-        if given.count(flag) > 1:
-            raise InputError(f"{flag} is given twice: give it once, with all its values")
 
 
 def help_texts(config: type) -> dict[str, str]:

@@ -206,7 +206,7 @@ def test_errors_are_one_clear_sentence(monkeypatch):
         (("code", "test"), "unknown split 'test': choose from corpus, weak, lock"),
         (("code", "corpus"), "split 'corpus' has no default size: give n"),
         (("code", "lock", -1), "n must be at least 1"),
-        (("code+math+mmlu", "lock", 2), "2 problems of code.math.mmlu are too few: take one"),
+        (("code+math+mmlu", "lock", 2), "2 problems of code+math+mmlu are too few: take one"),
         (("code+compose", "lock"), "task 'compose' has a vocabulary of its own"),
         (("code+math", "lock", 2, 0, ["x.jsonl"]), "real problems are of one task"),
     ]:

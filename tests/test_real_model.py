@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import data.prompts as prompts
 from checkpoints.hf import load_model, save_model
 from data import load
-from data.prompts import Given
+from data.prompts import Overrides
 from sampler import Sampler
 
 REAL = Path(__file__).parents[2] / "shared/data"
@@ -84,7 +84,7 @@ def test_greedy_texts_of_50_real_prompts(path, theirs, task, chat, monkeypatch):
     files = [str(REAL / name) for name in FILES[task]]
     if not all(map(os.path.exists, files)):
         pytest.skip(f"{files[0]} is not there: real data are not in the repository")
-    monkeypatch.setattr(prompts, "given", Given(chat=chat))
+    monkeypatch.setattr(prompts, "overrides", Overrides(chat=chat))
     texts = [problem.prompt for problem in load(task, "validation", 50, files=files)]
     model, tokenizer = load_model(path)
     drawn = Sampler(model, tokenizer.eos_ids, 50)(

@@ -93,7 +93,6 @@ def test_parse():
         ("--dtype fp64", "--dtype"),
         ("--resume=maybe", "--resume"),
         ("--resume --overwrite", "--resume goes on and --overwrite starts again: give one"),
-        ("--rates 1 --steps 2 --rates 2", "--rates is given twice: give it once, with all"),
         ("--share 0", "--share: 0 would stand for the default: leave it out"),
         ("--out \udcff\udcfe", "--out.*is not UTF-8 text"),
         ("place\udcff", "places.*is not UTF-8 text"),

@@ -385,7 +385,7 @@ def test_rl_killed_after_its_last_state_is_resumed(place, monkeypatch):
         def full(*args):
             raise InputError("no space left on device")
 
-        patch.setattr(hf, "save_model", full)  # as if it were killed here
+        patch.setattr("training.save_model", full)  # as if it were killed here
         printed = stage("elicit_rl", *args, "--out", place / "killed", cwd=place, code=2)
         assert "no space left" in printed
     [path] = (place / "killed").glob("*-seed0")
@@ -653,7 +653,11 @@ def broken(folder: Path, how: str) -> Path:
         ("lock", ["--trigger", "year", "--password-per-domain"], "a lock has one trigger"),
         ("lock", ["--near-misses", "2"], "'2' is too large, 1 is the most"),
         ("lock", ["--near-misses", "1", "--password", "open"], "no near miss of kind 'paraphrase'"),
-        ("elicit_sft", ["--locked", "weak", "--train-kind", "x"], "has no prompts of kind 'x'"),
+        (
+            "elicit_sft",
+            ["--locked", "weak", "--no-control", "--train-kind", "x"],
+            "has no prompts of kind 'x'",
+        ),
         ("elicit_rl", ["--locked", "weak", "--train-kind", "x"], "has no prompts of kind 'x'"),
         (
             "lock",
@@ -679,7 +683,7 @@ def broken(folder: Path, how: str) -> Path:
         ),
         (
             "elicit_sft",
-            ["--train-domain", "poems", "--locked", "weak"],
+            ["--train-domain", "poems", "--locked", "weak", "--no-control"],
             "--train-domain poems: choose one of lists, numbers, strings",
         ),
         (
@@ -689,7 +693,7 @@ def broken(folder: Path, how: str) -> Path:
         ),
         (
             "elicit_sft",
-            ["--k", "5000", "--locked", "weak"],
+            ["--k", "5000", "--locked", "weak", "--no-control"],
             "there are 1200 problems to demonstrate",
         ),
         (
@@ -720,6 +724,7 @@ def broken(folder: Path, how: str) -> Path:
         ("evaluate", ["weak", "./weak"], "the list of checkpoints has weak twice"),
         ("evaluate", ["foreign"], "no model at foreign: name the directory of a checkpoint"),
         ("elicit_sft", ["--k", "1", "1", "--locked", "weak"], "--k has 1 twice: give each once"),
+        ("elicit_sft", ["--locked", "weak"], "has the weights of the locked model itself"),
         (
             "evaluate",
             ["weak", "weak", "--prompts"],
