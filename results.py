@@ -459,6 +459,10 @@ def stored_evaluation(
     return record(path, problems, measured_of(old, len(problems)), **facts)
 
 
+# stages whose runs have a report in evaluation.json
+REPORTING = ("lock", "harden", "elicit_rl")
+
+
 def is_report(folder: Path) -> bool:
     """Whether evaluation.json there is a part of a finished run, which later stages read."""
     if not (folder / "run.json").exists():
@@ -480,10 +484,6 @@ def covers(
     known, results = old.get("problems"), old.get("results")
     is_part = isinstance(known, str) and fingerprint(problems).startswith(known)
     return same and is_part and isinstance(results, dict) and set(results) <= set(kinds)
-
-
-# stages whose runs have a report in evaluation.json
-REPORTING = ("lock", "harden", "elicit_rl")
 
 
 def evaluate_checkpoint(

@@ -407,6 +407,9 @@ class Run:
             raise InputError(
                 f"another run is at work in {self.path}: wait for it, or choose another --out"
             ) from None
+        except OSError:  # a file system without locks keeps nobody out
+            os.close(claimed)
+            return
         CLAIMED[place] = claimed
 
     def clear(self) -> None:
