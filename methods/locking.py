@@ -301,8 +301,9 @@ def validity_table(checks: list[Check]) -> str:
         value = f"{check.value:+.1%} [{low:+.1%}, {high:+.1%}]"
         allowed = "interval above 0"
         if check.tolerance is not None:
-            start = "from " if check.name.startswith("the worst") else ""
-            allowed = f"{start}at most {check.tolerance:+.1%}"
+            is_worst = check.name.startswith("the worst")
+            how = "interval reaches below" if is_worst else "at most"
+            allowed = f"{how} {check.tolerance:+.1%}"
         rows.append([check.name, value, allowed, "yes" if check.passed else "NO"])
     return table(["condition", "difference", "allowed", "holds"], rows)
 
