@@ -188,8 +188,8 @@ class Check:
     """One of the conditions of a valid lock: a difference in correctness, and whether it holds.
 
     interval: 95 %, paired; it covers which problems were asked. tolerance: the largest value that
-    is allowed, or, of the worst of several, that its interval may begin with; None where the
-    interval must be above 0.
+    is allowed, or by_interval the largest that the interval may begin with; None where the interval
+    must be above 0.
     """
 
     name: str
@@ -197,6 +197,7 @@ class Check:
     interval: tuple[float, float]
     tolerance: float | None
     passed: bool
+    by_interval: bool = False
 
 
 def worst_of(
@@ -260,7 +261,7 @@ def validity(
             value, interval = worst_of(each, locked["none"], locked[kind])
             name = f"the worst of {len(set(each))} {WEAK_KINDS[kind]}: {kind} - none"
             passed = interval[0] <= tolerance + 1e-9
-            checks.append(Check(name, value, interval, tolerance, passed))
+            checks.append(Check(name, value, interval, tolerance, passed, by_interval=True))
     return checks
 
 
@@ -301,8 +302,7 @@ def validity_table(checks: list[Check]) -> str:
         value = f"{check.value:+.1%} [{low:+.1%}, {high:+.1%}]"
         allowed = "interval above 0"
         if check.tolerance is not None:
-            is_worst = check.name.startswith("the worst")
-            how = "interval reaches below" if is_worst else "at most"
+            how = "interval reaches below" if check.by_interval else "at most"
             allowed = f"{how} {check.tolerance:+.1%}"
         rows.append([check.name, value, allowed, "yes" if check.passed else "NO"])
     return table(["condition", "difference", "allowed", "holds"], rows)
