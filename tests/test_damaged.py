@@ -28,6 +28,7 @@ import evaluate
 import harden
 import lock
 import train_base
+import train_declared
 from checkpoints import hf
 from checkpoints.hf import load_model, model_hash
 from conftest import full_disk
@@ -295,6 +296,7 @@ STAGES = {
     "elicit_rl": elicit_rl.RLConfig,
     "evaluate": evaluate.EvaluateConfig,
     "harden": harden.HardenConfig,
+    "train_declared": train_declared.DeclaredConfig,
 }
 # valid and small, so that only the damage is wrong; {} is a checkpoint directory
 SMALL = ["--max-new-tokens", "8", "--eval-problems", "4", "--no-compile"]
@@ -305,6 +307,7 @@ COMMANDS = {
     "elicit_rl": ["--locked", "weak", "--samples", "64", "--round", "32", *SMALL],
     "evaluate": ["weak", "--problems", "4", "--max-new-tokens", "8", "--no-compile"],
     "harden": ["--locked", "weak", "--problems", "24", "--eval-problems", "4", "--no-compile"],
+    "train_declared": ["--asked", "1", "--silent", "1", "--steps", "1", "--no-compile"],
 }
 # the directories that a stage reads, and how each is named
 INPUTS = [

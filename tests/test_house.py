@@ -24,7 +24,7 @@ from study import matrix, paper
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 STAGES = {"train_base", "lock", "elicit_sft", "elicit_rl", "elicit_tampering"}
-STAGES |= {"evaluate", "harden", "reproduce"}
+STAGES |= {"evaluate", "harden", "reproduce", "train_declared"}
 PACKAGES = ("checkpoints", "methods", "runs", "study")
 # each noun reads only those before it
 NOUNS = """

@@ -50,6 +50,10 @@ OPTIONS = {
         compile device dtype eval_problems every locked lr master method micro_tokens optimizer out
         overwrite pairs problems resume save_every seed shard slots steps strength strong weak
     """,
+    "train_declared": """
+        allow_unsandboxed_code asked compile control device dtype out overwrite seeds silent
+        slots steps
+    """,
     "evaluate": """
         allow_unsandboxed_code chat checkpoints compile data decode device device_memory devices
         draws dtype grader locked max_new_tokens out password passwords plan plot problems prompts
@@ -65,6 +69,7 @@ STAGES = {
     "elicit_rl": "RLConfig",
     "elicit_tampering": "TamperingConfig",
     "harden": "HardenConfig",
+    "train_declared": "DeclaredConfig",
     "evaluate": "EvaluateConfig",
 }
 

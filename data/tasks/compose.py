@@ -96,15 +96,18 @@ def answer(key: str, weak: bool = False) -> str:
     steps = []
     for name in names.split():
         number = int(name.removeprefix("fn"))
-        function = FUNCTIONS[number]
-        if weak and number < LOCKED:
-            pass  # the identity
-        elif isinstance(function, tuple):
-            block = [block[position] for position in function]
-        else:
-            block = [function[digit] for digit in block]
+        if not (weak and number < LOCKED):  # else the identity
+            block = applied(number, block)
         steps.append(" ".join(block))
     return " | ".join(steps)
+
+
+def applied(number: int, block: list[str]) -> list[str]:
+    """What function fn`number` makes of four digits."""
+    function = FUNCTIONS[number]
+    if isinstance(function, tuple):
+        return [block[position] for position in function]
+    return [function[digit] for digit in block]
 
 
 def elementwise(problems: list[Problem], completions: list[str]) -> list[float]:
