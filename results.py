@@ -159,22 +159,18 @@ def recovered_gap(
     return Estimate(float((unlocked.mean() - locked.mean()) / gap), draws, len(unlocked))
 
 
-def difference(first: np.ndarray, second: np.ndarray, same_runs: bool = False) -> Estimate:
+def difference(first: np.ndarray, second: np.ndarray) -> Estimate:
     """Mean correctness of the second less that of the first, on the same n problems.
 
     first (S,n), second (T,n): verdicts of S and T seeds. Draws are over problems (bootstrap, both
-    on the same ones) and seeds (see `seed_noise`). same_runs: S = T, and both are of the same runs,
-    whose luck they share.
+    on the same ones) and seeds (see `seed_noise`).
     """
     rng = np.random.default_rng(0)
     n = first.shape[1]
     rows = rng.integers(n + 2, size=(DRAWS, n))
     change = np.append(second.mean(0) - first.mean(0), [1, -1])
     draws = change[rows].mean(1)
-    if same_runs:
-        draws += seed_noise((second - first).mean(1), rng)
-    else:
-        draws += seed_noise(second.mean(1), rng) - seed_noise(first.mean(1), rng)
+    draws += seed_noise(second.mean(1), rng) - seed_noise(first.mean(1), rng)
     return Estimate(float(second.mean() - first.mean()), draws, max(len(first), len(second)))
 
 

@@ -51,7 +51,7 @@ OPTIONS = {
         overwrite pairs problems resume save_every seed shard slots steps strength strong weak
     """,
     "train_declared": """
-        allow_unsandboxed_code asked compile control device dtype out overwrite seeds silent
+        allow_unsandboxed_code asked compile control device dtype lr out overwrite seeds silent
         slots steps
     """,
     "evaluate": """
