@@ -486,11 +486,15 @@ def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env, write: bool = T
     )
 
 
-def open_runs(cells: list[Cell], cfg: SFTConfig, lock: Origin, env: Env) -> dict[Cell, Run]:
-    """The cells' directories. Where one is refused, none is written."""
+def refuse_runs(cells: list[Cell], cfg: SFTConfig, lock: Origin, env: Env) -> None:
+    """Raises InputError where the directory of a cell is refused, before any is written."""
     refuse_run(Path(cfg.out))
     for cell in cells:
         open_run(cell, cfg, lock, env, write=False)
+
+
+def open_runs(cells: list[Cell], cfg: SFTConfig, lock: Origin, env: Env) -> dict[Cell, Run]:
+    """The cells' directories."""
     return {cell: open_run(cell, cfg, lock, env) for cell in cells}
 
 
@@ -965,6 +969,7 @@ def main(cfg: SFTConfig, env: Env) -> int:
     team, mine = env, cells
     if not cfg.shard:
         team, mine = replace(env, rank=0, world=1), share(env, cells)
+    env.together(refuse_runs, cells, cfg, lock, team)  # those of other ranks, too
     runs = env.together(open_runs, mine, cfg, lock, team)
     todo = [cell for cell in mine if not runs[cell].finished]
 

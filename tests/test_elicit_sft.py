@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,8 @@ from methods.unlearning import own_samples
 from policies import Answers, shipped
 from results import Measured, correct_interval, record, wilson
 from runs.devices import Env
+from runs.directory import launch
+from runs.files import write_json
 from sampler import Sampler
 
 ROOT = Path(__file__).parents[1]
@@ -625,11 +628,22 @@ def test_who_wrote_the_demonstrations_is_a_setting_of_a_cell(lock, tmp_path, nam
         elicit_sft.open_run(cell, cfg, origin, ENV)
 
 
-def test_where_one_cell_is_refused_none_is_written(tmp_path):
-    cfg = SFTConfig(out=str(tmp_path / "sft"))
-    cells = [Cell(k, 0, False) for k in (1, 2, 4)]
-    (tmp_path / "sft/k2-seed0").mkdir(parents=True)
-    (tmp_path / "sft/k2-seed0/notes.txt").write_text("the user's")
-    with pytest.raises(InputError, match="k2-seed0 is not empty and holds no run of ours"):
-        elicit_sft.open_runs(cells, cfg, Origin(trigger=Password()), ENV)
-    assert [path.name for path in (tmp_path / "sft").rglob("*")] == ["k2-seed0", "notes.txt"]
+@pytest.mark.parametrize("world", [1, 2])
+def test_where_one_cell_is_refused_none_is_written(tmp_path, world, start_ranks, monkeypatch):
+    """Also where it is another rank's: --overwrite would have cleared what this one has."""
+    out = tmp_path / "sft"
+    words = ["--task", "code", "--locked", shipped("strong"), "--weak", shipped("weak")]
+    words += ["--demos-from", "weak", "--no-control", "--k", "1", "2", "--seeds", "0"]
+    words += ["--eval-problems", "2", "--selection-problems", "2", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", ["elicit_sft.py", *words, "--overwrite"])
+    (out / "k1-seed0").mkdir(parents=True)
+    write_json(out / "k1-seed0/run.json", {"settings": {"stage": "elicit_sft"}, "finished": False})
+    kept = (out / "k1-seed0/run.json").read_bytes()
+    (out / "k2-seed0").mkdir()
+    (out / "k2-seed0/notes.txt").write_text("the user's")
+
+    ranks = start_ranks(partial(launch, elicit_sft.main, SFTConfig), world)
+    assert ranks.wait() == 2
+    assert "k2-seed0 is not empty and holds no run of ours" in ranks.printed()
+    assert (out / "k1-seed0/run.json").read_bytes() == kept
+    assert len(list(out.rglob("*"))) == 4
