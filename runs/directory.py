@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 from tqdm import tqdm
 
 from checkpoints.hf import LAYOUTS
@@ -127,6 +129,14 @@ def sentence_for(error: Exception, config: type) -> str:
     if isinstance(error, OSError) and error.errno in OF_PLACES:
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{reason(error)}"
+
+    if isinstance(error, BackendCompilerFailed):
+        cause = error.inner_exception
+        why = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        return (
+            f"torch.compile failed ({why}): a run that was killed as it compiled leaves damaged "
+            f"files, so remove {cache_dir()} and run the same command again, or add --no-compile"
+        )
 
     # a CPU's allocator raises a plain RuntimeError, and so do CUDA's libraries
     text = str(error)

@@ -15,6 +15,7 @@ from typing import Literal
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._dynamo.exc import BackendCompilerFailed
 
 from conftest import full_disk
 from data.problems import InputError
@@ -137,6 +138,7 @@ def ended(monkeypatch, capsys, raised: BaseException | None, config=Options, *ar
 
 FULL = OSError(28, "No space left on device", "log.jsonl")
 ON_CPU = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9")
+SHORT = BackendCompilerFailed("inductor", ImportError("/c/x.so: file too short\nCommand"), None)
 MEMORY = "stage.py: there is not enough memory: try a smaller --slots"
 
 
@@ -153,6 +155,7 @@ MEMORY = "stage.py: there is not enough memory: try a smaller --slots"
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), 2, MEMORY),
         (RuntimeError("CUDA error: out of memory\nCompile with"), 2, MEMORY),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), 2, MEMORY),
+        (SHORT, 2, "stage.py: torch.compile failed (/c/x.so: file too short): a run that was"),
         (FULL, 2, "stage.py: log.jsonl: No space left on device"),
         (OSError(36, "File name too long", "a"), 2, "stage.py: a: File name too long"),
     ],
