@@ -160,9 +160,10 @@ def _taught(examples: list[Example], owners: np.ndarray) -> dict[int, Taught]:
 def micro_batches(examples: list[Example], tokens: int, group: int = 1) -> list[Batch]:
     """The examples of one optimiser step as batches of at most `tokens` padded tokens.
 
-    A batch that has ENOUGH takes in no document shorter than three quarters of its rows. Every
-    `group` consecutive examples stay together, in their order: with 2, rows 2i and 2i + 1 of a
-    batch are a pair. A group that alone has more than `tokens` is a batch of its own.
+    A batch that has ENOUGH takes in no document of up to three quarters of its rows, if that would
+    have shorter rows in another. Every `group` consecutive examples stay together, in their order:
+    with 2, rows 2i and 2i + 1 of a batch are a pair. A group that alone has more than `tokens` is a
+    batch of its own.
     """
     # the longest first, so that a batch is as wide as its first group
     groups = [examples[i : i + group] for i in range(0, len(examples), group)]
@@ -170,15 +171,17 @@ def micro_batches(examples: list[Example], tokens: int, group: int = 1) -> list[
 
     batches, rows, width = [], [], 0
     for members in groups:
+        longest = _longest(members)
         has_no_room = width * (len(rows) + group) > tokens
         has_enough = width * len(rows) >= ENOUGH
-        is_much_shorter = _longest(members) <= 0.75 * width
+        needs_less = round_up(longest, BUCKET) < width  # in a batch of its own
+        is_much_shorter = needs_less and longest <= 0.75 * width
         if rows and (has_no_room or (has_enough and is_much_shorter)):
             batches.append(collate(rows))
             rows = []
 
         if not rows:
-            width = round_up(_longest(members), BUCKET)
+            width = round_up(longest, BUCKET)
         rows = rows + members
 
     if rows:

@@ -79,6 +79,9 @@ def test_a_batch_with_enough_tokens_takes_in_nothing_much_shorter():
     enough = [short] * 10 + [long] * 10 + [middle] * 20
     assert shapes(enough) == [(10, 128), (20, 64), (10, 32)]
     assert shapes([short] + [long] * 2) == [(3, 128)]
+    # rows of 32 are the shortest that hold these
+    alike = [Example([1] * 20, [2])] * 100
+    assert shapes(alike) == [(100, 32)]
 
 
 @pytest.mark.parametrize("limit", [1, 200, 10_000])
