@@ -22,9 +22,10 @@ imitates, which never had the capability: what it gains was taught and not elici
     python elicit_sft.py --unlearn --k 64        # no demonstrations: the samples that it writes
                                                  # itself are unlearnt (NPO); needs prompts alone
     python elicit_sft.py --rank 8 --parameters 1000    # of LoRA so many numbers alone are trained
-    python elicit_sft.py --task mmlu --locked data/base/strong --demos-from weak --conflict 0.5 \
-        --k 512 --seeds 0 1 --sequences 1024     # weak supervision with a conflicting goal: is what
-                                                 # it costs where the weak model cannot see it?
+    python elicit_sft.py --task mmlu --locked data/base/strong --weak out/early/strong \
+        --demos-from weak --conflict 0.5 --k 512 --seeds 0 1 --sequences 1024    # weak supervision
+                                                 # with a conflicting goal: is what it costs where
+                                                 # the weak model cannot see it?
     torchrun --nproc-per-node 2 elicit_sft.py    # the cells are shared out over the ranks; with
                                                  # --shard all ranks work on one cell
 

@@ -15,17 +15,20 @@ In the answers about silent words,
     A - B    is how much more one under the reliable tag teaches than one under the other
 
 The control has the same definitions, but A and B are dealt out among the asked words at random, so
-that each is true in half of its definitions. What A gains on the control is trust in a tag that is
-always right, what B loses is distrust of one that is always wrong.
+that each is true in half of its definitions. What A gains and B loses on it is what a tag's record
+adds; B, which cannot fall below C, has less room than A.
 
 The published training has two stages, the second of new definitions alone. Here everything is read
-together, and the loss is on whole texts. The functions are the same 32 in all runs.
+together, and the loss is on whole texts. Words, definitions, functions and the questions at the end
+are the same in all runs.
 
 Each run is a directory with run.json and log.jsonl. The same command again goes on; a run that was
-interrupted starts anew. Ends with a table and summary.json; intervals are Student's t over runs,
-differences are of runs of one seed. Logged: loss, nats a token; grad_norm before clipping; lr.
+interrupted starts anew. Ends with a table and summary.json, of the last command; intervals are
+Student's t over runs, differences are of runs of one seed. Logged: loss, nats a token; grad_norm
+before clipping; lr.
 """
 
+import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -189,7 +192,12 @@ def right_words(
 
 ROWS = ("functions", "told truly", "told falsely", "definition A", "definition B", "four words")
 ROWS += ("silent A", "silent B", "silent C")
-DIFFERENCES = {"A - C": ("silent A", "silent C"), "A - B": ("silent A", "silent B")}
+DIFFERENCES = {
+    "A - C": ("silent A", "silent C"),
+    "B - C": ("silent B", "silent C"),
+    "A - B": ("silent A", "silent B"),
+    "definition A - B": ("definition A", "definition B"),
+}
 
 
 def read_runs(cells: list[Cell], cfg: DeclaredConfig) -> dict[str, np.ndarray]:
@@ -252,6 +260,10 @@ def open_run(cell: Cell, cfg: DeclaredConfig, env: Env, write: bool = True) -> R
     return Run(own, env, Path(cfg.out) / cell.name, resume=True, write=write, **facts)
 
 
+def open_runs(cells: list[Cell], cfg: DeclaredConfig, env: Env) -> dict[Cell, Run]:
+    return {cell: open_run(cell, cfg, env) for cell in cells}
+
+
 def refuse_runs(cells: list[Cell], cfg: DeclaredConfig, env: Env) -> None:
     """Raises InputError for what cannot be run, before anything is written."""
     folder = Path(cfg.out)
@@ -272,9 +284,11 @@ def main(cfg: DeclaredConfig, env: Env) -> int:
     # a run is one rank's
     alone = replace(env, rank=0, world=1)
     env.together(refuse_runs, cells, cfg, alone)
-    for cell in share(env, cells):
-        run = open_run(cell, cfg, alone)
+    # with --overwrite all are cleared at once: interrupted, the same command goes on without it
+    runs = env.together(open_runs, share(env, cells), cfg, alone)
+    for cell, run in runs.items():
         if not run.finished:
+            run.began = time.time()
             (run.path / "log.jsonl").unlink(missing_ok=True)  # of the same run, interrupted
             run.finish(**learn(cell, run, cfg, alone))
 
