@@ -1,6 +1,7 @@
 """Declared reliability: the documents, and the stage that trains on them."""
 
 import json
+import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -203,7 +204,7 @@ def test_the_control_is_trained_on_dealt_tags(tmp_path, monkeypatch):
         return make_world(*args)
 
     def run(name, args, cwd):
-        monkeypatch.setattr("sys.argv", ["train_declared.py", *args])
+        sys.argv = ["train_declared.py", *args]  # `stage` puts it back
         monkeypatch.setattr(train_declared, "make_world", noted)
         launch(train_declared.main, train_declared.DeclaredConfig)
 
