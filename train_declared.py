@@ -257,6 +257,7 @@ def open_run(cell: Cell, cfg: DeclaredConfig, env: Env, write: bool = True) -> R
     own = replace(cfg, seeds=(), control=True)
     facts = {"stage": "train_declared", "kind": cell.kind, "run_seed": cell.seed}
     facts |= {"computes_in": named(env.dtype), "counts": COUNTS, "shape": SHAPE}
+    facts |= {"questions": QUESTIONS}
     return Run(own, env, Path(cfg.out) / cell.name, resume=True, write=write, **facts)
 
 
