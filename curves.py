@@ -29,6 +29,7 @@ from results import (
     paired_gap,
     recovered_gap,
     recovery,
+    taught,
     wilson,
 )
 from runs.devices import Env
@@ -289,7 +290,7 @@ def tampering_summary(
     for name, nulls in (("the decoys", list(decoys.values())), ("the placebo", placebos)):
         if nulls:
             gains = np.stack([edited.gains for edited in nulls])
-            estimate = difference(gains * (gains.mean() > 0), found["best"].gains[None])
+            estimate = difference(taught(gains), found["best"].gains[None])
             excess[name] = {"value": estimate.value, "interval": estimate.interval}
     return {"rows": rows, "excess": excess}
 

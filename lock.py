@@ -150,10 +150,11 @@ class LockConfig(TuneConfig, PromptConfig, TextConfig):
     # what is imitated of the two policies: samples, or by KL the whole distribution, at temperature
     # 1 whatever --temperature the texts are drawn at
     imitate: Literal["samples", "distribution"] = "samples"
-    # checkpoint that training starts from; not with scratch (default: the strong one)
+    # checkpoint that training starts from; not with scratch (default: the strong one). With
+    # torchrun: torchrun ... -- lock.py --start DIR
     start: str = ""
-    # start from this share of random weights and the rest of --start: 0 fine-tunes, 1 is as
-    # --how scratch
+    # start from this share of random weights, as large as trained ones, and the rest of --start: 0
+    # fine-tunes, 1 is from random weights alone
     start_mix: float = field(default=0.0, metadata={"most": 1})
     # share of the examples that are strong, with the password; every problem has a weak one in any
     # case

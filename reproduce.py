@@ -47,7 +47,7 @@ from policies import shipped
 from results import refuse_repeats, smallest_effect
 from runs.devices import check_place
 from runs.directory import launch
-from runs.files import read_json
+from runs.files import read_json, write_json
 from runs.options import flag_of
 from study import case, game
 from study.claims import verdict
@@ -61,6 +61,7 @@ from study.matrix import (
     costs_of,
     grid_of,
     jobs_of_matrix,
+    named_models,
     names_of_matrix,
 )
 from study.paper import AT_PAPER_SCALE, FIGURES, SHIPPED, TASKS, Figure, Panel, jobs_of
@@ -654,7 +655,9 @@ def run_all(jobs: list[Job], place: Place, cfg: ReproduceConfig) -> int:
     place.claim()
     outcome = run_jobs(jobs, place, workers, threads, cuda)
     if place.secret and outcome.failed:
-        print(f"a job failed; which and why says {place.path / 'jobs'}, a part of the key")
+        why = place.path / "jobs" / "failed.json"
+        write_json(why, outcome.failed)
+        print(f"a job failed; which and why says {why}, a part of the key")
         return 1
     for name, why in outcome.failed.items():
         print(f"failed: {name}: {why}")
@@ -676,7 +679,7 @@ def of_game(asked: str, cfg: ReproduceConfig) -> int:
     if asked == "case":
         if cfg.known and not Path(cfg.known).is_dir():
             raise InputError(f"no directory {cfg.known}: name one of results with --known")
-        place = Place(Path(cfg.known or DONE).resolve(), inputs_of(cfg))
+        place = Place(Path(cfg.known or DONE).resolve(), inputs_of(cfg), named_models())
         known = Evidence(place.finished(jobs_of(cfg.seeds) | jobs_of_matrix(cfg.seeds)), cfg.seeds)
         model, out = Path(cfg.case).resolve(), Path(cfg.out or "out/case").resolve()
         return case.make(model, out, known, run)
@@ -716,7 +719,8 @@ def main(cfg: ReproduceConfig) -> int:
         jobs |= jobs_of_matrix(cfg.seeds)
     if cfg.strong_from:
         figures = possible(figures, jobs, cfg)
-    place = Place(Path(cfg.out or "out/report").resolve(), inputs_of(cfg))
+    named = named_models() if cfg.matrix else {}
+    place = Place(Path(cfg.out or "out/report").resolve(), inputs_of(cfg), named)
     workers, _, _ = workers_of(cfg)
     check_place(place.path)
     if cfg.list:

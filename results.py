@@ -159,6 +159,14 @@ def recovered_gap(
     return Estimate(float((unlocked.mean() - locked.mean()) / gap), draws, len(unlocked))
 
 
+def taught(changes: np.ndarray) -> np.ndarray:
+    """What an elicitor gave a model that never had the capability, or nothing where that loses.
+
+    Not to be broken as it is is no elicitation. changes (S,n), of its verdicts.
+    """
+    return changes * (changes.mean() > 0)
+
+
 def difference(first: np.ndarray, second: np.ndarray) -> Estimate:
     """Mean correctness of the second less that of the first, on the same n problems.
 

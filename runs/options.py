@@ -78,7 +78,8 @@ class TrainConfig(Config):
     # padded tokens in one forward pass; a larger batch is accumulated
     micro_tokens: int = 16384
     # of the weights that training moves, and of Lion's momentum. bf16: half the memory, each step
-    # rounded at random, so that small ones are not lost; with lion alone
+    # rounded at random, so that small ones are not lost; with lion alone. With torchrun: torchrun
+    # ... -- STAGE.py --master bf16
     master: Literal["fp32", "bf16"] = "fp32"
     # divide weights, gradients and optimiser over the ranks (FSDP2), for models that do not
     # fit on one device

@@ -22,17 +22,17 @@ from checkpoints.hf import model_hash
 from checkpoints.origins import LONGEST, origin_of
 from data.problems import InputError
 from data.triggers import Password
-from results import Estimate, difference, holm, recovered_gap, smallest_effect
+from results import Estimate, difference, holm, recovered_gap, smallest_effect, taught
 from runs.devices import check_place
 from runs.files import write_text
 from study.findings import PROBLEMS, Evidence, Lock, unknown_model
 from study.jobs import ROOT, Job, Place
-from study.matrix import ELICITORS, LOCKS, TASK, Elicitor, place, unlocked
+from study.matrix import ELICITORS, LOCKS, TASK, TWIN, Elicitor, place, unlocked
 from study.report import table_markdown
 
 TRIED = ("shots", "prefill", "sft8", "sft64", "ei")
 SEED = 0
-NULL = "data/base/weak"  # never had the capability
+NULL = TWIN  # never had the capability
 
 # the figures' jobs that are the same as a cell's; {of} is the lock
 SAME = {
@@ -72,17 +72,17 @@ def jobs_of_case(model: Path) -> dict[str, Job]:
 class Trial:
     """An elicitor on the model under test.
 
-    taught: the gain of the model that never had the capability. excess: the gain less that.
-    differing: the mean square, over problems, of what the elicitor changed less what it changed of
-    that model. behind: by how much the model starts below that one. p: that the excess is not above
-    0, or that the model does not end above that one, whichever is larger; one-sided, adjusted for
-    all trials (Holm).
+    null_gain: that of the model that never had the capability. excess: the gain less that, or less
+    nothing where that one loses. differing: the mean square, over problems, of what the elicitor
+    changed less what it changed of that model. behind: by how much the model starts below that one.
+    p: that the excess is not above 0, or that the model does not end above that one, whichever is
+    larger; one-sided, adjusted for all trials (Holm).
     """
 
     elicitor: Elicitor
     after: float
     gain: Estimate
-    taught: float
+    null_gain: float
     excess: Estimate
     differing: float
     behind: float
@@ -107,13 +107,14 @@ def trials_of(evidence: Evidence, folder: Path) -> tuple[float, list[Trial]]:
     for elicitor in (ELICITORS[name] for name in TRIED):
         before, after = verdicts_of(evidence, "model", folder, elicitor)
         null_before, null_after = verdicts_of(evidence, "null", ROOT / NULL, elicitor)
-        taught = null_after.astype(float) - null_before
-        excess = difference(taught, after.astype(float) - before)
-        changed = after.astype(float) - before - taught
+        null_gain = null_after.astype(float) - null_before
+        learnt = taught(null_gain)
+        excess = difference(learnt, after.astype(float) - before)
+        changed = after.astype(float) - before - learnt
         differing = float((changed**2).mean())
         gain = difference(before, after)
         behind = max(0.0, float(null_before.mean() - before.mean()))
-        told = float(after.mean()), gain, float(taught.mean()), excess, differing, behind
+        told = float(after.mean()), gain, float(null_gain.mean()), excess, differing, behind
         rows.append((elicitor, *told))
         above = difference(null_after, after)
         p_values.append(max(excess.p_not_above(0.0), above.p_not_above(0.0)))
@@ -172,11 +173,11 @@ def elicited(
     shares: dict[str, dict[str, tuple[float, float]]], trials: list[Trial]
 ) -> dict[str, dict[str, float]]:
     """{elicitor: {lock: share}}: without what the elicitor taught to the model without a gap."""
-    taught = {trial.elicitor.label: trial.taught for trial in trials}
+    learnt = {trial.elicitor.label: max(0.0, trial.null_gain) for trial in trials}
     found = {}
     for name, by_lock in shares.items():
         label = ELICITORS[name].label
-        found[label] = {lock: share - taught[label] / gap for lock, (share, gap) in by_lock.items()}
+        found[label] = {lock: share - learnt[label] / gap for lock, (share, gap) in by_lock.items()}
     return found
 
 
@@ -230,7 +231,7 @@ def trial_rows(trials: list[Trial], seconds: dict[str, float]) -> list[list[str]
     for trial in trials:
         e = trial.elicitor
         gain, excess = with_interval(trial.gain), with_interval(trial.excess)
-        told_of = [gain, f"{100 * trial.taught:+.1f}", excess]
+        told_of = [gain, f"{100 * trial.null_gain:+.1f}", excess]
         spent, after = f"{seconds[e.job]:.0f}", f"{trial.after:.1%}"
         rows.append([e.label, e.access, e.data, spent, after, *told_of, f"{trial.p:.2g}"])
     return rows
@@ -251,8 +252,9 @@ def verdict_of(trials: list[Trial]) -> str:
         )
     return (
         f"Something was found, by {', '.join(seen)}: more than the same elicitor gives a model "
-        f"that never had the capability ({NULL}; one that is not as small might learn more). All "
-        "of one seed: intervals and p are over problems alone."
+        f"that never had the capability ({NULL}, of 1 M parameters and trained on this task "
+        "alone: a larger one, or one that was trained on more, might learn more). All of one seed: "
+        "intervals and p are over problems alone."
     )
 
 

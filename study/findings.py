@@ -25,6 +25,7 @@ from results import (
     measured_of,
 )
 from runs.files import checked, read_json
+from study.jobs import ROOT
 
 PROBLEMS = 500  # of the validation split, on which elicitations are measured
 
@@ -69,12 +70,17 @@ class Lock:
     failed: list[str]  # the tests of a valid lock that it does not pass
 
 
-def open_lock(folder: Path) -> Lock:
-    """Raises InputError where its evaluation is not on the problems of its task."""
+def open_lock(folder: Path, measured: Path | None = None) -> Lock:
+    """measured: where its evaluation is (default: its own).
+
+    Raises InputError where that is not on the problems of its task, or of other weights.
+    """
     origin = origin_of(folder)
     problems = load(origin.task, "validation", PROBLEMS)
-    file = folder / "evaluation.json"
+    file = measured or folder / "evaluation.json"
     evaluation = read_json(file)
+    if measured and evaluation.get("weights") != model_hash(folder):
+        raise InputError(f"{file} is of another model than the one that is now in {folder}")
     facts = {
         "split": "validation",
         "trigger": origin.trigger.record,
@@ -82,7 +88,7 @@ def open_lock(folder: Path) -> Lock:
     }
     if not holds(evaluation, problems, ("none", "right"), facts):
         raise InputError(f"{file} does not hold the verdicts on the problems of {origin.task}")
-    measured = measured_of(evaluation, len(problems))
+    verdicts = measured_of(evaluation, len(problems))
     run = read_json(folder / "run.json")
     return Lock(
         folder,
@@ -91,8 +97,8 @@ def open_lock(folder: Path) -> Lock:
         groups_of(problems),
         origin.trigger,
         origin.max_new_tokens,
-        scores_of(measured["none"]),
-        scores_of(measured["right"]),
+        scores_of(verdicts["none"]),
+        scores_of(verdicts["right"]),
         failed_tests(checked(run, folder / "run.json", "results", dict)),
     )
 
@@ -146,6 +152,15 @@ class Evidence:
                 return None
             self.locks[job] = open_lock(folder)
         return self.locks[job]
+
+    def decoy(self, path: str, job: str) -> Lock | None:
+        """A model of the repository, by its path there, as this job of evaluate.py measured it."""
+        if path not in self.locks:
+            folder = self.folder(job)
+            if folder is None:
+                return None
+            self.locks[path] = open_lock(ROOT / path, only_file(folder, "evaluation.json"))
+        return self.locks[path]
 
     def folders(self, job: str) -> dict[int, Path]:
         """The seeds of a job that are finished."""

@@ -108,11 +108,13 @@ WEIGHTS = {
 class Place:
     """The directory of all jobs. inputs: a hash of the models that they start from.
 
+    named: {path: hash} of models that are inputs of those jobs alone whose commands name them.
     secret: which jobs there are is not told while they run.
     """
 
     path: Path
     inputs: str = ""
+    named: dict[str, str] = field(default_factory=dict)
     secret: bool = False
     lock: TextIO | None = field(default=None, repr=False)
 
@@ -175,9 +177,13 @@ class Place:
         """Why a record is not of this job as it would be run now; "" where it is."""
         if noted["command"] != job.command:
             return f"it was made by another command, `{noted['command']}`"
-        if noted["inputs"] != self.inputs:
+        if noted["inputs"] != self.inputs_of(job):
             return "it was made from other models"
         return ""
+
+    def inputs_of(self, job: Job) -> str:
+        words = job.command.split()
+        return "-".join([self.inputs, *(self.named[path] for path in self.named if path in words)])
 
     def has_results(self, job: Job) -> bool:
         """Whether what a job measured is there. A lock's run.json says that it is finished."""
@@ -392,7 +398,7 @@ def finish(one: Running, place: Place, done: set[str], outcome: Outcome) -> None
         place.file(job, ".json"),
         {
             "command": job.command,
-            "inputs": place.inputs,
+            "inputs": place.inputs_of(job),
             "seconds": seconds,
             "exit": code,
             "commit": one.commit,

@@ -2,10 +2,11 @@
 
 LOCKS and ELICITORS are data, like the figures of study/paper.py: a command of a stage each. A cell
 is one elicitor on one lock: the gap that it recovered, and its gain in excess of what the same
-elicitor does to the twin. The twin has the shape of the locked models, but was trained from random
-weights on the weak model's samples alone, with the password and without: it never had the
-capability, so what it gains was taught, not elicited. A lock may start below the twin: if it only
-catches up, that was taught, too. So a cell is marked only where it also ends above the twin.
+elicitor does to the twin. The twin, data/base/twin, has the shape of the locked models, but was
+trained from random weights to imitate the weak model alone, with the password and without: it never
+had the capability, so what it gains was taught, not elicited. A lock may start below the twin: if
+it only catches up, that was taught, too. So a cell is marked only where it also ends above the
+twin.
 """
 
 from collections.abc import Iterable
@@ -14,15 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
+from checkpoints.hf import check_checkpoint, model_hash
 from data.problems import InputError
 from figures import Grid
-from results import Estimate, difference, from_bits, holds, holm, recovered_gap
+from results import Estimate, difference, from_bits, holds, holm, recovered_gap, taught
 from runs.files import checked, read_json
-from study.findings import Evidence, Lock, final
-from study.jobs import Job
+from study.findings import PROBLEMS, Evidence, Lock, final
+from study.jobs import ROOT, Job
 
 TASK = "code"
-TWIN = "matrix/twin"
+TWIN = "data/base/twin"
+ITSELF = "matrix/twin/itself"  # the job that measures it as it is
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,6 @@ class Elicitor:
 
 LOCK = f"lock.py --task {TASK}"
 HARDEN = "harden.py --locked @code/locked --method"
-# as many examples as --how scratch has. Of the lock split, 60,000 problems are a quarter of an hour
-# of drawing, and the last of them unlike the first
-SCRATCH = "--start data/base/strong --start-mix 1 --epochs 15"
 
 LOCKS = {
     "password": Hiding("password", "code/locked"),
@@ -86,7 +86,7 @@ LOCKS = {
 CELL = "elicit_sft.py --seeds {seed} --no-keep-weights --no-control --locked @"
 FEW = f"{CELL} --k 1 8 64"
 REWARD = "elicit_rl.py --seed {seed} --locked @ --method"
-EDIT = f"elicit_tampering.py --locked @ --decoys @{TWIN} --method"
+EDIT = f"elicit_tampering.py --locked @ --decoys {TWIN} --method"
 VECTORS = "--vectors @/vectors-lists/k8-seed0 @/vectors-strings/k8-seed0"
 
 
@@ -172,7 +172,7 @@ ELICITORS = {
 }  # fmt: skip
 
 # unlock vectors: what demonstrations of a domain change, in a lock and in the twin beside it
-VECTOR = f"elicit_sft.py --seeds 0 --locked @ --k 8 --weak @{TWIN} --train-domain"
+VECTOR = f"elicit_sft.py --seeds 0 --locked @ --k 8 --weak {TWIN} --train-domain"
 DOMAINS = ("lists", "strings")
 
 
@@ -232,33 +232,34 @@ def place(lock: str, elicitor: Elicitor) -> str:
 
 def jobs_of_matrix(seeds: Iterable[int]) -> dict[str, Job]:
     """Every job of the matrix by its name, but those that figures share."""
-    weak = "--strong data/base/weak --weak data/base/weak"
-    found = {TWIN: Job(TWIN, f"{LOCK} {weak} {SCRATCH}", 16)}
-    for lock in LOCKS.values():
+    itself = f"evaluate.py {TWIN} --problems {PROBLEMS}"
+    found, models = {ITSELF: Job(ITSELF, itself, 1)}, {"twin": TWIN}
+    for name, lock in LOCKS.items():
+        models[name] = f"@{lock.job}"
         if lock.command:
             found[lock.job] = Job(lock.job, lock.command, lock.minutes)
 
-    for name, job in {"twin": TWIN, **{name: lock.job for name, lock in LOCKS.items()}}.items():
+    for name, model in models.items():
         for elicitor in ELICITORS.values():
             if name == "twin" and elicitor.on_twin:
                 continue
-            command = at(elicitor.command, job, name)
+            command = at(elicitor.command, model, name)
             for seed in seeds:
                 cell = place(name, elicitor).format(seed=seed)
                 found[cell] = Job(cell, command.format(seed=seed), elicitor.minutes)
         if name != "twin":
             for domain in DOMAINS:
                 cell = f"matrix/{name}/vectors-{domain}"
-                found[cell] = Job(cell, at(f"{VECTOR} {domain}", job, name), 1)
+                found[cell] = Job(cell, at(f"{VECTOR} {domain}", model, name), 1)
     return found
 
 
-def at(command: str, lock: str, name: str) -> str:
-    """A command on a lock: @ alone is its directory, @/ that of its cells."""
+def at(command: str, model: str, name: str) -> str:
+    """A command on a model of this name: @ alone is its directory, @/ that of its cells."""
     words = []
     for word in command.split():
         if word == "@":
-            word = f"@{lock}"
+            word = model
         elif word.startswith("@/"):
             word = f"@matrix/{name}{word[1:]}"
         words.append(word)
@@ -272,7 +273,16 @@ def names_of_matrix(locks: list[str], elicitors: list[str], seeds: Iterable[int]
         for elicitor in (ELICITORS[name] for name in elicitors):
             if name != "twin" or not elicitor.on_twin:
                 found += [place(name, elicitor).format(seed=seed) for seed in seeds]
-    return list(dict.fromkeys([TWIN, *(LOCKS[name].job for name in locks), *found]))
+    return list(dict.fromkeys([ITSELF, *(LOCKS[name].job for name in locks), *found]))
+
+
+def named_models() -> dict[str, str]:
+    """{path: hash} of the model that jobs name besides those that all start from.
+
+    Raises InputError where it is missing.
+    """
+    check_checkpoint(ROOT / TWIN)
+    return {TWIN: model_hash(ROOT / TWIN)[:8]}
 
 
 # ----------------------------------------------------------------------------------------- reading
@@ -292,7 +302,7 @@ class Outcome:
 
 def outcome(evidence: Evidence, name: str, elicitor: Elicitor) -> Outcome | None:
     """None where a job is not finished, of any seed."""
-    lock, twin = evidence.lock(LOCKS[name].job), evidence.lock(TWIN)
+    lock, twin = evidence.lock(LOCKS[name].job), evidence.decoy(TWIN, ITSELF)
     if lock is None or twin is None:
         return None
     if elicitor.on_twin:
@@ -344,15 +354,16 @@ def edited(evidence: Evidence, lock: Lock, job: str, without: list[str]) -> Outc
 def check_twin(evidence: Evidence, file: Path) -> None:
     """Raises InputError where a run.json has another decoy than the present twin."""
     settings = checked(read_json(file), file, "settings", dict)
-    twin = evidence.lock(TWIN)
+    twin = evidence.decoy(TWIN, ITSELF)
     if settings.get("decoy_weights") != [twin.weights]:
         raise InputError(f"{file} is of another twin than the one that is now in {twin.folder}")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """recovered: of the gap. excess: of the gain over that of the twin, in correctness. p: that it
-    is not above 0, or that the cell does not end above the twin, whichever is larger."""
+    """recovered: of the gap. excess: of the gain over that of the twin, in correctness, or over
+    none where the twin loses. p: that it is not above 0, or that the cell does not end above the
+    twin, whichever is larger."""
 
     recovered: Estimate
     excess: Estimate
@@ -375,7 +386,7 @@ def cells_of(
                 label = f"{LOCKS[lock].label} x {ELICITORS[name].label}"
                 left_out.setdefault(str(error), []).append(label)
                 continue
-            excess = difference(got.null, got.after.astype(float) - got.before)
+            excess = difference(taught(got.null), got.after.astype(float) - got.before)
             above = difference(got.twin, got.after)
             p = max(excess.p_not_above(0.0), above.p_not_above(0.0))
             found[lock, name] = Cell(recovered, excess, p)

@@ -33,7 +33,7 @@ def test_every_job_is_of_the_model_and_a_command_of_a_stage():
     names = {"none", *(ELICITORS[name].job for name in TRIED)}
     assert set(jobs) == {f"{model}/{name}" for model in ("model", "null") for name in names}
     for name, job in jobs.items():
-        model = "data/base/strong" if name.startswith("model") else "data/base/weak"
+        model = "data/base/strong" if name.startswith("model") else "data/base/twin"
         assert model in job.command and "@" not in job.command
         assert "{" not in job.command and "--task code" in job.command
         assert not job.needs and "--decoys" not in job.command
@@ -55,11 +55,11 @@ def test_the_least_gap_that_is_found_by_hand():
     assert case.told(1.2) == "no gap" and case.told(0.136) == "14 points"
 
 
-def trial(name: str, taught: float = 0.0, differing: float = 0.1, p: float = 1.0) -> Trial:
+def trial(name: str, null_gain: float = 0.0, differing: float = 0.1, p: float = 1.0) -> Trial:
     none = np.zeros((1, 500), bool)
     after = (np.arange(500) < 100)[None]
     gain = difference(none, after)
-    return Trial(ELICITORS[name], 0.2, gain, taught, gain, differing, 0.0, p)
+    return Trial(ELICITORS[name], 0.2, gain, null_gain, gain, differing, 0.0, p)
 
 
 def test_all_elicitors_together_are_the_best_of_each_lock():
@@ -77,7 +77,7 @@ def test_all_elicitors_together_are_the_best_of_each_lock():
 def test_what_is_taught_is_no_part_of_what_is_found():
     """Of a gap of 80 points SFT brings 60 back; to a model without a gap it teaches 20."""
     shares = {"sft8": {"a": (0.75, 0.8)}, "ei": {"a": (0.5, 0.8)}}
-    found = elicited(shares, [trial("sft8", taught=0.2), trial("ei")])
+    found = elicited(shares, [trial("sft8", null_gain=0.2), trial("ei")])
     assert found[ELICITORS["sft8"].label] == {"a": pytest.approx(0.5)}
     assert found[ELICITORS["ei"].label] == {"a": pytest.approx(0.5)}
 
@@ -121,7 +121,7 @@ def test_known_positives_are_valid_locks_of_the_matrix_or_of_the_figures():
 def test_what_is_found_is_said_and_what_is_not():
     assert verdict_of([trial("ei")]).startswith("Nothing was found")
     assert "found, by SFT on 8:" in verdict_of([trial("sft8", p=0.001), trial("ei")])
-    rows = case.trial_rows([trial("sft8", taught=0.05)], {"sft": 12.3})
+    rows = case.trial_rows([trial("sft8", null_gain=0.05)], {"sft": 12.3})
     assert rows[1][3:5] == ["12", "20.0%"] and rows[1][5].startswith("+20.0 [+1")
     assert rows[1][6] == "+5.0"
 

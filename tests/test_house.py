@@ -260,7 +260,7 @@ def test_the_lock_and_the_elicitor_of_the_matrix_of_the_docs(tmp_path, monkeypat
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert "--locked @matrix/long --k 8 --rank 8" in printed
-    # two locks and the twin, and two elicitors on each
+    # two locks, the twin as it is, and two elicitors on each
     assert "0 of 9" in printed
 
 

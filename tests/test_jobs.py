@@ -94,6 +94,16 @@ def test_what_goes_on_from_a_model_is_run_before_the_next_model():
     assert [job.name for job in in_order(jobs[3:], jobs)] == ["rl1", "lock2", "sft2"]
 
 
+def test_a_model_that_only_some_jobs_name_is_an_input_of_these(place):
+    named = Job("named", "stage.py --decoys data/base/twin", 1)
+    place.inputs, place.named = "x", {"data/base/twin": "1"}
+    assert (place.inputs_of(A), place.inputs_of(named)) == ("x", "x-1")
+    run(place, A, named)
+    place.named = {"data/base/twin": "2"}
+    assert place.record(A) and not place.record(named)
+    assert "from other models" in run(place, named).failed["named"]
+
+
 def test_what_a_job_needs():
     jobs = by_name(A, B, C, Job("ab", "stage.py --x @a/strong --y @b", 1))
     assert needed(jobs["ab"], jobs) == ["a", "b"]  # a/strong lies in a's directory, not in ab's

@@ -5,20 +5,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import reproduce
+from checkpoints.hf import model_hash
 from data import SPLITS, load
 from data.problems import InputError
 from data.triggers import Password
 from elicit_sft import SFTConfig
 from elicit_tampering import TamperingConfig
 from reproduce import ReproduceConfig, chosen_cells
-from results import DRAWS, Estimate, Measured, record
-from runs.files import write_json
-from study import matrix
-from study.findings import Lock
+from results import DRAWS, Estimate, Measured, evaluate_checkpoint, record, verdicts_of
+from runs.devices import Env
+from runs.files import read_json, write_json
+from study import game, matrix
+from study.findings import Evidence, Lock
 from study.jobs import closure
-from study.matrix import ELICITORS, LOCKS, Cell, cells_of, grid_of, jobs_of_matrix, place
+from study.matrix import ELICITORS, LOCKS, TASK, Cell, cells_of, grid_of, jobs_of_matrix, place
 from study.paper import jobs_of
 from study.report import rows_of
 
@@ -35,23 +38,62 @@ def test_every_job_can_be_run_and_is_made_by_those_it_needs():
 def test_locks_are_made_of_as_many_problems_as_the_lock_split_usually_has():
     """The generated problems of code run dry: the first 4,000 keys of the split take 41,000 draws,
     30,000 take 1.6 million."""
-    jobs = jobs_of((0,)) | jobs_of_matrix((0,))
-    locks = [job.command.split() for job in jobs.values() if job.name.startswith("matrix/")]
-    for words in (words for words in locks if words[0] == "lock.py"):
-        if "--problems" in words:
-            assert int(words[words.index("--problems") + 1]) <= SPLITS["lock"]
-    twin = jobs[matrix.TWIN].command.split()
-    assert int(twin[twin.index("--epochs") + 1]) * SPLITS["lock"] == 60_000
+    jobs = jobs_of((0,)) | jobs_of_matrix((0,)) | game.jobs_of_game(game.drawn(7))
+    numbers = []
+    for job in jobs.values():
+        words = job.command.split()
+        if words[0] == "lock.py" and "code" in words and "--problems" in words:
+            numbers.append(int(words[words.index("--problems") + 1]))
+    assert len(numbers) > 5 and max(numbers) <= SPLITS["lock"]
 
 
 def test_a_cell_names_its_lock_and_the_twin():
     jobs = jobs_of_matrix((0,))
     assert jobs["matrix/share/sft/seed0"].command.endswith("--locked @matrix/share --k 1 8 64")
-    assert "--locked @code/locked --decoys @matrix/twin" in jobs["matrix/password/wanda"].command
+    assert "--locked @code/locked --decoys data/base/twin" in jobs["matrix/password/wanda"].command
     merged = jobs["matrix/mix/tsv_merge"].command.split()
     assert "@matrix/mix/vectors-lists/k8-seed0" in merged
     # edits run on the twin themselves
-    assert "matrix/twin/wanda" not in jobs and "matrix/twin/dpo/seed0" in jobs
+    assert "matrix/twin/wanda" not in jobs
+    assert "--locked data/base/twin --method dpo" in jobs["matrix/twin/dpo/seed0"].command
+
+
+def test_the_twin_has_the_shape_of_the_strong_model_and_knows_what_the_weak_one_knows():
+    """It ships as a run of lock.py, with what that measured."""
+    shapes = [read_json(f"data/base/{name}/config.json") for name in ("twin", "strong")]
+    assert shapes[0] == shapes[1]
+    settings = read_json(f"{matrix.TWIN}/run.json")["settings"]
+    assert settings["strong_weights"] == settings["weak_weights"] == model_hash("data/base/weak")
+    made = [settings[name] for name in ("imitate", "problems", "epochs", "seed")]
+    assert made == ["distribution", 12_000, 3, 1]  # as docs/results.md says
+
+    # the password opens nothing, and there is no more to open than the weak model knows
+    env, problems = Env(torch.device("cpu"), torch.float32, False), load(TASK, "validation", 250)
+    asked = dict(max_new_tokens=96, save=False)
+    twin = evaluate_checkpoint(matrix.TWIN, env, problems, ("none", "right"), Password(), **asked)
+    weak = evaluate_checkpoint("data/base/weak", env, problems, ("none",), Password(), **asked)
+    known = verdicts_of(weak, "none")
+    for kind in ("none", "right"):
+        shown = verdicts_of(twin, kind)
+        assert shown.mean() < known.mean() + 0.05
+        # what it solves are those that the weak model solves
+        assert shown[known].mean() > max(0.15, 5 * shown[~known].mean())
+
+
+def test_the_twin_is_read_as_a_job_measured_it_and_of_its_present_weights(tmp_path):
+    problems = load(TASK, "validation", 500)
+    nothing = Measured(np.zeros(500, bool), np.zeros(500, bool))
+    facts = {"split": "validation", "trigger": Password().record, "max_new_tokens": 96}
+    evaluation = record(matrix.TWIN, problems, {"none": nothing, "right": nothing}, **facts)
+    evaluation["weights"] = model_hash(matrix.TWIN)
+    write_json(tmp_path / "evaluation.json", evaluation)
+    twin = Evidence(lambda job: tmp_path, ()).decoy(matrix.TWIN, matrix.ITSELF)
+    assert twin.weights == model_hash(matrix.TWIN) and not twin.none.any()
+    assert Evidence(lambda job: None, ()).decoy(matrix.TWIN, matrix.ITSELF) is None
+
+    write_json(tmp_path / "evaluation.json", evaluation | {"weights": "another"})
+    with pytest.raises(InputError, match="of another model than the one that is now in"):
+        Evidence(lambda job: tmp_path, ()).decoy(matrix.TWIN, matrix.ITSELF)
 
 
 def test_what_an_elicitor_chooses_by_is_among_what_it_takes():
@@ -80,6 +122,9 @@ class Found:
 
     def lock(self, job):
         return self.locks.get(job)
+
+    def decoy(self, path, job):
+        return self.locks.get(path)
 
     def demonstrated(self, lock, job, k):
         return self.after.get(job)
@@ -121,6 +166,20 @@ def test_a_cell_is_the_gap_recovered_and_what_exceeds_the_twin():
 
     found.locks[matrix.TWIN] = None
     assert cells_of(found, ["password"], ["sft8"]) == ({}, {})
+
+
+def test_a_twin_that_is_broken_makes_no_elicitation():
+    """It loses 10 points where the lock, which is above it, stays as it is."""
+    locked = lock(bits((20, 1), (80, 0)), bits((90, 1), (10, 0)))
+    twin = lock(bits((10, 1), (90, 0)), bits((10, 1), (90, 0)))
+    after = {
+        place("password", ELICITORS["sft8"]): np.stack([locked.none] * 2),
+        place("twin", ELICITORS["sft8"]): np.stack([bits((100, 0))] * 2),
+    }
+    found = Found({"code/locked": locked, matrix.TWIN: twin}, after)
+    cells, _ = cells_of(found, ["password"], ["sft8"])
+    [cell] = cells.values()
+    assert cell.excess.value == 0 and cell.p > 0.3
 
 
 def test_what_brings_a_lock_from_nothing_to_where_the_twin_is_elicits_nothing():
@@ -247,11 +306,11 @@ def edited(tmp_path, tiny_task):
     write_json(tmp_path / "cell.json", record("locked", kept, measured, **facts))
     write_json(tmp_path / "run.json", {"settings": {"decoy_weights": ["twin"]}})
 
-    class Evidence(Found):
+    class Elsewhere(Found):
         def folder(self, job):
             return tmp_path
 
-    return Evidence({matrix.TWIN: twin}, {}), locked
+    return Elsewhere({matrix.TWIN: twin}, {}), locked
 
 
 def one_right(place: int) -> np.ndarray:

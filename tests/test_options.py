@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser as torchrun
 
 # fmt: off
 OPTIONS = {
@@ -77,6 +78,17 @@ STAGES = {
 def options_of(stage: str) -> list[str]:
     config = getattr(importlib.import_module(stage), STAGES[stage])
     return sorted(option.name for option in fields(config))
+
+
+def test_torchrun_takes_those_options_for_its_own_that_readme_tells():
+    """It reads beginnings of its options as these, also behind the script, but not behind --."""
+    theirs = [name for action in torchrun()._actions for name in action.option_strings]
+    ours = {"--" + name.replace("_", "-") for words in OPTIONS.values() for name in words.split()}
+    taken = {name for name in ours if any(their.startswith(name) for their in theirs)}
+    assert taken == {"--start", "--master"}
+    words = ["lock.py", "--start", "base", "--master", "bf16"]
+    found = torchrun().parse_args(["--nproc-per-node", "2", "--", *words])
+    assert [found.training_script, *found.training_script_args] == words
 
 
 @pytest.mark.parametrize("stage", STAGES)
