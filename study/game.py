@@ -53,8 +53,9 @@ NO_PASSWORD = ("year", "deploy")
 # what a lock shows without what unlocks it, where that is not the weak model
 SHOWN = {"random": "random", "identity": "identity"}
 
-# how long a model of a game is trained, whatever it is, so that the way that its weights went tells
-# little; less than half as long as a lock of the matrix
+# how long a model of a game is trained, lock or not, so that how far its weights went tells little;
+# less than half as long as a lock of the matrix. Hardened locks go on; twins of rules have half of
+# the texts
 TRAINED = "--problems 3000 --epochs 2"
 
 STRONG, WEAK = "data/base/strong", "data/base/weak"

@@ -47,7 +47,7 @@ def test_about_half_are_locks_and_the_seed_decides_all():
         assert len(set(kinds) & set(game.HARDENED)) <= 1
         locks = [kind for kind in kinds if kind in matrix.LOCKS]
         assert len(set(locks)) == len(locks)
-        # under half an hour on two cores, on slow ones, too
+        # under 20 minutes on two cores that multiply bf16
         assert sum(job.minutes for job in game.jobs_of_game(drawn).values()) < 40
     assert game.drawn(7) == game.drawn(7) != game.drawn(8)
 
