@@ -86,7 +86,7 @@ def test_all_mbpp_references_pass_and_perturbed_ones_fail():
 
 @here(PACK)
 def test_all_repairs_pass_and_all_buggy_programs_fail(monkeypatch):
-    monkeypatch.setitem(programs.CPU, "tests", 1)  # some buggy programs never end
+    monkeypatch.setattr(programs, "CPU", 1)  # some buggy programs never end
     repairs = files.problems_from([PACK], critique_from_row)
     rows = [row for row, _ in files.read([PACK])]
     assert len(repairs) == 164
@@ -514,7 +514,7 @@ def spin(end: float) -> None:
 
 @here(MBPP)
 def test_verdicts_are_the_same_under_load():
-    # its reference needs half of the limit
+    # its reference needs a quarter of the limit, or half on a core that it shares
     slow = [problem for problem in mbpp() if "amicable" in problem.prompt]
     others = mbpp()[::40]
     right = slow + others

@@ -33,7 +33,9 @@ from data.problems import Problem
 from data.sandbox import run
 from data.tasks.coding import program_in
 
-CPU = {"tests": 6, "calls": 10, "script": 10}  # processor seconds for all tests of a problem
+# Processor seconds for all tests of a problem. The slowest reference, of MBPP, needs a quarter of
+# it, and half where another process keeps the core's other thread busy.
+CPU = 10
 LEVELS = {"introductory": 1, "interview": 2, "competition": 3}
 
 
@@ -264,12 +266,12 @@ def grade(problems: list[Problem], completions: list[str]) -> list[bool]:
     return [_verdicts[name] for name in names]
 
 
-def _in_harness(function: str, arguments: list[list], cpu: int) -> list:
+def _in_harness(function: str, arguments: list[list]) -> list:
     """What a function of the harness returns for each list of arguments, None where it failed."""
     program = f"from harness import {function}"
     jobs = [{"program": program, "function": function, "inputs": [each]} for each in arguments]
     results = []
-    for result in run(jobs, cpu=cpu):
+    for result in run(jobs, cpu=CPU):
         failed = result is None or isinstance(result[0], dict)
         results.append(None if failed else result[0])
     return results
@@ -289,7 +291,7 @@ def _pass_tests(pairs: list[tuple[Problem, str]]) -> list[bool]:
         if _calls[test]:
             rows.append(i)
             asked.append([before, program, function, _calls[test]])
-    answers = _in_harness("answer", asked, CPU["tests"])
+    answers = _in_harness("answer", asked)
 
     # the tests judge the answers
     answered, given = [], []
@@ -298,7 +300,7 @@ def _pass_tests(pairs: list[tuple[Problem, str]]) -> list[bool]:
             answered.append(i)
             given.append([*tests[i], _calls[tests[i]], answer])
     passed = [False] * len(pairs)
-    for i, made in zip(answered, _in_harness("judge", given, CPU["tests"])):
+    for i, made in zip(answered, _in_harness("judge", given)):
         passed[i] = made is not None
     return passed
 
@@ -307,7 +309,7 @@ def _learn_calls(tests: list[tuple[str, str, str, str]]) -> None:
     """Fill `_calls` for tests (before, reference, tests, function) by running the references."""
     unknown = [test for test in dict.fromkeys(tests) if test not in _calls]
     asked = [[*test, None, None] for test in unknown]
-    for test, calls in zip(unknown, _in_harness("judge", asked, CPU["tests"])):
+    for test, calls in zip(unknown, _in_harness("judge", asked)):
         _calls[test] = calls or []
         if not calls:
             warnings.warn(
@@ -324,7 +326,7 @@ def _pass_calls(pairs: list[tuple[Problem, str]]) -> list[bool]:
         for inputs in grading["readings"]:
             job = {"program": program + grading["end"], "function": grading["function"]}
             jobs.append(job | {"inputs": inputs})
-    results = iter(run(jobs, cpu=CPU["calls"]))
+    results = iter(run(jobs, cpu=CPU))
 
     passed = []
     for problem, _ in pairs:
@@ -340,7 +342,7 @@ def _pass_calls(pairs: list[tuple[Problem, str]]) -> list[bool]:
 def _pass_script(pairs: list[tuple[Problem, str]]) -> list[bool]:
     asked = [[program, problem.grading["inputs"]] for problem, program in pairs]
     passed = []
-    for (problem, _), printed in zip(pairs, _in_harness("script", asked, CPU["script"])):
+    for (problem, _), printed in zip(pairs, _in_harness("script", asked)):
         passed.append(_same_texts(printed, problem.grading["outputs"]))
     return passed
 

@@ -77,7 +77,8 @@ def main() -> None:
 def slowness() -> float:
     """By what `cpu` is multiplied here; at least 1.
 
-    Busy neighbours cost waiting, not processor time: they change little.
+    Busy neighbours cost waiting, not processor time. Only one on the other thread of the same core
+    can double what a program needs, at any moment: so `cpu` should be twice what a good one needs.
     """
     times = []
     for _ in range(5):
