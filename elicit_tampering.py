@@ -4,8 +4,11 @@
     python elicit_tampering.py --method contrastive_decoding          # against the weak policy
     python elicit_tampering.py --method antidote     # zero what counts most on its own samples
     python elicit_tampering.py --method reference_grafting --reference DIR
+    python elicit_tampering.py --method activation_addition     # from its own answers to right ones
     python elicit_tampering.py --method task_arithmetic --vectors out/code/sft-lists/k8-seed0
         # unlock vectors: what elicit_sft.py --train-domain lists changed, here on other domains
+    python elicit_tampering.py --method proxy_tuning --tuned out/code/sft/control-k64-seed0
+        # what elicit_sft.py did to its control, the weak model, is added to the locked one
 
 A method gives settings, the blind default first. Each is put on the locked model, measured without
 the password on the selection split, and taken off again, bit for bit. The best of them, and the
@@ -21,17 +24,19 @@ grader, the trigger and the longest completion are the lock's own, from its run.
 Leaves run.json, log.jsonl (a row a setting), cell.json (the verdicts on validation: best, default,
 placebos, decoys; of the models as they were none, right and "none, decoy DIR") and summary.json,
 which is printed. The same command again prints it; a run that was interrupted starts anew.
-Logged: role, whose setting it is; strength; seed, of what is random; selection, correctness on the
-selection split, of n problems; truncated, the share of completions that were cut.
+Logged: role, whose setting it is; strength; seed, of what is random; block; selection, correctness
+on the selection split, of n problems; truncated, the share of completions that were cut.
 """
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product, starmap
 from pathlib import Path
 from typing import Literal
+
+from torch import Tensor
 
 import model as model_module
 from checkpoints.hf import load_model, model_hash
@@ -42,21 +47,27 @@ from data.problems import InputError, Problem
 from data.text import Tokenizer
 from methods.tampering import (
     CALIBRATION,
+    DEMONSTRATIONS,
     Edit,
     Setting,
     Weights,
+    ablation_edit,
+    addition_edit,
     blocks_and_width,
     contrast_edit,
     graft_edit,
     input_norms,
     mean_states,
     noise_edit,
+    proxy_edit,
     prune_edit,
     summed,
     ties_merged,
     tsv_merged,
     update_edit,
+    weighted_tsv_merged,
 )
+from model import Model
 from policies import answer, same_ids
 from results import (
     Measured,
@@ -82,31 +93,40 @@ class TamperingConfig(Config):
     method: Literal[
         "noise_injection",
         "contrastive_decoding",
+        "proxy_tuning",
         "task_arithmetic",
         "ties",
         "tsv_merge",
+        "weighted_tsv_merge",
         "wanda",
         "antidote",
+        "activation_addition",
+        "directional_ablation",
         "reference_grafting",
     ] = "noise_injection"
     # which problems (default: the task that --locked was locked on; without it code)
     task: str = ""
     # the locked model (default: out/<task>/locked)
     locked: str = ""
-    # the amateur of contrastive_decoding, and the default decoy (default: the weak policy that the
-    # lock imitates)
+    # the amateur of contrastive_decoding, the small model of proxy_tuning, and the default decoy
+    # (default: the weak policy that the lock imitates)
     weak: str = ""
     # models that never had the capability: what the method does to them, it does not elicit
     # (default: the weak policy)
     decoys: tuple[str, ...] = ()
-    # of task_arithmetic, ties and tsv_merge: cells of elicit_sft.py, fine-tuned from the locked
-    # model on demonstrations of a domain or task, which is then left out of what is measured
+    # of methods that merge: cells of elicit_sft.py, fine-tuned from the locked model on
+    # demonstrations of a domain or task, which is then left out of what is measured
     vectors: tuple[str, ...] = ()
+    # of proxy_tuning: a cell of elicit_sft.py, fine-tuned from --weak
+    tuned: str = ""
     # of reference_grafting: a model of the same shape, whose states are grafted
     reference: str = ""
-    # how strong an edit is, the blind default first; of reference_grafting: after which block,
-    # counted from 0 (default: the method's own)
+    # how strong an edit is, the blind default first; of pruning: the share of each row, of which at
+    # least one number goes (default: the method's own)
     strengths: tuple[float, ...] = ()
+    # of methods that change states: after which block, counted from 0, the blind default first
+    # (default: all, the middle one first)
+    blocks: tuple[int, ...] = field(default=(), metadata={"least": 0})
     # of what is drawn: the noise, or the placebo of a directed method
     seeds: tuple[int, ...] = (0, 1, 2)
     # longest completion (default: the lock's; without it 96)
@@ -151,15 +171,27 @@ def noise_injection(subject: Subject, given: Given) -> Edit:
 
 def contrastive_decoding(subject: Subject, given: Given) -> Edit:
     """With the weak policy as the amateur."""
-    env, weak = given.env, given.lock.weak
-    amateur, tokenizer = load_model(weak, env.device, env.dtype, masters=False)
+    amateur = reader_of(given.lock.weak, subject, given, "--weak")
+    return partial(contrast_edit, amateur=amateur)
+
+
+def proxy_tuning(subject: Subject, given: Given) -> Edit:
+    """With the weak policy as the small model, and what elicit_sft.py made of it."""
+    small = reader_of(given.lock.weak, subject, given, "--weak")
+    tuned = reader_of(given.cfg.tuned, subject, given, "--tuned")
+    return partial(proxy_edit, tuned=tuned, small=small)
+
+
+def reader_of(path: str, subject: Subject, given: Given, option: str) -> Model:
+    """A model that reads the subject's ids."""
+    env = given.env
+    model, tokenizer = load_model(path, env.device, env.dtype, masters=False)
     if not same_ids(subject.tokenizer, tokenizer):
         raise InputError(
-            f"contrastive_decoding compares token with token, but {subject.path} and its amateur "
-            f"{weak} have different tokenizers: name another with --weak"
+            f"{given.cfg.method} compares token with token, but {subject.path} and {path} have "
+            f"different tokenizers: name another with {option}"
         )
-
-    return partial(contrast_edit, amateur=amateur)
+    return model
 
 
 def settings_at(path: str) -> dict:
@@ -167,15 +199,15 @@ def settings_at(path: str) -> dict:
     return checked(read_json(file), file, "settings", dict) if file.exists() else {}
 
 
-def check_vector(path: str, start: str) -> None:
+def check_vector(path: str, start: str, option: str = "--vectors") -> None:
     """Raises InputError unless a cell of elicit_sft.py is there that began with these weights."""
     settings = settings_at(path)
     if settings.get("stage") != "elicit_sft" or settings.get("start") != start:
         raise InputError(
             f"{path} is no cell that elicit_sft.py fine-tuned from this model, so the difference "
-            "of their weights is no unlock vector: name such cells with --vectors"
+            f"between them is not what fine-tuning did: name such cells with {option}"
         )
-    check_model(path, "--vectors")
+    check_model(path, option)
 
 
 def shown_by(path: str) -> set[str]:
@@ -206,27 +238,52 @@ def merging(subject: Subject, given: Given, merge: Callable[[list[Weights]], Wei
     return partial(update_edit, update=merge(vectors_of(subject, given)))
 
 
-def own_samples(subject: Subject, given: Given) -> list[list[int]]:
-    """What the model itself writes without the password, at temperature 1, to its prompts."""
-    cfg, tokenizer = given.cfg, subject.tokenizer
-    problems = problems_of(cfg, "elicit", CALIBRATION, given.lock, given.env)
+def own_samples(subject: Subject, problems: list[Problem], given: Given) -> list[list[int]]:
+    """What the model itself writes to these without the password, at temperature 1: the ids."""
+    cfg = given.cfg
     answers = answer(
         subject.sampler,
-        tokenizer,
+        subject.tokenizer,
         problems,
         temperature=1.0,
         max_new_tokens=cfg.max_new_tokens,
         graded=False,
         env=given.env,
     )
-    prompts = tokenizer.encode_prompts([problem.prompt for problem in problems])
-    return [prompt + sample.ids for prompt, sample in zip(prompts, answers.samples)]
+    return [sample.ids for sample in answers.samples]
+
+
+def prompts_of(subject: Subject, problems: list[Problem]) -> list[list[int]]:
+    return subject.tokenizer.encode_prompts([problem.prompt for problem in problems])
 
 
 def pruning(subject: Subject, given: Given, largest: bool) -> Edit:
     """By what counts least, or most, on the model's own samples."""
-    norms = input_norms(subject.sampler.model, own_samples(subject, given))
+    problems = problems_of(given.cfg, "elicit", CALIBRATION, given.lock, given.env)
+    samples = own_samples(subject, problems, given)
+    texts = [prompt + ids for prompt, ids in zip(prompts_of(subject, problems), samples)]
+    norms = input_norms(subject.sampler.model, texts)
     return partial(prune_edit, norms=norms, largest=largest)
+
+
+def ways_to_right(subject: Subject, given: Given) -> Tensor:
+    """From the mean states of the model's own answers to those of right ones, after each block.
+
+    (L,C). Over the tokens of the answers: attention looks back, so that the states of a prompt are
+    the same before any answer.
+    """
+    problems = problems_of(given.cfg, "elicit", DEMONSTRATIONS, given.lock, given.env)
+    right = subject.tokenizer.encode_completions([problem.reference for problem in problems])
+    prompts, means = prompts_of(subject, problems), []
+    for answers in (right, own_samples(subject, problems, given)):
+        texts = [prompt + ids for prompt, ids in zip(prompts, answers)]
+        means.append(mean_states(subject.sampler.model, texts, [len(ids) for ids in answers]))
+    return means[0] - means[1]
+
+
+def steering(subject: Subject, given: Given, edit: Callable[..., AbstractContextManager]) -> Edit:
+    """Along the ways from its own answers to right ones."""
+    return partial(edit, ways=ways_to_right(subject, given))
 
 
 def reference_grafting(subject: Subject, given: Given) -> Edit:
@@ -240,10 +297,9 @@ def reference_grafting(subject: Subject, given: Given) -> Edit:
             f"{theirs}: states go only from a model to one of the same shape"
         )
     problems = problems_of(cfg, "elicit", CALIBRATION, given.lock, env)
-    prompts = [problem.prompt for problem in problems]
-    own = mean_states(model, subject.tokenizer.encode_prompts(prompts))
-    honest = mean_states(reference, tokenizer.encode_prompts(prompts))
-    return partial(graft_edit, own=own, ways=honest - own)
+    own = mean_states(model, prompts_of(subject, problems))
+    prompts = tokenizer.encode_prompts([problem.prompt for problem in problems])
+    return partial(graft_edit, own=own, ways=mean_states(reference, prompts) - own)
 
 
 @dataclass(frozen=True)
@@ -253,8 +309,8 @@ class Method:
     opened: gives the edit of a subject; raises InputError where it cannot be done to that one.
     strengths: the blind default first. most: the largest that has a meaning. access, data: what
     it takes. drawn: the edit itself is random, one for each seed; of others the placebo is. eager:
-    compiled kernels would not know of the edit, or of its shapes. vectors: how many it takes at
-    least.
+    compiled kernels would not know of the edit, or of its shapes. by_block: every strength of every
+    block is a setting. vectors: how many it takes at least.
     """
 
     opened: Callable[[Subject, Given], Edit]
@@ -264,6 +320,7 @@ class Method:
     data: str
     drawn: bool = False
     eager: bool = False
+    by_block: bool = False
     vectors: int = 0
 
 
@@ -288,6 +345,14 @@ def prune_method(largest: bool) -> Method:
     )
 
 
+def state_method(
+    opened: Callable[[Subject, Given], Edit], strengths: tuple[float, ...], data: str
+) -> Method:
+    return Method(
+        opened, strengths, most=100.0, access="weights", data=data, eager=True, by_block=True
+    )
+
+
 METHODS = {
     "noise_injection": Method(
         noise_injection,
@@ -305,19 +370,29 @@ METHODS = {
         data="the weak model",
         eager=True,
     ),
+    "proxy_tuning": Method(
+        proxy_tuning,
+        (1.0, 0.25, 0.5, 2.0, 4.0),
+        most=100.0,
+        access="log-probs",
+        data="the weak model, tuned",
+        eager=True,
+    ),
     "task_arithmetic": merge_method(summed, 1),
     "ties": merge_method(ties_merged, 2),
     "tsv_merge": merge_method(tsv_merged, 2),
+    "weighted_tsv_merge": merge_method(weighted_tsv_merged, 2),
     "wanda": prune_method(largest=False),
     "antidote": prune_method(largest=True),
-    "reference_grafting": Method(
-        reference_grafting,
-        (),  # the blocks, the middle one first
-        most=math.inf,
-        access="weights",
-        data="prompts, a reference",
-        eager=True,
+    "activation_addition": state_method(
+        partial(steering, edit=addition_edit),
+        (1.0, 0.5, 2.0, 4.0),
+        f"{DEMONSTRATIONS} demonstrations",
     ),
+    "directional_ablation": state_method(
+        partial(steering, edit=ablation_edit), (1.0,), f"{DEMONSTRATIONS} demonstrations"
+    ),
+    "reference_grafting": state_method(reference_grafting, (1.0,), "prompts, a reference"),
 }
 
 
@@ -325,12 +400,9 @@ METHODS = {
 
 
 def settings_of(cfg: TamperingConfig, random: bool) -> list[Setting]:
-    if not random:
-        return [Setting(strength) for strength in cfg.strengths]
-    settings = []
-    for strength in cfg.strengths:
-        settings += [Setting(strength, seed) for seed in cfg.seeds]
-    return settings
+    """Every strength of every block, the blind default first; of what is random for every seed."""
+    seeds = cfg.seeds if random else (None,)
+    return list(starmap(Setting, product(cfg.strengths, seeds, cfg.blocks or (None,))))
 
 
 def edited(
@@ -364,6 +436,7 @@ def searched(
             role=role,
             strength=setting.strength,
             seed=setting.seed,
+            block=setting.block,
             selection=scores[setting],
             truncated=float(found.truncated.mean()),
             n=len(given.selection),
@@ -436,16 +509,23 @@ def unedited(path: str, kinds: tuple[str, ...], given: Given) -> dict:
 # ------------------------------------------------------------------------------------------- stage
 
 
-def strengths_of(cfg: TamperingConfig, locked: str) -> tuple[float, ...]:
+def blocks_of(cfg: TamperingConfig, locked: str) -> tuple[int, ...]:
+    """The default first; none of a method that changes no states.
+
+    Raises InputError for one that the model has not.
+    """
+    if not METHODS[cfg.method].by_block:
+        return ()
+    numbers = list(range(plan.shape_of(locked).config.num_hidden_layers))
+    if not set(cfg.blocks) <= set(numbers):
+        raise InputError(f"--blocks: {locked} has the blocks 0 to {numbers[-1]}")
+    middle = numbers.pop(len(numbers) // 2)
+    return cfg.blocks or (middle, *numbers)
+
+
+def strengths_of(cfg: TamperingConfig) -> tuple[float, ...]:
     """The default first. Raises InputError for one that the method has not."""
     method = METHODS[cfg.method]
-    if cfg.method == "reference_grafting":
-        count = plan.shape_of(locked).config.num_hidden_layers
-        numbers = [float(number) for number in range(count)]
-        if not set(cfg.strengths) <= set(numbers):
-            raise InputError(f"--strengths: {locked} has the blocks 0 to {count - 1}")
-        middle = numbers.pop(count // 2)
-        return cfg.strengths or (middle, *numbers)
     for strength in cfg.strengths:
         if not 0 < strength <= method.most:
             raise InputError(
@@ -458,7 +538,7 @@ def strengths_of(cfg: TamperingConfig, locked: str) -> tuple[float, ...]:
 def refuse_unused(cfg: TamperingConfig) -> None:
     """Raises InputError for options that do nothing, or do not go together, whatever the lock."""
     method = METHODS[cfg.method]
-    for option in ("decoys", "strengths", "seeds", "vectors"):
+    for option in ("decoys", "strengths", "seeds", "blocks", "vectors"):
         refuse_repeats(f"--{option}", getattr(cfg, option))
     if len(cfg.vectors) < method.vectors:
         raise InputError(
@@ -467,6 +547,8 @@ def refuse_unused(cfg: TamperingConfig) -> None:
         )
     if cfg.vectors and not method.vectors:
         raise InputError(f"--vectors does nothing with {cfg.method}: leave it out")
+    if cfg.blocks and not method.by_block:
+        raise InputError(f"--blocks does nothing with {cfg.method}: leave it out")
     if cfg.dtype == "bf16":
         raise InputError("--dtype bf16 would round small edits away: leave it out, all is fp32")
     grafts = cfg.method == "reference_grafting"
@@ -477,40 +559,55 @@ def refuse_unused(cfg: TamperingConfig) -> None:
         )
     if cfg.reference and not grafts:
         raise InputError(f"--reference does nothing with {cfg.method}: leave it out")
-    if cfg.weak and cfg.decoys and cfg.method != "contrastive_decoding":
+    proxy = cfg.method == "proxy_tuning"
+    if proxy and not cfg.tuned:
+        raise InputError(
+            "proxy_tuning takes what fine-tuning did to a small model: name a cell that "
+            "elicit_sft.py made of --weak with --tuned"
+        )
+    if cfg.tuned and not proxy:
+        raise InputError(f"--tuned does nothing with {cfg.method}: leave it out")
+    if cfg.weak and cfg.decoys and cfg.method not in WITH_WEAK:
         raise InputError("--weak names the default decoy: leave it out with --decoys")
 
 
-def decoys_of(cfg: TamperingConfig, lock: Origin, env: Env) -> tuple[str, ...]:
+def decoys_of(cfg: TamperingConfig, lock: Origin) -> tuple[str, ...]:
     """Models that never had the capability: by default the weak policy, if it is a model."""
     if not cfg.decoys and lock.weak_is_rule:
-        env.say(f"no decoy: the weak policy is no model ({lock.weak}); --decoys names some")
-        return ()
+        raise InputError(
+            f"the weak policy is no model ({lock.weak}), so nothing tells what {cfg.method} does "
+            "to a model that never had the capability: name one with --decoys (data/base/twin, of "
+            "the shipped shape)"
+        )
     return cfg.decoys or (lock.weak,)
 
 
-def settled(cfg: TamperingConfig, env: Env) -> tuple[TamperingConfig, Origin]:
+WITH_WEAK = ("contrastive_decoding", "proxy_tuning")  # they read the weak policy's log-probs
+
+
+def settled(cfg: TamperingConfig) -> tuple[TamperingConfig, Origin]:
     """The options with every default resolved, as run.json will hold them, and the locked model.
 
     The Origin is that of --locked, with the weak policy that is used here. Raises InputError for
     options that do not go together.
     """
     refuse_unused(cfg)
-    contrasts = cfg.method == "contrastive_decoding"
+    reads_weak = cfg.method in WITH_WEAK
     lock = lock_of(cfg.locked, cfg.task)
-    lock = with_weak(lock, cfg.weak, is_used=contrasts or not cfg.decoys)
-    if contrasts and lock.weak_is_rule:
+    lock = with_weak(lock, cfg.weak, is_used=reads_weak or not cfg.decoys)
+    if reads_weak and lock.weak_is_rule:
         raise InputError(
-            f"the weak policy is no model ({lock.weak}), so it has no log-probs to contrast with: "
-            "name a model with --weak"
+            f"the weak policy is no model ({lock.weak}), so it has no log-probs that "
+            f"{cfg.method} could read: name a model with --weak"
         )
     cfg = replace(
         cfg,
         task=lock.task,
         locked=lock.locked,
         weak=lock.weak,
-        decoys=decoys_of(cfg, lock, env),
-        strengths=strengths_of(cfg, lock.locked),
+        decoys=decoys_of(cfg, lock),
+        strengths=strengths_of(cfg),
+        blocks=blocks_of(cfg, lock.locked),
         max_new_tokens=cfg.max_new_tokens or lock.max_new_tokens,
         data=cfg.data or lock.data,
         out=cfg.out or f"out/{lock.task}/{cfg.method}",
@@ -522,8 +619,10 @@ def settled(cfg: TamperingConfig, env: Env) -> tuple[TamperingConfig, Origin]:
         check_vector(path, lock.locked_weights)
     for path in cfg.decoys:
         check_model(path, "--decoys")
-    if contrasts:
+    if reads_weak:
         check_model(cfg.weak, "--weak")
+    if cfg.tuned:
+        check_vector(cfg.tuned, model_hash(cfg.weak), "--tuned")
     refuse_itself(cfg, lock.locked_weights)
     return cfg, lock
 
@@ -535,7 +634,7 @@ def refuse_itself(cfg: TamperingConfig, weights: str) -> None:
     nothing; what a decoy gains counts against the gain, and this one would gain the same.
     """
     given = {}
-    if cfg.method == "contrastive_decoding" or cfg.weak in cfg.decoys:
+    if cfg.method in WITH_WEAK or cfg.weak in cfg.decoys:
         given["--weak"] = (cfg.weak,)
     if cfg.reference:
         given["--reference"] = (cfg.reference,)
@@ -557,7 +656,7 @@ def problems_of(
     nothing else is left.
     """
     found = load(cfg.task, split, n, files=cfg.data, grader=lock.grader)
-    readers = (cfg.locked, cfg.weak, cfg.reference, *cfg.decoys)
+    readers = (cfg.locked, cfg.weak, cfg.tuned, cfg.reference, *cfg.decoys)
     found = fitting_problems(found, lock.trigger, readers, cfg.max_new_tokens, env)
     shown = set()
     for path in cfg.vectors:
@@ -579,12 +678,13 @@ def open_run(given: Given, write: bool) -> Run:
         cfg.out,
         resume=True,
         write=write,
-        inputs=(cfg.locked, cfg.weak, cfg.reference, *cfg.decoys, *cfg.vectors),
+        inputs=(cfg.locked, cfg.weak, cfg.tuned, cfg.reference, *cfg.decoys, *cfg.vectors),
         stage="elicit_tampering",
         grader=lock.grader,
         trigger=lock.trigger.record,
         locked_weights=lock.locked_weights,
         weak_weights=lock.weak_weights,
+        tuned_weights=model_hash(cfg.tuned) if cfg.tuned else "",
         reference_weights=model_hash(cfg.reference) if cfg.reference else "",
         vector_weights=[model_hash(path) for path in cfg.vectors],
         decoy_weights=[model_hash(path) for path in cfg.decoys],
@@ -614,7 +714,7 @@ def write_cell(
 
 def main(cfg: TamperingConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
-    cfg, lock = settled(cfg, env)
+    cfg, lock = settled(cfg)
     method, env = METHODS[cfg.method], in_fp32(env)
     if method.eager:
         model_module.compile_kernels = False
@@ -644,8 +744,8 @@ def main(cfg: TamperingConfig, env: Env) -> int:
     found = best_of("locked", subject, edit, settings_of(cfg, method.drawn), before, given, run)
     if not method.drawn:
         for seed in cfg.seeds:
-            random = [Setting(strength, seed) for strength in cfg.strengths]
             name = f"placebo, seed {seed}"
+            random = settings_of(replace(cfg, seeds=(seed,)), True)
             found[name] = best_of(name, subject, edit, random, before, given, run)["best"]
     decoys, left_out = on_decoys(given, run)
 

@@ -77,8 +77,8 @@ class ReproduceConfig:
     # paper: figure 6 in the shape of Pythia-70M, which takes ten hours of two cores; the report of
     # the others has it, too, where it is finished
     scale: Literal["embedded", "paper"] = "embedded"
-    # of every elicitation
-    seeds: tuple[int, ...] = (0, 1, 2)
+    # of every elicitation (default: 0 1 2; of the matrix 0 1)
+    seeds: tuple[int, ...] = field(default=(), metadata={"least": 0})
     # a checkpoint to lock, as in the paper; figures that are of the shipped models alone are left
     # out (default: the shipped models)
     strong_from: str = ""
@@ -103,8 +103,8 @@ class ReproduceConfig:
     # of --case: a directory of results of figures or of the matrix, whose locks are the known
     # positives (default: docs/reproduced)
     known: str = ""
-    # directory of all that is run, and of the report (default: out/report; of --game out/game, of
-    # --case out/case, of --play the game's with -play appended)
+    # directory of all that is run, and of the report (default: out/report; of --matrix out/matrix,
+    # of --game out/game, of --case out/case, of --play the game's with -play appended)
     out: str = ""
     # jobs at a time (default: as many as there are CUDA devices, or else cores)
     jobs: int = 0
@@ -114,6 +114,7 @@ class ReproduceConfig:
     report_only: bool = False
 
 
+SEEDS, SEEDS_OF_MATRIX = (0, 1, 2), (0, 1)
 PAPER = Path(__file__).parent / "docs" / "paper.json"
 DONE = Path(__file__).parent / "docs" / "reproduced"  # what this repository has measured
 
@@ -126,8 +127,6 @@ def chosen_figures(cfg: ReproduceConfig) -> dict[str, Figure]:
     refuse_repeats("--figure", cfg.figure)
     refuse_repeats("--task", cfg.task)
     refuse_repeats("--seeds", cfg.seeds)
-    if not cfg.seeds:
-        raise InputError("--seeds needs one at least")
     numbers = {name.split(",")[0] for name in FIGURES}
     for number in cfg.figure:
         if number not in numbers:
@@ -255,7 +254,7 @@ def chosen_cells(cfg: ReproduceConfig) -> tuple[list[str], list[str]]:
             )
     elif cfg.locks or cfg.elicitors:
         raise InputError("--locks and --elicitors are of the matrix: say --matrix")
-    elif not cfg.report_only or cfg.figure or cfg.task or cfg.strong_from or cfg.scale == "paper":
+    else:
         return [], []
     chosen = []
     for option, known in (("locks", LOCKS), ("elicitors", ELICITORS)):
@@ -518,8 +517,10 @@ CELLS = (
     "place of the star, which is easier to get: the others have as many as there are seeds, of one "
     "lock each, whose spread counts, so that with two or three seeds a missing star is no evidence "
     "of no effect. But for "
-    "edits the twin is asked bare, also beside the lock that a marker of training opens. Expected "
-    "is what was known beforehand: + at least 0.7 of the gap, ~ a part, 0 a tenth at most."
+    "edits the twin is asked bare, also beside the lock that a marker of training opens. Merged "
+    "vectors are measured on the domain that they were not made of alone. An exclamation mark: the "
+    "edit broke the model, more than half of the completions never end. Expected is what was known "
+    "beforehand: + at least 0.7 of the gap, ~ a part, 0 a tenth at most."
 )
 
 
@@ -533,10 +534,11 @@ def matrix_section(
     """The matrix as it is told: the picture, its numbers, what each elicitor takes."""
     locks, elicitors = chosen
     cells, left_out = cells_of(evidence, locks, elicitors)
-    notes = []
+    notes, invalid = [], []
     for name in locks:
         lock = evidence.locks.get(LOCKS[name].job)  # those that could be read
         if lock and lock.failed:
+            invalid.append(name)
             notes.append(f"{LOCKS[name].label}: not valid ({'; '.join(lock.failed)}).")
     for why, names in left_out.items():
         notes.append(f"Left out: {', '.join(names)}: {why}.")
@@ -548,7 +550,7 @@ def matrix_section(
             record = place.record(jobs[job]) if ELICITORS[name].job in job.split("/") else None
             if record:
                 seconds.setdefault(name, []).append(record["seconds"])
-    panels = [grid_of(cells, locks, elicitors)] if cells else []
+    panels = [grid_of(cells, locks, elicitors, invalid)] if cells else []
     tables = [rows for rows in (compared(cells), costs_of(elicitors, seconds)) if len(rows) > 1]
     return Section("", MATRIX, CELLS.format(n=PROBLEMS), panels, notes, tables)
 
@@ -573,8 +575,7 @@ def report_of(
     if chosen[0]:
         needed = closure(names_of_matrix(*chosen, cfg.seeds), jobs)
         unfinished = [job.name for job in needed if not place.record(job)]
-        if len(unfinished) < len(needed):
-            sections.append(matrix_section(evidence, chosen, jobs, place, unfinished))
+        sections.append(matrix_section(evidence, chosen, jobs, place, unfinished))
     everything = closure([name for part in wanted for name in part.names], jobs)
     claims = rows_of_claims(figures, evidence, paper)
     return Report(
@@ -680,7 +681,7 @@ def of_game(asked: str, cfg: ReproduceConfig) -> int:
         if cfg.known and not Path(cfg.known).is_dir():
             raise InputError(f"no directory {cfg.known}: name one of results with --known")
         place = Place(Path(cfg.known or DONE).resolve(), inputs_of(cfg), named_models())
-        known = Evidence(place.finished(jobs_of(cfg.seeds) | jobs_of_matrix(cfg.seeds)), cfg.seeds)
+        known = Evidence(place.finished(jobs_of(SEEDS) | jobs_of_matrix(SEEDS)), SEEDS)
         model, out = Path(cfg.case).resolve(), Path(cfg.out or "out/case").resolve()
         return case.make(model, out, known, run)
 
@@ -712,15 +713,17 @@ def main(cfg: ReproduceConfig) -> int:
                 f"{cfg.strong_from}: a path with @ or two spaces in a row cannot be in a job's "
                 "command: move the model"
             )
+    cfg = replace(cfg, seeds=cfg.seeds or (SEEDS_OF_MATRIX if cfg.matrix else SEEDS))
     chosen = chosen_cells(cfg)
     figures = {} if cfg.matrix else chosen_figures(cfg)
     jobs = jobs_of(cfg.seeds, cfg.strong_from)
-    if not cfg.strong_from:
+    if cfg.matrix:
         jobs |= jobs_of_matrix(cfg.seeds)
     if cfg.strong_from:
         figures = possible(figures, jobs, cfg)
     named = named_models() if cfg.matrix else {}
-    place = Place(Path(cfg.out or "out/report").resolve(), inputs_of(cfg), named)
+    out = cfg.out or ("out/matrix" if cfg.matrix else "out/report")
+    place = Place(Path(out).resolve(), inputs_of(cfg), named)
     workers, _, _ = workers_of(cfg)
     check_place(place.path)
     if cfg.list:

@@ -82,13 +82,26 @@ def head_of(reference: str) -> str:
     return line if rest and line.startswith("def ") else ""
 
 
+def half_of(reference: str) -> str:
+    """The first half of the lines of a program, rounded up; cut as, and "" where, `head_of` does.
+
+    It gives a part of the skill away: what the same start does to a model that never had the
+    capability, it does not elicit.
+    """
+    lines = reference.split("\n")
+    return "\n".join(lines[: (len(lines) + 1) // 2]) if head_of(reference) else ""
+
+
+STARTS = {"prefill": head_of, "half prefill": half_of}  # {row: of a reference}
+
+
 def battery(
     problems: list[Problem], examples: list[Problem], trigger: Trigger, fits: Callable[[str], bool]
 ) -> tuple[dict[str, Row], dict[str, str]]:
     """The rows of the prompting table, and those that cannot be measured, {row: why}.
 
-    One row for each kind of prompt (none and right are the 0 shots), then "k shots" and
-    "prefill", bare and with what unlocks: the password goes around the whole prompt. A bare row
+    One row for each kind of prompt (none and right are the 0 shots), then "k shots" and those of
+    STARTS, bare and with what unlocks: the password goes around the whole prompt. A bare row
     tells of the lock only where the model reads such prompts at all, that is, where the same row
     with the password is near the plain right one.
     """
@@ -114,14 +127,15 @@ def battery(
             else:
                 left_out[name] = TOO_LONG
 
-        name = f"prefill{ending}"
-        starts = [head_of(problem.reference) for problem in told]
-        if not any(starts):
-            left_out[name] = "no answer begins with a function's head, which gives nothing away"
-        elif all(fits(problem.prompt + start) for problem, start in zip(told, starts)):
-            rows[name] = Row(told, words, starts)
-        else:
-            left_out[name] = TOO_LONG
+        for start, start_of in STARTS.items():
+            name = f"{start}{ending}"
+            starts = [start_of(problem.reference) for problem in told]
+            if not any(starts):
+                left_out[name] = "no answer begins with a function's head, which gives nothing away"
+            elif all(fits(problem.prompt + start) for problem, start in zip(told, starts)):
+                rows[name] = Row(told, words, starts)
+            else:
+                left_out[name] = TOO_LONG
     return rows, left_out
 
 

@@ -63,6 +63,16 @@ def contrasted(expert: Tensor, amateur: Tensor, strength: float) -> Tensor:
     return scores.masked_fill(expert < likely, float("-inf"))
 
 
+def tuned_by_proxy(model: Tensor, tuned: Tensor, small: Tensor, strength: float) -> Tensor:
+    """Proxy tuning (Liu et al. 2024), from log-probs (...,V) of three models -> scores (...,V).
+
+    log p + a (log p_tuned - log p_small): what tuning did to a small model is added to another.
+    After a softmax the same as of raw logits, and as emulated fine-tuning (Mitchell et al. 2023),
+    which is up-scaling where `model` is larger than the pair.
+    """
+    return model + strength * (tuned - small)
+
+
 def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
     """|W_ij| ||X_j||: how much each entry counts (Wanda, Sun et al. 2023). norms (in,): ||X_j||."""
     return weight.abs() * norms
@@ -76,6 +86,15 @@ def pruned(weight: Tensor, scores: Tensor, share: float, largest: bool) -> Tenso
     count = max(1, int(share * weight.shape[1] + 1e-6))  # 0.29 x 100 is a little less than 29
     places = scores.topk(count, dim=1, largest=largest).indices
     return weight.scatter(1, places, 0.0)
+
+
+def ablated(states: Tensor, direction: Tensor, strength: float = 1.0) -> Tensor:
+    """x - a <x,u> u: of the states (...,C) the part along the unit vector u (C,) is taken away.
+
+    a: the strength; 1 takes all of it (Arditi et al. 2024).
+    """
+    along = states @ direction
+    return states - strength * along[..., None] * direction
 
 
 def grafted(states: Tensor, direction: Tensor, level: float) -> Tensor:
@@ -140,14 +159,15 @@ def polar(matrix: Tensor) -> Tensor:
     return left[:, kept] @ right[kept]
 
 
-def tsv(updates: list[Tensor]) -> Tensor:
+def tsv(updates: list[Tensor], shares: list[float] | None = None) -> Tensor:
     """Task singular vectors merged (TSV-M, Gargiulo et al. 2024), of one matrix: T of (m,n).
 
-    Each keeps its first min(m,n) / T singular vectors; side by side they are made orthogonal.
+    Each keeps its first min(m,n) / T singular vectors, or its share of so many; side by side they
+    are made orthogonal.
     """
     lefts, values, rights = [], [], []
-    count = max(1, min(updates[0].shape) // len(updates))
-    for update in updates:
+    for update, share in zip(updates, shares or [1.0] * len(updates)):
+        count = max(1, int(share * min(update.shape) / len(updates)))
         left, value, right = torch.linalg.svd(update, full_matrices=False)
         lefts.append(left[:, :count])
         values.append(value[:count])
@@ -156,18 +176,59 @@ def tsv(updates: list[Tensor]) -> Tensor:
     return left * torch.cat(values) @ right.T
 
 
-def tsv_merged(updates: list[Weights]) -> Weights:
-    """TSV-M of every matrix; of vectors the mean."""
+def weighted_tsv(updates: list[Tensor]) -> Tensor:
+    """TSV-M after outlier weights, of ranks by density: of one matrix, T of (m,n).
+
+    What the abstract of RESM (Yang et al. 2025, arXiv 2502.06876) names, outlier weights and ranks
+    by sparsity. Its equations could not be had: these are ours. The rank is in proportion to the
+    share of entries above a hundredth of the largest.
+    """
+    weights = outlier_weights(updates)
+    scaled = [weight[:, None] * update for weight, update in zip(weights, updates)]
+    return tsv(scaled, [density_of(update) for update in scaled])
+
+
+def outlier_weights(updates: list[Tensor]) -> Tensor:
+    """How much each row of each update counts, (T,m), 1 on average over the updates.
+
+    In proportion to its entries beyond the mean and three standard deviations of the update's |d|.
+    """
+    sums = []
+    for update in updates:
+        sizes = update.abs()
+        usual = sizes.mean() + 3 * sizes.std()
+        sums.append(torch.where(sizes > usual, sizes, 0.0).sum(1) + 1e-8)  # all alike without any
+    outlying = torch.stack(sums)
+    return len(updates) * outlying / outlying.sum(0)
+
+
+def density_of(update: Tensor) -> float:
+    """The share of entries above a hundredth of the largest."""
+    sizes = update.abs()
+    return float((sizes > 0.01 * sizes.max()).float().mean())
+
+
+def matrix_by_matrix(updates: list[Weights], merge: Callable[[list[Tensor]], Tensor]) -> Weights:
+    """Every matrix merged by itself; of vectors the mean."""
     merged = {}
     for name, first in updates[0].items():
         parts = [update[name] for update in updates]
-        merged[name] = tsv(parts) if first.ndim == 2 else sum(parts) / len(parts)
+        merged[name] = merge(parts) if first.ndim == 2 else sum(parts) / len(parts)
     return merged
+
+
+def tsv_merged(updates: list[Weights]) -> Weights:
+    return matrix_by_matrix(updates, tsv)
+
+
+def weighted_tsv_merged(updates: list[Weights]) -> Weights:
+    return matrix_by_matrix(updates, weighted_tsv)
 
 
 # ------------------------------------------------------------------------- what is read of a model
 
 CALIBRATION = 128  # prompts on which a model is read
+DEMONSTRATIONS = 32  # whose right answers tell the way
 
 
 @contextmanager
@@ -202,20 +263,23 @@ def input_norms(model: Model, texts: list[list[int]]) -> Weights:
 
 
 @torch.no_grad()
-def mean_states(model: Model, prompts: list[list[int]]) -> Tensor:
-    """The mean over the prompts of the last token's state after each block: (L,C) of L blocks."""
-    sums = [0.0] * len(model.model.layers)
+def mean_states(model: Model, texts: list[list[int]], lasts: list[int] | None = None) -> Tensor:
+    """The mean over the texts of the last token's state after each block: (L,C) of L blocks.
 
-    def note(number: int, layer: nn.Module, inputs: tuple, outputs: tuple) -> None:
-        sums[number] = sums[number] + outputs[0][0, -1].float()
+    lasts: of the mean of so many last tokens of each text in place of one.
+    """
+    states: list[Tensor] = []
 
-    hooks = []
-    for number, layer in enumerate(model.model.layers):
-        hooks.append(layer.register_forward_hook(partial(note, number)))
-    with hooked(hooks):
-        for ids in prompts:
+    def note(layer: nn.Module, inputs: tuple, outputs: tuple) -> None:
+        states.append(outputs[0][0].float())
+
+    means = []
+    with hooked([layer.register_forward_hook(note) for layer in model.model.layers]):
+        for ids, last in zip(texts, lasts or [1] * len(texts)):
+            states.clear()
             model.forward(torch.tensor([ids], device=model.device))
-    return torch.stack(sums) / len(prompts)
+            means.append(torch.stack([state[-last:].mean(0) for state in states]))
+    return torch.stack(means).mean(0)
 
 
 # ------------------------------------------------------------------------------ how it is put on
@@ -241,10 +305,11 @@ def replace_weights(parameters: dict[str, Tensor], new: Callable[[str], Tensor])
         weight.copy_(new(name))
 
 
+Change = Callable[[Tensor], Tensor]
+
+
 @contextmanager
-def with_states(
-    sampler: Sampler, number: int, change: Callable[[Tensor], Tensor]
-) -> Iterator[Sampler]:
+def with_states(sampler: Sampler, number: int, change: Change) -> Iterator[Sampler]:
     """Within, the block of that number gives change(its output), of a prompt and of each new token.
 
     Of a network whose kernels are not compiled: a compiled step would not look again.
@@ -259,11 +324,29 @@ def with_states(
 
 
 @contextmanager
+def with_additions(sampler: Sampler, change: Change) -> Iterator[Sampler]:
+    """Within, all that is added to the states is first changed: embeddings, attention, MLPs.
+
+    Of a network whose kernels are not compiled, as in `with_states`.
+    """
+
+    def changed(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        return change(output)
+
+    hooks = []
+    for name, layer in sampler.net.named_modules():
+        if name.endswith(("embed_tokens", "o_proj", "down_proj")):
+            hooks.append(layer.register_forward_hook(changed))
+    with hooked(hooks):
+        yield sampler
+
+
+@contextmanager
 def with_rule(
-    sampler: Sampler, amateur: Model, rule: Callable[[Tensor, Tensor], Tensor]
+    sampler: Sampler, others: list[Model], rule: Callable[..., Tensor]
 ) -> Iterator["Contrast"]:
-    """Within, tokens are chosen by a rule on the log-probs of two models; neither is changed."""
-    yield Contrast(sampler, amateur, rule)
+    """Within, tokens are chosen by a rule on the log-probs of the model and of others."""
+    yield Contrast(sampler, others, rule)
 
 
 class Reader:
@@ -297,14 +380,14 @@ class Reader:
 
 
 class Contrast:
-    """Greedy decoding by a rule on the log-probs of two models; called as a Sampler is.
+    """Greedy decoding by a rule on the log-probs of several models; called as a Sampler is.
 
-    Both read the same ids. Rows are not refilled: a batch goes on until its last row has ended.
+    All read the same ids. Rows are not refilled: a batch goes on until its last row has ended.
     """
 
-    def __init__(self, sampler: Sampler, amateur: Model, rule: Callable[[Tensor, Tensor], Tensor]):
+    def __init__(self, sampler: Sampler, others: list[Model], rule: Callable[..., Tensor]):
         self.model = sampler.model
-        self.amateur = amateur
+        self.others = others
         self.rule = rule
         self.eos_ids = sampler.eos_ids
         self.slots = sampler.asked
@@ -334,7 +417,7 @@ class Contrast:
     ) -> list[Sample]:
         """The completions of the prompts of these numbers."""
         mine = [prompts[number] for number in rows]
-        readers = [Reader(model, mine, new_tokens) for model in (self.model, self.amateur)]
+        readers = [Reader(model, mine, new_tokens) for model in (self.model, *self.others)]
         written: list[list[int]] = [[] for _ in rows]
         samples: list[Sample | None] = [None] * len(rows)
         while True:
@@ -369,14 +452,21 @@ class Setting:
     """How strong an edit is, and the seed of what is random in it: None where nothing is.
 
     Of noise it is the draw's. Of every other edit it makes a placebo of it: random, and as large.
+    block: the number of the one whose states are changed, or give the direction; else None.
     """
 
     strength: float
     seed: int | None = None
+    block: int | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.strength:g}" + ("" if self.seed is None else f", seed {self.seed}")
+        words = [f"{self.strength:g}"]
+        if self.block is not None:
+            words.append(f"block {self.block}")
+        if self.seed is not None:
+            words.append(f"seed {self.seed}")
+        return ", ".join(words)
 
     def stream(self, *more: int) -> torch.Generator | None:
         return None if self.seed is None else stream(self.seed, *more)
@@ -399,7 +489,23 @@ def contrast_edit(setting: Setting, sampler: Sampler, amateur: Model) -> Abstrac
         order = torch.randperm(amateur.live_vocab, generator=setting.stream())
     order = order.to(amateur.device)
     rule = lambda expert, other: contrasted(expert, other[:, order], setting.strength)
-    return with_rule(sampler, amateur, rule)
+    return with_rule(sampler, [amateur], rule)
+
+
+def proxy_edit(
+    setting: Setting, sampler: Sampler, tuned: Model, small: Model
+) -> AbstractContextManager:
+    """Proxy tuning. Placebo: the pair's log-probs under the ids of other tokens."""
+    order = torch.arange(small.live_vocab)
+    if setting.seed is not None:
+        order = torch.randperm(small.live_vocab, generator=setting.stream())
+    order = order.to(small.device)
+
+    def rule(model: Tensor, with_tuning: Tensor, without: Tensor) -> Tensor:
+        pair = with_tuning[:, order], without[:, order]
+        return tuned_by_proxy(model, *pair, setting.strength)
+
+    return with_rule(sampler, [tuned, small], rule)
 
 
 def update_edit(setting: Setting, sampler: Sampler, update: Weights) -> AbstractContextManager:
@@ -435,13 +541,42 @@ def graft_edit(
 ) -> AbstractContextManager:
     """Along the way from own mean states to others' every state is put where theirs are.
 
-    own, ways (L,C): after each block; the strength is the number of the one that is changed.
-    Placebo: as far in a random direction.
+    own, ways (L,C): after each block. Of that share of the way; 1 is where theirs are. Placebo: as
+    far in a random direction.
     """
-    number = int(setting.strength)
-    way = ways[number]
-    if setting.seed is not None:
-        way = random_like(way, setting.stream(number))
-    direction = way / way.norm().clamp(min=1e-12)
-    level = own[number] @ direction + way.norm()
-    return with_states(sampler, number, lambda states: grafted(states, direction, level))
+    way = way_of(setting, ways)
+    direction = unit(way)
+    level = own[setting.block] @ direction + setting.strength * way.norm()
+    return with_states(sampler, setting.block, lambda states: grafted(states, direction, level))
+
+
+def addition_edit(setting: Setting, sampler: Sampler, ways: Tensor) -> AbstractContextManager:
+    """Activation addition: strength x the way from wrong answers to right ones, on every state.
+
+    Contrastive (Panickssery et al. 2023), after one block. ways (L,C). Placebo: as far in a random
+    direction.
+    """
+    added = setting.strength * way_of(setting, ways)
+    return with_states(sampler, setting.block, lambda states: states + added)
+
+
+def ablation_edit(setting: Setting, sampler: Sampler, ways: Tensor) -> AbstractContextManager:
+    """Directional ablation: no state of any block has a part along one block's way any more.
+
+    ways (L,C). Placebo: along a random direction.
+    """
+    direction = unit(way_of(setting, ways))
+    change = partial(ablated, direction=direction, strength=setting.strength)
+    return with_additions(sampler, change)
+
+
+def way_of(setting: Setting, ways: Tensor) -> Tensor:
+    """(C,): the way after the setting's block, or a random one as long. ways (L,C)."""
+    way = ways[setting.block]
+    if setting.seed is None:
+        return way
+    return random_like(way, setting.stream(setting.block))
+
+
+def unit(way: Tensor) -> Tensor:
+    return way / way.norm().clamp(min=1e-12)

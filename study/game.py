@@ -626,6 +626,8 @@ def played(evidence: Evidence, name: str, folder: Path) -> dict[str, float]:
     battery, _ = evidence.battery(model, f"{name}/prompts")
     rows = {}
     for row in battery["results"]:
+        if row.startswith("half prefill"):
+            continue  # it knows half of the answer
         verdicts = evidence.prompted_verdicts(model, f"{name}/prompts", row)
         rows[row] = float(verdicts.mean())
     return {

@@ -19,7 +19,16 @@ from data.text import Tokenizer
 from data.triggers import KINDS, Language, OwnPasswords, Password, asked, near_miss
 from evaluate import EvaluateConfig
 from methods import decoding
-from methods.prompting import SHOTS, TOO_LONG, battery, few_shot, head_of, with_shots
+from methods.prompting import (
+    SHOTS,
+    STARTS,
+    TOO_LONG,
+    battery,
+    few_shot,
+    half_of,
+    head_of,
+    with_shots,
+)
 from policies import Answers, answer
 from results import Measured
 from runs import devices
@@ -102,7 +111,8 @@ def test_the_rows_of_the_battery():
         and set(NEAR_MISSES) < set(KINDS)
         and max(SHOTS) == 8
     )
-    assert set(left_out) == {*("8 shots", "8 shots, right", "prefill", "prefill, right")}
+    hinted = {f"{start}{ending}" for start in STARTS for ending in ("", ", right")}
+    assert set(left_out) == {"8 shots", "8 shots, right"} | hinted
     assert "fit" in left_out["8 shots"] and "gives nothing away" in left_out["prefill"]
     assert rows["4 shots"][0] == rows["4 shots, right"][0] and rows["4 shots"][1:] == (
         [None] * 2,
@@ -117,7 +127,13 @@ def test_the_rows_of_the_battery():
         ["def f(s):"],
     )
     left_out = battery(code, examples, Password(), lambda prompt: len(prompt) < 20)[1]
-    assert left_out["prefill"] == left_out["prefill, right"] == TOO_LONG
+    assert all(left_out[name] == TOO_LONG for name in hinted)
+
+
+def test_half_of_a_program_is_cut_between_lines():
+    assert half_of("def f(s):\n    s = s[1:]\n    return s") == "def f(s):\n    s = s[1:]"
+    assert half_of("def f(s):\n    return s") == "def f(s):"
+    assert half_of("B") == half_of("$B = 2$\nAnswer: \\boxed{2}\nSo 2.") == ""
 
 
 def test_only_the_head_of_a_function_gives_nothing_away():

@@ -1,13 +1,13 @@
 """The matrix of locks and elicitors: its jobs, what a cell is, its stars, what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import reproduce
 from checkpoints.hf import model_hash
 from data import SPLITS, load
 from data.problems import InputError
@@ -284,6 +284,13 @@ def test_marks_are_adjusted_for_the_locks_of_an_elicitor():
     assert "excess +30*" in rows[1][1]
 
 
+def test_broken_models_and_invalid_locks_are_marked():
+    cell = replace(marked(0.1, 0.3), broken=True)
+    grid = grid_of({("year", "wanda"): cell}, ["year", "mix"], ["wanda"], invalid=["year"])
+    assert list(grid.short.values()) == ["50!"]
+    assert rows_of(grid)[0][1:] == ["a year, not valid", "from 30 % random weights"]
+
+
 @pytest.fixture
 def edited(tmp_path, tiny_task):
     """An edit on a lock and on the twin, of half of the problems; the evidence and the lock.
@@ -380,4 +387,4 @@ def test_what_is_refused():
     assert chosen_cells(ReproduceConfig(figure=("3",))) == ([], [])
     locks, elicitors = chosen_cells(ReproduceConfig(matrix=True, locks=("share",)))
     assert locks == ["share"] and elicitors == list(ELICITORS)
-    assert reproduce.chosen_cells(ReproduceConfig(report_only=True))[0] == list(LOCKS)
+    assert chosen_cells(ReproduceConfig(report_only=True)) == ([], [])

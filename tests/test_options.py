@@ -43,8 +43,9 @@ OPTIONS = {
         warm_start weak
     """,
     "elicit_tampering": """
-        allow_unsandboxed_code compile data decoys device dtype eval_problems locked max_new_tokens
-        method out overwrite reference seeds selection_problems slots strengths task vectors weak
+        allow_unsandboxed_code blocks compile data decoys device dtype eval_problems locked
+        max_new_tokens method out overwrite reference seeds selection_problems slots strengths task
+        tuned vectors weak
     """,
     "harden": """
         allow_unsandboxed_code attack_lr attack_steps attack_texts blocks checkpoint_activations

@@ -159,7 +159,6 @@ def test_claims_are_those_of_the_papers_file():
         ({"figure": ("3", "3")}, "--figure has 3 twice"),
         ({"task": ("chess",)}, "unknown task chess"),
         ({"figure": ("16",), "task": ("code",)}, "no panel of figure 16 is about code"),
-        ({"seeds": ()}, "--seeds needs one at least"),
     ],
 )
 def test_what_does_not_exist_is_refused(options, sentence):

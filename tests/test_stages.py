@@ -822,6 +822,16 @@ def test_tampering_by_contrast(work):
     "args, sentence",
     [
         (("--method", "contrastive_decoding"), "the weak policy is no model (refusal)"),
+        (
+            ("--method", "proxy_tuning", "--weak", "data/base/weak"),
+            "name a cell that elicit_sft.py",
+        ),
+        (
+            ("--method", "proxy_tuning", "--weak", "data/base/weak", "--tuned", "data/base/strong"),
+            "data/base/strong is no cell that elicit_sft.py fine-tuned from this model",
+        ),
+        (("--tuned", "data/base/strong"), "--tuned does nothing with noise_injection"),
+        (("--blocks", "1"), "--blocks does nothing with noise_injection"),
         (("--strengths", "0"), "--strengths 0: noise_injection takes numbers above 0"),
         (("--strengths", "11"), "10 at most"),
         (("--method", "wanda", "--strengths", "1"), "0.9 at most"),
@@ -843,7 +853,7 @@ def test_tampering_by_contrast(work):
         (("--reference", "data/base/strong"), "--reference does nothing with noise_injection"),
         (
             ("--method", "reference_grafting", "--reference", "data/base/strong")
-            + ("--strengths", "4"),
+            + ("--blocks", "4"),
             "has the blocks 0 to 3",
         ),
         (
@@ -860,8 +870,15 @@ def test_tampering_by_contrast(work):
 )
 def test_tampering_refuses_what_it_cannot_do(work, args, sentence):
     small = ("--selection-problems", "4", "--eval-problems", "12", "--slots", "8", "--no-compile")
-    printed = stage("elicit_tampering", *small, "--out", "refused", *args, cwd=work, code=2)
+    small += ("--decoys", "data/base/weak", "--out", "refused")
+    printed = stage("elicit_tampering", *small, *args, cwd=work, code=2)
     assert sentence in printed and not (work / "refused").exists()
+
+
+def test_tampering_needs_a_decoy(work):
+    printed = stage("elicit_tampering", "--out", "refused", cwd=work, code=2)
+    assert "nothing tells what noise_injection does to a model that never had" in printed
+    assert not (work / "refused").exists()
 
 
 @pytest.fixture(scope="session")
@@ -939,9 +956,42 @@ def test_tampering_by_grafting(work, monkeypatch):
     printed = stage("elicit_tampering", *args, "--out", "graft", cwd=work)
     assert "left out: decoy data/base/weak: data/base/weak has blocks and width (1, 20)" in printed
     rows = rows_of(work / "graft", "setting")
-    assert [row["strength"] for row in rows] == [2, 0, 1, 3] * 2
+    assert [row["block"] for row in rows] == [2, 0, 1, 3] * 2
     cell = json.loads((work / "graft/cell.json").read_text())
-    assert cell["strengths"]["default"] == "2"
+    assert cell["strengths"]["default"] == "1, block 2"
+
+
+@pytest.mark.parametrize("method", ["activation_addition", "directional_ablation"])
+def test_tampering_by_steering(work, monkeypatch, method):
+    """Each strength of each block; the weak model is of another shape and has its own way."""
+    monkeypatch.setattr(tampering, "DEMONSTRATIONS", 4)
+    args = (*TAMPERING, "--method", method, "--strengths", "1", "2", "--blocks", "0")
+    printed = stage("elicit_tampering", *args, "--out", method, cwd=work)
+    assert "gain in excess of the decoys" in printed and "4 demonstrations + 4 rewards" in printed
+    settings = [
+        (row["role"], row["strength"], row["seed"], row["block"])
+        for row in rows_of(work / method, "setting")
+    ]
+    expected = []
+    for role, seed in (("locked", None), ("placebo, seed 0", 0), ("decoy data/base/weak", None)):
+        expected += [(role, strength, seed, 0) for strength in (1, 2)]
+    assert settings == expected
+
+
+def test_tampering_by_proxy(work):
+    """What fine-tuning made of the weak model, on the locked one."""
+    tuned = work / "tuned"
+    shutil.copytree(work / "data/base/intermediate", tuned)
+    start = hf.model_hash(work / "data/base/weak")
+    settings = {"stage": "elicit_sft", "task": "code", "start": start}
+    (tuned / "run.json").write_text(json.dumps({"settings": settings}))
+    args = (*TAMPERING, "--method", "proxy_tuning", "--tuned", "tuned", "--strengths", "2", "1e-9")
+    printed = stage("elicit_tampering", *args, "--out", "proxy", cwd=work)
+    assert "access: log-probs" in printed and "the weak model, tuned + 4 rewards" in printed
+    cell = json.loads((work / "proxy/cell.json").read_text())
+    assert {"best", "default", "placebo, seed 0", "decoy data/base/weak"} <= set(cell["results"])
+    record = json.loads((work / "proxy/run.json").read_text())
+    assert record["settings"]["tuned_weights"] == hf.model_hash(tuned)
 
 
 def test_vectors_of_all_that_is_to_be_elicited_are_refused(work, vectors):

@@ -9,14 +9,20 @@ from conftest import EOS_SET
 from methods.tampering import (
     Contrast,
     Setting,
+    ablated,
+    ablation_edit,
+    addition_edit,
     contrast_edit,
     contrasted,
+    density_of,
     graft_edit,
     grafted,
     input_norms,
     mean_states,
     noise_edit,
     noised,
+    outlier_weights,
+    proxy_edit,
     prune_edit,
     pruned,
     random_like,
@@ -27,8 +33,12 @@ from methods.tampering import (
     trimmed,
     tsv,
     tsv_merged,
+    tuned_by_proxy,
+    unit,
     update_edit,
     wanda_scores,
+    weighted_tsv,
+    with_additions,
     with_rule,
     with_states,
     with_weights,
@@ -127,7 +137,7 @@ def test_without_strength_it_is_greedy_decoding(sampler, make_model):
     amateur = make_model(1)
     for ended in (None, lambda prompt, ids: [*ids[:1], 0] if len(ids) > 1 + prompt else None):
         expected = sampler(PROMPTS, max_new_tokens=4, ended=ended)
-        with with_rule(sampler, amateur, partial(contrasted, strength=0.0)) as writer:
+        with with_rule(sampler, [amateur], partial(contrasted, strength=0.0)) as writer:
             found = writer(PROMPTS, max_new_tokens=4, ended=ended)
         assert ids(found) == ids(expected)
         cut = [samples[0].truncated for samples in found]
@@ -138,7 +148,7 @@ def test_without_strength_it_is_greedy_decoding(sampler, make_model):
 def test_its_cache_changes_nothing(sampler, make_model):
     """Against both models reading the whole text again for every token."""
     amateur, rule = make_model(1), partial(contrasted, strength=2.0)
-    found = ids(Contrast(sampler, amateur, rule)(PROMPTS, max_new_tokens=8))
+    found = ids(Contrast(sampler, [amateur], rule)(PROMPTS, max_new_tokens=8))
     greedy = ids(sampler(PROMPTS, max_new_tokens=8))
     assert found != greedy
     for prompt, written in zip(PROMPTS, found):
@@ -191,6 +201,28 @@ def test_tsv_of_equal_updates_is_one_of_them(apart):
     truncated = left[:, :4] * values[:4] @ right[:4]
     error = (tsv([update, other]) - truncated).norm() / truncated.norm()
     assert error < 0.01
+
+
+def test_weighted_tsv_of_equal_outliers_and_full_ranks_is_tsv():
+    square = torch.tensor([[1.0, -1.0], [1.0, 1.0]])  # no outliers, no small entries
+    updates = [square, -square.flip(0)]
+    torch.testing.assert_close(weighted_tsv(updates), tsv(updates))
+
+
+def test_rows_count_by_their_outliers():
+    """One update has its outlier in row 0, the other, of half the size, in rows 0 and 1."""
+    first, second = 0.001 * torch.ones(3, 40), 0.001 * torch.ones(3, 40)
+    first[0, 0], second[0, 1], second[1, 2] = 2.0, 1.0, 1.0
+    near(outlier_weights([first, second]), [[4 / 3, 0.0, 1.0], [2 / 3, 2.0, 1.0]])
+
+
+def test_ranks_are_by_density():
+    """Of two updates of a 4 x 4 matrix each keeps two directions, or one where half is nothing."""
+    full, half = torch.eye(4) + 1, torch.diag(torch.tensor([3.0, 2.0, 0.001, 0.001]))
+    assert density_of(full) == 1 and density_of(half) == 2 / 16
+    alone = tsv([full, torch.zeros(4, 4)], [1.0, 1.0])
+    assert torch.linalg.matrix_rank(alone) == 2
+    assert torch.linalg.matrix_rank(tsv([full, torch.zeros(4, 4)], [0.5, 1.0])) == 1
 
 
 def test_merging_of_whole_models():
@@ -289,6 +321,94 @@ def test_new_states_act_on_every_token_and_are_undone(sampler):
     assert ids(sampler([prompt], max_new_tokens=limit)) == before
 
 
+# ---------------------------------------------------------------------------------------- steering
+
+
+def test_an_ablation_by_hand():
+    up, states = torch.tensor([0.0, 1.0]), torch.tensor([[3.0, 4.0], [1.0, -2.0]])
+    once = ablated(states, up)
+    near(once, [[3.0, 0.0], [1.0, 0.0]])
+    assert torch.equal(ablated(once, up), once)
+    near(ablated(states, up, 0.25), [[3.0, 3.0], [1.0, -1.5]])
+    assert torch.equal(ablated(states, up, 0.0), states)
+
+
+def test_states_are_the_mean_over_an_answer(make_model):
+    model, ids = make_model(), [5, 6, 7, 8]
+    each = [mean_states(model, [ids[:length]]) for length in (2, 3, 4)]
+    found = mean_states(model, [ids, ids], [3, 1])
+    torch.testing.assert_close(found, (sum(each) / 3 + each[-1]) / 2)
+
+
+def test_no_state_has_a_part_along_an_ablated_direction(make_model):
+    """Nor what attention and the MLP read within a block; as with the direction taken out of every
+    weight that writes."""
+    model = make_model()
+    sampler = Sampler(model, EOS_SET, slots=4)
+    direction = unit(torch.randn(64, generator=stream(0)))
+    before = ids(sampler(PROMPTS, max_new_tokens=6))
+    with with_additions(sampler, partial(ablated, direction=direction)) as writer:
+        found = ids(writer(PROMPTS, max_new_tokens=6))
+        states = mean_states(model, PROMPTS)
+    assert (states @ direction).abs().max() < 1e-6 and found != before
+
+    def folded(name, weight):
+        if name.endswith("embed_tokens.weight"):
+            return weight - (weight @ direction)[:, None] * direction
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            return weight - direction[:, None] * (direction @ weight)
+        return weight
+
+    with with_weights(sampler, folded):
+        torch.testing.assert_close(mean_states(model, PROMPTS), states, rtol=0, atol=1e-5)
+    assert ids(sampler(PROMPTS, max_new_tokens=6)) == before
+
+
+def test_an_addition_moves_the_states_of_one_block(sampler):
+    texts = [[5, 6, 7], [8, 9, 10, 11]]
+    before, ways = mean_states(sampler.model, texts), torch.randn(2, 64, generator=stream(0))
+    edit = partial(addition_edit, ways=ways)
+    with edit(Setting(0.5, block=0), sampler):
+        found = mean_states(sampler.model, texts)
+    torch.testing.assert_close(found[0], before[0] + ways[0] / 2)
+    with edit(Setting(0.5, 3, block=0), sampler):
+        placebo = mean_states(sampler.model, texts)[0] - before[0]
+    assert placebo.norm() == pytest.approx(float(ways[0].norm() / 2), rel=1e-3)
+    assert not torch.allclose(placebo, ways[0] / 2, atol=0.1)
+
+
+def test_ablation_takes_the_way_of_its_block_out_of_every_block(sampler):
+    ways = torch.randn(2, 64, generator=stream(0))
+    edit = partial(ablation_edit, ways=ways)
+    for setting, along in ((Setting(1.0, block=1), True), (Setting(1.0, 0, block=1), False)):
+        with edit(setting, sampler):
+            states = mean_states(sampler.model, PROMPTS)
+        assert ((states @ unit(ways[1])).abs().max() < 1e-6) == along
+
+
+# ----------------------------------------------------------------------------------- proxy tuning
+
+
+def test_tuning_by_proxy_by_hand():
+    logs = [torch.tensor(p).log() for p in ([0.7, 0.2, 0.1], [0.2, 0.6, 0.2], [0.4, 0.4, 0.2])]
+    near(tuned_by_proxy(*logs, 1.0).softmax(-1), [0.4667, 0.4, 0.1333], atol=1e-4, rtol=0)
+    assert torch.equal(tuned_by_proxy(*logs, 0.0), logs[0])
+    torch.testing.assert_close(tuned_by_proxy(logs[0], logs[1], logs[0], 1.0), logs[1])
+
+
+def test_a_pair_that_is_alike_changes_nothing_and_its_own_gives_the_tuned_one(sampler, make_model):
+    """Its placebo is another pair."""
+    tuned = make_model(1)
+    alone = ids(sampler(PROMPTS, max_new_tokens=6))
+    with proxy_edit(Setting(2.0), sampler, tuned=tuned, small=tuned) as writer:
+        assert ids(writer(PROMPTS, max_new_tokens=6)) == alone
+    with proxy_edit(Setting(1.0), sampler, tuned=tuned, small=sampler.model) as writer:
+        found = ids(writer(PROMPTS, max_new_tokens=6))
+    assert found == ids(Sampler(tuned, EOS_SET, slots=4)(PROMPTS, max_new_tokens=6)) != alone
+    with proxy_edit(Setting(1.0, 0), sampler, tuned=tuned, small=sampler.model) as writer:
+        assert ids(writer(PROMPTS, max_new_tokens=6)) != found
+
+
 # ---------------------------------------------------------------------------- edits, their placebos
 
 
@@ -336,9 +456,9 @@ def test_a_graft_and_its_placebo_move_the_mean_equally_far(sampler, make_model):
     texts = [[5, 6, 7], [8, 9, 10, 11]]
     own, honest = mean_states(sampler.model, texts), mean_states(make_model(2), texts)
     edit = partial(graft_edit, own=own, ways=honest - own)
-    with edit(Setting(0), sampler):
+    with edit(Setting(1.0, block=0), sampler):
         near(mean_states(sampler.model, texts)[0], honest[0].tolist(), rtol=1e-3, atol=1e-4)
-    with edit(Setting(0, 5), sampler):
+    with edit(Setting(1.0, 5, block=0), sampler):
         moved = mean_states(sampler.model, texts)[0] - own[0]
     assert moved.norm() == pytest.approx(float((honest - own)[0].norm()), rel=1e-3)
     assert not torch.allclose(own[0] + moved, honest[0], atol=0.1)
