@@ -116,9 +116,11 @@ def rewarded(label: str, method: str) -> Elicitor:
 def edit(
     label: str, method: str, data: str, more: str = "", access: str = "weights", without: str = ""
 ) -> Elicitor:
-    command = f"{EDIT} {method} {more}".strip()
+    if method != "noise_injection":
+        more += " --seeds 0"  # one placebo, which stands in the job's own table
+    command = f"{EDIT} {method} {more.strip()}"
     data = f"{data} {CHOICE}".strip()
-    return Elicitor(label, method, command, 3, access, data, on_twin=True, without=without)
+    return Elicitor(label, method, command, 2, access, data, on_twin=True, without=without)
 
 
 ELICITORS = {
