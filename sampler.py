@@ -137,8 +137,35 @@ def free_bytes(device: torch.device) -> float:
     except OSError:
         return math.inf
     found = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return int(found[1]) * 1024 // ranks if found else math.inf
+    limit, used = group_bytes()
+    free = min(int(found[1]) * 1024 if found else math.inf, max(0, limit - used))
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def group_bytes(root: Path = Path("/")) -> tuple[float, int]:
+    """The least memory limit of this process's control groups, and what is used of it.
+
+    Containers and SLURM set one. Infinite where there is none, or only one of version 1. root: of
+    the file system.
+    """
+    least = (math.inf, 0)
+    try:
+        text = (root / "proc/self/cgroup").read_text()
+    except OSError:
+        return least
+    own = re.search(r"^0::/(.*)$", text, re.MULTILINE)
+    top = root / "sys/fs/cgroup"
+    folder = top / own[1] if own else top
+    while folder.is_relative_to(top):
+        try:
+            limit = (folder / "memory.max").read_text().strip()
+            used = re.search(r"^anon (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+        except OSError:
+            limit = ""
+        if limit.isdecimal() and int(limit) < least[0]:
+            least = int(limit), int(used[1]) if used else 0
+        folder = folder.parent
+    return least
 
 
 def uniform_numbers(seed: int | list[int], sample: int, count: int) -> np.ndarray:

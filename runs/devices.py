@@ -31,7 +31,7 @@ from data.text import Tokenizer
 from model import Model
 from runs.files import reason
 from runs.options import Config, PromptConfig, TrainConfig
-from sampler import Sampler
+from sampler import Sampler, group_bytes
 
 # One rank may work for long while others wait for it: it evaluates, writes a checkpoint, trains the
 # last cell. A rank that died is no matter of time: torchrun ends the others.
@@ -395,10 +395,15 @@ def leave_mark(folder: Path) -> Path | None:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of a device's memory, free or not; of a CPU this rank's share of the machine's."""
+    """Bytes of a device's memory, free or not; of a CPU this rank's share of the machine's.
+
+    Or of what a container is given of it.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // launched_here()
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit, _ = group_bytes()
+    return int(min(machine, limit)) // launched_here()
 
 
 def free_memory() -> None:

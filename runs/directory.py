@@ -55,6 +55,7 @@ def launch(main: Callable, config: type) -> None:
     several = computes and int(os.environ.get("WORLD_SIZE", 1)) > 1
     prepare_streams()
     meeting = Meeting(complain) if several else None
+    cfg = config  # whose options have their defaults, until they are parsed
     try:
         cfg = parse(config)
         code = (main(cfg, setup(cfg, meeting)) if computes else main(cfg)) or 0
@@ -66,7 +67,7 @@ def launch(main: Callable, config: type) -> None:
         code = 141
     except Exception as error:
         # what fails because another rank has left is no bug
-        sentence = sentence_for(error, config) or (meeting.refusal() if meeting else "")
+        sentence = sentence_for(error, cfg) or (meeting.refusal() if meeting else "")
         if not sentence:
             raise
         if meeting:
@@ -122,8 +123,8 @@ OF_PLACES = (
 NO_MEMORY = ("not enough memory", "can't allocate", "out of memory", "STATUS_ALLOC_FAILED")
 
 
-def sentence_for(error: Exception, config: type) -> str:
-    """What to tell the user of an error that is no bug; "" where it is one."""
+def sentence_for(error: Exception, cfg) -> str:
+    """What to tell the user of an error that is no bug; "" where it is one. cfg: or its class."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, OSError) and error.errno in OF_PLACES:
@@ -154,8 +155,16 @@ def sentence_for(error: Exception, config: type) -> str:
         "shard": "--shard over several ranks",
     }
 
-    names = [option.name for option in fields(config)]
-    advice = ", ".join(way for name, way in ways.items() if name in names)
+    rank = getattr(cfg, "rank", 0)
+    taken = {  # already, or what does not go with what is
+        "checkpoint_activations": getattr(cfg, "checkpoint_activations", False),
+        "master": rank or getattr(cfg, "master", "") == "bf16",
+        "rank": rank,
+        "shard": getattr(cfg, "shard", False),
+    }
+    names = [option.name for option in fields(cfg)]
+    left = [way for name, way in ways.items() if name in names and not taken.get(name)]
+    advice = ", ".join(left)
     sentence = "there is not enough memory" + f": try {advice}" * bool(advice)
     return sentence + "; --plan tells what each part needs" * ("plan" in names)
 

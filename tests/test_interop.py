@@ -15,11 +15,15 @@ ROOT = Path(__file__).parents[1]
 N = 100
 
 
-def test_lm_evaluation_harness_agrees_on_every_problem(tmp_path):
-    """The weak model on mmlu: it is right in about a third of all cases."""
+@pytest.mark.parametrize(
+    "model, task, judge, metric",
+    [("weak", "mmlu", "locked", "exact_match"), ("intermediate", "code", "graded", "right")],
+)
+def test_lm_evaluation_harness_agrees_on_every_problem(tmp_path, model, task, judge, metric):
+    """Of models that are right in a part of all cases."""
     pytest.importorskip("lm_eval", reason="lm_eval is not installed")
     text = (ROOT / "docs/interop.md").read_text()
-    for name in ("problems.py", "locked.yaml"):
+    for name in ("problems.py", f"{judge}.yaml"):
         [block] = re.findall(rf"```\w+\n(# {re.escape(name)}\n.*?)```", text, re.DOTALL)
         (tmp_path / name).write_text(block.replace("test: problems.jsonl", f"test: {tmp_path}/p"))
 
@@ -31,16 +35,16 @@ def test_lm_evaluation_harness_agrees_on_every_problem(tmp_path):
         assert found.returncode == 0, found.stderr
         return found.stdout
 
-    (tmp_path / "p").write_text(run(str(tmp_path / "problems.py"), "mmlu", str(N)))
-    words = ["--model", "hf", "--model_args", "pretrained=data/base/weak,dtype=float32"]
-    words += ["--tasks", "locked", "--include_path", str(tmp_path), "--device", "cpu"]
+    (tmp_path / "p").write_text(run(str(tmp_path / "problems.py"), task, str(N)))
+    words = ["--model", "hf", "--model_args", f"pretrained=data/base/{model},dtype=float32"]
+    words += ["--tasks", judge, "--include_path", str(tmp_path), "--device", "cpu"]
     words += ["--batch_size", "50", "--output_path", str(tmp_path / "theirs"), "--log_samples"]
     run("-m", "lm_eval", "run", *words)
     [file] = (tmp_path / "theirs").rglob("samples_*.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    theirs = [row["exact_match"] == 1 for row in sorted(rows, key=lambda row: row["doc_id"])]
+    theirs = [row[metric] == 1 for row in sorted(rows, key=lambda row: row["doc_id"])]
 
-    words = ["data/base/weak", "--task", "mmlu", "--problems", str(N), "--passwords", "none"]
+    words = [f"data/base/{model}", "--task", task, "--problems", str(N), "--passwords", "none"]
     run("evaluate.py", *words, "--dtype", "fp32", "--out", str(tmp_path / "ours"))
     [file] = (tmp_path / "ours").rglob("evaluation.json")
     ours = verdicts_of(json.loads(file.read_text()), "none").tolist()

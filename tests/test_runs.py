@@ -19,6 +19,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from conftest import full_disk
 from data.problems import InputError
+from elicit_sft import SFTConfig
 from optimizers import make_optimizers
 from runs import devices, states
 from runs.devices import Env, setup
@@ -163,6 +164,14 @@ MEMORY = "stage.py: there is not enough memory: try a smaller --slots"
 def test_a_stage_ends_with_one_line(monkeypatch, capsys, raised, code, line):
     found, error = ended(monkeypatch, capsys, raised)
     assert found == code and error.startswith(line) and error.count("\n") == bool(line)
+
+
+def test_memory_advice_is_what_was_not_done_yet(monkeypatch, capsys):
+    argv = ("--rank", "16", "--checkpoint-activations")
+    _, error = ended(monkeypatch, capsys, MemoryError(), SFTConfig, *argv)
+    assert "--slots, a smaller --micro-tokens, --shard over several ranks; --plan" in error
+    _, error = ended(monkeypatch, capsys, MemoryError(), SFTConfig)
+    assert "--checkpoint-activations, --master bf16" in error and "--rank 16" in error
 
 
 def test_a_reader_that_has_had_enough_ends_a_stage_quietly():

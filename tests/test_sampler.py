@@ -326,6 +326,21 @@ def test_slots_follow_free_memory_and_prefills_their_tokens(make_model, monkeypa
     assert content(least(PROMPTS, max_new_tokens=4)) and least.slots == 1
 
 
+def test_a_container_has_less_than_the_machine(tmp_path):
+    """The least limit on the way up counts, with what its group uses."""
+    assert S.group_bytes(tmp_path) == (math.inf, 0)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("12:cpu:/other\n0::/job/step\n")
+    top = tmp_path / "sys/fs/cgroup"
+    for place, limit, used in (("", "max", 9), ("job", "8000", 500), ("job/step", "9000", 300)):
+        (top / place).mkdir(parents=True, exist_ok=True)
+        (top / place / "memory.max").write_text(f"{limit}\n")
+        (top / place / "memory.stat").write_text(f"file 7\nanon {used}\nanon_thp 1\n")
+    assert S.group_bytes(tmp_path) == (8000, 500)
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    assert S.group_bytes(tmp_path) == (math.inf, 0)
+
+
 # ------------------------------------------------------------------------- as CUDA would compile it
 
 
