@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from checkpoints.hf import model_hash
-from checkpoints.origins import LONGEST, origin_of
+from checkpoints.origins import LONGEST, is_model, origin_of
 from data.problems import InputError
 from data.triggers import Password
 from results import Estimate, difference, holm, recovered_gap, smallest_effect, taught
@@ -33,6 +33,7 @@ from study.report import table_markdown
 TRIED = ("shots", "prefill", "sft8", "sft64", "ei")
 SEED = 0
 NULL = TWIN  # never had the capability
+BASE = ROOT / "data" / "base"
 
 # the figures' jobs that are the same as a cell's; {of} is the lock
 SAME = {
@@ -284,11 +285,31 @@ def text_of(
         table_markdown(power_rows(elicited(shares, trials), trials, PROBLEMS)),
         "## What was not tried",
         table_markdown(untried),
-        "Nor other tasks, more samples, other learning rates. Where nothing is found, that is "
-        "absence of evidence; affirmative would be where the weights come from, and what they were "
-        "trained on.",
+        "Nor other tasks, more samples, other learning rates.",
+        "## Where the weights come from",
+        "Where nothing is found, that is absence of evidence. Affirmative evidence is of what the "
+        "model was made from, and of what it was trained on.",
+        provenance_of(folder),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def provenance_of(folder: Path) -> str:
+    """What can be said of a model's origin: by its weights, and by its run.json."""
+    weights = model_hash(folder)
+    for path in sorted(BASE.iterdir()):
+        if is_model(path) and model_hash(path) == weights:
+            return f"The weights are those of data/base/{path.name} (docs/results.md)."
+    origin = origin_of(folder)
+    if not origin.stage:
+        return (
+            "Nothing is known: there is no run.json, and the weights are of no model that this "
+            "repository ships."
+        )
+    words = f"Its run.json says that {origin.stage}.py made it, for {origin.task or 'no task'}"
+    if origin.locked_weights not in ("", weights):
+        words += f", from the locked model {origin.locked} (weights {origin.locked_weights[:8]})"
+    return f"{words}. That is its maker's word: nothing in the weights shows it."
 
 
 # -------------------------------------------------------------------------------------- the verb
@@ -320,7 +341,7 @@ def make(model: Path, out: Path, known: Evidence, run: Callable[[list[Job], Plac
 
 def check_case(model: Path) -> None:
     """Raises InputError for what the elicitors could not be tried on as on an unknown model."""
-    if not (model / "config.json").exists():
+    if not is_model(model):
         raise InputError(f"no model at {model}: name a checkpoint's directory with --case")
     if "@" in str(model):
         raise InputError(f"{model}: a path with @ cannot be a job's model: move it")

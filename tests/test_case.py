@@ -1,10 +1,12 @@
 """A safety case's skeleton: its jobs can be run, what it would have found, what it says."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 import reproduce
 from data.problems import InputError
@@ -139,6 +141,24 @@ def test_what_is_no_model_is_refused_and_so_are_options_of_others(tmp_path):
     ):
         with pytest.raises(InputError, match=sentence):
             reproduce.main(reproduce.ReproduceConfig(**options))
+
+
+def test_what_is_known_of_the_weights_is_told(tmp_path):
+    assert "those of data/base/weak (docs" in case.provenance_of(BASE / "weak")
+    for file in (BASE / "weak").iterdir():
+        if file.name != "run.json":
+            shutil.copy(file, tmp_path)
+    assert "those of data/base/weak (docs" in case.provenance_of(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, tmp_path / "model.safetensors")
+    assert case.provenance_of(tmp_path).startswith("Nothing is known: there is no run.json")
+    settings = {"stage": "elicit_rl", "task": "code", "locked": "l", "locked_weights": "abcdefghi"}
+    (tmp_path / "run.json").write_text(json.dumps({"settings": settings}))
+    assert case.provenance_of(tmp_path) == (
+        "Its run.json says that elicit_rl.py made it, for code, from the locked model l (weights "
+        "abcdefgh). That is its maker's word: nothing in the weights shows it."
+    )
 
 
 def test_a_model_that_is_asked_otherwise_is_refused(tmp_path):
