@@ -308,8 +308,12 @@ def draw_curves(axes, drawn: Drawn) -> None:
         if theirs:
             at = sorted(theirs)
             axes.plot(at, [theirs[t] for t in at], "x--", ms=4, color=colour, alpha=0.5, lw=1)
+    if any(drawn.theirs.values()):
+        axes.plot([], [], "x--", ms=4, color=INK, alpha=0.5, lw=1, label="the paper")
     axes.set_xlabel(drawn.x)
-    if drawn.x != "samples" and ticks:
+    if drawn.x == "samples" and ticks:
+        axes.set_xlim(right=1.05 * max(ticks))  # the paper's go on
+    elif ticks:
         axes.set_xscale("log", base=2)
         shown = sorted(ticks)[:: 1 + len(ticks) // 8]
         axes.set_xticks(shown, [f"{at:,}" for at in shown])
@@ -323,7 +327,10 @@ def draw_bars(axes, drawn: Drawn) -> None:
         errors = np.maximum(errors, 0).tolist()
         axes.bar(place, value.value, 0.7, yerr=errors, capsize=3, color=PALETTE[0], ecolor=INK)
         if label in drawn.their_bars:
-            axes.plot(place, drawn.their_bars[label], "x", color=PALETTE[1])
+            axes.plot(place, drawn.their_bars[label], "x", color=PALETTE[1], alpha=0.7)
+    if drawn.their_bars:
+        axes.plot([], [], "x", color=PALETTE[1], alpha=0.7, label="the paper")
+        axes.legend(fontsize=8, frameon=False)
     slant = 25 if len(drawn.bars) <= 5 else 60
     axes.set_xticks(range(len(drawn.bars)), list(drawn.bars), rotation=slant, ha="right")
 

@@ -374,6 +374,8 @@ def section_of(
             "Faint, dashed, crosses: the paper's points, of other models and problems. "
             f"In the paper: {theirs['claim']} "
         )
+    if theirs and figure.x == "samples":
+        caption += "Its runs go on where ours end; the last column of the numbers has their ends. "
     caption += figure.note
     return Section(number, figure.title, " ".join(caption.split()), panels, notes)
 
@@ -626,7 +628,8 @@ def facts_of_jobs(needed: list[Job], place: Place) -> list[str]:
     return [
         f"{len(records)} of {len(needed)} jobs, {minutes:,.0f} minutes of processes (of jobs that "
         "were interrupted those of the last attempt); commits "
-        f"{', '.join(commits)}; {'; '.join(machines)}. {written}",
+        f"{', '.join(commits)}; {'; '.join(machines)}. The models that they start from, by hash: "
+        f"{place.inputs.replace('-', ', ')}. {written}",
     ]
 
 

@@ -97,7 +97,7 @@ small, .caption { opacity: .8 }
 }
 """
 
-COLOURED = {"holds": "holds", "holds weaker": "weaker", "does not hold": "not", "not shown": "not"}
+COLOURED = {"holds": "holds", "holds weaker": "weaker", "does not hold": "not"}
 
 
 def page(report: Report) -> str:
@@ -192,8 +192,12 @@ def rows_of(panel: Drawn | Grid) -> list[list[str]]:
             rows.append([label, *[str(points.get(x, "")) for x in columns]])
         for label, points in panel.theirs.items():
             near = [f"{100 * points[x]:.1f}" if x in points else "" for x in columns]
+            name = f"paper: {label}"
+            if panel.x == "samples" and points:
+                near[-1] = f"{100 * points[max(points)]:.1f}"
+                name = f"{name}, after {max(points):,}"
             if any(near):  # else the picture alone shows them
-                rows.append([f"paper: {label}", *near])
+                rows.append([name, *near])
     for label, share in panel.lines.items():
         rows.append([label, f"{100 * share:.1f}", *[""] * (len(rows[0]) - 2)])
     return rows

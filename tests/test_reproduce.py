@@ -368,9 +368,13 @@ def test_the_page_needs_nothing_else_and_is_well_formed():
 def test_the_papers_points_are_in_a_table_where_ours_have_the_same_place():
     value = Value(0.5, 0.4, 0.6, n=500, seeds=3)
     here = {"at": {8: value}, "elsewhere": {8: value}}
-    panel = Drawn("code", "samples", curves=here, theirs={"at": {8: 0.3}, "elsewhere": {9: 0.3}})
+    theirs = {"at": {8: 0.3}, "elsewhere": {9: 0.3}}
+    panel = Drawn("code", "demonstrations", curves=here, theirs=theirs)
     names = [row[0] for row in rows_of(panel)]
     assert names == ["code", "at", "elsewhere", "paper: at"]
+    # of samples their ends, after more of them
+    panel = Drawn("code", "samples", curves=here, theirs=theirs)
+    assert rows_of(panel)[-1] == ["paper: elsewhere, after 9", "30.0"]
 
 
 def test_what_a_figure_is_called_in_links_and_files():
