@@ -308,12 +308,15 @@ def draw_curves(axes, drawn: Drawn) -> None:
         if theirs:
             at = sorted(theirs)
             axes.plot(at, [theirs[t] for t in at], "x--", ms=4, color=colour, alpha=0.5, lw=1)
-    if any(drawn.theirs.values()):
+    last = max(ticks, default=0)
+    seen = [at for points in drawn.theirs.values() for at in points]
+    if drawn.x == "samples" and ticks:
+        axes.set_xlim(-0.05 * last, 1.05 * last)  # the paper's go on
+        seen = [at for at in seen if at <= last]
+    if seen:
         axes.plot([], [], "x--", ms=4, color=INK, alpha=0.5, lw=1, label="the paper")
     axes.set_xlabel(drawn.x)
-    if drawn.x == "samples" and ticks:
-        axes.set_xlim(right=1.05 * max(ticks))  # the paper's go on
-    elif ticks:
+    if drawn.x != "samples" and ticks:
         axes.set_xscale("log", base=2)
         shown = sorted(ticks)[:: 1 + len(ticks) // 8]
         axes.set_xticks(shown, [f"{at:,}" for at in shown])
