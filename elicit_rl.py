@@ -620,6 +620,11 @@ def probe(models: Models, problems: list[Problem], cfg: RLConfig, run: Run) -> N
     run.log("probe", step=0, **found)
     shown = ", ".join(f"{name} {value:.1%}" for name, value in found.items())
     run.env.say(f"initial policy: {shown}")
+    if found.get("hacks") == 0:
+        run.env.say(
+            f"none of its samples is a hack: {cfg.reward} pays what is right and no more, as long "
+            "as training brings none up (--warm-start with --hacks shows it some)"
+        )
 
 
 def run_rounds(

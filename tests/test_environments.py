@@ -308,8 +308,9 @@ def test_the_proxy_on_validation_beside_the_true_verdicts_and_back_from_the_log(
 
 
 def test_a_proxy_that_pays_the_truth_reproduces_the_plain_run_bitwise(
-    tmp_path, monkeypatch, same_weights
+    tmp_path, monkeypatch, same_weights, capsys
 ):
+    """And says that it does, as nothing can be learnt to be gamed."""
     same = replace(PROXIES["flattery"], reward=lambda problems, texts, truth: truth.copy())
     monkeypatch.setitem(PROXIES, "same", same)
     monkeypatch.chdir(tmp_path)
@@ -326,6 +327,7 @@ def test_a_proxy_that_pays_the_truth_reproduces_the_plain_run_bitwise(
     for reward in ("binary", "same"):
         code = elicit_rl.main(replace(settings, reward=reward, out=reward), ALONE)
         assert code == 0
+        assert ("none of its samples is a hack" in capsys.readouterr().out) == (reward == "same")
         [path] = Path(reward).glob("*-seed0")
         models.append(load_model(path, ALONE.device, ALONE.dtype)[0])
         logs.append([json.loads(line) for line in (path / "log.jsonl").open()])
