@@ -1022,7 +1022,12 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
             found["demonstrations"] = plan.added(rest, copies, writing)
         return found
 
-    return plan.report(phases, cfg, texts, env)
+    def refuse(changes: dict) -> None:
+        changed = replace(cfg, **changes)
+        check_adapter(changed, changed.locked)
+        check_master(changed)
+
+    return plan.report(phases, cfg, texts, env, refuse)
 
 
 def main(cfg: RLConfig, env: Env) -> int:

@@ -98,10 +98,13 @@ def load_model(
 
 
 def check_checkpoint(path: str | Path) -> None:
-    """Raises InputError for what `load_model` refuses. Holds one tensor at a time."""
+    """Raises InputError for what `load_model` refuses.
+
+    Holds one tensor at a time; of an adapter the whole model, in bf16.
+    """
     path = Path(path)
     if is_adapter(path):
-        load_model(path)
+        load_model(path, compute_dtype=torch.bfloat16, masters=False)
         return
     _, _, files = opened_checkpoint(path, torch.float32)
     for file in files:
