@@ -270,19 +270,31 @@ def ways_to_right(subject: Subject, given: Given) -> Tensor:
     """From the mean states of the model's own answers to those of right ones, after each block.
 
     (L,C). Over the tokens of the answers: attention looks back, so that the states of a prompt are
-    the same before any answer.
+    the same before any answer. Without the end of an answer, which cut ones lack: the way would
+    lead there. Own answers may be right, too.
     """
     problems = problems_of(given.cfg, "elicit", DEMONSTRATIONS, given.lock, given.env)
     right = subject.tokenizer.encode_completions([problem.reference for problem in problems])
     prompts, means = prompts_of(subject, problems), []
     for answers in (right, own_samples(subject, problems, given)):
-        texts = [prompt + ids for prompt, ids in zip(prompts, answers)]
-        means.append(mean_states(subject.sampler.model, texts, [len(ids) for ids in answers]))
+        texts, lengths = [], []
+        for prompt, ids in zip(prompts, answers):
+            kept = [token for token in ids if token not in subject.sampler.eos_ids]
+            texts.append(prompt + kept)
+            lengths.append(max(1, len(kept)))
+        means.append(mean_states(subject.sampler.model, texts, lengths))
     return means[0] - means[1]
 
 
 def steering(subject: Subject, given: Given, edit: Callable[..., AbstractContextManager]) -> Edit:
     """Along the ways from its own answers to right ones."""
+    count = len(subject.sampler.model.model.layers)
+    asked = max(given.cfg.blocks)
+    if asked >= count:
+        raise InputError(
+            f"{subject.path} has the blocks 0 to {count - 1} and no block {asked}: choose others "
+            "with --blocks, or other decoys"
+        )
     return partial(edit, ways=ways_to_right(subject, given))
 
 
@@ -684,7 +696,7 @@ def open_run(given: Given, write: bool) -> Run:
         trigger=lock.trigger.record,
         locked_weights=lock.locked_weights,
         weak_weights=lock.weak_weights,
-        tuned_weights=model_hash(cfg.tuned) if cfg.tuned else "",
+        tuned_weights=model_hash(cfg.tuned) if cfg.tuned else None,
         reference_weights=model_hash(cfg.reference) if cfg.reference else "",
         vector_weights=[model_hash(path) for path in cfg.vectors],
         decoy_weights=[model_hash(path) for path in cfg.decoys],

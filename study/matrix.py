@@ -118,7 +118,7 @@ def edit(
 ) -> Elicitor:
     if method != "noise_injection":
         more += " --seeds 0"  # one placebo, which stands in the job's own table
-    command = f"{EDIT} {method} {more.strip()}"
+    command = f"{EDIT} {method} {more}".strip()
     data = f"{data} {CHOICE}".strip()
     return Elicitor(label, method, command, 2, access, data, on_twin=True, without=without)
 

@@ -963,7 +963,7 @@ def test_tampering_by_grafting(work, monkeypatch):
 
 @pytest.mark.parametrize("method", ["activation_addition", "directional_ablation"])
 def test_tampering_by_steering(work, monkeypatch, method):
-    """Each strength of each block; the weak model is of another shape and has its own way."""
+    """Each strength of each block; the weak model has one block, and there its own way."""
     monkeypatch.setattr(tampering, "DEMONSTRATIONS", 4)
     args = (*TAMPERING, "--method", method, "--strengths", "1", "2", "--blocks", "0")
     printed = stage("elicit_tampering", *args, "--out", method, cwd=work)
@@ -976,6 +976,10 @@ def test_tampering_by_steering(work, monkeypatch, method):
     for role, seed in (("locked", None), ("placebo, seed 0", 0), ("decoy data/base/weak", None)):
         expected += [(role, strength, seed, 0) for strength in (1, 2)]
     assert settings == expected
+
+    args = (*TAMPERING, "--method", method, "--strengths", "1", "--blocks", "2")
+    printed = stage("elicit_tampering", *args, "--out", f"{method}-2", cwd=work)
+    assert "left out: decoy data/base/weak: data/base/weak has the blocks 0 to 0" in printed
 
 
 def test_tampering_by_proxy(work):
