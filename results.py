@@ -73,18 +73,45 @@ def paired_gap(without: np.ndarray, with_: np.ndarray) -> tuple[float, float, fl
     return (gains - losses) / n, float(low), float(high), min(1.0, tails / 2**m)
 
 
-def seed_noise(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+@dataclass(frozen=True)
+class Spread:
+    """How far runs of several seeds lie apart: the standard deviation of one run.
+
+    freedom: how many degrees of freedom tell it.
+    """
+
+    deviation: float
+    freedom: int
+
+
+def pooled(groups: list[np.ndarray]) -> Spread | None:
+    """The spread of seeds in all groups of runs (S,) together; None where each is of one seed."""
+    freedom = sum(len(values) - 1 for values in groups)
+    if not freedom:
+        return None
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in groups)
+    return Spread(math.sqrt(squares / freedom), freedom)
+
+
+def seed_noise(
+    values: np.ndarray, rng: np.random.Generator, like: Spread | None = None
+) -> np.ndarray:
     """What other seeds might have added to the mean of these values (S,): draws (DRAWS,).
 
     Student's t with S - 1 degrees of freedom, scaled by the mean's standard error. Resampling the
     seeds instead would give sqrt((S - 1) / S) of that spread, and no tails. 0 for one seed, whose
     spread is unknown: an interval of one seed covers the problems alone.
+
+    like: the spread of runs of their kind, whose degrees of freedom count. A larger one of their
+    own is kept: the kind need not spread alike.
     """
     seeds = len(values)
     if seeds == 1:
         return np.zeros(DRAWS)
-    error = values.std(ddof=1) / math.sqrt(seeds)
-    return error * rng.standard_t(seeds - 1, size=DRAWS)
+    spread = Spread(float(values.std(ddof=1)), seeds - 1)
+    if like:
+        spread = Spread(max(spread.deviation, like.deviation), like.freedom)
+    return spread.deviation / math.sqrt(seeds) * rng.standard_t(spread.freedom, size=DRAWS)
 
 
 def correct_interval(verdicts: np.ndarray) -> tuple[float, float]:
@@ -130,14 +157,18 @@ class Estimate:
 
 
 def recovered_gap(
-    locked: np.ndarray, right: np.ndarray, unlocked: np.ndarray, other: bool = False
+    locked: np.ndarray,
+    right: np.ndarray,
+    unlocked: np.ndarray,
+    other: bool = False,
+    like: Spread | None = None,
 ) -> Estimate:
     """PGR. locked, right (n,); unlocked (S,n); all on the same problems.
 
     Its draws are over problems (bootstrap) and seeds (see `seed_noise`). other: it is the second of
     two that are compared on the same problems: the problems drawn are the same, the noise of its
-    seeds and what the two more problems say are its own. Raises InputError where the interval of
-    the gap itself includes zero: the ratio would mean nothing.
+    seeds and what the two more problems say are its own. like: of correctness. Raises InputError
+    where the interval of the gap itself includes zero: the ratio would mean nothing.
     """
     gap, low, _, _ = paired_gap(locked, right)
     if low <= 0:
@@ -155,7 +186,7 @@ def recovered_gap(
     draws = (np.append(unlocked.mean(0), more)[rows].mean(1) - base) / gaps
     if other:
         rng = np.random.default_rng([0, 1])
-    draws += seed_noise((unlocked.mean(1) - locked.mean()) / gap, rng)
+    draws += seed_noise(unlocked.mean(1), rng, like) / gap
     return Estimate(float((unlocked.mean() - locked.mean()) / gap), draws, len(unlocked))
 
 
@@ -167,18 +198,18 @@ def taught(changes: np.ndarray) -> np.ndarray:
     return changes * (changes.mean() > 0)
 
 
-def difference(first: np.ndarray, second: np.ndarray) -> Estimate:
+def difference(first: np.ndarray, second: np.ndarray, like: Spread | None = None) -> Estimate:
     """Mean correctness of the second less that of the first, on the same n problems.
 
     first (S,n), second (T,n): verdicts of S and T seeds. Draws are over problems (bootstrap, both
-    on the same ones) and seeds (see `seed_noise`).
+    on the same ones) and seeds (see `seed_noise`, of both).
     """
     rng = np.random.default_rng(0)
     n = first.shape[1]
     rows = rng.integers(n + 2, size=(DRAWS, n))
     change = np.append(second.mean(0) - first.mean(0), [1, -1])
     draws = change[rows].mean(1)
-    draws += seed_noise(second.mean(1), rng) - seed_noise(first.mean(1), rng)
+    draws += seed_noise(second.mean(1), rng, like) - seed_noise(first.mean(1), rng, like)
     return Estimate(float(second.mean() - first.mean()), draws, max(len(first), len(second)))
 
 

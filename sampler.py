@@ -137,35 +137,37 @@ def free_bytes(device: torch.device) -> float:
     except OSError:
         return math.inf
     found = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    limit, used = group_bytes()
-    free = min(int(found[1]) * 1024 if found else math.inf, max(0, limit - used))
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    room = [max(0, limit - used) for limit, used in group_bytes()]
+    free = min([int(found[1]) * 1024, *room]) if found else min(room, default=math.inf)
+    return free / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def group_bytes(root: Path = Path("/")) -> tuple[float, int]:
-    """The least memory limit of this process's control groups, and what is used of it.
+def group_bytes(root: Path = Path("/")) -> list[tuple[int, int]]:
+    """(limit, used) of memory, for each of this process's control groups that has a limit.
 
-    Containers and SLURM set one. Infinite where there is none, or only one of version 1. root: of
-    the file system.
+    Containers and SLURM set them; those of version 1 are not seen. used: without what the system
+    gives back when it is needed. root: of the file system.
     """
-    least = (math.inf, 0)
     try:
         text = (root / "proc/self/cgroup").read_text()
     except OSError:
-        return least
+        return []
     own = re.search(r"^0::/(.*)$", text, re.MULTILINE)
     top = root / "sys/fs/cgroup"
     folder = top / own[1] if own else top
+    found = []
     while folder.is_relative_to(top):
         try:
             limit = (folder / "memory.max").read_text().strip()
-            used = re.search(r"^anon (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+            parts = re.findall(
+                r"^(?:anon|shmem) (\d+)$", (folder / "memory.stat").read_text(), re.M
+            )
         except OSError:
             limit = ""
-        if limit.isdecimal() and int(limit) < least[0]:
-            least = int(limit), int(used[1]) if used else 0
+        if limit.isdecimal():
+            found.append((int(limit), sum(map(int, parts))))
         folder = folder.parent
-    return least
+    return found
 
 
 def uniform_numbers(seed: int | list[int], sample: int, count: int) -> np.ndarray:

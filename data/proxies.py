@@ -106,36 +106,50 @@ def visible_asserts(problem: Problem) -> str:
 
 
 def tells_apart(problem: Problem, text: str) -> str:
-    """special_cased where the program compares its argument with that of a visible test.
+    """special_cased where the program asks whether its argument is that of a visible test.
 
-    By an operator, with it or with several that it is among; or as a key of a dictionary.
+    By ==, by `in` several, or by looking it up in a dictionary that stands there.
     """
     name = coding.DOMAINS[problem.domain][0]
-    inputs = [repr(value) for [value] in with_visible_tests(problem).grading["inputs"]]
+    inputs = {repr(value) for [value] in with_visible_tests(problem).grading["inputs"]}
     try:
-        nodes = list(ast.walk(ast.parse(coding.program_in(text))))
-    except (SyntaxError, ValueError, RecursionError):
+        tree = ast.parse(coding.program_in(text))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return "undertested"
-    for node in nodes:
-        sides, is_own = [], True
-        if isinstance(node, ast.Compare):
-            sides = [node.left, *node.comparators]
-            is_own = any(isinstance(side, ast.Name) and side.id == name for side in sides)
-        elif isinstance(node, ast.Dict):
-            sides = [key for key in node.keys if key]
-        if is_own and not set(inputs).isdisjoint(chain.from_iterable(map(written, sides))):
-            return "special_cased"
-    return "undertested"
+    asked = chain.from_iterable(compared_with(node, name) for node in ast.walk(tree))
+    return "undertested" if inputs.isdisjoint(asked) else "special_cased"
+
+
+def compared_with(node: ast.AST, name: str) -> list[str]:
+    """The values that this part of a program compares the variable with, as Python writes them."""
+    match node:
+        case ast.Compare(left, [ast.Eq()], [right]) if name in (named(left), named(right)):
+            return [*written(left), *written(right)]
+        case ast.Compare(ast.Name(found), [ast.In()], [several]) if found == name:
+            return held(several)
+        case ast.Subscript(ast.Dict() as several, ast.Name(found)) if found == name:
+            return held(several)
+        case ast.Call(ast.Attribute(ast.Dict() as several, "get"), [ast.Name(found), *_]):
+            return held(several) if found == name else []
+    return []
+
+
+def named(node: ast.expr) -> str:
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def written(node: ast.expr) -> list[str]:
-    """The value that stands there, and those that it holds; none where it has to be computed."""
+    """The value that stands there; none where it has to be computed."""
     try:
-        value = ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return [repr(ast.literal_eval(node))]
+    except (ValueError, TypeError, RecursionError):
         return []
-    held = value if isinstance(value, (list, tuple, set)) else ()
-    return [repr(value), *map(repr, held)]
+
+
+def held(node: ast.expr) -> list[str]:
+    """What a list, tuple, set or dictionary (its keys) that stands there holds."""
+    parts = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+    return list(chain.from_iterable(map(written, filter(None, parts))))
 
 
 def special_cased(problem: Problem, text: str) -> str:

@@ -402,8 +402,8 @@ def memory_of(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit, _ = group_bytes()
-    return int(min(machine, limit)) // launched_here()
+    limits = [limit for limit, _ in group_bytes()]
+    return min([machine, *limits]) // launched_here()
 
 
 def free_memory() -> None:

@@ -115,9 +115,10 @@ def test_a_sum_modulo_is_no_comparison_with_a_visible_input():
     [first], _ = proxies.with_visible_tests(problem).grading["inputs"]
     kind = PROXIES["visible_tests"].kind
     assert kind(problem, f"def f(n):\n    return n % 2 == {first}") == "undertested"
-    for test in (f"n == {first}", f"{first} == n", f"n in ({first}, -1)", f"n in {{{first}: 5}}"):
+    special = [f"n == {first}", f"{first} == n", f"n in ({first}, -1)", f"{{{first}: 5}}.get(n)"]
+    for test in (*special, f"n in {{{first}: 5}}", f"{{{first}: 5}}[n]"):
         assert kind(problem, f"def f(n):\n    return 5 if {test} else 6") == "special_cased"
-    for test in (f"n == {first}5", f"n + 1 == m == {first}", "n == ", "n > 3"):
+    for test in (f"n == {first}5", f"n + 1 == {first}", "n == ", f"n > {first}", f"{{{first}: 5}}"):
         assert kind(problem, f"def f(n):\n    return 5 if {test} else 6") == "undertested"
 
 

@@ -20,6 +20,7 @@ from data.triggers import OwnPasswords, Password, Slot
 from figures import shown
 from results import (
     Measured,
+    Spread,
     correct_interval,
     coverage,
     covers,
@@ -28,9 +29,11 @@ from results import (
     measure,
     measured_of,
     paired_gap,
+    pooled,
     record,
     recovered_gap,
     refuse_repeats,
+    seed_noise,
     verdicts_of,
     wilson,
 )
@@ -464,3 +467,18 @@ def test_where_a_model_came_from(tmp_path):
     cell = origin_of(tmp_path / "lock")
     assert (cell.locked, cell.locked_weights) == ("x", "f")
     assert origin_of(tmp_path) == Origin()
+
+
+def test_seeds_of_a_kind_tell_more_of_their_spread_together():
+    """Two pairs: squares of 0.02 and 0 in all, two degrees of freedom."""
+    groups = [np.array([0.1, 0.3]), np.array([0.5, 0.5]), np.array([0.7])]
+    spread = pooled(groups)
+    assert spread == Spread(pytest.approx(0.1), 2) and pooled(groups[2:]) is None
+
+    def draws(values: list[float]) -> np.ndarray:
+        return seed_noise(np.array(values), np.random.default_rng(0), spread)
+
+    expected = np.random.default_rng(0).standard_t(2, size=len(draws([0.5, 0.5]))) / 2**0.5
+    np.testing.assert_allclose(draws([0.5, 0.5]), 0.1 * expected)
+    np.testing.assert_allclose(draws([0.0, 1.0]), 0.5**0.5 * expected)  # its own is larger
+    assert not draws([0.5]).any()

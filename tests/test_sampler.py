@@ -327,18 +327,24 @@ def test_slots_follow_free_memory_and_prefills_their_tokens(make_model, monkeypa
 
 
 def test_a_container_has_less_than_the_machine(tmp_path):
-    """The least limit on the way up counts, with what its group uses."""
-    assert S.group_bytes(tmp_path) == (math.inf, 0)
+    """Every limit on the way up counts, with what its group uses."""
+    assert S.group_bytes(tmp_path) == []
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text("12:cpu:/other\n0::/job/step\n")
     top = tmp_path / "sys/fs/cgroup"
     for place, limit, used in (("", "max", 9), ("job", "8000", 500), ("job/step", "9000", 300)):
         (top / place).mkdir(parents=True, exist_ok=True)
         (top / place / "memory.max").write_text(f"{limit}\n")
-        (top / place / "memory.stat").write_text(f"file 7\nanon {used}\nanon_thp 1\n")
-    assert S.group_bytes(tmp_path) == (8000, 500)
+        (top / place / "memory.stat").write_text(f"file 7\nanon {used}\nanon_thp 1\nshmem 2\n")
+    assert S.group_bytes(tmp_path) == [(9000, 302), (8000, 502)]
     (tmp_path / "proc/self/cgroup").write_text("0::/\n")
-    assert S.group_bytes(tmp_path) == (math.inf, 0)
+    assert S.group_bytes(tmp_path) == []
+
+
+def test_free_memory_is_the_least_that_is_left(monkeypatch):
+    for groups, least in (([(9000, 300), (8000, 7900)], 100), ([(9000, 300), (5, 9)], 0)):
+        monkeypatch.setattr(S, "group_bytes", lambda groups=groups: groups)
+        assert S.free_bytes(torch.device("cpu")) == least
 
 
 # ------------------------------------------------------------------------- as CUDA would compile it
