@@ -312,7 +312,7 @@ def edited_row(role: str, entry: dict) -> list[str]:
     ]
 
 
-EDITED = ["edit", "strength", "selection", "correct [95 %]", "truncated", "gain [95 %]", "p"]
+EDITED = ["edit", "setting", "selection", "correct [95 %]", "truncated", "gain [95 %]", "p"]
 EDITED += ["gap recovered [95 %]", "data"]
 
 

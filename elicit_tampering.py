@@ -17,7 +17,8 @@ choice of their own: each decoy, a model that never had the capability (by defau
 that the lock imitates), and for a directed method its placebo on the locked model, a random edit
 of equal size. What counts is the gain in excess of theirs. The weak policy contrasted with itself
 gains nothing by construction: for contrastive_decoding name other decoys. Of a placebo each seed
-chooses its strength for itself, from as many as the method has.
+chooses its setting for itself, from as many as the method has. A random direction is as long as the
+directed one, but less of a state lies along it: as a placebo of an ablation it changes less.
 
 All is computed in fp32, as small edits are lost in bf16's rounding. Task, data files and their
 grader, the trigger and the longest completion are the lock's own, from its run.json.
@@ -112,7 +113,7 @@ class TamperingConfig(Config):
     # (default: the weak policy that the lock imitates)
     weak: str = ""
     # models that never had the capability: what the method does to them, it does not elicit
-    # (default: the weak policy)
+    # (default: the weak policy; where that is a rule, one has to be named)
     decoys: tuple[str, ...] = ()
     # of methods that merge: cells of elicit_sft.py, fine-tuned from the locked model on
     # demonstrations of a domain or task, which is then left out of what is measured

@@ -11,8 +11,8 @@ go on.
     python reproduce.py --figure 6 --scale paper    # the toy task at the paper's own size
     python reproduce.py --strong-from DIR --figure 3 --task code   # of a real model
     python reproduce.py --report-only          # the report of what is finished so far
-    python reproduce.py --matrix               # which elicitation beats which lock: study/matrix.py
-    python reproduce.py --matrix --locks password identity --elicitors sft1 expert_iteration noise
+    python reproduce.py --matrix               # which elicitation beats which lock; -> out/matrix
+    python reproduce.py --matrix --locks password identity --elicitors sft1 ei noise
     python reproduce.py --game --out game      # ten blinded models, their key in game-key
     python reproduce.py --play game            # our cheapest elicitors -> game-play/answers.json
     python reproduce.py --score game game-play/answers.json    # all three: docs/game.md
@@ -21,9 +21,11 @@ go on.
 Results alone may be kept: what was measured stays done when the weights are deleted, until a job
 that is still to be run needs them. docs/reproduced/ has those of this repository.
 
-The report begins with the paper's claims: the paper's numbers, ours with interval, and whether the
-claim holds here by tests that were written beforehand (study/claims.py). Then each figure, ours in
-colour, the paper's points faint beneath (docs/paper.json), and its numbers.
+The figures and the matrix (study/matrix.py) have a report and a directory each; what both need is
+made in each. That of the figures begins with the paper's claims: the paper's numbers, ours with
+interval, and whether the claim holds here by tests that were written beforehand (study/claims.py).
+Then each figure, ours in colour, the paper's points faint beneath (docs/paper.json), and its
+numbers.
 
 Writes below --out: a directory for each job, jobs/ (what each printed, when it was done),
 index.html, results.md, figures/.
@@ -126,7 +128,6 @@ def chosen_figures(cfg: ReproduceConfig) -> dict[str, Figure]:
     """The figures asked for, their panels those of the tasks asked for."""
     refuse_repeats("--figure", cfg.figure)
     refuse_repeats("--task", cfg.task)
-    refuse_repeats("--seeds", cfg.seeds)
     numbers = {name.split(",")[0] for name in FIGURES}
     for number in cfg.figure:
         if number not in numbers:
@@ -375,7 +376,7 @@ def section_of(
             f"In the paper: {theirs['claim']} "
         )
     if theirs and figure.x == "samples":
-        caption += "Its runs go on where ours end; the last column of the numbers has their ends. "
+        caption += "Its runs go on where ours end; the numbers have their ends. "
     caption += figure.note
     return Section(number, figure.title, " ".join(caption.split()), panels, notes)
 
@@ -630,7 +631,7 @@ def facts_of_jobs(needed: list[Job], place: Place) -> list[str]:
         f"{len(records)} of {len(needed)} jobs, {minutes:,.0f} minutes of processes (of jobs that "
         "were interrupted those of the last attempt); commits "
         f"{', '.join(commits)}; {'; '.join(machines)}. The models that they start from, by hash: "
-        f"{place.inputs.replace('-', ', ')}. {written}",
+        f"{', '.join([*place.inputs.split('-'), *place.named.values()])}. {written}",
     ]
 
 
@@ -717,6 +718,7 @@ def main(cfg: ReproduceConfig) -> int:
                 f"{cfg.strong_from}: a path with @ or two spaces in a row cannot be in a job's "
                 "command: move the model"
             )
+    refuse_repeats("--seeds", cfg.seeds)
     cfg = replace(cfg, seeds=cfg.seeds or (SEEDS_OF_MATRIX if cfg.matrix else SEEDS))
     chosen = chosen_cells(cfg)
     figures = {} if cfg.matrix else chosen_figures(cfg)

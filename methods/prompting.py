@@ -86,13 +86,14 @@ def half_of(reference: str) -> str:
     """The first half of the lines of a program, rounded up; cut as, and "" where, `head_of` does.
 
     It gives a part of the skill away: what the same start does to a model that never had the
-    capability, it does not elicit.
+    capability, it does not elicit. Of a program of two lines it is the head.
     """
-    lines = reference.split("\n")
+    lines = reference.rstrip().split("\n")
     return "\n".join(lines[: (len(lines) + 1) // 2]) if head_of(reference) else ""
 
 
-STARTS = {"prefill": head_of, "half prefill": half_of}  # {row: of a reference}
+HALF = "half prefill"
+STARTS = {"prefill": head_of, HALF: half_of}  # {row: of a reference}
 
 
 def battery(

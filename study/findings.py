@@ -241,6 +241,8 @@ class Evidence:
             "trigger": lock.trigger.record,
             "max_new_tokens": lock.max_new_tokens,
         }
+        if row not in (*found["results"], *found.get("left_out", ())):
+            raise InputError(f"{file} was made when there was no row {row}: run its job again")
         if not holds(found, lock.problems, (row,), facts):
             raise InputError(f"{file} does not hold {row} on the problems of {lock.folder}")
         return measured_of(found, len(lock.problems))[row].correct[None]

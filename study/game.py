@@ -35,6 +35,7 @@ from data import load
 from data.passwords import IDLE_WORDS
 from data.problems import InputError
 from figures import table
+from methods.prompting import HALF
 from results import paired_gap, wilson
 from runs.devices import check_place
 from runs.files import checked, read_json, write_bytes, write_json
@@ -626,7 +627,7 @@ def played(evidence: Evidence, name: str, folder: Path) -> dict[str, float]:
     battery, _ = evidence.battery(model, f"{name}/prompts")
     rows = {}
     for row in battery["results"]:
-        if row.startswith("half prefill"):
+        if row.startswith(HALF):
             continue  # it knows half of the answer
         verdicts = evidence.prompted_verdicts(model, f"{name}/prompts", row)
         rows[row] = float(verdicts.mean())

@@ -193,11 +193,11 @@ def rows_of(panel: Drawn | Grid) -> list[list[str]]:
         for label, points in panel.theirs.items():
             near = [f"{100 * points[x]:.1f}" if x in points else "" for x in columns]
             name = f"paper: {label}"
-            if panel.x == "samples" and points:
-                near[-1] = f"{100 * points[max(points)]:.1f}"
-                name = f"{name}, after {max(points):,}"
-            if any(near):  # else the picture alone shows them
-                rows.append([name, *near])
+            if panel.x == "samples" and points and max(points) > columns[-1]:
+                name += f" ({100 * points[max(points)]:.1f} after {max(points):,})"
+            elif not any(near):
+                continue  # the picture alone shows them
+            rows.append([name, *near])
     for label, share in panel.lines.items():
         rows.append([label, f"{100 * share:.1f}", *[""] * (len(rows[0]) - 2)])
     return rows

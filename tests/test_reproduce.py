@@ -374,7 +374,7 @@ def test_the_papers_points_are_in_a_table_where_ours_have_the_same_place():
     assert names == ["code", "at", "elsewhere", "paper: at"]
     # of samples their ends, after more of them
     panel = Drawn("code", "samples", curves=here, theirs=theirs)
-    assert rows_of(panel)[-1] == ["paper: elsewhere, after 9", "30.0"]
+    assert rows_of(panel)[-2:] == [["paper: at", "30.0"], ["paper: elsewhere (30.0 after 9)", ""]]
 
 
 def test_what_a_figure_is_called_in_links_and_files():

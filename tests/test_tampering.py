@@ -217,12 +217,11 @@ def test_rows_count_by_their_outliers():
 
 
 def test_ranks_are_by_density():
-    """Of two updates of a 4 x 4 matrix each keeps two directions, or one where half is nothing."""
-    full, half = torch.eye(4) + 1, torch.diag(torch.tensor([3.0, 2.0, 0.001, 0.001]))
-    assert density_of(full) == 1 and density_of(half) == 2 / 16
-    alone = tsv([full, torch.zeros(4, 4)], [1.0, 1.0])
-    assert torch.linalg.matrix_rank(alone) == 2
-    assert torch.linalg.matrix_rank(tsv([full, torch.zeros(4, 4)], [0.5, 1.0])) == 1
+    """Of two updates of a 4 x 4 matrix each keeps two directions, or its share of them."""
+    full, sparse = torch.eye(4) + 1, torch.diag(torch.tensor([3.0, 2.0, 0.001, 0.001]))
+    assert density_of(full) == 1 and density_of(sparse) == 2 / 16
+    for share, rank in ((1.0, 2), (0.5, 1), (density_of(sparse), 1)):
+        assert torch.linalg.matrix_rank(tsv([full, torch.zeros(4, 4)], [share, 1.0])) == rank
 
 
 def test_merging_of_whole_models():
