@@ -37,11 +37,12 @@ hardens; what remains of relock and tar is `plain`. Distil's nearest is `python 
 --start-mix 0.6`, the same start locked anew: by equation 1 and with lock.py's own steps and rates.
 
 Ends with lock.py's validity report, and its exit code 1 where the lock is not valid any more.
-Writes what lock.py writes, so that every elicitor and evaluate.py take it for a lock. Logged, means
-over the step's pairs: loss; of it weak, strong (nats a token), reroute (cosine), retain (distance);
-of an attack attack_lr, attack_loss (its own, at its end) and attacked (the loss that it is to leave
-low, there); of rl reward, kl (nats a sample), right without and with the password (right_none,
-right_password) and signal, the share of groups whose rewards differ; grad_norm before clipping; lr.
+Writes what lock.py writes but samples.jsonl, so that every elicitor and evaluate.py take it for a
+lock. Logged, means over the step's pairs: loss; of it weak, strong (nats a token), reroute
+(cosine), retain (distance); of an attack attack_lr, attack_loss (its own, at its end) and attacked
+(the loss that it is to leave low, there); of rl reward, kl (nats a sample), right without and with
+the password (right_none, right_password) and signal, the share of groups whose rewards differ;
+grad_norm before clipping; lr.
 """
 
 from collections.abc import Callable, Iterator

@@ -9,7 +9,7 @@ go on.
     python reproduce.py --list                 # figures, jobs, which are done, minutes left
     python reproduce.py --figure 3 6 --task code math --seeds 0 1 2
     python reproduce.py --figure 6 --scale paper    # the toy task at the paper's own size
-    python reproduce.py --strong-from DIR --figure 3 --task code   # of a real model
+    python reproduce.py --strong-from DIR --weak-from DIR --figure 3 --task code  # of real models
     python reproduce.py --report-only          # the report of what is finished so far
     python reproduce.py --matrix               # which elicitation beats which lock; -> out/matrix
     python reproduce.py --matrix --locks password identity --elicitors sft1 ei noise
@@ -76,14 +76,16 @@ class ReproduceConfig:
     figure: tuple[str, ...] = ()
     # panels of these tasks alone (default: all)
     task: tuple[str, ...] = ()
-    # paper: figure 6 in the shape of Pythia-70M, which takes ten hours of two cores; the report of
-    # the others has it, too, where it is finished
+    # paper: figure 6 in the shape of Pythia-70M, which takes seven hours of two cores; the report
+    # of the others has it, too, where it is finished
     scale: Literal["embedded", "paper"] = "embedded"
     # of every elicitation (default: 0 1 2; of the matrix 0 1)
     seeds: tuple[int, ...] = field(default=(), metadata={"least": 0})
     # a checkpoint to lock, as in the paper; figures that are of the shipped models alone are left
     # out (default: the shipped models)
     strong_from: str = ""
+    # beside it the checkpoint that becomes the weak policy (default: a tiny model from scratch)
+    weak_from: str = ""
     # the matrix of locks and elicitors in place of the figures
     matrix: bool = False
     # of the matrix (default: all)
@@ -651,7 +653,7 @@ def workers_of(cfg: ReproduceConfig) -> tuple[int, int, bool]:
 def inputs_of(cfg: ReproduceConfig) -> str:
     """A hash of the models that jobs start from."""
     ours = map(shipped, ("strong", "weak", "intermediate"))
-    paths = [cfg.strong_from] if cfg.strong_from else ours
+    paths = [*filter(None, (cfg.strong_from, cfg.weak_from))] if cfg.strong_from else ours
     return "-".join(model_hash(path)[:8] for path in paths)
 
 
@@ -709,20 +711,18 @@ def main(cfg: ReproduceConfig) -> int:
         raise InputError("--list writes no report: leave --report-only out")
     if cfg.report_only and cfg.jobs:
         raise InputError("--report-only runs no job: leave --jobs out")
-    if cfg.strong_from:
-        if not is_model(cfg.strong_from):
-            raise no_model(cfg.strong_from, "name another with --strong-from")
-        cfg = replace(cfg, strong_from=str(Path(cfg.strong_from).resolve()))
-        if "@" in cfg.strong_from or "  " in cfg.strong_from:
-            raise InputError(
-                f"{cfg.strong_from}: a path with @ or two spaces in a row cannot be in a job's "
-                "command: move the model"
-            )
+    if cfg.weak_from and not cfg.strong_from:
+        raise InputError("--weak-from goes with --strong-from: leave it out, or name both")
+    cfg = replace(
+        cfg,
+        strong_from=given_model(cfg.strong_from, "--strong-from"),
+        weak_from=given_model(cfg.weak_from, "--weak-from"),
+    )
     refuse_repeats("--seeds", cfg.seeds)
     cfg = replace(cfg, seeds=cfg.seeds or (SEEDS_OF_MATRIX if cfg.matrix else SEEDS))
     chosen = chosen_cells(cfg)
     figures = {} if cfg.matrix else chosen_figures(cfg)
-    jobs = jobs_of(cfg.seeds, cfg.strong_from)
+    jobs = jobs_of(cfg.seeds, cfg.strong_from, cfg.weak_from)
     if cfg.matrix:
         jobs |= jobs_of_matrix(cfg.seeds)
     if cfg.strong_from:
@@ -745,6 +745,21 @@ def main(cfg: ReproduceConfig) -> int:
     write_report(report_of(cfg, shown, chosen, jobs, place), place.path)
     print(f"report: {place.path / 'index.html'}, {place.path / 'results.md'}")
     return code
+
+
+def given_model(path: str, option: str) -> str:
+    """The whole path of a model that jobs are to name; "" for none. Raises InputError."""
+    if not path:
+        return ""
+    if not is_model(path):
+        raise no_model(path, f"name another with {option}")
+    whole = str(Path(path).resolve())
+    if "@" in whole or "  " in whole:
+        raise InputError(
+            f"{whole}: a path with @ or two spaces in a row cannot be in a job's command: move the "
+            "model"
+        )
+    return whole
 
 
 def finished_at_paper_scale(

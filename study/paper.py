@@ -46,7 +46,7 @@ EPOCHS = "--epochs 129 129 65 65 33 33 17 17 9 5"
 # name: (command, minutes on one core)
 COMMANDS = {
     "early": ("train_base.py --problems 150000 --small-problems 1", 15),
-    "{task}/base": ("train_base.py --strong-from {strong_from} --task {task}", 60),
+    "{task}/base": ("train_base.py --strong-from {strong_from} {weak_from} --task {task}", 60),
     "base-compose": ("train_base.py --task compose", 12),
     # the locks
     "{task}/locked": ("lock.py --task {task} {models}", 5),
@@ -178,34 +178,36 @@ VALUES = {
 }
 
 
-def jobs_of(seeds: Iterable[int], strong_from: str = "") -> dict[str, Job]:
+def jobs_of(seeds: Iterable[int], strong_from: str = "", weak_from: str = "") -> dict[str, Job]:
     """Every job by its name; most are never run.
 
     strong_from: a checkpoint to lock, as in the paper: fine-tuned it is the strong policy, and the
-    lock starts from itself. "": the shipped models.
+    lock starts from itself. "": the shipped models. weak_from: one to fine-tune as the weak policy;
+    "": a tiny one is made from scratch.
     """
     found = {}
     for name, (command, minutes) in COMMANDS.items():
         words = [word for _, word, _, _ in Formatter().parse(name) if word]
         for filled in fillings(words, seeds):
             task = filled.get("task", name.split("/")[0])
-            text = command.format(**filled, **models(task, strong_from))
+            text = command.format(**filled, **models(task, strong_from, weak_from))
             job = Job(name.format(**filled), " ".join(text.split()), minutes)
             found[job.name] = job
     return found
 
 
-def models(task: str, strong_from: str) -> dict[str, str]:
+def models(task: str, strong_from: str, weak_from: str) -> dict[str, str]:
     """What commands say of the models that a task's locks are made of."""
     if not strong_from:
         beside = {"models": "", "writers": "", "intermediate": "data/base/intermediate"}
-        return beside | {"strong_from": '""'}
+        return beside | {"strong_from": '""', "weak_from": ""}
     base, start = f"@{task}/base", shlex.quote(strong_from)
     return {
         "models": f"--start {start} --strong {base}/strong --weak {base}/weak",
         "writers": f"--strong {base}/strong",
         "intermediate": f"{base}/intermediate",
         "strong_from": start,
+        "weak_from": f"--weak-from {shlex.quote(weak_from)}" if weak_from else "",
     }
 
 

@@ -45,6 +45,10 @@ def test_a_given_model_is_what_is_locked_in_every_figure_that_is_left():
     names = [name for figure in left.values() for name in names_of(figure, (0,))]
     locks = [job for job in closure(names, jobs) if job.stage == "lock"]
     assert len(locks) > 10 and all(f"--start {model} --strong @" in job.command for job in locks)
+    base = jobs_of((0,), model, "small one")["code/base"].command
+    assert base == f"train_base.py --strong-from {model} --weak-from 'small one' --task code"
+    with pytest.raises(InputError, match="--weak-from goes with --strong-from"):
+        reproduce.main(ReproduceConfig(weak_from=model))
     with pytest.raises(InputError, match="of the shipped models alone"):
         only = ReproduceConfig(strong_from=model, figure=("13",), seeds=(0,))
         reproduce.possible(chosen_figures(only), jobs, only)
