@@ -15,7 +15,7 @@ from data.batches import BUCKET, Example, collate
 from data.problems import InputError
 from losses import sft_loss
 from model import causal_attention, linear_logps, rms_norm, rotate
-from optimizers import lion_update, make_optimizers
+from optimizers import lion_update, lion_update_bf16, make_optimizers
 from runs.devices import Env
 from sampler import greedy_step, sample_step
 from training import train
@@ -310,6 +310,42 @@ def test_one_compiled_decode_block_serves_all_layers(make_model, monkeypatch, pa
     near(step(first, M.decode_block), step(first, M.decode_block.eager))
     with torch.compiler.set_stance("fail_on_recompile"):
         near(step(second, M.decode_block), step(second, M.decode_block.eager))
+
+
+def on_meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def kernels_alone() -> dict[str, tuple]:
+    """Those that are called by themselves: of 6 states of width 16 and a head of 32 ids."""
+    states, head, theirs, other = on_meta(6, 16), on_meta(32, 16), on_meta(6, 8), on_meta(32, 8)
+    targets, grad = on_meta(6, dtype=torch.long), on_meta(6, dtype=torch.float32)
+    wide = [on_meta(10, dtype=torch.float32) for _ in range(3)]
+    narrow, noise = [on_meta(10) for _ in range(3)], on_meta(10, dtype=torch.int32)
+    numbers = on_meta(dtype=torch.float32), on_meta(dtype=torch.float32), 0.9, 0.99
+    return {
+        "chunk_logps": (M.chunk_logps, states, head, targets),
+        "chunk_logps_grad": (M.chunk_logps_grad, states, head, targets, grad, grad),
+        "chunk_kl": (M.chunk_kl, states, head, theirs, other),
+        "chunk_kl_grad": (M.chunk_kl_grad, states, head, theirs, other, grad),
+        "lion_update": (lion_update, *wide, *numbers),
+        "lion_update_bf16": (lion_update_bf16, *narrow, noise, *numbers),
+        "sample_step": (sample_step, on_meta(4, 32), on_meta(4), numbers[0]),
+        "greedy_step": (greedy_step, on_meta(4, 32)),
+    }
+
+
+@pytest.mark.parametrize("name", kernels_alone())
+def test_a_kernel_is_one_graph_where_it_is_not_a_cpu(name):
+    """A graph break is an error of fullgraph."""
+    alone, *args = kernels_alone()[name]
+    compiled = torch.compile(alone.eager, fullgraph=True, backend="eager")
+    found, expected = compiled(*args), alone.eager(*args)
+    assert type(found) is type(expected)
+    pairs = zip(found, expected) if isinstance(found, tuple) else [(found, expected)]
+    for one, other in pairs:
+        if other is not None:
+            assert (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
