@@ -348,9 +348,14 @@ UNITS = {
 
 
 def section_of(
-    number: str, figure: Figure, evidence: Evidence, paper: dict, unfinished: list[str]
+    number: str,
+    figure: Figure,
+    evidence: Evidence,
+    paper: dict,
+    unfinished: list[str],
+    models: str,
 ) -> Section:
-    """A figure as it is told."""
+    """A figure as it is told. models: whose it is."""
     panels, notes = [], []
     for panel in figure.panels:
         try:
@@ -369,7 +374,8 @@ def section_of(
     theirs = paper["figures"].get(number.split(",")[0], {})
     seeds = seeds_shown(panels)
     caption = (
-        f"Correct {UNITS[figure.x]}; the first {PROBLEMS} validation problems, greedy. "
+        f"{models[0].upper()}{models[1:]}: correct {UNITS[figure.x]}; the first {PROBLEMS} "
+        "validation problems, greedy. "
         f"{spread(figure.x, seeds)} Dotted: the locked model without and with the password. "
     )
     if theirs:
@@ -575,7 +581,8 @@ def report_of(
     for number, figure in figures.items():
         needed = closure(names_of(figure, cfg.seeds), jobs)
         unfinished = [job.name for job in needed if not place.record(job)]
-        sections.append(section_of(number, figure, evidence, paper, unfinished))
+        models = models_shown(cfg, {number: figure})
+        sections.append(section_of(number, figure, evidence, paper, unfinished, models))
 
     wanted = wanted_of(figures, chosen, cfg)
     if chosen[0]:
