@@ -484,17 +484,23 @@ def grid_of(
         [LOCKS[name].label + ", not valid" * (name in invalid) for name in locks],
     )
     for (lock, name), cell in cells.items():
-        low, high = cell.recovered.interval
-        value = cell.recovered.value
         mark = marks.get((lock, name), "") + "!" * cell.broken
         where = (elicitors.index(name), locks.index(lock))
-        grid.shares[where] = value
-        grid.short[where] = f"{100 * value:.0f}{mark}"
-        excess = 100 * cell.excess.value
-        grid.texts[where] = (
-            f"{100 * value:.0f} [{100 * low:.0f}, {100 * high:.0f}], excess {excess:+.0f}{mark}"
-        )
+        grid.shares[where] = cell.recovered.value
+        grid.short[where] = f"{points(cell.recovered.value)}{mark}"
+        excess = f"excess {points(cell.excess.value):+}{mark}"
+        grid.texts[where] = f"{in_points(cell.recovered)}, {excess}"
     return grid
+
+
+def points(share: float) -> int:
+    """In per cent, and never -0."""
+    return round(100 * share)
+
+
+def in_points(found: Estimate) -> str:
+    low, high = map(points, found.interval)
+    return f"{points(found.value)} [{low}, {high}]"
 
 
 def agreement(found: Estimate, expected: str) -> str:
@@ -514,8 +520,7 @@ def compared(cells: dict[tuple[str, str], Cell]) -> list[list[str]]:
         if expected is None or name not in expected.gaps:
             continue
         band = expected.gaps[name]
-        low, high = cell.recovered.interval
-        here = f"{100 * cell.recovered.value:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+        here = in_points(cell.recovered)
         found = agreement(cell.recovered, band)
         words = [LOCKS[lock].label, ELICITORS[name].label, band, here, found, expected.source]
         rows.append(words)
