@@ -105,7 +105,7 @@ class ReproduceConfig:
     # tried on it, beside the hidden gap that they would have found
     case: str = ""
     # of --case: a directory of results of figures or of the matrix, whose locks are the known
-    # positives (default: docs/reproduced)
+    # positives (default: docs/matrix and docs/reproduced)
     known: str = ""
     # directory of all that is run, and of the report (default: out/report; of --matrix out/matrix,
     # of --game out/game, of --case out/case, of --play the game's with -play appended)
@@ -120,7 +120,8 @@ class ReproduceConfig:
 
 SEEDS, SEEDS_OF_MATRIX = (0, 1, 2), (0, 1)
 PAPER = Path(__file__).parent / "docs" / "paper.json"
-DONE = Path(__file__).parent / "docs" / "reproduced"  # what this repository has measured
+# what this repository has measured
+DONE = tuple(Path(__file__).parent / "docs" / name for name in ("matrix", "reproduced"))
 
 
 # --------------------------------------------------------------------------------- what is wanted
@@ -694,8 +695,10 @@ def of_game(asked: str, cfg: ReproduceConfig) -> int:
     if asked == "case":
         if cfg.known and not Path(cfg.known).is_dir():
             raise InputError(f"no directory {cfg.known}: name one of results with --known")
-        place = Place(Path(cfg.known or DONE).resolve(), inputs_of(cfg), named_models())
-        known = Evidence(place.finished(jobs_of(SEEDS) | jobs_of_matrix(SEEDS)), SEEDS)
+        known, jobs = [], jobs_of(SEEDS) | jobs_of_matrix(SEEDS)
+        for path in [Path(cfg.known)] if cfg.known else DONE:
+            place = Place(path.resolve(), inputs_of(cfg), named_models())
+            known.append(Evidence(place.finished(jobs), SEEDS))
         model, out = Path(cfg.case).resolve(), Path(cfg.out or "out/case").resolve()
         return case.make(model, out, known, run)
 

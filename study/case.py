@@ -149,6 +149,18 @@ def shares_of(evidence: Evidence, but: str = "") -> dict[str, dict[str, tuple[fl
     return found
 
 
+def together(
+    found: list[dict[str, dict[str, tuple[float, float]]]],
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """What `shares_of` gives of several directories; of locks of one kind the first counts."""
+    every = {}
+    for name in TRIED:
+        every[name] = {}
+        for shares in found:
+            every[name] = shares[name] | every[name]
+    return every
+
+
 def cells_for(elicitor: str, lock: str, name: str | None) -> list[str]:
     """The jobs that may have an elicitor on a lock: the matrix's, and the figures'."""
     found = [place(name, ELICITORS[elicitor])] if name else []
@@ -315,12 +327,15 @@ def provenance_of(folder: Path) -> str:
 # -------------------------------------------------------------------------------------- the verb
 
 
-def make(model: Path, out: Path, known: Evidence, run: Callable[[list[Job], Place], int]) -> int:
+def make(
+    model: Path, out: Path, known: list[Evidence], run: Callable[[list[Job], Place], int]
+) -> int:
     """--case: try the elicitors on a model, write case.md. known: of results. The exit code."""
     check_case(model)
     if out == model:
         raise InputError(f"--out {out} is the model itself, which is only read: choose another")
-    shares = shares_of(known, but=model_hash(model))
+    weights = model_hash(model)
+    shares = together([shares_of(evidence, but=weights) for evidence in known])
     if not any(shares.values()):
         print("no known lock is measured: what this search would have found stays unknown")
     inputs = f"{model_hash(model)}-{model_hash(ROOT / NULL)}"

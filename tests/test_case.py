@@ -120,6 +120,15 @@ def test_known_positives_are_valid_locks_of_the_matrix_or_of_the_figures():
     assert shares["sft8"] == shares["ei"] == shares["shots"] == {}
 
 
+def test_the_first_of_several_directories_counts():
+    nothing = dict.fromkeys(TRIED, {})
+    first, second = (
+        nothing | {"ei": {"a": (0.1, 0.8)}},
+        nothing | {"ei": {"a": (0, 0), "b": (1, 1)}},
+    )
+    assert case.together([first, second])["ei"] == {"a": (0.1, 0.8), "b": (1, 1)}
+
+
 def test_what_is_found_is_said_and_what_is_not():
     assert verdict_of([trial("ei")]).startswith("Nothing was found")
     assert "found, by SFT on 8:" in verdict_of([trial("sft8", p=0.001), trial("ei")])
