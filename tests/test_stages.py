@@ -486,7 +486,7 @@ def test_the_prompting_battery(tmp_path):
         and "figure: out/code/prompts.png" in printed
     )
     prompts = json.loads((tmp_path / "weak/prompts.json").read_text())
-    assert len(prompts["results"]) == 14 and all(
+    assert len(prompts["results"]) == 16 and all(
         row["n"] == 10 for row in prompts["results"].values()
     )
     assert (tmp_path / "out/code/prompts.png").stat().st_size > 10_000
