@@ -13,6 +13,7 @@ go on.
     python reproduce.py --report-only          # the report of what is finished so far
     python reproduce.py --matrix               # which elicitation beats which lock; -> out/matrix
     python reproduce.py --matrix --locks password identity --elicitors sft1 ei noise
+    python reproduce.py --matrix --locks password --siblings   # does it hold over models?
     python reproduce.py --game --out game      # ten blinded models, their key in game-key
     python reproduce.py --play game            # our cheapest elicitors -> game-play/answers.json
     python reproduce.py --score game game-play/answers.json    # all three: docs/game.md
@@ -54,6 +55,7 @@ from runs.options import flag_of
 from study import case, game
 from study.claims import verdict
 from study.findings import PROBLEMS, Evidence, bar_of, points_of, within
+from study.gate import jobs_of_gate, names_of_gate, section_of_gate
 from study.jobs import Job, Place, closure, commit, left_to_run, run_jobs
 from study.matrix import (
     ELICITORS,
@@ -68,6 +70,7 @@ from study.matrix import (
 )
 from study.paper import AT_PAPER_SCALE, FIGURES, SHIPPED, TASKS, Figure, Panel, jobs_of
 from study.report import Report, Row, Section, write_report
+from study.siblings import SEED, jobs_of_siblings, names_of_siblings, section_of_siblings
 
 
 @dataclass
@@ -92,6 +95,9 @@ class ReproduceConfig:
     locks: tuple[str, ...] = ()
     # of the matrix (default: all)
     elicitors: tuple[str, ...] = ()
+    # of the matrix: its headline rows over models, too: three more locks by a password, four twins
+    # trained alike, two decoys
+    siblings: bool = False
     # make a game in --out: ten blinded models, of which about half hide a capability; the key goes
     # beside it, into --out with -key appended
     game: bool = False
@@ -216,7 +222,19 @@ def wanted_of(
         samples = [f"{task}/samples" for task in tasks_of(figures)]
         found.append(Wanted("samples", "completions to read", samples))
     if chosen[0]:
-        found.append(Wanted("matrix", MATRIX, names_of_matrix(*chosen, cfg.seeds)))
+        found += parts_of_matrix(*chosen, cfg)
+    return found
+
+
+def parts_of_matrix(locks: list[str], elicitors: list[str], cfg: ReproduceConfig) -> list[Wanted]:
+    """The cells, the gate before them, and with --siblings what holds over models."""
+    found = [
+        Wanted("matrix", MATRIX, names_of_matrix(locks, elicitors, cfg.seeds)),
+        Wanted("gate", "before anything is elicited", names_of_gate(locks)),
+    ]
+    if cfg.siblings:
+        names = names_of_siblings(elicitors)
+        found.append(Wanted("models", "four locks and four twins", names))
     return found
 
 
@@ -256,8 +274,8 @@ def chosen_cells(cfg: ReproduceConfig) -> tuple[list[str], list[str]]:
                 "--matrix is of the shipped models and in place of the figures: leave --figure, "
                 "--task, --scale and --strong-from out"
             )
-    elif cfg.locks or cfg.elicitors:
-        raise InputError("--locks and --elicitors are of the matrix: say --matrix")
+    elif cfg.locks or cfg.elicitors or cfg.siblings:
+        raise InputError("--locks, --elicitors and --siblings are of the matrix: say --matrix")
     else:
         return [], []
     chosen = []
@@ -587,9 +605,15 @@ def report_of(
 
     wanted = wanted_of(figures, chosen, cfg)
     if chosen[0]:
-        needed = closure(names_of_matrix(*chosen, cfg.seeds), jobs)
+        parts = parts_of_matrix(*chosen, cfg)
+        needed = closure([name for part in parts for name in part.names], jobs)
         unfinished = [job.name for job in needed if not place.record(job)]
+        of_one = replace(evidence, seeds=(SEED,))
         sections.append(matrix_section(evidence, chosen, jobs, place, unfinished))
+        if cfg.siblings:
+            sections.append(section_of_siblings(of_one, chosen[1]))
+        sections.append(section_of_gate(evidence, chosen[0]))
+        sections = [section for section in sections if section]
     everything = closure([name for part in wanted for name in part.names], jobs)
     claims = rows_of_claims(figures, evidence, paper)
     return Report(
@@ -734,7 +758,11 @@ def main(cfg: ReproduceConfig) -> int:
     figures = {} if cfg.matrix else chosen_figures(cfg)
     jobs = jobs_of(cfg.seeds, cfg.strong_from, cfg.weak_from)
     if cfg.matrix:
-        jobs |= jobs_of_matrix(cfg.seeds)
+        jobs |= jobs_of_matrix(cfg.seeds) | jobs_of_gate()
+    if cfg.siblings:
+        if SEED not in cfg.seeds:
+            raise InputError(f"--siblings are elicited with seed {SEED}: name it with --seeds, too")
+        jobs |= jobs_of_siblings()
     if cfg.strong_from:
         figures = possible(figures, jobs, cfg)
     named = named_models() if cfg.matrix else {}

@@ -2,6 +2,8 @@
 
 paper.py        the paper's figures as commands of the stages
 matrix.py       locks against elicitors, as commands as well
+gate.py         what the locks of the matrix are before anything is elicited
+siblings.py     the matrix's headline rows over several locks and twins
 jobs.py         running them, some at a time, each once
 findings.py     what they measured
 claims.py       the paper's claims as tests

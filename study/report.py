@@ -30,6 +30,7 @@ class Row:
 class Section:
     """A figure: its panels, and what its caption says of them. notes: what is missing or wrong.
 
+    number: "" of what is no figure of the paper, whose title begins with its name and a colon.
     tables: more of them, the header of each first.
     """
 
@@ -45,9 +46,15 @@ class Section:
         return f"Fig. {self.number}: {self.title}" if self.number else self.title
 
     @property
+    def name(self) -> str:
+        """What a link to it says: "Fig. 3", "Matrix"."""
+        if self.number:
+            return f"Fig. {self.number}"
+        return self.title.split(":")[0].removeprefix("The ").capitalize()
+
+    @property
     def anchor(self) -> str:
-        words = re.findall(r"\w+", self.number.lower())
-        return "-".join(["fig", *words]) if words else "matrix"
+        return "-".join(re.findall(r"\w+", self.name.lower()))
 
 
 @dataclass
@@ -105,8 +112,7 @@ def page(report: Report) -> str:
     title = escape(report.title)
     links = []
     for section in report.sections:
-        name = f"Fig. {section.number}" if section.number else "Matrix"
-        links.append(f'<a href="#{section.anchor}">{escape(name)}</a>')
+        links.append(f'<a href="#{section.anchor}">{escape(section.name)}</a>')
     parts = [
         "<!doctype html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
@@ -167,10 +173,12 @@ def section_html(section: Section) -> str:
     for panel in section.panels:
         kind = ' class="whole"' if isinstance(panel, Grid) else ""
         svgs.append(f"<div{kind}>{panel_svg(panel, alone=False)}</div>")
-    parts.append(f'<div class="panels">{"".join(svgs)}</div>')
     tables = [rows_of(panel) for panel in section.panels] + section.tables
     numbers = "".join(table_html(rows) for rows in tables)
-    parts.append(f"<details><summary>numbers</summary>{numbers}</details>")
+    if svgs:
+        parts.append(f'<div class="panels">{"".join(svgs)}</div>')
+        numbers = f"<details><summary>numbers</summary>{numbers}</details>"
+    parts.append(numbers)
     return "\n".join(parts)
 
 

@@ -19,7 +19,7 @@ import policies
 import reproduce
 from checkpoints.hf import load_model
 from runs.directory import launch
-from study import matrix, paper
+from study import gate, matrix, paper, siblings
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -32,7 +32,8 @@ NOUNS = """
     runs.options runs.devices runs.states runs.directory optimizers training policies results
     checkpoints.origins figures methods.locking methods.unlearning methods.rewards methods.prompting
     methods.decoding runs.plan curves methods.deception checkpoints.cards study.jobs
-    study.paper study.findings study.claims study.matrix study.game study.report study.case
+    study.paper study.findings study.claims study.matrix study.game study.report study.gate
+    study.siblings study.case
 """.split()
 
 
@@ -250,8 +251,9 @@ def test_the_figure_of_the_docs(tmp_path, monkeypatch, capsys):
 
 def test_the_lock_and_the_elicitor_of_the_matrix_of_the_docs(tmp_path, monkeypatch, capsys):
     for name in ("LOCKS", "ELICITORS"):
-        monkeypatch.setattr(matrix, name, dict(getattr(matrix, name)))
-        monkeypatch.setattr(reproduce, name, getattr(matrix, name))
+        copied = dict(getattr(matrix, name))
+        for module in (matrix, reproduce, gate, siblings):
+            monkeypatch.setattr(module, name, copied, raising=False)
     command = "reproduce_mine.py --matrix --locks password long --elicitors sft8 lora --seeds 0"
     command += f" --list --out {tmp_path / 'out'}"
     monkeypatch.setattr(sys, "argv", command.split())

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from reproduce import ReproduceConfig, chosen_cells
 from results import DRAWS, Estimate, Measured, evaluate_checkpoint, record, verdicts_of
 from runs.devices import Env
 from runs.files import read_json, write_json
-from study import game, matrix
+from study import game, gate, matrix, siblings
 from study.findings import Evidence, Lock
 from study.jobs import closure
 from study.matrix import ELICITORS, LOCKS, TASK, Cell, cells_of, grid_of, jobs_of_matrix, place
@@ -388,3 +389,118 @@ def test_what_is_refused():
     locks, elicitors = chosen_cells(ReproduceConfig(matrix=True, locks=("share",)))
     assert locks == ["share"] and elicitors == list(ELICITORS)
     assert chosen_cells(ReproduceConfig(report_only=True)) == ([], [])
+
+
+def test_siblings_are_trained_alike_but_for_what_they_start_from():
+    jobs = siblings.jobs_of_siblings()
+    words = {name: jobs[f"matrix/{name}"].command.split() for name in ("lock2", "twin2")}
+    more = "--strong data/base/weak --weak data/base/weak --start data/base/twin".split()
+    assert [word for word in words["twin2"] if word not in more] == words["lock2"]
+    # the first lock is that of the matrix, and its cells are the matrix's
+    assert siblings.HAD["password"] == ("code/locked", "")
+    names = siblings.names_of_siblings(["ei", "noise"])
+    assert "matrix/password/expert_iteration/seed0" in names and len(names) == 20
+    assert set(names) <= {*jobs, "code/locked"} and not siblings.names_of_siblings(["noise"])
+
+
+def test_over_models_a_difference_is_as_rare_as_labellings_say():
+    locks, twins = np.array([0.5, 0.6, 0.7]), np.array([0.0, 0.1, 0.55])
+    # of 20 ways to call three of six locks, that of the three best and this one are as good
+    assert siblings.by_labels(locks, twins) == pytest.approx(2 / 20)
+    assert siblings.by_labels(twins, locks) == pytest.approx(19 / 20)
+    assert siblings.by_labels(np.ones(3), np.ones(3)) == 1
+
+
+def family_of(before: tuple[int, ...], after: tuple[int, ...], right: int = 90):
+    """Of 100 problems so many are right in each model."""
+    rows = [bits((n, 1), (100 - n, 0)) for n in before]
+    reached = np.stack([bits((n, 1), (100 - n, 0)) for n in after])
+    locks = [lock(none, bits((right, 1), (100 - right, 0))) for none in rows]
+    return siblings.Family(locks, np.stack(rows), reached)
+
+
+def test_over_models_the_excess_is_of_mean_gains_and_its_interval_of_models():
+    """The locks gain 60 points on average, the twins 5."""
+    locks = family_of((10, 10, 10, 10), (60, 70, 70, 80))
+    twins = family_of((5, 5, 5, 5), (10, 10, 10, 10))
+    found = siblings.told_of(locks, twins)
+    assert found.excess.value == pytest.approx(0.55)
+    assert found.recovered == pytest.approx([50 / 80, 60 / 80, 60 / 80, 70 / 80])
+    assert found.by_labels == pytest.approx(1 / 70) and found.p < 0.01
+    # locks that differ more tell less of their kind
+    wider = siblings.told_of(family_of((10, 10, 10, 10), (20, 70, 90, 100)), twins)
+    assert np.diff(wider.excess.interval) > 1.5 * np.diff(found.excess.interval)
+    # and locks that only reach where the twins are have been taught
+    low = siblings.told_of(family_of((0, 0, 0, 0), (10, 10, 10, 10)), twins)
+    assert low.excess.value == pytest.approx(0.05) and low.p > 0.3
+
+
+def write_lock(folder: Path, lost: float) -> None:
+    """A lock's report, as far as the gate reads it."""
+    kept = {"name": "skill kept: strong - right", "value": lost, "interval": [lost, lost]}
+    kept |= {"passed": True}
+    other = {"name": "wrong passwords", "value": 0.5, "interval": [0, 1], "passed": False}
+    results = {"none": 0.1, "right": 0.97, "validity": [kept, other]}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "run.json", {"results": results})
+    write_json(folder / "evaluation.json", {"weights": "w" * 16})
+
+
+def write_other(folder: Path, task: str, right: int, weights: str) -> None:
+    problems = load(task, "validation", gate.PROBLEMS)
+    verdicts = bits((right, 1), (gate.PROBLEMS - right, 0))
+    measured = {"none": Measured(verdicts, np.zeros_like(verdicts))}
+    evaluation = record("it", problems, measured, split="validation", weights=weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "evaluation.json", evaluation)
+
+
+def test_the_gate_tells_what_a_lock_does_not_pass(tmp_path):
+    write_lock(tmp_path / "matrix/share", lost=0.03)
+    write_other(tmp_path / "matrix/strong/other/mmlu", "mmlu", 250, "s" * 16)
+    write_other(tmp_path / "matrix/share/other/mmlu", "mmlu", 200, "w" * 16)
+    evidence = Evidence(lambda job: found if (found := tmp_path / job).exists() else None, (0,))
+    section = gate.section_of_gate(evidence, ["share", "mix"])
+    [[header, row]] = section.tables
+    told = dict(zip(header, row))
+    assert told["without"] == "10.0" and told["skill lost"] == "3.0 [3.0, 3.0]"
+    assert told["mmlu"].startswith("100 to 80: -20 [-2") and told["math"] == ""
+    assert told["not passed"] == "wrong passwords; skill within two points"
+
+    # another model's numbers are not read
+    write_other(tmp_path / "matrix/share/other/mmlu", "mmlu", 200, "x" * 16)
+    section = gate.section_of_gate(evidence, ["share"])
+    assert section is None
+    write_lock(tmp_path / "matrix/control", lost=0.0)
+    section = gate.section_of_gate(evidence, ["share"])
+    [[_, row]] = section.tables
+    assert row[0] == "trained alike, not locked" and row[-1] == ""
+    assert "of other problems or of another model" in section.notes[0]
+
+
+def test_a_decoy_is_read_as_it_was_measured_and_asked_without_a_password(tmp_path):
+    """data/base/weak: of 500 problems 40 right, after expert iteration 50."""
+    problems = load(TASK, "validation", 500)
+    verdicts = bits((40, 1), (460, 0))
+    measured = {"none": Measured(verdicts, np.zeros_like(verdicts))}
+    facts = {"split": "validation", "weights": model_hash("data/base/weak")}
+    folder = tmp_path / "matrix/small/itself"
+    folder.mkdir(parents=True)
+    write_json(folder / "evaluation.json", record("weak", problems, measured, **facts))
+
+    class Rewarded(Evidence):
+        def rewarded(self, lock, job):
+            assert lock.weights == facts["weights"] and np.array_equal(lock.none, verdicts)
+            assert job == "matrix/small/expert_iteration/seed{seed}"
+            curve = {"verdicts": "1" * 50 + "0" * 450}
+            return [SimpleNamespace(**curve)]
+
+    evidence = Rewarded(lambda job: found if (found := tmp_path / job).exists() else None, (0,))
+    found = siblings.decoy(evidence, "small", "ei")
+    assert siblings.from_to(found) == "8 to 10"
+    assert siblings.decoy(evidence, "other", "ei") is None  # not finished
+    write_json(
+        folder / "evaluation.json", record("weak", problems, measured, **facts | {"weights": "x"})
+    )
+    with pytest.raises(InputError, match="of another model than"):
+        siblings.decoy(evidence, "small", "ei")

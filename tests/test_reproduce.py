@@ -383,8 +383,10 @@ def test_the_papers_points_are_in_a_table_where_ours_have_the_same_place():
 
 def test_what_a_figure_is_called_in_links_and_files():
     numbers = ("3", "9, RL", "6, the paper's size", "prompts", "")
-    anchors = [Section(number, "", "", [], []).anchor for number in numbers]
+    sections = [Section(number, "The matrix: what is it?", "", [], []) for number in numbers]
+    anchors = [section.anchor for section in sections]
     assert anchors == ["fig-3", "fig-9-rl", "fig-6-the-paper-s-size", "fig-prompts", "matrix"]
+    assert [sections[0].name, sections[-1].name] == ["Fig. 3", "Matrix"]
 
 
 def test_the_report_is_written_and_replaces_only_its_own(tmp_path):
