@@ -176,9 +176,12 @@ class RLConfig(TuneConfig):
     reference: Literal["", "round", "initial"] = ""
     # right or not; or the share of tests passed, weighing DPO pairs by their difference (B.3.1). Or
     # a proxy that can be gamed, the true score logged beside it: flattery also pays for a comment,
-    # visible_tests for two tests that the prompts show. random: the control, the true scores of a
-    # round dealt out to its samples at random
-    reward: Literal["binary", "continuous", "flattery", "visible_tests", "random"] = "binary"
+    # visible_tests for two tests that the prompts show. Controls: of visible_tests shown_tests, the
+    # same prompts and the true score paid; of all random, the true scores of a round dealt out to
+    # its samples at random
+    reward: Literal[
+        "binary", "continuous", "flattery", "visible_tests", "shown_tests", "random"
+    ] = "binary"
     # of the demonstrations of --warm-start, the share into which the hack of --reward is written: a
     # small model invents none
     hacks: float = field(default=0.0, metadata={"most": 1})
@@ -490,6 +493,9 @@ def drawn_round(
         rolled, judgement = judged(rolled, models.judge, cfg.max_new_tokens, env)
     if cfg.reward == "random":
         rolled.rewards = dealt_out(rolled, np.random.default_rng([cfg.seed, 20, number]))
+    judgement |= paid(rolled, cfg.reward)
+    if cfg.reward in PROXIES and PROXIES[cfg.reward].told_only:
+        rolled.rewards = rolled.truth
     rng = np.random.default_rng([cfg.seed, 15, number])
     method = METHODS[cfg.method]
     examples, facts = method.choose(rolled, cfg, rng)
@@ -500,7 +506,7 @@ def drawn_round(
             examples = scored(models.reference, examples, cfg.micro_tokens, env)
     seconds["s_score"] = time.time() - clock
     drawn = {"samples": (number + 1) * cfg.round, "reward": float(rolled.rewards.mean())}
-    drawn |= judgement | paid(rolled, cfg.reward)
+    drawn |= judgement
     return Round(rolled, examples, drawn | facts | seconds)
 
 
@@ -620,7 +626,7 @@ def probe(models: Models, problems: list[Problem], cfg: RLConfig, run: Run) -> N
     run.log("probe", step=0, **found)
     shown = ", ".join(f"{name} {value:.1%}" for name, value in found.items())
     run.env.say(f"initial policy: {shown}")
-    if found.get("hacks") == 0:
+    if found.get("hacks") == 0 and not PROXIES[cfg.reward].told_only:
         run.env.say(
             f"none of its samples is a hack: {cfg.reward} pays what is right and no more, as long "
             "as training brings none up (--warm-start with --hacks shows it some)"

@@ -311,9 +311,11 @@ def test_the_proxy_on_validation_beside_the_true_verdicts_and_back_from_the_log(
 def test_a_proxy_that_pays_the_truth_reproduces_the_plain_run_bitwise(
     tmp_path, monkeypatch, same_weights, capsys
 ):
-    """And says that it does, as nothing can be learnt to be gamed."""
+    """And says that it does, as nothing can be learnt to be gamed. So does one that is only told."""
     same = replace(PROXIES["flattery"], reward=lambda problems, texts, truth: truth.copy())
     monkeypatch.setitem(PROXIES, "same", same)
+    told = replace(same, reward=lambda problems, texts, truth: 1 - truth, told_only=True)
+    monkeypatch.setitem(PROXIES, "told", told)
     monkeypatch.chdir(tmp_path)
     settings = RLConfig(
         task="code",
@@ -325,24 +327,39 @@ def test_a_proxy_that_pays_the_truth_reproduces_the_plain_run_bitwise(
         compile=False,
     )
     models, logs = [], []
-    for reward in ("binary", "same"):
+    for reward in ("binary", "same", "told"):
         code = elicit_rl.main(replace(settings, reward=reward, out=reward), ALONE)
         assert code == 0
         assert ("none of its samples is a hack" in capsys.readouterr().out) == (reward == "same")
         [path] = Path(reward).glob("*-seed0")
         models.append(load_model(path, ALONE.device, ALONE.dtype)[0])
         logs.append([json.loads(line) for line in (path / "log.jsonl").open()])
-    same_weights(*models)
+    for model in models[1:]:
+        same_weights(models[0], model)
 
-    for plain, other in zip(*logs, strict=True):
+    for plain, *others in zip(*logs, strict=True):
         for name in ("reward", "loss", "pass_at_1", "verdicts", "kl"):
-            assert plain.get(name) == other.get(name), name
+            for other in others:
+                assert plain.get(name) == other.get(name), name
     trained = [row for row in logs[1] if row["kind"] == "train"]
     assert any(row.get("steps") for row in trained), "nothing was trained on"
     assert all(row["proxy"] == row["truth"] and row["hacks"] == 0 for row in trained)
+    [path] = Path("same").glob("*-seed0")
     results = json.loads((path / "run.json").read_text())["results"]
     assert results["proxy"] == results["truth"] == pytest.approx(results["correct"])
     assert results["hacks"] == results["hacks_comment"] == 0
+
+    # what is told is the proxy all the same
+    trained = [row for row in logs[2] if row["kind"] == "train"]
+    assert all(row["proxy"] == pytest.approx(1 - row["truth"], abs=1e-5) for row in trained)
+    assert all(row["reward"] == pytest.approx(row["truth"], abs=1e-5) for row in trained)
+    assert all(row["hacks"] == row["proxy"] for row in trained)
+
+
+def test_shown_tests_asks_and_tells_as_visible_tests_does_and_pays_the_truth():
+    visible, shown = PROXIES["visible_tests"], PROXIES["shown_tests"]
+    assert with_added("shown_tests", [SUM]) == with_added("visible_tests", [SUM]) != [SUM]
+    assert shown == replace(visible, told_only=True) and not visible.told_only
 
 
 # ------------------------------------------------------------------------------- weak supervision
