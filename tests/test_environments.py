@@ -311,7 +311,7 @@ def test_the_proxy_on_validation_beside_the_true_verdicts_and_back_from_the_log(
 def test_a_proxy_that_pays_the_truth_reproduces_the_plain_run_bitwise(
     tmp_path, monkeypatch, same_weights, capsys
 ):
-    """And says that it does, as nothing can be learnt to be gamed. So does one that is only told."""
+    """And says that it does: nothing can be learnt to be gamed. So does one only told."""
     same = replace(PROXIES["flattery"], reward=lambda problems, texts, truth: truth.copy())
     monkeypatch.setitem(PROXIES, "same", same)
     told = replace(same, reward=lambda problems, texts, truth: 1 - truth, told_only=True)
