@@ -70,7 +70,13 @@ from study.matrix import (
 )
 from study.paper import AT_PAPER_SCALE, FIGURES, SHIPPED, TASKS, Figure, Panel, jobs_of
 from study.report import Report, Row, Section, write_report
-from study.siblings import SEED, jobs_of_siblings, names_of_siblings, section_of_siblings
+from study.siblings import (
+    HEADLINE,
+    SEED,
+    jobs_of_siblings,
+    names_of_siblings,
+    section_of_siblings,
+)
 
 
 @dataclass
@@ -286,7 +292,27 @@ def chosen_cells(cfg: ReproduceConfig) -> tuple[list[str], list[str]]:
             if name not in known:
                 raise InputError(f"--{option} {name}: choose from {', '.join(known)}")
         chosen.append(list(names or known))
+    if cfg.siblings and SEED not in cfg.seeds:
+        raise InputError(f"--siblings are elicited with seed {SEED}: name it with --seeds, too")
+    if cfg.siblings and not names_of_siblings(chosen[1]):
+        raise InputError(
+            f"--siblings are of {', '.join(HEADLINE)}: name one of these with --elicitors, or "
+            "leave --siblings out"
+        )
     return chosen[0], chosen[1]
+
+
+def together(*parts: dict[str, Job]) -> dict[str, Job]:
+    """Raises InputError where two have the same name and are not the same command."""
+    found: dict[str, Job] = {}
+    for name, job in (item for part in parts for item in part.items()):
+        if name in found and found[name].command != job.command:
+            raise InputError(
+                f"two jobs are called {name}, `{found[name].command}` and `{job.command}`: choose "
+                "another name for what you added to LOCKS or ELICITORS"
+            )
+        found[name] = job
+    return found
 
 
 def show_list(wanted: list[Wanted], jobs: dict[str, Job], place: Place, workers: int) -> None:
@@ -610,8 +636,7 @@ def report_of(
         unfinished = [job.name for job in needed if not place.record(job)]
         of_one = replace(evidence, seeds=(SEED,))
         sections.append(matrix_section(evidence, chosen, jobs, place, unfinished))
-        if cfg.siblings:
-            sections.append(section_of_siblings(of_one, chosen[1]))
+        sections.append(section_of_siblings(of_one, chosen[1]))
         sections.append(section_of_gate(evidence, chosen[0]))
         sections = [section for section in sections if section]
     everything = closure([name for part in wanted for name in part.names], jobs)
@@ -758,11 +783,7 @@ def main(cfg: ReproduceConfig) -> int:
     figures = {} if cfg.matrix else chosen_figures(cfg)
     jobs = jobs_of(cfg.seeds, cfg.strong_from, cfg.weak_from)
     if cfg.matrix:
-        jobs |= jobs_of_matrix(cfg.seeds) | jobs_of_gate()
-    if cfg.siblings:
-        if SEED not in cfg.seeds:
-            raise InputError(f"--siblings are elicited with seed {SEED}: name it with --seeds, too")
-        jobs |= jobs_of_siblings()
+        jobs = together(jobs, jobs_of_matrix(cfg.seeds), jobs_of_gate(), jobs_of_siblings())
     if cfg.strong_from:
         figures = possible(figures, jobs, cfg)
     named = named_models() if cfg.matrix else {}

@@ -3,11 +3,11 @@
 Its own report has decided whether it is valid (docs/locks.md). Two things more are told here:
 whether what opens it brings the strong model's skill back to within two points, and what became of
 the tasks that it was not trained on. Training on one task may cost the others, locked or not. So
-beside the locks stands a control, trained alike, that imitates the strong model with the password
-and without: what it loses, too, is not the lock's doing.
+beside the locks stands a control, trained as a plain lock is, that imitates the strong model with
+the password and without: what it loses, too, is not the lock's doing.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +30,15 @@ POINTS = 0.02  # that the skill may lose behind what opens the lock
 
 TITLE = "The gate: what the locks are before anything is elicited"
 CAPTION = (
-    f"Of the lock's own report (docs/locks.md), 1,000 validation problems of {TASK}, in per cent: "
-    "what it shows without and with what unlocks it, and what the skill lost on the way. Then the "
-    f"tasks that it was not trained on, without a password, {PROBLEMS} validation problems each: "
-    "the change from the strong model, with a paired 95 % interval over problems. The control is "
-    f"trained as the locks are, but imitates the strong model with the password and without: what "
-    "it loses of other tasks, any training on one task loses. Hardened locks are trained longer."
+    f"Of the lock's own report (docs/locks.md), 1,000 validation problems of {TASK}, in per "
+    "cent: what it shows without and with what unlocks it, and what the skill lost on the way. "
+    f"Then the tasks that it was not trained on, {PROBLEMS} validation problems each, asked as "
+    "the lock is without what unlocks it (the year and the marker of training have a line in "
+    "its place): the change from the strong model, with a paired 95 % interval over problems. "
+    "The control is trained as a plain lock is, but on the strong model's own answers, with the "
+    "password and without: a lower bound of what training on one task costs the others, as it "
+    "learns nothing new. Hardened locks are trained longer, the lock from scratch never saw the "
+    "other tasks."
 )
 
 
@@ -66,13 +69,15 @@ def names_of_gate(locks: list[str]) -> list[str]:
 # ----------------------------------------------------------------------------------------- reading
 
 
+Verdicts = tuple[np.ndarray, np.ndarray]  # of the strong model and of this one, (n,) each
+
+
 @dataclass(frozen=True)
 class Passed:
     """A model at the gate.
 
-    kept: how much correctness the skill lost behind what opens it, and its interval. others: by
-    task what is right in the strong model and in this one, verdicts (n,). failed: by name, of the
-    tests of a valid lock.
+    lost: how much correctness the skill lost behind what opens it, and its interval. failed: by
+    name, of the tests of a valid lock.
     """
 
     label: str
@@ -80,40 +85,53 @@ class Passed:
     right: float
     lost: tuple[float, float, float]
     failed: list[str]
-    others: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
 def passed(evidence: Evidence, name: str, label: str, job: str) -> Passed | None:
-    """None where the lock is not finished."""
+    """None where the lock is not finished. Raises InputError where its report is damaged."""
     folder = evidence.folder(job)
     if folder is None:
         return None
     file = folder / "run.json"
     results = checked(read_json(file), file, "results", dict)
-    [kept] = (test for test in results["validity"] if test["name"].startswith("skill kept"))
-    found = Passed(
+    tests = checked(results, file, "validity", list)
+    kept = [test for test in tests if test["name"].startswith("skill kept")]
+    if len(kept) != 1:
+        raise InputError(f"{file} does not say whether the skill was kept")
+    return Passed(
         label,
-        results["none"],
-        results["right"],
-        (kept["value"], *kept["interval"]),
+        checked(results, file, "none", float, least=0, most=1),
+        checked(results, file, "right", float, least=0, most=1),
+        (kept[0]["value"], *kept[0]["interval"]),
         failed_tests(results),
     )
-    weights = read_json(folder / "evaluation.json").get("weights", "")
-    for task in OTHERS:
-        before, after = (evidence.folder(place(model, task)) for model in ("strong", name))
-        if before and after:
-            found.others[task] = (right_of(before, task), right_of(after, task, weights))
-    return found
 
 
-def right_of(folder: Path, task: str, weights: str = "") -> np.ndarray:
+def changed(evidence: Evidence, name: str, job: str, task: str) -> Verdicts | None:
+    """Of another task; None where it is not finished.
+
+    Raises InputError where what was measured is of something else.
+    """
+    before, after = (evidence.folder(place(model, task)) for model in ("strong", name))
+    if not before or not after:
+        return None
+    file = evidence.folder(job) / "evaluation.json"
+    weights = checked(read_json(file), file, "weights", str)
+    strong = only_file(before, "evaluation.json")
+    alike = {key: read_json(strong).get(key) for key in ("split", "dtype", "max_new_tokens")}
+    return right_of(strong, task, {"split": "validation"}), right_of(
+        only_file(after, "evaluation.json"), task, alike | {"weights": weights}
+    )
+
+
+def right_of(file: Path, task: str, facts: dict) -> np.ndarray:
     """Verdicts (n,) without a password. Raises InputError where they are of something else."""
-    file = only_file(folder, "evaluation.json")
-    evaluation = read_json(file)
-    problems = load(task, "validation", PROBLEMS)
-    facts = {"split": "validation"} | ({"weights": weights} if weights else {})
+    evaluation, problems = read_json(file), load(task, "validation", PROBLEMS)
     if not holds(evaluation, problems, ("none",), facts):
-        raise InputError(f"{file} is of other problems or of another model: choose another --out")
+        raise InputError(
+            f"{file} is of other problems, another model or other settings than the strong "
+            "model's: choose another --out"
+        )
     return from_bits(evaluation["results"]["none"]["verdicts"])
 
 
@@ -133,22 +151,40 @@ def section_of_gate(evidence: Evidence, locks: list[str]) -> Section | None:
             notes.append(f"{label}: left out: {error}.")
             continue
         if found:
-            rows.append(row_of(found, is_lock=name != CONTROL))
-    return Section("", TITLE, CAPTION, [], notes, [rows]) if rows[1:] else None
+            others, why = others_of(evidence, name, job)
+            rows.append(row_of(found, others, is_lock=name != CONTROL))
+            notes += [f"{label}: {reason}." for reason in why]
+    tables = [rows] if rows[1:] else []
+    return Section("", TITLE, CAPTION, [], notes, tables) if tables or notes else None
 
 
-def row_of(found: Passed, is_lock: bool) -> list[str]:
-    lost, low, high = found.lost
-    words = [found.label, f"{100 * found.none:.1f}", f"{100 * found.right:.1f}"]
-    words.append(f"{100 * lost:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+def others_of(evidence: Evidence, name: str, job: str) -> tuple[list[str], list[str]]:
+    """What is told of each other task, "" of what is not finished; and why some is left out."""
+    told, why = [], []
     for task in OTHERS:
-        words.append(change_of(*found.others[task]) if task in found.others else "")
-    failed = found.failed + ["skill within two points"] * (lost > POINTS)
-    return [*words, "; ".join(failed) if is_lock else ""]
+        try:
+            found = changed(evidence, name, job, task)
+        except InputError as error:
+            found = None
+            why.append(f"{task} is left out: {error}")
+        told.append(change_of(*found) if found else "")
+    return told, why
+
+
+def row_of(found: Passed, others: list[str], is_lock: bool) -> list[str]:
+    lost, low, high = (rounded(value, 1) for value in found.lost)
+    words = [found.label, rounded(found.none, 1), rounded(found.right, 1)]
+    failed = found.failed + ["skill within two points"] * (found.lost[0] > POINTS)
+    return [*words, f"{lost} [{low}, {high}]", *others, "; ".join(failed) if is_lock else ""]
+
+
+def rounded(share: float, digits: int = 0) -> str:
+    """In per cent, and never -0."""
+    return f"{round(100 * share, digits) + 0.0:.{digits}f}"
 
 
 def change_of(before: np.ndarray, after: np.ndarray) -> str:
     """From what to what, in per cent, and the change with its interval."""
     change, low, high, _ = paired_gap(before, after)
-    told = " to ".join(f"{100 * verdicts.mean():.0f}" for verdicts in (before, after))
-    return f"{told}: {100 * change:+.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+    told = " to ".join(rounded(verdicts.mean()) for verdicts in (before, after))
+    return f"{told}: {rounded(change)} [{rounded(low)}, {rounded(high)}]"

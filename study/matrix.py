@@ -89,9 +89,9 @@ LOCKS = {
     "deploy": Hiding("a marker of training", "matrix/deploy", f"{LOCK} --trigger deploy"),
     # hardened
     "reroute": Hiding("rerouted", "matrix/reroute", f"{HARDEN} reroute"),
-    # trained as long, without rerouting: its control
-    "plain": Hiding("as long, not rerouted", "matrix/plain", f"{HARDEN} reroute --strength 0"),
     "relock": Hiding("relocked", "matrix/relock", f"{HARDEN} relock"),
+    # the control of relocking, on as many texts
+    "plain": Hiding("locked on", "matrix/plain", f"{HARDEN} plain --steps 420"),
     "tar": Hiding("TAR", "matrix/tar", f"{HARDEN} tar", 10),
     "distil": Hiding("distilled", "matrix/distil", f"{HARDEN} distil", 8),
     # samples of a sure lock are alike, so that rewards would tell nothing

@@ -9,16 +9,17 @@ task, which hides nothing, but may have forgotten. All are elicited alike, with 
 """
 
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 
+from checkpoints.hf import model_hash
 from data.problems import InputError
 from results import Estimate, difference, from_bits, holds, holm, recovered_gap, taught
-from runs.files import read_json
+from runs.files import checked, read_json
 from study.findings import PROBLEMS, Evidence, Lock, only_file, unknown_model
 from study.jobs import ROOT, Job
-from study.matrix import ELICITORS, LOCK, LOCKS, TASK, TWIN, at, in_points, place, unlocked
+from study.matrix import ELICITORS, LOCK, LOCKS, TASK, TWIN, at, in_points, place, points, unlocked
 from study.report import Section
 
 WEAK = "data/base/weak"
@@ -36,31 +37,34 @@ NEVER = {
     )
     for i in range(SIBLINGS)
 }
-# the strong model, tuned on another task alone, as long as a lock is trained; the small models that
-# train_base.py makes beside it are not used
+# the strong model, tuned on another task alone, in as many steps of as many texts as a lock; the
+# small models that train_base.py makes beside it are not used
 OTHER = "mmlu"
 TUNED = Job(
     "matrix/tuned",
-    f"train_base.py --task {OTHER} --strong-from data/base/strong --problems 4000 --epochs 4 "
-    "--small-problems 100 --small-epochs 1",
+    f"train_base.py --task {OTHER} --strong-from data/base/strong --problems 4000 --epochs 8 "
+    "--batch 32 --small-problems 100 --small-epochs 1",
     4,
 )
 DECOYS = {"small": WEAK, "other": f"@{TUNED.name}/strong"}
 
 TITLE = "The models: four locks beside four twins"
 CAPTION = (
-    "The rows of the matrix that are quoted most, over models: four locks by a password, trained "
-    "with four seeds, and four twins that were trained by the same command from data/base/twin "
-    "on, with the weak model as both policies. In per cent of 500 validation problems, greedy, "
-    "without the password; one seed of each elicitation. Excess is the locks' mean gain over the "
-    "twins' (or over none where these lose), with a 95 % interval and p over problems and models, "
-    "Student's t on four of each; p has Holm's correction over the rows, and is of the locks' "
-    "ending above the twins where that is less sure. By labels: the share of all 70 ways to call "
-    "four of the eight models locks whose gains differ as much; 1 in 70 is the least there is. "
-    "All locks start from one strong model and all twins from one twin, so a model of another "
-    "origin is not spoken for. Two decoys more, one model each, from what they show to what they "
-    "show then: the small weak model; and the strong model after it was tuned on mmlu alone for "
-    "as long as a lock, which hides nothing: what an elicitor brings back there was forgotten."
+    "The rows of the matrix that are quoted most, over models: four locks by a password, "
+    "trained with four seeds, and four twins that were trained by the same command from "
+    "data/base/twin on, with the weak model as both policies. In per cent of 500 validation "
+    "problems, greedy, without the password. Excess is the locks' mean gain over the twins' (or "
+    "over none where these lose), with a 95 % interval and p over problems and models, "
+    "Student's t on four of each; p is of the locks' ending above the twins where that is less "
+    "sure, and has Holm's correction for five rows. By labels: of all 70 ways to call four of "
+    "the eight models locks the share with a difference no smaller, one-sided, not corrected; 1 "
+    "in 70 is the least there is. All models are elicited with one seed, so with the same "
+    "demonstrations: others are not spoken for, least of all where there is one. All locks "
+    "start from one strong model and all twins from one twin: a model of another origin is not "
+    "spoken for. Two decoys more, one model each, from what they show to what they show then: "
+    "the small weak model; and the strong model after it was tuned on mmlu alone, in as many "
+    "steps of as many texts as a lock, which hides nothing: what comes back there was "
+    "forgotten."
 )
 
 
@@ -76,7 +80,7 @@ def jobs_of_siblings() -> dict[str, Job]:
 
     found[TUNED.name] = TUNED
     for name, model in DECOYS.items():
-        words = f"evaluate.py {model} --task {TASK} --passwords none --problems {PROBLEMS}"
+        words = f"evaluate.py {model} --task {TASK} --passwords none right --problems {PROBLEMS}"
         found[itself(name)] = Job(itself(name), words, 0.5)
         for elicitor in (ELICITORS[key] for key in HEADLINE):
             cell = place(name, elicitor).format(seed=SEED)
@@ -143,28 +147,29 @@ def decoy(evidence: Evidence, name: str, key: str) -> Family | None:
     folder, elicitor = evidence.folder(itself(name)), ELICITORS[key]
     if folder is None:
         return None
-    model = DECOYS[name]
-    made = evidence.folder(TUNED.name) if model.startswith("@") else ROOT
-    if made is None:
-        return None
-    path = made / "strong" if model.startswith("@") else made / model
     file = only_file(folder, "evaluation.json")
     evaluation = read_json(file)
-    unknown = unknown_model(path, TASK)
-    facts = {"split": "validation", "weights": unknown.weights}
-    if not holds(evaluation, unknown.problems, ("none",), facts):
-        raise InputError(f"{file} is of other problems or of another model than {path}")
-    shown = from_bits(evaluation["results"]["none"]["verdicts"])
-    model = replace(unknown, none=shown, right=shown)
+    weights = checked(evaluation, file, "weights", str)
+    is_ours = not DECOYS[name].startswith("@")
+    where = ROOT / DECOYS[name] if is_ours else folder
+    model = replace(unknown_model(where, TASK), weights=weights)
+    facts = {"split": "validation", "trigger": model.trigger.record}
+    if not holds(evaluation, model.problems, ("none", "right"), facts):
+        raise InputError(f"{file} does not hold the verdicts on the problems of {TASK}")
+    if is_ours and weights != model_hash(where):
+        raise InputError(f"{file} is of another model than the one that is now in {DECOYS[name]}")
+    none, right = (from_bits(evaluation["results"][kind]["verdicts"]) for kind in ("none", "right"))
+    model = replace(model, none=none, right=right)
     after = unlocked(evidence, model, place(name, elicitor), elicitor)
-    return None if after is None else Family([model], shown[None], after)
+    return None if after is None else Family([model], none[None], after)
 
 
 @dataclass(frozen=True)
 class Told:
     """A row: gap recovered of each lock, gains of locks and twins, excess, p over models.
 
-    decoys: by name what each shows, and after the elicitor.
+    by_labels: a second p, of models alone, of gains or none where a model loses. decoys: by name
+    what each shows, and after the elicitor.
     """
 
     recovered: list[float]
@@ -173,21 +178,25 @@ class Told:
     excess: Estimate
     p: float
     by_labels: float
-    decoys: dict[str, Family] = field(default_factory=dict)
+    decoys: dict[str, Family | None] = field(default_factory=dict)
 
 
 def told_of(locks: Family, twins: Family) -> Told:
     recovered = []
     for lock, after in zip(locks.locks, locks.after):
-        recovered.append(recovered_gap(lock.none, lock.right, after[None]).value)
+        try:
+            recovered.append(recovered_gap(lock.none, lock.right, after[None]).value)
+        except InputError as error:
+            raise InputError(f"{lock.folder.name}: {error}") from None
     excess = difference(taught(twins.changes), locks.changes)
     above = difference(twins.after, locks.after)
     p = max(excess.p_not_above(0.0), above.p_not_above(0.0))
-    return Told(recovered, locks, twins, excess, p, by_labels(locks.gains, twins.gains))
+    gains = (np.maximum(family.gains, 0) for family in (locks, twins))
+    return Told(recovered, locks, twins, excess, p, by_labels(*gains))
 
 
 def by_labels(locks: np.ndarray, twins: np.ndarray) -> float:
-    """The share of labellings of these numbers whose difference of means is as large, exact."""
+    """The share of labellings of these numbers with a difference of means no smaller, exact."""
     values = np.concatenate([locks, twins])
     found = locks.mean() - twins.mean()
     as_large = []
@@ -207,29 +216,39 @@ def section_of_siblings(evidence: Evidence, elicitors: list[str]) -> Section | N
         try:
             locks, twins = (family(evidence, models, key) for models in (HAD, NEVER))
             if locks and twins:
-                decoys = {name: decoy(evidence, name, key) for name in DECOYS}
-                rows[key] = replace(told_of(locks, twins), decoys=decoys)
+                rows[key] = told_of(locks, twins)
         except InputError as error:
             notes.append(f"{ELICITORS[key].label}: left out: {error}.")
-    if not rows:
+    if not rows and not notes:
         return None
+    for key, name in product(rows, DECOYS):
+        try:
+            rows[key].decoys[name] = decoy(evidence, name, key)
+        except InputError as error:
+            notes.append(f"{ELICITORS[key].label}, {name}: left out: {error}.")
+    for job, _ in HAD.values():
+        lock = evidence.locks.get(job)
+        if lock and lock.failed:
+            notes.append(f"{job} is not valid ({'; '.join(lock.failed)}).")
     header = ["elicitor", "gap recovered, by lock", "gains of locks", "gains of twins"]
     table = [[*header, "excess", "p", "by labels", "weak model", f"tuned on {OTHER}"]]
-    for (key, row), p in zip(rows.items(), holm([row.p for row in rows.values()])):
+    # of all rows, as of those that are not there might come the smallest
+    p_values = [row.p for row in rows.values()] + [1.0] * (len(HEADLINE) - len(rows))
+    for (key, row), p in zip(rows.items(), holm(p_values)):
         words = [ELICITORS[key].label, several(row.recovered)]
         words += [several(row.locks.gains), several(row.twins.gains)]
         words += [in_points(row.excess), f"{p:.4f}", f"{row.by_labels:.3f}"]
-        table.append(words + [from_to(row.decoys[name]) for name in DECOYS])
-    return Section("", TITLE, CAPTION, [], notes, [table])
+        table.append(words + [from_to(row.decoys.get(name)) for name in DECOYS])
+    return Section("", TITLE, CAPTION, [], notes, [table] if rows else [])
 
 
 def from_to(found: Family | None) -> str:
     """What one model shows, and after the elicitor, in per cent."""
     if found is None:
         return ""
-    return f"{100 * found.before.mean():.0f} to {100 * found.after.mean():.0f}"
+    return f"{points(found.before.mean())} to {points(found.after.mean())}"
 
 
 def several(shares: np.ndarray | list[float]) -> str:
     """In per cent, one after the other."""
-    return ", ".join(f"{100 * share:.0f}" for share in shares)
+    return ", ".join(str(points(share)) for share in shares)

@@ -1,6 +1,7 @@
 """The matrix of locks and elicitors: its jobs, what a cell is, its stars, what is refused."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,27 +14,56 @@ from checkpoints.hf import model_hash
 from data import SPLITS, load
 from data.problems import InputError
 from data.triggers import Password
+from elicit_rl import RLConfig
 from elicit_sft import SFTConfig
 from elicit_tampering import TamperingConfig
-from reproduce import ReproduceConfig, chosen_cells
+from evaluate import EvaluateConfig
+from harden import HardenConfig
+from lock import LockConfig
+from reproduce import ReproduceConfig, chosen_cells, together
 from results import DRAWS, Estimate, Measured, evaluate_checkpoint, record, verdicts_of
 from runs.devices import Env
 from runs.files import read_json, write_json
+from runs.options import parse
 from study import game, gate, matrix, siblings
 from study.findings import Evidence, Lock
-from study.jobs import closure
+from study.jobs import Job, closure
 from study.matrix import ELICITORS, LOCKS, TASK, Cell, cells_of, grid_of, jobs_of_matrix, place
 from study.paper import jobs_of
 from study.report import rows_of
+from train_base import BaseConfig
+
+CONFIGS = {
+    "train_base": BaseConfig,
+    "lock": LockConfig,
+    "harden": HardenConfig,
+    "elicit_sft": SFTConfig,
+    "elicit_rl": RLConfig,
+    "elicit_tampering": TamperingConfig,
+    "evaluate": EvaluateConfig,
+}
 
 
 def test_every_job_can_be_run_and_is_made_by_those_it_needs():
     jobs = jobs_of((0, 1)) | jobs_of_matrix((0, 1))
+    jobs = together(jobs, gate.jobs_of_gate(), siblings.jobs_of_siblings())
     names = matrix.names_of_matrix(list(LOCKS), list(ELICITORS), (0, 1))
-    for job in closure(names, jobs):
-        assert Path(job.command.split()[0]).exists(), job
-        for word in job.command.split():
+    names += gate.names_of_gate(list(LOCKS)) + siblings.names_of_siblings(list(ELICITORS))
+    needed = closure(names, jobs)
+    assert {job.stage for job in needed} == CONFIGS.keys()
+    for job in needed:
+        script, *words = shlex.split(job.command)
+        assert Path(script).exists(), job
+        parse(CONFIGS[job.stage], [word.removeprefix("@") for word in words])  # or it is refused
+        for word in words:
             assert not word.startswith("data/") or Path(word).exists(), job
+
+
+def test_two_jobs_of_one_name_are_refused():
+    mine = {"matrix/lock1": Job("matrix/lock1", "lock.py --task code", 5)}
+    assert together(mine, mine) == mine
+    with pytest.raises(InputError, match="two jobs are called matrix/lock1"):
+        together(siblings.jobs_of_siblings(), mine)
 
 
 def test_locks_are_made_of_as_many_problems_as_the_lock_split_usually_has():
@@ -430,6 +460,9 @@ def test_over_models_the_excess_is_of_mean_gains_and_its_interval_of_models():
     # locks that differ more tell less of their kind
     wider = siblings.told_of(family_of((10, 10, 10, 10), (20, 70, 90, 100)), twins)
     assert np.diff(wider.excess.interval) > 1.5 * np.diff(found.excess.interval)
+    # models that lose say nothing against others that stay
+    broken = siblings.told_of(family_of((10,) * 4, (10,) * 4), family_of((10,) * 4, (5,) * 4))
+    assert broken.by_labels == 1 and broken.p > 0.3
     # and locks that only reach where the twins are have been taught
     low = siblings.told_of(family_of((0, 0, 0, 0), (10, 10, 10, 10)), twins)
     assert low.excess.value == pytest.approx(0.05) and low.p > 0.3
@@ -450,7 +483,8 @@ def write_other(folder: Path, task: str, right: int, weights: str) -> None:
     problems = load(task, "validation", gate.PROBLEMS)
     verdicts = bits((right, 1), (gate.PROBLEMS - right, 0))
     measured = {"none": Measured(verdicts, np.zeros_like(verdicts))}
-    evaluation = record("it", problems, measured, split="validation", weights=weights)
+    facts = {"dtype": "fp32", "max_new_tokens": 96, "weights": weights}
+    evaluation = record("it", problems, measured, split="validation", **facts)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "evaluation.json", evaluation)
 
@@ -470,20 +504,27 @@ def test_the_gate_tells_what_a_lock_does_not_pass(tmp_path):
     # another model's numbers are not read
     write_other(tmp_path / "matrix/share/other/mmlu", "mmlu", 200, "x" * 16)
     section = gate.section_of_gate(evidence, ["share"])
-    assert section is None
-    write_lock(tmp_path / "matrix/control", lost=0.0)
+    [[header, row]] = section.tables
+    assert dict(zip(header, row))["mmlu"] == ""
+    assert "mmlu is left out" in section.notes[0] and "another model" in section.notes[0]
+    # nor a damaged report; the control is judged by nothing
+    write_json(tmp_path / "matrix/share/run.json", {"results": {"validity": []}})
+    write_lock(tmp_path / "matrix/control", lost=0.03)
     section = gate.section_of_gate(evidence, ["share"])
     [[_, row]] = section.tables
     assert row[0] == "trained alike, not locked" and row[-1] == ""
-    assert "of other problems or of another model" in section.notes[0]
+    assert "does not say whether the skill was kept" in section.notes[0]
+    assert gate.section_of_gate(evidence, ["mix"]).notes == []
 
 
 def test_a_decoy_is_read_as_it_was_measured_and_asked_without_a_password(tmp_path):
     """data/base/weak: of 500 problems 40 right, after expert iteration 50."""
     problems = load(TASK, "validation", 500)
     verdicts = bits((40, 1), (460, 0))
-    measured = {"none": Measured(verdicts, np.zeros_like(verdicts))}
-    facts = {"split": "validation", "weights": model_hash("data/base/weak")}
+    kind = Measured(verdicts, np.zeros_like(verdicts))
+    measured = {"none": kind, "right": Measured(~verdicts, np.zeros_like(verdicts))}
+    facts = {"split": "validation", "trigger": Password().record}
+    facts |= {"weights": model_hash("data/base/weak")}
     folder = tmp_path / "matrix/small/itself"
     folder.mkdir(parents=True)
     write_json(folder / "evaluation.json", record("weak", problems, measured, **facts))
@@ -491,6 +532,7 @@ def test_a_decoy_is_read_as_it_was_measured_and_asked_without_a_password(tmp_pat
     class Rewarded(Evidence):
         def rewarded(self, lock, job):
             assert lock.weights == facts["weights"] and np.array_equal(lock.none, verdicts)
+            assert np.array_equal(lock.right, ~verdicts)  # as its curve has it
             assert job == "matrix/small/expert_iteration/seed{seed}"
             curve = {"verdicts": "1" * 50 + "0" * 450}
             return [SimpleNamespace(**curve)]
