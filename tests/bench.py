@@ -45,7 +45,9 @@ real     the model in the directory that SMOLLM2 names, on problems of task code
          new tokens at most. Loading: load_model in seconds, beside reading the files' bytes.
 gpu      MFU: flops_per_token (PaLM convention) x tokens/s / 989 TFLOP/s (dense bf16, H100
          SXM, H200), every position supervised; decode: bytes of weights and live KV cache of a step
-         / its time / 4.8 TB/s (H200). Other devices: no percentages.
+         / its time / 4.8 TB/s (H200). Other devices: no percentages. Sampling as in sample, 64 and
+         256 prompts of 256 tokens. A round as in round, of random weights: 640 samples of 96
+         tokens, nothing graded, any 64 trained on.
 
 Read in this order: `seconds`, `in_turn`, `fastest` and `row` (how anything is measured), then one
 section after the other, `main` last.
@@ -920,6 +922,8 @@ def bench_gpu(args, env, size: str, config: M.ModelConfig) -> None:
     rng = np.random.default_rng(0)
     gpu_train_rows(args, env, size, config, rng)
     gpu_decode_rows(args, env, size, config, rng)
+    gpu_sample_rows(args, env, size, config, rng)
+    gpu_round_rows(args, env, size, config, rng)
 
 
 def flops_per_token(net: M.Model, length: int) -> float:
@@ -996,6 +1000,42 @@ def gpu_decode_rows(args, env, size: str, config: M.ModelConfig, rng) -> None:
         how = {"size": size, "dtype": dtype_name(env.dtype)}
         row(f"gpu, decode {slots} slots", "tokens/s", [slots / s for s in steps], **how)
         row(f"gpu, decode {slots} slots", unit, [read / s / band for s in steps], **how)
+
+
+def gpu_sample_rows(args, env, size: str, config: M.ModelConfig, rng) -> None:
+    """Beside generate, prompts of 256 tokens, 128 new ones each."""
+    net = ours_net(config, env)
+    for count in (64, 256):
+        prompts = rng.integers(config.vocab_size, size=(count, 256)).tolist()
+        what = f"gpu, sampling, {count} rows of 128 new tokens"
+        bench_sample(args, env, what, size, net, [], prompts, 128, partial(peer_net, net))
+
+
+def gpu_round_rows(args, env, size: str, config: M.ModelConfig, rng) -> None:
+    """A round of expert iteration but for its programs, which random weights do not write."""
+    cfg = elicit_rl.with_defaults(elicit_rl.RLConfig())
+    method, net = elicit_rl.METHODS["expert_iteration"], ours_net(config, env)
+    sampler, optimizers = Sampler(net, [-1], slots=256), make_optimizers(net, "adamw", 1e-4)
+    prompts = rng.integers(config.vocab_size, size=(cfg.round, 128)).tolist()
+
+    def one_round() -> dict[str, float]:
+        draw = partial(sampler, prompts, temperature=1.0, max_new_tokens=96)
+        sample, drawn = seconds(draw)
+        examples = [Example(prompt, its[0].ids) for prompt, its in zip(prompts, drawn)]
+        score, _ = seconds(lambda: training.scored(net, examples[:128], cfg.micro_tokens, env))
+        best = examples[: cfg.round // 10]
+        update, _ = seconds(lambda: one_update(net, optimizers, best, method, cfg, env))
+        refresh, _ = seconds(sampler.refresh)
+        return {"sample": sample, "score": 2 * score, "update": update + refresh}
+
+    cold = sum(one_round().values())
+    rounds = [one_round() for _ in range(args.repeats)]
+    what = f"gpu, expert iteration, {cfg.round} samples of 96 tokens, not graded"
+    how = {"size": size, "dtype": dtype_name(env.dtype)}
+    row(f"{what}, one round", "s", [sum(parts.values()) for parts in rounds], **how)
+    for part in rounds[0]:
+        row(f"{what}, {part}", "s", [parts[part] for parts in rounds], **how)
+    notes.append(f"{what}, {size}: the first round took {cold:.1f} s")
 
 
 def gpu_rows(args, env) -> None:
