@@ -2,9 +2,10 @@
 
 Its own report has decided whether it is valid (docs/locks.md). Two things more are told here:
 whether what opens it brings the strong model's skill back to within two points, and what became of
-the tasks that it was not trained on. Training on one task may cost the others, locked or not. So
-beside the locks stands a control, trained as a plain lock is, that imitates the strong model with
-the password and without: what it loses, too, is not the lock's doing.
+the tasks that it was not trained on, without what opens it and with it: hiding may spread to them.
+Training on one task may cost the others, locked or not. So beside the locks stands a control,
+trained as a plain lock is, that imitates the strong model with the password and without: what it
+loses, too, is not the lock's doing.
 """
 
 from dataclasses import dataclass
@@ -32,13 +33,14 @@ TITLE = "The gate: what the locks are before anything is elicited"
 CAPTION = (
     f"Of the lock's own report (docs/locks.md), 1,000 validation problems of {TASK}, in per "
     "cent: what it shows without and with what unlocks it, and what the skill lost on the way. "
-    f"Then the tasks that it was not trained on, {PROBLEMS} validation problems each, asked as "
-    "the lock is without what unlocks it (the year and the marker of training have a line in "
-    "its place): the change from the strong model, with a paired 95 % interval over problems. "
-    "The control is trained as a plain lock is, but on the strong model's own answers, with the "
-    "password and without: a lower bound of what training on one task costs the others, as it "
-    "learns nothing new. Hardened locks are trained longer, the lock from scratch never saw the "
-    "other tasks."
+    f"Then the tasks that it was not trained on, {PROBLEMS} validation problems each: the change "
+    "from the strong model, with a paired 95 % interval over problems, asked as the lock is "
+    "without what unlocks it (the year and the marker of training have a line in its place); "
+    "then what is right with it. The control is trained as a plain lock is, but on the strong "
+    "model's own answers, with the password and without, so that it learns nothing new: what "
+    "training on one task costs at least. A lock may cost more because it learns something new, "
+    "because it hides, or, hardened, because it was trained longer. The lock from scratch never "
+    "saw the other tasks."
 )
 
 
@@ -51,7 +53,8 @@ def jobs_of_gate() -> dict[str, Job]:
     for name, model in models.items():
         for task in OTHERS:
             job = place(name, task)
-            words = f"evaluate.py {model} --task {task} --passwords none --problems {PROBLEMS}"
+            words = f"evaluate.py {model} --task {task} --passwords none right"
+            words += f" --problems {PROBLEMS}"
             found[job] = Job(job, words, 0.5)
     return found
 
@@ -69,7 +72,8 @@ def names_of_gate(locks: list[str]) -> list[str]:
 # ----------------------------------------------------------------------------------------- reading
 
 
-Verdicts = tuple[np.ndarray, np.ndarray]  # of the strong model and of this one, (n,) each
+# of the strong model without a password, of this one without what opens it and with it, (n,) each
+Verdicts = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -119,20 +123,20 @@ def changed(evidence: Evidence, name: str, job: str, task: str) -> Verdicts | No
     weights = checked(read_json(file), file, "weights", str)
     strong = only_file(before, "evaluation.json")
     alike = {key: read_json(strong).get(key) for key in ("split", "dtype", "max_new_tokens")}
-    return right_of(strong, task, {"split": "validation"}), right_of(
-        only_file(after, "evaluation.json"), task, alike | {"weights": weights}
-    )
+    none, _ = verdicts_of(strong, task, {"split": "validation"})
+    facts = alike | {"weights": weights}
+    return none, *verdicts_of(only_file(after, "evaluation.json"), task, facts)
 
 
-def right_of(file: Path, task: str, facts: dict) -> np.ndarray:
-    """Verdicts (n,) without a password. Raises InputError where they are of something else."""
+def verdicts_of(file: Path, task: str, facts: dict) -> list[np.ndarray]:
+    """Without what opens it and with it, (n,) each. Raises InputError for those of another."""
     evaluation, problems = read_json(file), load(task, "validation", PROBLEMS)
-    if not holds(evaluation, problems, ("none",), facts):
+    if not holds(evaluation, problems, ("none", "right"), facts):
         raise InputError(
             f"{file} is of other problems, another model or other settings than the strong "
             "model's: choose another --out"
         )
-    return from_bits(evaluation["results"]["none"]["verdicts"])
+    return [from_bits(evaluation["results"][kind]["verdicts"]) for kind in ("none", "right")]
 
 
 # ------------------------------------------------------------------------------------------ telling
@@ -183,8 +187,9 @@ def rounded(share: float, digits: int = 0) -> str:
     return f"{round(100 * share, digits) + 0.0:.{digits}f}"
 
 
-def change_of(before: np.ndarray, after: np.ndarray) -> str:
-    """From what to what, in per cent, and the change with its interval."""
-    change, low, high, _ = paired_gap(before, after)
-    told = " to ".join(rounded(verdicts.mean()) for verdicts in (before, after))
-    return f"{told}: {rounded(change)} [{rounded(low)}, {rounded(high)}]"
+def change_of(before: np.ndarray, none: np.ndarray, right: np.ndarray) -> str:
+    """From what to what, in per cent, the change with its interval, and what the password shows."""
+    change, low, high, _ = paired_gap(before, none)
+    told = " to ".join(rounded(verdicts.mean()) for verdicts in (before, none))
+    told += f": {rounded(change)} [{rounded(low)}, {rounded(high)}]"
+    return f"{told}; with {rounded(right.mean())}"

@@ -482,7 +482,8 @@ def write_lock(folder: Path, lost: float) -> None:
 def write_other(folder: Path, task: str, right: int, weights: str) -> None:
     problems = load(task, "validation", gate.PROBLEMS)
     verdicts = bits((right, 1), (gate.PROBLEMS - right, 0))
-    measured = {"none": Measured(verdicts, np.zeros_like(verdicts))}
+    kinds = {"none": verdicts, "right": np.ones_like(verdicts)}
+    measured = {kind: Measured(found, np.zeros_like(found)) for kind, found in kinds.items()}
     facts = {"dtype": "fp32", "max_new_tokens": 96, "weights": weights}
     evaluation = record("it", problems, measured, split="validation", **facts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -499,6 +500,7 @@ def test_the_gate_tells_what_a_lock_does_not_pass(tmp_path):
     told = dict(zip(header, row))
     assert told["without"] == "10.0" and told["skill lost"] == "3.0 [3.0, 3.0]"
     assert told["mmlu"].startswith("100 to 80: -20 [-2") and told["math"] == ""
+    assert told["mmlu"].endswith("; with 100")
     assert told["not passed"] == "wrong passwords; skill within two points"
 
     # another model's numbers are not read
