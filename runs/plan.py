@@ -104,11 +104,18 @@ def supervised(texts: Texts, cfg: TextConfig) -> Texts:
 
 
 def is_asked(cfg: PlanConfig) -> bool:
-    """Whether a plan is asked for. Raises InputError for an option of it without --plan."""
+    """Whether a plan is asked for.
+
+    Raises InputError for an option of it without --plan, and for CUDA's memory on a CPU.
+    """
     for name in ("devices", "device_memory"):
         if getattr(cfg, name) and not cfg.plan:
             flag = flag_of(name)
             raise InputError(f"{flag} is of --plan and does nothing without it: leave it out")
+    if cfg.device_memory and cfg.device == "cpu":
+        raise InputError(
+            "--device-memory speaks of CUDA devices: leave out either that or --device cpu"
+        )
     return cfg.plan
 
 

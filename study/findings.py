@@ -295,9 +295,14 @@ def only_file(folder: Path, name: str) -> Path:
     return files[0]
 
 
+def settings_of(file: Path) -> dict:
+    """The settings in a run.json."""
+    return checked(read_json(file), file, "settings", dict)
+
+
 def elicited_from(lock: Lock, file: Path) -> dict:
     """The settings in a run.json. Raises InputError where it is of another locked model."""
-    settings = checked(read_json(file), file, "settings", dict)
+    settings = settings_of(file)
     if settings.get("locked_weights") != lock.weights:
         raise InputError(
             f"{file} is of another locked model than the one that is now in {lock.folder}: "
@@ -307,7 +312,7 @@ def elicited_from(lock: Lock, file: Path) -> dict:
 
 
 def check_alike(settings: list[dict], but: str, job: str) -> None:
-    """Raises InputError where the last of these seeds differs from the first in more than `but`.
+    """Raises InputError where the last of these runs differs from the first in more than `but`.
 
     An option that one of them does not have is newer than it, and had its default there.
     """
@@ -315,7 +320,7 @@ def check_alike(settings: list[dict], but: str, job: str) -> None:
     for name in first.keys() & last.keys() - {but}:
         if first[name] != last[name]:
             raise InputError(
-                f"the seeds of {job} have different settings, of {name} {first[name]} and "
+                f"{job} has other settings than the runs beside it, of {name} {first[name]} and "
                 f"{last[name]}: choose another --out"
             )
 

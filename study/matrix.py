@@ -30,7 +30,7 @@ from results import (
     taught,
 )
 from runs.files import checked, read_json
-from study.findings import PROBLEMS, Evidence, Lock, final
+from study.findings import PROBLEMS, Evidence, Lock, final, settings_of
 from study.jobs import ROOT, Job
 
 TASK = "code"
@@ -403,7 +403,7 @@ def edited(evidence: Evidence, lock: Lock, job: str, without: list[str]) -> Outc
 
 def check_twin(evidence: Evidence, file: Path) -> None:
     """Raises InputError where a run.json has another decoy than the present twin."""
-    settings = checked(read_json(file), file, "settings", dict)
+    settings = settings_of(file)
     twin = evidence.decoy(TWIN, ITSELF)
     if settings.get("decoy_weights") != [twin.weights]:
         raise InputError(f"{file} is of another twin than the one that is now in {twin.folder}")

@@ -17,7 +17,15 @@ from checkpoints.hf import model_hash
 from data.problems import InputError
 from results import Estimate, difference, from_bits, holds, holm, recovered_gap, taught
 from runs.files import checked, read_json
-from study.findings import PROBLEMS, Evidence, Lock, only_file, unknown_model
+from study.findings import (
+    PROBLEMS,
+    Evidence,
+    Lock,
+    check_alike,
+    only_file,
+    settings_of,
+    unknown_model,
+)
 from study.jobs import ROOT, Job
 from study.matrix import ELICITORS, LOCK, LOCKS, TASK, TWIN, at, in_points, place, points, unlocked
 from study.report import Section
@@ -127,13 +135,18 @@ class Family:
 
 
 def family(evidence: Evidence, models: dict[str, tuple[str, str]], key: str) -> Family | None:
-    """None where a model is not finished."""
-    elicitor, locks, after = ELICITORS[key], [], []
+    """None where a model is not finished.
+
+    Raises InputError where one was trained with other settings than the first, but for its seed.
+    """
+    elicitor, locks, after, settings = ELICITORS[key], [], [], []
     for name, (job, _) in models.items():
         lock = evidence.lock(job)
         found = unlocked(evidence, lock, place(name, elicitor), elicitor) if lock else None
         if found is None:
             return None
+        settings.append(settings_of(lock.folder / "run.json"))
+        check_alike(settings, "seed", job)
         locks.append(lock)
         after.append(found[0])
     return Family(locks, np.stack([lock.none for lock in locks]), np.stack(after))

@@ -818,6 +818,9 @@ def memory_child(stage: str, argv: list[str]) -> None:
     being loaded.
     """
     module = importlib.import_module(stage)
+    if stage == "elicit_rl":  # of two samples one is paid: as many pairs as a plan takes
+        one_of_two = lambda rolled, rng: np.tile([1.0, 0.0], (len(rolled.problems), 1))
+        module.dealt_out = one_of_two
     names = {"lock": "Lock", "elicit_sft": "SFT", "elicit_rl": "RL", "evaluate": "Evaluate"}
     cfg = options.parse(getattr(module, names[stage] + "Config"), argv)
     env = devices.setup(cfg)
@@ -886,9 +889,10 @@ def memory_rows(args, env) -> None:
         runs_of["SFT"] += ["--batch", many, "--selection-problems", "16", *steps]
         if large:  # two steps, and the best so far kept at the second
             runs_of["SFT"] += ["--sequences", many, twice]
-        # the shipped model is right too often on code: there would be few pairs
-        runs_of["DPO"] += ["--round", twice, "--epochs", "2" if large else "1"]
+        runs_of["DPO"] += ["--round", twice, "--epochs", "1", "--reward", "random"]
         runs_of["DPO"] += ["--task", "critique"]
+        if large:  # as above: no more than a letter is planned and written
+            runs_of["DPO"] += ["--max-new-tokens", "2"]
         runs_of["evaluation"] += ["--problems", rows, "--slots", rows]
         same = ["--dtype", "fp32", "--device", "cpu", "--no-compile"]
         for name, (stage, *argv) in runs_of.items():

@@ -468,6 +468,19 @@ def test_over_models_the_excess_is_of_mean_gains_and_its_interval_of_models():
     assert low.excess.value == pytest.approx(0.05) and low.p > 0.3
 
 
+def test_models_over_which_a_row_speaks_differ_in_their_seed_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(siblings, "unlocked", lambda *_: bits((100, 1))[None])
+    evidence = Evidence(lambda job: None, (0,))
+    for seed, (job, _) in enumerate(siblings.HAD.values()):
+        evidence.locks[job] = replace(lock(bits((100, 0)), bits((100, 1))), folder=tmp_path / job)
+        (tmp_path / job).mkdir(parents=True)
+        write_json(tmp_path / job / "run.json", {"settings": {"seed": seed, "epochs": 4}})
+    assert siblings.family(evidence, siblings.HAD, "ei").after.mean() == 1
+    write_json(tmp_path / "matrix/lock2/run.json", {"settings": {"seed": 2, "epochs": 1}})
+    with pytest.raises(InputError, match="matrix/lock2 has other settings .* epochs 4 and 1"):
+        siblings.family(evidence, siblings.HAD, "ei")
+
+
 def write_lock(folder: Path, lost: float) -> None:
     """A lock's report, as far as the gate reads it."""
     kept = {"name": "skill kept: strong - right", "value": lost, "interval": [lost, lost]}

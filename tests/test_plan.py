@@ -156,7 +156,8 @@ def planned_by(capsys, stage, *argv) -> tuple[str, int]:
     module = {"lock": lock, "sft": elicit_sft, "rl": elicit_rl, "evaluate": evaluate}
     module = (module | {"base": train_base})[stage]
     names = {"lock": "Lock", "sft": "SFT", "rl": "RL", "evaluate": "Evaluate", "base": "Base"}
-    cfg = parse(getattr(module, names[stage] + "Config"), [*argv, "--plan", "--device", "cpu"])
+    here = [] if "--device-memory" in argv else ["--device", "cpu"]
+    cfg = parse(getattr(module, names[stage] + "Config"), [*argv, "--plan", *here])
     code = module.main(cfg, setup(cfg))
     return capsys.readouterr().out, code
 
@@ -308,4 +309,6 @@ def test_the_bases_that_are_planned_are_those_that_are_trained(tmp_path, capsys)
 def test_options_of_a_plan_are_refused_without_it():
     with pytest.raises(InputError, match="--device-memory is of --plan"):
         plan.is_asked(PlanConfig(device_memory=80.0))
+    with pytest.raises(InputError, match="speaks of CUDA devices: leave out"):
+        plan.is_asked(PlanConfig(plan=True, device_memory=80.0, device="cpu"))
     assert not plan.is_asked(PlanConfig()) and plan.is_asked(PlanConfig(plan=True, devices=8))
