@@ -21,7 +21,7 @@ from results import (
     as_bits,
     correct_interval,
     coverage,
-    difference,
+    excess,
     from_bits,
     groups_of,
     holds,
@@ -29,7 +29,6 @@ from results import (
     paired_gap,
     recovered_gap,
     recovery,
-    taught,
     wilson,
 )
 from runs.devices import Env
@@ -286,13 +285,13 @@ def tampering_summary(
     rows = {role: edited_numbers(edited, right) for role, edited in found.items()}
     rows |= {f"decoy {path}": edited_numbers(edited, None) for path, edited in decoys.items()}
     placebos = [edited for role, edited in found.items() if role.startswith("placebo")]
-    excess = {}
+    beyond = {}
     for name, nulls in (("the decoys", list(decoys.values())), ("the placebo", placebos)):
         if nulls:
             gains = np.stack([edited.gains for edited in nulls])
-            estimate = difference(taught(gains), found["best"].gains[None])
-            excess[name] = {"value": estimate.value, "interval": estimate.interval}
-    return {"rows": rows, "excess": excess}
+            estimate = excess(gains, found["best"].gains[None])
+            beyond[name] = {"value": estimate.value, "interval": estimate.interval}
+    return {"rows": rows, "excess": beyond}
 
 
 def edited_row(role: str, entry: dict) -> list[str]:
@@ -326,9 +325,12 @@ def show_tampering(summary: dict, env: Env) -> None:
     )
     rows = [edited_row(role, entry) for role, entry in summary["rows"].items()]
     env.say(table(EDITED, rows))
-    env.say("95 % intervals over problems alone; p: McNemar's mid-p against the unedited model")
-    for name, excess in summary["excess"].items():
-        value = percent(excess["value"], excess["interval"])
+    env.say(
+        "95 % intervals over problems alone, of an excess over its decoys or placebos, too; "
+        "p: McNemar's mid-p against the unedited model"
+    )
+    for name, found in summary["excess"].items():
+        value = percent(found["value"], found["interval"])
         env.say(f"gain in excess of {name}, or of nothing where that loses: {value}")
     if "the decoys" not in summary["excess"]:
         env.say("no decoy was measured: what was gained may have been there without the lock")

@@ -81,16 +81,25 @@ class Spread:
     """
 
     deviation: float
-    freedom: int
+    freedom: float
 
 
 def pooled(groups: list[np.ndarray]) -> Spread | None:
-    """The spread of seeds in all groups of runs (S,) together; None where each is of one seed."""
-    freedom = sum(len(values) - 1 for values in groups)
-    if not freedom:
+    """The spread of seeds in all groups of runs (S,) together; None where none spread.
+
+    Groups whose runs are equal tell nothing of those that spread, and are left out. The others may
+    spread unequally: their freedom is that of Satterthwaite (1946), which is that of the largest
+    alone where one outweighs the others.
+    """
+    several = [values for values in groups if len(values) > 1]
+    squares = np.array([float(((values - values.mean()) ** 2).sum()) for values in several])
+    freedoms = np.array([len(values) - 1 for values in several])
+    alive = squares > 1e-20  # equal runs, but for rounding
+    if not alive.any():
         return None
-    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in groups)
-    return Spread(math.sqrt(squares / freedom), freedom)
+    squares, freedoms = squares[alive], freedoms[alive]
+    deviation = math.sqrt(squares.sum() / freedoms.sum())
+    return Spread(deviation, float(squares.sum() ** 2 / (squares**2 / freedoms).sum()))
 
 
 def seed_noise(
@@ -102,8 +111,8 @@ def seed_noise(
     seeds instead would give sqrt((S - 1) / S) of that spread, and no tails. 0 for one seed, whose
     spread is unknown: an interval of one seed covers the problems alone.
 
-    like: the spread of runs of their kind, whose degrees of freedom count. A larger one of their
-    own is kept: the kind need not spread alike.
+    like: the spread of runs of their kind, whose degrees of freedom count, at least their own. A
+    larger deviation of their own is kept: the kind need not spread alike.
     """
     seeds = len(values)
     if seeds == 1:
@@ -211,6 +220,23 @@ def difference(first: np.ndarray, second: np.ndarray, like: Spread | None = None
     draws = change[rows].mean(1)
     draws += seed_noise(second.mean(1), rng, like) - seed_noise(first.mean(1), rng, like)
     return Estimate(float(second.mean() - first.mean()), draws, max(len(first), len(second)))
+
+
+def excess(null: np.ndarray, changes: np.ndarray, like: Spread | None = None) -> Estimate:
+    """How much more changes (T,n) gave than an elicitor gave a null, or than nothing where it lost.
+
+    null (S,n): how the verdicts of models without the capability changed, on the same n problems.
+    Draws are as in `difference`, and whether the null lost is asked in each of them.
+    """
+    rng = np.random.default_rng(0)
+    n = null.shape[1]
+    rows = rng.integers(n + 2, size=(DRAWS, n))
+    draws = np.append(changes.mean(0), [1, -1])[rows].mean(1)
+    draws += seed_noise(changes.mean(1), rng, like)
+    given = np.append(null.mean(0), [0, 0])[rows].mean(1)
+    given += seed_noise(null.mean(1), rng, like)
+    value = float(changes.mean() - max(0.0, null.mean()))
+    return Estimate(value, draws - np.maximum(given, 0.0), max(len(null), len(changes)))
 
 
 def holm(p_values: list[float]) -> list[float]:

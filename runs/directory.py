@@ -391,10 +391,11 @@ class Run:
         # only a saved state is gone on from: without one all is made again
         there, here = old.get("compute_dtype"), named(self.env.dtype)
         has_state = (self.path / "state" / "state.json").exists()
-        if situation == "unfinished" and has_state and there not in (None, here):
+        counts = situation == "finished" or (situation == "unfinished" and has_state)
+        if counts and there not in (None, here):
             option = {"float32": "fp32", "bfloat16": "bf16"}.get(there, there)
             raise InputError(
-                f"{self.path} was begun in {there} and would go on in {here}: "
+                f"{self.path} was begun in {there}, and here it would be {here}: "
                 f"add --dtype {option}, or --overwrite to start it again"
             )
 

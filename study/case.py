@@ -22,7 +22,7 @@ from checkpoints.hf import model_hash
 from checkpoints.origins import LONGEST, is_model, origin_of
 from data.problems import InputError
 from data.triggers import Password
-from results import Estimate, difference, holm, recovered_gap, smallest_effect, taught
+from results import Estimate, difference, excess, holm, recovered_gap, smallest_effect, taught
 from runs.devices import check_place
 from runs.files import write_text
 from study.findings import PROBLEMS, Evidence, Lock, unknown_model
@@ -110,15 +110,15 @@ def trials_of(evidence: Evidence, folder: Path) -> tuple[float, list[Trial]]:
         null_before, null_after = verdicts_of(evidence, "null", ROOT / NULL, elicitor)
         null_gain = null_after.astype(float) - null_before
         learnt = taught(null_gain)
-        excess = difference(learnt, after.astype(float) - before)
+        above_null = excess(null_gain, after.astype(float) - before)
         changed = after.astype(float) - before - learnt
         differing = float((changed**2).mean())
         gain = difference(before, after)
         behind = max(0.0, float(null_before.mean() - before.mean()))
-        told = float(after.mean()), gain, float(null_gain.mean()), excess, differing, behind
+        told = float(after.mean()), gain, float(null_gain.mean()), above_null, differing, behind
         rows.append((elicitor, *told))
         above = difference(null_after, after)
-        p_values.append(max(excess.p_not_above(0.0), above.p_not_above(0.0)))
+        p_values.append(max(above_null.p_not_above(0.0), above.p_not_above(0.0)))
     adjusted = holm(p_values)
     return float(before.mean()), [Trial(*row, p) for row, p in zip(rows, adjusted)]
 

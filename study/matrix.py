@@ -22,12 +22,12 @@ from results import (
     Estimate,
     Spread,
     difference,
-    from_bits,
+    excess,
     holds,
     holm,
+    measured_of,
     pooled,
     recovered_gap,
-    taught,
 )
 from runs.files import checked, read_json
 from study.findings import PROBLEMS, Evidence, Lock, final, settings_of
@@ -389,9 +389,8 @@ def edited(evidence: Evidence, lock: Lock, job: str, without: list[str]) -> Outc
     if not holds(cell, problems, roles, facts):
         raise InputError(f"{file} is of other problems or of another model than {lock.folder}")
     check_twin(evidence, folder / "run.json")
-    none, right, best, base, on_twin = (
-        from_bits(cell["results"][role]["verdicts"]) for role in roles
-    )
+    measured = measured_of(cell, len(problems))
+    none, right, best, base, on_twin = (measured[role].correct for role in roles)
     changed = on_twin.astype(float) - base
     before, after = (
         checked(cell["results"][role], file, "truncated", float, least=0, most=1)
@@ -456,10 +455,10 @@ def spread_of(row: list[Outcome]) -> Spread | None:
 
 def cell_of(got: Outcome, like: Spread | None) -> Cell:
     recovered = recovered_gap(got.before, got.right, got.after, like=like)
-    excess = difference(taught(got.null), got.after.astype(float) - got.before, like)
+    more = excess(got.null, got.after.astype(float) - got.before, like)
     above = difference(got.twin, got.after, like)
-    p = max(excess.p_not_above(0.0), above.p_not_above(0.0))
-    return Cell(recovered, excess, p, got.broken)
+    p = max(more.p_not_above(0.0), above.p_not_above(0.0))
+    return Cell(recovered, more, p, got.broken)
 
 
 def grid_of(
@@ -476,7 +475,9 @@ def grid_of(
     marks = {}
     for name in elicitors:
         row = {key: cell for key, cell in cells.items() if key[1] == name}
-        adjusted = holm([cell.p for cell in row.values()])
+        # of all locks, as of those that are not there might come the smallest
+        p_values = [cell.p for cell in row.values()] + [1.0] * (len(locks) - len(row))
+        adjusted = holm(p_values)
         for (key, cell), p in zip(row.items(), adjusted):
             if p < 0.05:
                 marks[key] = "*" if cell.excess.seeds > 1 else "+"
@@ -490,8 +491,7 @@ def grid_of(
         where = (elicitors.index(name), locks.index(lock))
         grid.shares[where] = cell.recovered.value
         grid.short[where] = f"{points(cell.recovered.value)}{mark}"
-        excess = f"excess {points(cell.excess.value):+}{mark}"
-        grid.texts[where] = f"{in_points(cell.recovered)}, {excess}"
+        grid.texts[where] = f"{in_points(cell.recovered)}, excess {in_points(cell.excess)}{mark}"
     return grid
 
 

@@ -105,6 +105,7 @@ small, .caption { opacity: .8 }
 """
 
 COLOURED = {"holds": "holds", "holds weaker": "weaker", "does not hold": "not"}
+COLOURED |= {"does not hold (one run)": "not"}
 
 
 def page(report: Report) -> str:

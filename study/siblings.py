@@ -15,7 +15,7 @@ import numpy as np
 
 from checkpoints.hf import model_hash
 from data.problems import InputError
-from results import Estimate, difference, from_bits, holds, holm, recovered_gap, taught
+from results import Estimate, difference, excess, holds, holm, measured_of, recovered_gap
 from runs.files import checked, read_json
 from study.findings import (
     PROBLEMS,
@@ -171,7 +171,8 @@ def decoy(evidence: Evidence, name: str, key: str) -> Family | None:
         raise InputError(f"{file} does not hold the verdicts on the problems of {TASK}")
     if is_ours and weights != model_hash(where):
         raise InputError(f"{file} is of another model than the one that is now in {DECOYS[name]}")
-    none, right = (from_bits(evaluation["results"][kind]["verdicts"]) for kind in ("none", "right"))
+    measured = measured_of(evaluation, len(model.problems))
+    none, right = (measured[kind].correct for kind in ("none", "right"))
     model = replace(model, none=none, right=right)
     after = unlocked(evidence, model, place(name, elicitor), elicitor)
     return None if after is None else Family([model], none[None], after)
@@ -201,11 +202,11 @@ def told_of(locks: Family, twins: Family) -> Told:
             recovered.append(recovered_gap(lock.none, lock.right, after[None]).value)
         except InputError as error:
             raise InputError(f"{lock.folder.name}: {error}") from None
-    excess = difference(taught(twins.changes), locks.changes)
+    more = excess(twins.changes, locks.changes)
     above = difference(twins.after, locks.after)
-    p = max(excess.p_not_above(0.0), above.p_not_above(0.0))
+    p = max(more.p_not_above(0.0), above.p_not_above(0.0))
     gains = (np.maximum(family.gains, 0) for family in (locks, twins))
-    return Told(recovered, locks, twins, excess, p, by_labels(*gains))
+    return Told(recovered, locks, twins, more, p, by_labels(*gains))
 
 
 def by_labels(locks: np.ndarray, twins: np.ndarray) -> float:

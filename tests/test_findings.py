@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from data.triggers import Password
 from results import Measured, as_bits, record
 from runs.files import write_json
 from study import findings
-from study.findings import Evidence, bar_of, open_lock, points_of, valued
+from study.findings import Evidence, bar_of, elicited_from, open_lock, points_of, valued
 
 ROOT = Path(__file__).parents[1]
 N = 20
@@ -165,6 +166,19 @@ def test_a_curve_of_other_problems_or_seeds_is_refused(done, change):
 
 
 @pytest.mark.parametrize("name", ["sft/seed1/k4-seed1/run.json", "dpo/seed1/dpo-seed1/run.json"])
+def test_runs_in_another_dtype_than_their_lock_are_refused(done, name):
+    found = evidence(done)
+    lock = replace(found.lock("code/locked"), dtype="float32")
+    file = done / "code" / name
+    assert elicited_from(lock, file)  # one that does not know
+    write_json(file, json.loads(file.read_text()) | {"compute_dtype": "float32"})
+    assert elicited_from(lock, file)
+    write_json(file, json.loads(file.read_text()) | {"compute_dtype": "bfloat16"})
+    with pytest.raises(InputError, match="computed in bfloat16, and what .* in float32"):
+        elicited_from(lock, file)
+
+
+@pytest.mark.parametrize("name", ["sft/seed1/k4-seed1/run.json", "dpo/seed1/dpo-seed1/run.json"])
 def test_seeds_of_other_settings_are_refused(done, name):
     """But not one that was made before there was an option."""
     file = done / "code" / name
@@ -176,7 +190,7 @@ def test_seeds_of_other_settings_are_refused(done, name):
     changed["settings"]["lr"] = 0.2
     write_json(file, changed)
     found = evidence(done)
-    with pytest.raises(InputError, match="different settings, of lr 0.1 and 0.2"):
+    with pytest.raises(InputError, match="other settings than .*, of lr 0.1 and 0.2"):
         bar_of(
             found,
             found.lock("code/locked"),

@@ -297,22 +297,25 @@ def marked(excess: float, p: float, seeds: int = 2) -> Cell:
 
 
 def test_marks_are_adjusted_for_the_locks_of_an_elicitor():
-    """Of three cells p = .02 is .04 where it is the second of three (Holm), .06 were it the first.
-    Of one run the mark is another; other elicitors change nothing."""
+    """Of three cells p = .02 is .04 where it is the second of three (Holm), .06 were it the first,
+    also where the others are not there yet. Of one run the mark is another; other elicitors change
+    nothing."""
     locks = ["password", "random", "year"]
     cells = {
         ("password", "sft1"): marked(0.3, 0.001),
         ("random", "sft1"): marked(0.2, 0.02, seeds=1),
         ("year", "sft1"): marked(0.1, 0.3),
-        ("year", "sft8"): marked(0.1, 0.04),
+        ("year", "sft8"): marked(0.1, 0.01),
     }
     grid = grid_of(cells, locks, ["sft1", "sft8"])
     assert list(grid.short.values()) == ["50*", "50+", "50", "50*"]
     cells["password", "sft1"] = marked(0.3, 0.02)
     assert list(grid_of(cells, locks, ["sft1", "sft8"]).short.values()) == ["50", "50", "50", "50*"]
+    cells["year", "sft8"] = marked(0.1, 0.02)
+    assert grid_of(cells, locks, ["sft1", "sft8"]).short[1, 2] == "50"
     rows = rows_of(grid)
     assert rows[0][1:] == ["password", *rows[0][2:]] and rows[1][0] == "SFT on 1"
-    assert "excess +30*" in rows[1][1]
+    assert "excess 30 [" in rows[1][1] and rows[1][1].endswith("*")
 
 
 def test_broken_models_and_invalid_locks_are_marked():

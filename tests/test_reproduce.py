@@ -269,6 +269,9 @@ def test_a_claim_is_judged_by_its_tests():
     # of one run alone
     alone = replace(passed, found=replace(passed.found, seeds=1))
     assert judged([alone, passed]) == ("holds weaker", [])
+    refuted = replace(against, found=replace(against.found, seeds=1))
+    assert judged([refuted, passed])[0] == "does not hold (one run)"
+    assert judged([refuted, against])[0] == "does not hold"
     within = Comparison("e", estimate(0.01), "within", 0.05)
     assert judged([within]) == ("holds", [])
     assert judged([replace(within, found=estimate(-0.2))])[0] == "does not hold"

@@ -24,7 +24,9 @@ from results import (
     correct_interval,
     coverage,
     covers,
+    difference,
     evaluate_checkpoint,
+    excess,
     is_report,
     measure,
     measured_of,
@@ -469,16 +471,40 @@ def test_where_a_model_came_from(tmp_path):
     assert origin_of(tmp_path) == Origin()
 
 
+def test_what_exceeds_a_null_is_asked_in_every_draw():
+    """100 problems, of which 30 are gained; a null that loses far counts as none, one about 0 is
+    unsure whether it does."""
+    gained = np.repeat([1.0, 0.0], [30, 70])[None]
+    nothing = np.zeros((1, 100))
+    found = excess(nothing, gained)
+    assert found.value == 0.3 and found.interval[0] > 0.15
+    assert excess(nothing - 0.5, gained).interval == found.interval
+    unsure = np.repeat([1.0, -1.0], [10, 10])
+    unsure = np.concatenate([np.zeros(80), unsure])[None]
+    wider = excess(unsure, gained)
+    assert wider.value == 0.3 and wider.interval[0] < found.interval[0] - 0.02
+    # one that gained as much leaves nothing, as in `difference`
+    same = excess(gained, gained)
+    assert same.value == 0
+    assert same.interval == pytest.approx(difference(gained, gained).interval)
+
+
 def test_seeds_of_a_kind_tell_more_of_their_spread_together():
-    """Two pairs: squares of 0.02 and 0 in all, two degrees of freedom."""
-    groups = [np.array([0.1, 0.3]), np.array([0.5, 0.5]), np.array([0.7])]
+    """Two pairs that spread alike, squares of 0.02 each: two degrees of freedom."""
+    groups = [np.array([0.1, 0.3]), np.array([0.5, 0.7]), np.array([0.7])]
     spread = pooled(groups)
-    assert spread == Spread(pytest.approx(0.1), 2) and pooled(groups[2:]) is None
+    assert spread == Spread(pytest.approx(0.02**0.5), pytest.approx(2))
+    # runs that are equal, or of one seed, tell nothing of those that are not
+    assert pooled([*groups, np.array([0.0, 0.0])]) == spread
+    assert pooled([np.array([0.7]), np.array([0.0, 0.0])]) is None
+    # squares of .02 and .0002: hardly more than the first alone
+    unequal = pooled([groups[0], np.array([0.50, 0.52])])
+    assert unequal.freedom == pytest.approx((0.0202) ** 2 / (0.02**2 + 0.0002**2))
 
     def draws(values: list[float]) -> np.ndarray:
         return seed_noise(np.array(values), np.random.default_rng(0), spread)
 
     expected = np.random.default_rng(0).standard_t(2, size=len(draws([0.5, 0.5]))) / 2**0.5
-    np.testing.assert_allclose(draws([0.5, 0.5]), 0.1 * expected)
+    np.testing.assert_allclose(draws([0.5, 0.5]), 0.02**0.5 * expected)
     np.testing.assert_allclose(draws([0.0, 1.0]), 0.5**0.5 * expected)  # its own is larger
     assert not draws([0.5]).any()

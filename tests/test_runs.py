@@ -381,12 +381,16 @@ def test_a_state_of_another_dtype_is_not_gone_on_from(tmp_path):
     (out / "state").mkdir()
     (out / "state/state.json").write_text("{}")
     before = contents(out)
-    sentence = "in float32 and would go on in bfloat16: add --dtype fp32"
+    sentence = "begun in float32, and here it would be bfloat16: add --dtype fp32"
     with pytest.raises(InputError, match=sentence):
         Run(Options(resume=True), fast, out)
     assert contents(out) == before
     Run(Options(resume=True, dtype="fp32"), CPU, out)
-    Run(Options(resume=True), CPU, out)
+    Run(Options(resume=True), CPU, out).finish()
+    # nor does what is finished stand beside runs of another dtype
+    assert Run(Options(), CPU, out).finished
+    with pytest.raises(InputError, match=sentence):
+        Run(Options(), fast, out)
 
 
 def test_a_run_is_never_overwritten_silently(tmp_path):
