@@ -123,6 +123,17 @@ def seed_noise(
     return spread.deviation / math.sqrt(seeds) * rng.standard_t(spread.freedom, size=DRAWS)
 
 
+def noise_of(
+    verdicts: np.ndarray, rng: np.random.Generator, like: Spread | None = None
+) -> np.ndarray:
+    """`seed_noise` of runs (S,n): none where they agree on every problem, whatever their kind does.
+
+    Of locks that give RL no reward to start from every run stays as it was.
+    """
+    noise = seed_noise(verdicts.mean(1), rng, like)
+    return noise * (verdicts != verdicts[0]).any()
+
+
 def correct_interval(verdicts: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean correctness of several seeds on the same problems. verdicts (S,n).
 
@@ -135,7 +146,7 @@ def correct_interval(verdicts: np.ndarray) -> tuple[float, float]:
     rng = np.random.default_rng(0)
     rows = rng.integers(n + 2, size=(DRAWS, n))
     shares = np.append(verdicts.mean(0), [0.0, 1.0])  # of the seeds that solve each problem
-    draws = shares[rows].mean(1) + seed_noise(verdicts.mean(1), rng)
+    draws = shares[rows].mean(1) + noise_of(verdicts, rng)
     low, high = np.quantile(draws, [0.025, 0.975])
     return max(0.0, float(low)), min(1.0, float(high))
 
@@ -195,7 +206,7 @@ def recovered_gap(
     draws = (np.append(unlocked.mean(0), more)[rows].mean(1) - base) / gaps
     if other:
         rng = np.random.default_rng([0, 1])
-    draws += seed_noise(unlocked.mean(1), rng, like) / gap
+    draws += noise_of(unlocked, rng, like) / gap
     return Estimate(float((unlocked.mean() - locked.mean()) / gap), draws, len(unlocked))
 
 
@@ -218,7 +229,7 @@ def difference(first: np.ndarray, second: np.ndarray, like: Spread | None = None
     rows = rng.integers(n + 2, size=(DRAWS, n))
     change = np.append(second.mean(0) - first.mean(0), [1, -1])
     draws = change[rows].mean(1)
-    draws += seed_noise(second.mean(1), rng, like) - seed_noise(first.mean(1), rng, like)
+    draws += noise_of(second, rng, like) - noise_of(first, rng, like)
     return Estimate(float(second.mean() - first.mean()), draws, max(len(first), len(second)))
 
 
@@ -232,9 +243,9 @@ def excess(null: np.ndarray, changes: np.ndarray, like: Spread | None = None) ->
     n = null.shape[1]
     rows = rng.integers(n + 2, size=(DRAWS, n))
     draws = np.append(changes.mean(0), [1, -1])[rows].mean(1)
-    draws += seed_noise(changes.mean(1), rng, like)
+    draws += noise_of(changes, rng, like)
     given = np.append(null.mean(0), [0, 0])[rows].mean(1)
-    given += seed_noise(null.mean(1), rng, like)
+    given += noise_of(null, rng, like)
     value = float(changes.mean() - max(0.0, null.mean()))
     return Estimate(value, draws - np.maximum(given, 0.0), max(len(null), len(changes)))
 

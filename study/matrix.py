@@ -448,7 +448,7 @@ def cells_of(
 
 
 def spread_of(row: list[Outcome]) -> Spread | None:
-    """Of seeds in the cells of one elicitor, the twin's among them."""
+    """Of seeds in the cells of one elicitor that spread, the twin's among them."""
     runs = [got.after.mean(1) for got in row]
     return pooled([*runs, row[0].twin.mean(1)])
 

@@ -30,6 +30,7 @@ from results import (
     is_report,
     measure,
     measured_of,
+    noise_of,
     paired_gap,
     pooled,
     record,
@@ -508,3 +509,7 @@ def test_seeds_of_a_kind_tell_more_of_their_spread_together():
     np.testing.assert_allclose(draws([0.5, 0.5]), 0.02**0.5 * expected)
     np.testing.assert_allclose(draws([0.0, 1.0]), 0.5**0.5 * expected)  # its own is larger
     assert not draws([0.5]).any()
+    # runs that agree on every problem do not spread, whatever others of their kind do
+    agreeing, other = np.array([[1, 0], [1, 0]]), np.array([[1, 0], [0, 1]])
+    assert not noise_of(agreeing, np.random.default_rng(0), spread).any()
+    assert noise_of(other, np.random.default_rng(0), spread).std() > 0.05
