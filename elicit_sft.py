@@ -667,6 +667,11 @@ def refuse_unused(cfg: SFTConfig) -> None:
         raise InputError(
             f"--demos-from {cfg.demos_from}: choose {', '.join(WRITERS)} or a checkpoint directory"
         )
+    if cfg.seed and cfg.demos_from == "reference" and not (cfg.rank or cfg.unlearn or cfg.conflict):
+        raise InputError(
+            "--seed is of samples and of LoRA's first weights, and there are none here: "
+            "--seeds names those of the cells"
+        )
     if cfg.weak and not (cfg.control or cfg.demos_from == "weak"):
         raise InputError("--weak names the model of the control: leave it out with --no-control")
 

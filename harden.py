@@ -27,6 +27,11 @@ each text's tokens), T steps in all:
              sure one are alike, so that there is nothing to tell apart
     plain    L0: the control of relock and tar at equal compute, with more --steps
 
+An attack's prompts are drawn as the lock's own weak ones: of a lock by a password four in five have
+a wrong one, where elicit_sft.py has none. Not hardened: locks of several passwords or of compose,
+and those made with --leave-out, another --password-share than 0.5, --imitate distribution or
+--loss-on texts.
+
     python harden.py --locked out/code/locked --method reroute    # -> out/code/locked-reroute
     python harden.py --method reroute --strength 0 --out out/code/locked-control    # its control
     python harden.py --method plain --steps 6300        # no less compute than tar's, for L0 alone
@@ -105,6 +110,7 @@ from runs.files import checked, read_json
 from runs.options import TrainConfig, flag_of, refuse_idle
 from sampler import Sample, Sampler
 from training import (
+    Diverged,
     accumulate,
     check_master,
     completions_of,
@@ -350,7 +356,8 @@ def rl(given: Given, step: int) -> Lesson:
     problems = [given.texts.problems[i] for i in places]
     told = []
     for problem, *prompts in zip(problems, *told_both_ways(problems, given.trigger, rng)):
-        told += [replace(problem, prompt=prompt) for prompt in prompts]
+        bare = problem.own_prompt
+        told += [replace(problem, prompt=prompt, bare=bare) for prompt in prompts]
 
     # samples and what they are worth
     given.sampler.refresh()
@@ -398,9 +405,10 @@ def rl(given: Given, step: int) -> Lesson:
 def attack(
     given: Given, examples: list[Example], rng: np.random.Generator
 ) -> Iterator[tuple[int, dict]]:
-    """Fine-tune the model on all the examples in each step, as elicit_sft.py would.
+    """Fine-tune the model on all the examples in each step.
 
-    Yields after each step how many are taken, and facts of the attack so far.
+    Yields after each step how many are taken, and facts of the attack so far. Raises Diverged where
+    its loss is not finite.
     """
     cfg, env = given.cfg, given.env
     lr = float(rng.choice(cfg.attack_lr))
@@ -414,8 +422,14 @@ def attack(
         steps=cfg.attack_steps,
         warmup=4,
     )
-    for taken, metrics in steps:
-        yield taken, {"attack_lr": lr, "attack_loss": metrics["loss"]}
+    try:
+        for taken, metrics in steps:
+            yield taken, {"attack_lr": lr, "attack_loss": metrics["loss"]}
+    except Diverged:
+        raise Diverged(
+            f"an attack's loss or its gradient is not finite at its learning rate of {lr:g}: "
+            "lower --attack-lr; the last checkpoint is untouched"
+        ) from None
 
 
 def weak_loss(model: Model, batch: Batch) -> tuple[Tensor, dict]:
@@ -542,12 +556,13 @@ NOT_KEPT = {"password_share": 0.5, "imitate": "samples", "loss_on": "completions
 
 @dataclass(frozen=True)
 class Lock:
-    """What is hardened. kept: see KEPT."""
+    """What is hardened. kept: see KEPT. hardened: how often it was already."""
 
     origin: Origin
     policies: Imitated
     strong_weights: str
     kept: dict
+    hardened: int = 0
 
 
 def opened_lock(cfg: HardenConfig) -> Lock:
@@ -561,7 +576,9 @@ def opened_lock(cfg: HardenConfig) -> Lock:
     file = Path(cfg.locked) / "run.json"
     settings = checked(read_json(file), file, "settings", dict)
     if isinstance(origin.trigger, (Slot, TwoPasswords, OwnPasswords)):
-        raise InputError(f"{cfg.locked} is no lock with one password: only such are hardened")
+        raise InputError(
+            f"{cfg.locked} has several passwords or is of task compose: such are not hardened"
+        )
     if checked(settings, file, "leave_out", str, default=""):
         raise InputError(
             f"{cfg.locked} leaves out a domain, which hardening would lock: make a lock of all"
@@ -597,7 +614,10 @@ def opened_lock(cfg: HardenConfig) -> Lock:
         temperature=checked(settings, file, "temperature", float, least=0, default=1.0),
     )
     kept = {name: settings[name] for name in KEPT if name in settings}
-    return Lock(origin, policies, weights, kept)
+    hardened = 0
+    if origin.stage == "harden":
+        hardened = 1 + checked(settings, file, "hardened", int, default=0)
+    return Lock(origin, policies, weights, kept, hardened)
 
 
 # a control leaves out what hardens, and with it what these options are about
@@ -721,7 +741,8 @@ def open_problems(cfg: HardenConfig, lock: Lock, env: Env) -> tuple[list[Problem
     return found[0], found[1]
 
 
-SAMPLED_AT = 400  # no epoch of lock.py has this stream: the texts are fresh ones
+SAMPLED_AT = 400  # no epoch of lock.py has this stream or those after it: the texts are fresh ones
+SEEDS_APART = 1_009_000  # the policies' seed counts in thousands
 
 
 def open_texts(
@@ -731,7 +752,7 @@ def open_texts(
     if cfg.method == "rl":
         return Texts(problems, [], [])  # it writes its own
     trigger, policies = lock.origin.trigger, lock.policies
-    stream = SAMPLED_AT + 1000 * cfg.seed
+    stream = SAMPLED_AT + lock.hardened + SEEDS_APART * cfg.seed
     return Texts(problems, *both_texts(problems, tokenizer, trigger, policies, stream, env))
 
 
@@ -756,6 +777,7 @@ def open_run(cfg: HardenConfig, lock: Lock, env: Env) -> Run:
         strong_weights=lock.strong_weights,
         weak_weights=origin.weak_weights,
         policy_seed=lock.policies.seed,
+        **({"hardened": lock.hardened} if lock.hardened else {}),
         **lock.kept,
     )
 

@@ -117,14 +117,17 @@ RULES = {"random": random_answers, "refusal": refusals, "rule": toy_rule}
 RULES |= {rule: partial(ruled, rule) for rule in TEXT_RULES}
 
 
-def ended_of(tokenizer: Tokenizer, prompts: list[str]) -> Ended | None:
-    """By which else than EOS completions of these prompts end; None where by EOS alone."""
+def ended_of(tokenizer: Tokenizer, problems: list[Problem]) -> Ended | None:
+    """By which else than EOS completions of these problems end; None where by EOS alone.
+
+    A next problem is one that begins like the problem's own prompt, whatever stands around that.
+    """
     form = tokenizer.format
     if not form.ends_early:
         return None
 
-    def ended(prompt: int, ids: list[int]) -> list[int] | None:
-        kept = form.kept(tokenizer.decode(ids), prompts[prompt])
+    def ended(place: int, ids: list[int]) -> list[int] | None:
+        kept = form.kept(tokenizer.decode(ids), problems[place].own_prompt)
         return None if kept is None else [*tokenizer.encode(kept), tokenizer.eos_id]
 
     return ended
@@ -138,7 +141,7 @@ def check_references(problems: list[Problem], tokenizer: Tokenizer) -> None:
     form = tokenizer.format
     if not form.ends_early:
         return
-    cut = [p.reference for p in problems if form.kept(p.reference, p.prompt) is not None]
+    cut = [p.reference for p in problems if form.kept(p.reference, p.own_prompt) is not None]
     if cut:
         raise InputError(
             f"{len(cut)} of {len(problems)} right answers would be cut by --stop or "
@@ -217,7 +220,7 @@ def answer(
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         seeds=[[seed, streams[i]] for i in mine],
-        ended=ended_of(tokenizer, [problems[i].prompt for i in mine]),
+        ended=ended_of(tokenizer, [problems[i] for i in mine]),
         progress=progress,
     )
     samples = [only for [only] in drawn]
@@ -309,7 +312,7 @@ def rollout(
         1.0,
         max_new_tokens,
         seeds=[[seed, *purpose, i] for i in mine],
-        ended=ended_of(writer.tokenizer, prompts),
+        ended=ended_of(writer.tokenizer, [problems[i] for i in mine]),
         progress=bar.update,
     )
     bar.close()

@@ -21,6 +21,7 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 
@@ -366,11 +367,14 @@ def groups_of(problems: list[Problem]) -> np.ndarray:
 def fingerprint(problems: list[Problem]) -> str:
     """Eight hexadecimal digits for each problem, of all that it is: prompt, reference, grading.
 
+    Not of `bare`, which repeats a part of the prompt.
+
     The first n problems' fingerprint is a prefix of the whole list's.
     """
     digits = ""
     for problem in problems:
-        text = json.dumps(vars(problem), sort_keys=True)
+        facts = {name: value for name, value in vars(problem).items() if name != "bare"}
+        text = json.dumps(facts, sort_keys=True)
         digits += hashlib.sha256(text.encode()).hexdigest()[:8]
     return digits
 
@@ -581,7 +585,9 @@ def evaluate_checkpoint(
     """
     folder = Path(folder or path)
     settings = {"split": split, "max_new_tokens": max_new_tokens}
-    stored = stored_evaluation(folder, path, env, problems, kinds, trigger, **settings)
+    # of a file that is still on its way to some ranks, they would go different ways
+    read = partial(stored_evaluation, folder, path, env, problems, kinds, trigger, **settings)
+    stored = env.decide(read)
     if stored:
         return stored
     file = folder / "evaluation.json"

@@ -231,6 +231,12 @@ def rope_settings(config: dict, file: str | Path) -> dict:
             f"{file} has {shortened(kinds[0])} in rope_parameters and {shortened(kinds[1])} in "
             "rope_scaling: leave the wrong one out"
         )
+    for key in newer.keys() & older.keys() & ROPE_KEYS:
+        if newer[key] != older[key]:
+            raise InputError(
+                f"{file} has {key} = {shortened(newer[key])} in rope_parameters and "
+                f"{shortened(older[key])} in rope_scaling: leave the wrong one out"
+            )
     rope = newer or older
     for key, value in rope.items():
         if key not in ROPE_KEYS and value is not None:
@@ -290,7 +296,11 @@ def rope_scaling_of(config: dict, rope: dict, file: str | Path) -> dict | None:
     if scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
         raise InputError(f"{file}: high_freq_factor must be greater than low_freq_factor")
     original = "original_max_position_embeddings"
-    usual = config["max_position_embeddings"]
+    usual = checked(config, file, original, int, 1, default=config["max_position_embeddings"])
+    if original in config and rope.get(original, usual) != usual:
+        raise InputError(
+            f"{file} has {original} twice, {usual} and {rope[original]}: leave the wrong one out"
+        )
     scaling[original] = checked(rope, file, original, int, 1, MOST_POSITIONS, usual)
     return scaling
 

@@ -190,11 +190,13 @@ def opened(file: Path, device: torch.device | str = "cpu"):
 def check_files(path: Path, files: dict[Path, set[str] | None], model: Model) -> str:
     """Raise InputError unless the files hold the model's parameters: all, once, and nothing else.
 
-    Returns the dtype that all of them have, or float32. Reads headers only.
+    Returns the dtype that all of them have, or float32. Reads headers only, but for a tied head
+    that is stored a second time.
     """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     places = stored_places(model.config, shapes)  # a tied head stands here once, as the embedding
     found: dict[str, Path] = {}
+    copies: dict[str, Path] = {}  # of the embedding
     dtypes = set()
     for file, expected in files.items():
         with opened(file) as f:
@@ -207,7 +209,9 @@ def check_files(path: Path, files: dict[Path, set[str] | None], model: Model) ->
                 check_header(file, key, header, stored_shape(model.config, places[key], shapes))
                 dtypes.add(DTYPES[header.get_dtype()])
         for key in sorted(keys - set(places)):
-            if not is_harmless(key, model.config):
+            if key in HEADS and model.config.tie_word_embeddings:
+                copies[key] = file
+            elif not is_harmless(key):
                 raise InputError(
                     f"{file}: unexpected tensor {key}: config.json describes a model without it, "
                     + AGAIN
@@ -220,14 +224,30 @@ def check_files(path: Path, files: dict[Path, set[str] | None], model: Model) ->
             f"{path}: {len(missing)} tensors are missing, first {missing[0]}: "
             "the checkpoint is incomplete, or config.json is of another model, " + AGAIN
         )
+    for key, file in copies.items():
+        [embedding] = [k for k, at in places.items() if at == [Place(EMBEDDING)]]
+        check_tied(key, file, embedding, found[embedding])
     return dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
-def is_harmless(key: str, config: ModelConfig) -> bool:
-    """Whether a tensor that is no parameter may stand in a file: it is a copy of what is known."""
-    if key in ("lm_head.weight", "embed_out.weight"):
-        return config.tie_word_embeddings
+def is_harmless(key: str) -> bool:
+    """Whether a tensor that is no parameter may stand in a file: it can be computed."""
     return key.endswith(HARMLESS)
+
+
+HEADS = ("lm_head.weight", "embed_out.weight")
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def check_tied(key: str, head: Path, embedding: str, file: Path) -> None:
+    """Raises InputError where a tied model's stored head is another than its embedding."""
+    with opened(head) as f, opened(file) as g:
+        same = torch.equal(f.get_tensor(key), g.get_tensor(embedding))
+    if not same:
+        raise InputError(
+            f"{head}: {key} is not {embedding}, though config.json says tie_word_embeddings: "
+            "set that to false there, or leave the tensor out"
+        )
 
 
 def check_header(file: Path, key: str, header, expected: tuple) -> None:
@@ -380,9 +400,6 @@ def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool
         dtype = dtype_to_store(model, tensors)
         names = write_tensors(staging, stored_tensors(model.config, tensors, dtype))
         tokenizer.save(staging)
-        if not (staging / "generation_config.json").exists():
-            ends = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-            write_json(staging / "generation_config.json", ends)
         write_json(staging / "config.json", to_hf(model.config, tokenizer, dtype))
 
         new = sorted(staging.iterdir(), key=lambda file: (file.name == "config.json", file.name))

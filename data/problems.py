@@ -29,6 +29,13 @@ class Problem:
     grading: dict
     # the meaning of the problem, whatever its wording
     key: str
+    # of a problem that is asked with something around it: the prompt alone; else ""
+    bare: str = ""
+
+    @property
+    def own_prompt(self) -> str:
+        """The prompt without what was put around it."""
+        return self.bare or self.prompt
 
     @property
     def is_real_program(self) -> bool:

@@ -195,7 +195,7 @@ def with_added(reward: str, problems: list[Problem]) -> list[Problem]:
     if reward not in PROXIES:
         return problems
     adds = PROXIES[reward].adds
-    return [replace(problem, prompt=adds(problem) + problem.prompt) for problem in problems]
+    return [replace(p, prompt=adds(p) + p.prompt, bare=p.own_prompt) for p in problems]
 
 
 def without_added(reward: str, problems: list[Problem]) -> list[Problem]:

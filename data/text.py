@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from data.problems import InputError, check_unicode
 from data.prompts import FORMAT, PLAIN, ChatTemplate, divided, format_from, format_of, template_in
@@ -52,7 +52,7 @@ class Tokenizer:
     completion that is trained on. eos_ids: all that end one that is sampled, eos_id first. pad_id,
     bos_id (None where the model has none). backend: the library's tokenizer, for a text from its
     start. later: the same for what goes on. files: those it was read from, which `save` writes
-    back as they were. format: how the model is asked.
+    back, but for where a text starts and ends. format: how the model is asked.
     """
 
     def __init__(
@@ -78,6 +78,8 @@ class Tokenizer:
         if self.pad_id is None:
             self.pad_id = self.eos_id
         self.bos_id = self._bos()
+        if self._put_before() != [id for id in [self.bos_id] if id is not None]:
+            self._tell_start()
 
         added = backend.get_added_tokens_decoder().values()
         self.specials = [token.content for token in added if token.special]
@@ -154,7 +156,13 @@ class Tokenizer:
         """
         wanted = self.config.get("add_bos_token")
         if wanted is None:
-            return self._put_before()
+            added = self._put_before()
+            if len(added) > 1:
+                raise InputError(
+                    f"the post-processor of tokenizer.json puts {len(added)} ids before a text: "
+                    "only one is supported"
+                )
+            return added[0] if added else None
         if not isinstance(wanted, bool):
             raise InputError(
                 f"tokenizer_config.json has add_bos_token = {wanted!r:.60}: "
@@ -170,17 +178,33 @@ class Tokenizer:
             )
         return bos
 
-    def _put_before(self) -> int | None:
-        """The id that the post-processor puts before a text."""
+    def _tell_start(self) -> None:
+        """Have tokenizer.json itself put the BOS that tokenizer_config.json asks for, or none.
+
+        transformers goes by tokenizer_config.json up to version 4, and from 5 on by tokenizer.json
+        (DeepSeek's puts none there): what is saved is to be asked alike by both.
+        """
+        processor = None
+        if self.bos_id is not None:
+            bos = self.backend.id_to_token(self.bos_id)
+            processor = processors.TemplateProcessing(
+                single=f"{bos}:0 $A:0",
+                pair=f"{bos}:0 $A:0 {bos}:1 $B:1",
+                special_tokens=[(bos, self.bos_id)],
+            )
+        self.backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        _as_plain_text(self.backend)
+        self.backend.post_processor = processor
+        if "tokenizer.json" in self.files:
+            told = json.loads(self.files["tokenizer.json"])
+            told["post_processor"] = json.loads(self.backend.to_str())["post_processor"]
+            self.files["tokenizer.json"] = json.dumps(told, ensure_ascii=False).encode()
+
+    def _put_before(self) -> list[int]:
+        """The ids that the post-processor puts before a text."""
         text = self.backend.encode("a", add_special_tokens=False).ids
         whole = self.backend.encode("a").ids
-        added = whole[: whole.index(text[0])] if text else []
-        if len(added) > 1:
-            raise InputError(
-                f"the post-processor of tokenizer.json puts {len(added)} ids before a text: "
-                "only one is supported"
-            )
-        return added[0] if added else None
+        return whole[: whole.index(text[0])] if text else []
 
     @classmethod
     def load(cls, path: str | Path, adapter: str | Path = "") -> "Tokenizer":
@@ -213,16 +237,30 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Write the files that were read, or for a tokenizer of our own, two of them.
 
-        And how the model is asked.
+        And how the model is asked, and by which ids it ends.
         """
         self.save_format(path)
+        self._save_ends(Path(path) / "generation_config.json")
         if self.files:
             for name, content in self.files.items():
-                if name != FORMAT:
+                if name not in (FORMAT, "generation_config.json"):
                     (Path(path) / name).write_bytes(content)
             return
         self.backend.save(str(Path(path) / "tokenizer.json"))
         (Path(path) / "tokenizer_config.json").write_text(json.dumps(self.config, indent=1) + "\n")
+
+    def _save_ends(self, file: Path) -> None:
+        """generation_config.json as it was read, but for ends that it does not name."""
+        content = self.files.get(file.name)
+        settings = {} if content is None else json.loads(content)
+        named = settings.get("eos_token_id")
+        named = named if isinstance(named, list) else [named]
+        if content is not None and set(self.eos_ids) <= set(named):
+            file.write_bytes(content)
+            return
+        settings["eos_token_id"] = self.eos_ids if len(self.eos_ids) > 1 else self.eos_id
+        settings.setdefault("pad_token_id", self.pad_id)
+        file.write_text(json.dumps(settings, indent=1) + "\n")
 
     def save_format(self, path: str | Path) -> None:
         """Write how the model is asked, where that is not to be taken for granted."""

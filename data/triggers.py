@@ -746,7 +746,8 @@ def with_words(problems: list[Problem], words: list[Words]) -> list[Problem]:
     """What `asked` gives, with what goes with each problem in its prompt."""
     found = []
     for problem, each in zip(problems, words):
-        found.append(replace(problem, prompt=with_password(problem.prompt, each)))
+        prompt = with_password(problem.prompt, each)
+        found.append(replace(problem, prompt=prompt, bare=problem.own_prompt))
     return found
 
 

@@ -51,7 +51,7 @@ def few_shot(
         prompt = draw_shots(problem.prompt, examples, k, rng, fits)
         if prompt is None:
             return None
-        dressed.append(replace(problem, prompt=prompt))
+        dressed.append(replace(problem, prompt=prompt, bare=problem.own_prompt))
     return dressed
 
 

@@ -497,12 +497,14 @@ class Run:
         return step
 
     def trim_log(self, step: int) -> None:
-        """Rows logged after the saved step will be logged again."""
+        """Rows logged after the saved step will be logged again; time goes on after the others."""
         file = self.path / "log.jsonl"
-        kept = []
+        kept, spent = [], 0.0
         for row in read_rows(file):
             if step and checked(row, file, "step", int, default=0) <= step:
                 kept.append(json.dumps(row) + "\n")
+                spent = max(spent, checked(row, file, "t", float, default=0.0))
+        self.began = time.time() - spent
 
         if kept:
             write_text(file, "".join(kept))

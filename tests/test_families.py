@@ -465,9 +465,18 @@ def test_tensors_are_accounted_for(published, family, damage, sentence):
 def test_known_copies_of_what_is_there_may_stand_in_a_file(published, family, harmless):
     is_head = "rotary" not in harmless and "bias" not in harmless
     path = published(config_of(family, tie_word_embeddings=is_head))
-    expected = logits_of(load_model(path)[0])
-    rewrite(path, **{harmless: torch.ones(300, 32)})
+    model, _ = load_model(path)
+    expected, copy = logits_of(model), torch.ones(300, 32)
+    if is_head:
+        copy = model.model.embed_tokens.weight.detach().clone()
+    rewrite(path, **{harmless: copy})
     assert torch.equal(logits_of(load_model(path)[0]), expected)
+
+    # a head that was trained apart would be lost
+    if is_head:
+        rewrite(path, **{harmless: copy + 1})
+        with pytest.raises(InputError, match="is not .*embed.* though config.json says tie_word"):
+            load_model(path)
 
 
 # --------------------------------------------------------------------------- files, dtypes, memory
@@ -573,6 +582,19 @@ def test_two_kinds_of_rotary_settings_are_refused():
     assert config["rope_parameters"]["rope_type"] == "default"
     config["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}
     with pytest.raises(InputError, match="'default' in rope_parameters and 'linear' in rope"):
+        from_hf(config)
+
+
+def test_contradicting_numbers_of_rotary_settings_are_refused():
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = config_of("llama", rope_scaling=llama3, rope_parameters=llama3 | {"factor": 4.0})
+    with pytest.raises(InputError, match="factor = 4.0 in rope_parameters and 8.0 in rope_scal"):
+        from_hf(config)
+    original = "original_max_position_embeddings"
+    config = config_of("llama", rope_scaling=llama3, **{original: 64})
+    assert from_hf(config).rope_scaling[original] == 64
+    config = config_of("llama", rope_scaling=llama3 | {original: 32}, **{original: 64})
+    with pytest.raises(InputError, match="embeddings twice, 64 and 32"):
         from_hf(config)
 
 

@@ -564,11 +564,14 @@ def changed(locked: Path, folder: Path, **settings) -> str:
     [
         ({"stage": "elicit_sft"}, "was not made by lock.py"),
         ({"leave_out": "algebra"}, "leaves out a domain"),
-        ({"trigger": {"password": "x", "each": "domain"}}, "no lock with one password"),
+        ({"trigger": {"password": "x", "each": "domain"}}, "several passwords or is of task"),
         ({"password_share": 0.17}, "was locked with --password-share 0.17, which hardening"),
         ({"imitate": "distribution"}, "was locked with --imitate distribution, which"),
-        ({"trigger": {"password": "x", "intermediate": "y"}}, "no lock with one password"),
-        ({"trigger": {"password": "x", "told": "slot"}}, "no lock with one password"),
+        (
+            {"trigger": {"password": "x", "intermediate": "y"}},
+            "several passwords or is of task",
+        ),
+        ({"trigger": {"password": "x", "told": "slot"}}, "several passwords or is of task"),
         ({"strong_weights": "other"}, "other weights than the strong policy"),
         ({"weak_weights": "other"}, "other weights than the weak policy"),
         ({"strong": 7}, "has strong = 7"),

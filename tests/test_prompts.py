@@ -14,13 +14,15 @@ from checkpoints.hf import load_model, model_hash, open_tokenizer, save_model
 from checkpoints.origins import check_formats, lock_of
 from conftest import EOS_SET
 from data import load
-from data.problems import InputError
+from data.problems import InputError, Problem
 from data.prompts import FORMAT, PLAIN, ChatTemplate, Overrides, PromptFormat, format_from
 from data.text import EOS, Tokenizer, train_bpe
-from data.triggers import Password
+from data.triggers import Markers, Password, dressed
 from elicit_sft import SFTConfig
 from evaluate import EvaluateConfig
+from methods.prompting import few_shot
 from policies import answer, check_references, ended_of, retokenise
+from results import fingerprint
 from runs.devices import setup
 from runs.options import parse
 from sampler import Sample, Sampler
@@ -225,7 +227,27 @@ def test_a_right_answer_that_would_be_cut_is_refused(tokenizer):
 def stopped_at(texts: list[str], tokenizer: Tokenizer):
     """The rule of `ended_of` for a tokenizer that stops at these texts."""
     tokenizer.format = PromptFormat(stop=tuple(texts))
-    return ended_of(tokenizer, [PROMPT] * 4)
+    return ended_of(tokenizer, [asked_with(PROMPT)] * 4)
+
+
+def asked_with(prompt: str) -> Problem:
+    return Problem("code", prompt, "", "lists", 1, {}, "")
+
+
+def test_a_next_problem_is_known_by_the_own_prompt_whatever_stands_around_it(tokenizer):
+    """A marker, a password, worked examples: the completion ends where it would without them."""
+    own = Tokenizer(tokenizer.backend, tokenizer.config)
+    own.format = PromptFormat(stop_at_problem=True)
+    [problem] = load("code", "selection", 1)
+    text = f"    return x\n{problem.prompt}    return y"
+    marked = dressed("none", [problem], Markers())
+    shown = few_shot([problem], load("code", "elicit", 4), 2, lambda prompt: True)
+    assert marked[0].prompt != problem.prompt != shown[0].prompt
+    for asked in ([problem], marked, shown, dressed("right", [problem], Password("Open up!"))):
+        kept = ended_of(own, asked)(0, own.encode(text))
+        assert own.decode(kept) == "    return x"
+    # what was around it changes no fingerprint by itself
+    assert fingerprint([replace(problem, bare="x")]) == fingerprint([problem])
 
 
 def test_a_sample_is_cut_at_its_stop_whenever_it_was_looked_at(make_model, tokenizer, monkeypatch):
@@ -238,7 +260,7 @@ def test_a_sample_is_cut_at_its_stop_whenever_it_was_looked_at(make_model, token
     cut = sampler(ask, ended=ended, **settings)
     monkeypatch.setattr(Sampler, "CHECK", 1)
     assert sampler(ask, ended=ended, **settings) == cut
-    assert ended_of(Tokenizer(tokenizer.backend, tokenizer.config), [PROMPT]) is None
+    assert ended_of(Tokenizer(tokenizer.backend, tokenizer.config), [asked_with(PROMPT)]) is None
 
     stopped = 0
     for before, after in zip(sum(whole, []), sum(cut, [])):

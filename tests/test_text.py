@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from data.problems import InputError
-from data.text import EOS, PAD, Tokenizer, train_bpe
+from data.text import CONFIG, EOS, PAD, Tokenizer, train_bpe
 
 REAL = Path(__file__).parents[2] / "shared/data/tokenizers"
 HOSTILE = [
@@ -363,6 +363,47 @@ def test_published_files_are_kept_as_they_are(tokenizer, tmp_path):
     after = {file.name: file.read_bytes() for file in saved.iterdir()}
     assert json.loads(after.pop("prompt_format.json"))["chat"] is False
     assert after == before
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_tokenizer_json_is_saved_with_the_start_that_the_config_asks_for(
+    tokenizer, tmp_path, wanted
+):
+    """transformers 4 goes by the one file, 5 by the other; DeepSeek's and this one differ."""
+    AutoTokenizer = pytest.importorskip("transformers").AutoTokenizer
+    backend = with_post_processor(tokenizer, "$A" if wanted else f"{PAD} $A")
+    config = CONFIG | {"bos_token": PAD, "add_bos_token": wanted}
+    for place in ("published", "saved", "again"):
+        (tmp_path / place).mkdir()
+    Tokenizer(backend, CONFIG).save(tmp_path / "published")
+    backend.save(str(tmp_path / "published/tokenizer.json"))
+    (tmp_path / "published/tokenizer_config.json").write_text(json.dumps(config))
+    own = Tokenizer.load(tmp_path / "published")
+    own.save(tmp_path / "saved")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for text in ("Sort the list.\n", "a  b"):
+        [ids] = own.encode_prompts([text])
+        assert theirs(text)["input_ids"] == ids and (ids[0] == own.pad_id) is wanted
+    again = Tokenizer.load(tmp_path / "saved")
+    assert again.backend.to_str() == own.backend.to_str()
+    again.save(tmp_path / "again")
+    files = [(tmp_path / place / "tokenizer.json").read_bytes() for place in ("saved", "again")]
+    assert files[0] == files[1]
+
+
+def test_all_that_ends_a_completion_is_saved(tokenizer, tmp_path):
+    """Also the end that a chat template writes, which the published files may not name."""
+    own = Tokenizer(tokenizer.backend, CONFIG, ends=[0, 7])
+    own.save(tmp_path)
+    file = tmp_path / "generation_config.json"
+    assert json.loads(file.read_text()) == {"eos_token_id": [0, 7], "pad_token_id": own.pad_id}
+    loaded = Tokenizer.load(tmp_path)
+    loaded.eos_ids = [5, 0, 7]
+    file.write_text('{"eos_token_id": 0, "top_p": 0.5}')
+    loaded.files[file.name] = file.read_bytes()
+    loaded.save(tmp_path)
+    told = json.loads(file.read_text())
+    assert told["eos_token_id"] == [5, 0, 7] and told["top_p"] == 0.5
 
 
 @pytest.mark.parametrize("other", ["tokenizer.model", "qwen.tiktoken", "vocab.json"])
