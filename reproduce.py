@@ -122,7 +122,8 @@ class ReproduceConfig:
     # directory of all that is run, and of the report (default: out/report; of --matrix out/matrix,
     # of --game out/game, of --case out/case, of --play the game's with -play appended)
     out: str = ""
-    # jobs at a time (default: as many as there are CUDA devices, or else cores)
+    # jobs at a time (default: as many as there are CUDA devices, or else cores). More than devices
+    # share them: each of a model of 1 M parameters leaves most of one idle
     jobs: int = 0
     # only tell which figures and jobs there are, which are done, and what is left to do
     list: bool = False
@@ -701,14 +702,12 @@ def facts_of_jobs(needed: list[Job], place: Place) -> list[str]:
 # ------------------------------------------------------------------------------------- the verb
 
 
-def workers_of(cfg: ReproduceConfig) -> tuple[int, int, bool]:
-    """Jobs at a time, threads of each, and whether each has a CUDA device of its own."""
+def workers_of(cfg: ReproduceConfig) -> tuple[int, int, int]:
+    """Jobs at a time, threads of each, and the CUDA devices that they share in turn."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     devices = torch.cuda.device_count()
     workers = cfg.jobs or devices or cores
-    if devices and workers > devices:
-        raise InputError(f"--jobs {workers}: there are {devices} CUDA devices, each takes one job")
-    return workers, max(1, cores // workers), bool(devices)
+    return workers, max(1, cores // workers), devices
 
 
 def inputs_of(cfg: ReproduceConfig) -> str:
@@ -720,9 +719,9 @@ def inputs_of(cfg: ReproduceConfig) -> str:
 
 def run_all(jobs: list[Job], place: Place, cfg: ReproduceConfig) -> int:
     """Run what is not done; 1 where a job failed, which is told."""
-    workers, threads, cuda = workers_of(cfg)
+    workers, threads, devices = workers_of(cfg)
     place.claim()
-    outcome = run_jobs(jobs, place, workers, threads, cuda)
+    outcome = run_jobs(jobs, place, workers, threads, devices)
     if place.secret and outcome.failed:
         why = place.path / "jobs" / "failed.json"
         write_json(why, outcome.failed)

@@ -229,6 +229,9 @@ def setup(cfg: Config, meeting: Meeting | None = None) -> Env:
     if on_cuda:
         torch.cuda.set_device(device)
         use_precision(dtype)
+        # cuDNN's attention, which newer devices prefer, makes a plan for each shape, and a step's
+        # micro-batches have many; the flash kernels need none
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
     if world > 1 and not dist.is_initialized():
         dist.init_process_group(

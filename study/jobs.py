@@ -225,7 +225,7 @@ class Running:
     job: Job
     process: subprocess.Popen
     began: float
-    device: int
+    place: int  # among those that run at a time
     commit: str  # of the code that it runs
 
 
@@ -235,13 +235,16 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def start(job: Job, place: Place, threads: int, device: int, cuda: bool) -> Running:
-    """Begin a job. What it prints goes into its .log, its complaints and bars into its .err."""
+def start(job: Job, place: Place, threads: int, at: int, devices: int) -> Running:
+    """Begin a job. What it prints goes into its .log, its complaints and bars into its .err.
+
+    at: its place among those that run at a time, which take the CUDA devices in turn.
+    """
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="passive")
-    if cuda:
+    if devices:
         given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        names = given.split(",") if given else range(device + 1)
-        environment["CUDA_VISIBLE_DEVICES"] = str(names[device])
+        names = given.split(",") if given else range(devices)
+        environment["CUDA_VISIBLE_DEVICES"] = str(names[at % devices])
     with open(place.file(job, ".log"), "w") as log, open(place.file(job, ".err"), "w") as errors:
         process = subprocess.Popen(
             [sys.executable, *place.words(job)],
@@ -253,7 +256,7 @@ def start(job: Job, place: Place, threads: int, device: int, cuda: bool) -> Runn
             pass_fds=(place.lock.fileno(),),
             preexec_fn=die_with_parent,
         )
-    return Running(job, process, time.time(), device, commit())
+    return Running(job, process, time.time(), at, commit())
 
 
 def last_words(place: Place, job: Job) -> str:
@@ -274,8 +277,8 @@ class Outcome:
     left_out: list[str] = field(default_factory=list)
 
 
-def run_jobs(jobs: list[Job], place: Place, workers: int, threads: int, cuda: bool) -> Outcome:
-    """Run what is not done, `workers` at a time. jobs: each after what it needs.
+def run_jobs(jobs: list[Job], place: Place, workers: int, threads: int, devices: int) -> Outcome:
+    """Run what is not done, `workers` at a time. jobs: each after what it needs. devices: CUDA's.
 
     Model by model: `in_order`. Raises what interrupts it, after its jobs have been ended.
     """
@@ -300,11 +303,11 @@ def run_jobs(jobs: list[Job], place: Place, workers: int, threads: int, cuda: bo
             if free:
                 for job in ready(waiting, done, needs)[: len(free)]:
                     waiting.remove(job)
-                    running.append(start(job, place, threads, free.pop(0), cuda))
+                    running.append(start(job, place, threads, free.pop(0), devices))
             ended = [one for one in running if one.process.poll() is not None]
             for one in ended:
                 running.remove(one)
-                free.append(one.device)
+                free.append(one.place)
                 finish(one, place, done, outcome)
                 bar.ended(one.job, time.time() - one.began)
             if ended:

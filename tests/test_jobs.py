@@ -44,7 +44,8 @@ if "--cell" in sys.argv:
 if "--code" in sys.argv:
     print("stage.py: something is wrong")
     sys.exit(int(sys.argv[sys.argv.index("--code") + 1]))
-(out / "made").write_text("")
+import os
+(out / "made").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
 """
 
 
@@ -72,7 +73,7 @@ def by_name(*jobs: Job) -> dict[str, Job]:
 
 
 def run(place: Place, *jobs: Job, workers: int = 2):
-    return run_jobs(list(jobs), place, workers, threads=1, cuda=False)
+    return run_jobs(list(jobs), place, workers, threads=1, devices=0)
 
 
 A = Job("a", "stage.py A", 1)
@@ -92,6 +93,14 @@ def test_what_goes_on_from_a_model_is_run_before_the_next_model():
     found = [job.name for job in in_order(jobs, jobs)]
     assert found == ["lock1", "rl1", "sft1", "base", "lock2", "sft2"]
     assert [job.name for job in in_order(jobs[3:], jobs)] == ["rl1", "lock2", "sft2"]
+
+
+@pytest.mark.parametrize("given, names", [("", "010"), ("4,7", "474")])
+def test_jobs_share_the_cuda_devices_in_turn(place, monkeypatch, given, names):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    jobs = [Job(f"job{i}", "stage.py --sleep 0.5", 1) for i in range(3)]
+    run_jobs(jobs, place, 3, threads=1, devices=2)
+    assert [(place.folder(job.name) / "made").read_text() for job in jobs] == list(names)
 
 
 def test_a_model_that_only_some_jobs_name_is_an_input_of_these(place):
@@ -224,7 +233,7 @@ def test_killed_it_takes_its_jobs_with_it_and_goes_on(place, tmp_path):
         place = Place(Path({str(tmp_path / "killed")!r}))
         place.claim()
         waits = Job("waits", "stage.py waits --sleep 60", 1)
-        run_jobs([Job("a", "stage.py A", 1), waits], place, 1, 1, False)
+        run_jobs([Job("a", "stage.py A", 1), waits], place, 1, 1, 0)
     """)
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
     deadline = time.time() + 60
