@@ -4,13 +4,14 @@ Paper section 6 and appendices B.3, G.3; GRPO (Shao et al. 2024) is ours, becaus
 use today. Each round samples the elicit problems, grades what was written, and updates the policy;
 a method is one function from a graded rollout to what is trained on, and a loss:
 
-    expert_iteration   one sample for each of 10 n problems, fine-tune on the n best, correct ones
-                       first, ties broken at random: where fewer than n are correct, wrong ones fill
+    expert_iteration   one sample for each of --round problems, fine-tune on the best tenth, correct
+                       ones first, ties broken at random: where fewer are correct, wrong ones fill
                        up, as in the paper (--keep correct leaves them out)
     filtering          the same, but the weak policy writes the samples: what its lucky successes
                        alone give
     dpo                two samples of the locked model for each problem, pairs of a right and a
-                       wrong one, reference = locked model
+                       wrong one, reference = the policy before the first round (with --warm-start
+                       the one after it)
     iterated_dpo       the same, but the present policy writes the samples and is the round's
                        reference (--reference initial: the locked model is)
     grpo               --group samples for each problem, advantage = reward - group mean, ratios

@@ -101,7 +101,7 @@ def interrupted(config: type, computes: bool) -> str:
     if "resume" in names:
         return f"interrupted; the same command with --resume{without} continues"
     if "overwrite" in names or not computes:
-        return f"interrupted; the same command{without} goes on; what is finished stays"
+        return f"interrupted; run the same command{without} again: what is finished stays"
     return "interrupted"
 
 
