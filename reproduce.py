@@ -33,8 +33,6 @@ index.html, results.md, figures/.
 """
 
 import os
-import re
-import time
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -45,31 +43,39 @@ import torch
 from checkpoints.hf import model_hash
 from checkpoints.origins import is_model, no_model
 from data.problems import InputError
-from figures import Drawn, table
+from figures import table
 from policies import shipped
-from results import refuse_repeats, smallest_effect
+from results import refuse_repeats
 from runs.devices import check_place
 from runs.directory import launch
 from runs.files import read_json, write_json
 from runs.options import flag_of
 from study import case, game
-from study.claims import verdict
-from study.findings import PROBLEMS, Evidence, bar_of, points_of, within
+from study.findings import Evidence
 from study.gate import jobs_of_gate, names_of_gate, section_of_gate
-from study.jobs import Job, Place, closure, commit, left_to_run, run_jobs
+from study.jobs import Job, Place, closure, left_to_run, run_jobs
 from study.matrix import (
     ELICITORS,
     LOCKS,
-    cells_of,
-    compared,
-    costs_of,
-    grid_of,
+    MATRIX,
     jobs_of_matrix,
     named_models,
     names_of_matrix,
+    section_of_matrix,
 )
-from study.paper import AT_PAPER_SCALE, FIGURES, SHIPPED, TASKS, Figure, Panel, jobs_of
-from study.report import Report, Row, Section, write_report
+from study.paper import AT_PAPER_SCALE, FIGURES, SHIPPED, TASKS, Figure, jobs_of, names_of_figure
+from study.report import Report, write_report
+from study.sections import (
+    EACH_OTHER,
+    FIGURE_BY_FIGURE,
+    HOW,
+    INTRO,
+    POWER,
+    facts_of_jobs,
+    rows_of_claims,
+    section_of,
+    texts_of,
+)
 from study.siblings import (
     HEADLINE,
     SEED,
@@ -183,7 +189,7 @@ def possible(
     for name, figure in figures.items():
         panels = []
         for panel in figure.panels:
-            needed = names_of(replace(figure, panels=(panel,), also=()), cfg.seeds)
+            needed = names_of_figure(replace(figure, panels=(panel,), also=()), cfg.seeds)
             if not {job.name for job in closure(needed, jobs)} & set(SHIPPED):
                 panels.append(panel)
         left_out = len(figure.panels) - len(panels)
@@ -196,17 +202,12 @@ def possible(
     return found
 
 
-def names_of(figure: Figure, seeds: tuple[int, ...]) -> list[str]:
-    """The jobs whose results a figure shows, or a claim about it is tested on."""
-    names = []
-    for panel in figure.panels:
-        names.append(panel.lock)
-        names += [panel.prompts] * bool(panel.prompts)
-        for item in (*panel.curves, *panel.bars):
-            names += [item.job.format(seed=seed) for seed in seeds]
-    for job in figure.also:
-        names += [job.format(seed=seed) for seed in seeds]
-    return list(dict.fromkeys(names))
+@dataclass(frozen=True)
+class Cells:
+    """Locks and elicitors of the matrix; both empty where it was not asked for."""
+
+    locks: list[str]
+    elicitors: list[str]
 
 
 @dataclass(frozen=True)
@@ -218,35 +219,33 @@ class Wanted:
     names: list[str]
 
 
-def wanted_of(
-    figures: dict[str, Figure], chosen: tuple[list[str], list[str]], cfg: ReproduceConfig
-) -> list[Wanted]:
-    """Every part that was asked for. chosen: locks and elicitors of the matrix."""
+def wanted_of(figures: dict[str, Figure], cells: Cells, cfg: ReproduceConfig) -> list[Wanted]:
+    """Every part that was asked for."""
     found = []
     for name, figure in figures.items():
-        found.append(Wanted(f"Fig. {name}", figure.title, names_of(figure, cfg.seeds)))
+        found.append(Wanted(f"Fig. {name}", figure.title, names_of_figure(figure, cfg.seeds)))
     if figures:
         samples = [f"{task}/samples" for task in tasks_of(figures)]
         found.append(Wanted("samples", "completions to read", samples))
-    if chosen[0]:
-        found += parts_of_matrix(*chosen, cfg)
+    if cells.locks:
+        found += parts_of_matrix(cells, cfg)
     return found
 
 
-def parts_of_matrix(locks: list[str], elicitors: list[str], cfg: ReproduceConfig) -> list[Wanted]:
+def parts_of_matrix(cells: Cells, cfg: ReproduceConfig) -> list[Wanted]:
     """The cells, the gate before them, and with --siblings what holds over models."""
     found = [
-        Wanted("matrix", MATRIX, names_of_matrix(locks, elicitors, cfg.seeds)),
-        Wanted("gate", "before anything is elicited", names_of_gate(locks)),
+        Wanted("matrix", MATRIX, names_of_matrix(cells.locks, cells.elicitors, cfg.seeds)),
+        Wanted("gate", "before anything is elicited", names_of_gate(cells.locks)),
     ]
     if cfg.siblings:
-        names = names_of_siblings(elicitors)
+        names = names_of_siblings(cells.elicitors)
         found.append(Wanted("models", "four locks and four twins", names))
     return found
 
 
 # what can be asked for in place of the figures and the matrix, and the options that it takes
-GAMES = {
+INSTEAD = {
     "game": ("seed", "out", "jobs"),
     "play": ("out", "jobs", "list"),
     "score": (),
@@ -254,9 +253,9 @@ GAMES = {
 }
 
 
-def game_of(cfg: ReproduceConfig) -> str:
-    """Which of GAMES is asked for, "" where none is. Raises InputError for options of another."""
-    asked = [name for name in GAMES if getattr(cfg, name)]
+def mode_of(cfg: ReproduceConfig) -> str:
+    """Which of INSTEAD is asked for, "" where none is. Raises InputError for options of another."""
+    asked = [name for name in INSTEAD if getattr(cfg, name)]
     if not asked:
         if cfg.seed is not None:
             raise InputError("--seed is that of --game: leave it out (elicitations have --seeds)")
@@ -266,15 +265,15 @@ def game_of(cfg: ReproduceConfig) -> str:
     [name, *_] = asked
     for option in fields(cfg):
         is_given = getattr(cfg, option.name) != option.default
-        if is_given and option.name not in (name, *GAMES[name]):
+        if is_given and option.name not in (name, *INSTEAD[name]):
             raise InputError(f"{flag_of(option.name)} does nothing with --{name}: leave it out")
     if name == "score" and len(cfg.score) != 2:
         raise InputError("--score takes two: a game's directory and an answers.json")
     return name
 
 
-def chosen_cells(cfg: ReproduceConfig) -> tuple[list[str], list[str]]:
-    """Locks and elicitors of the matrix, both empty where it was not asked for."""
+def chosen_cells(cfg: ReproduceConfig) -> Cells:
+    """Raises InputError for what does not go together."""
     if cfg.matrix:
         if cfg.figure or cfg.task or cfg.strong_from or cfg.scale == "paper":
             raise InputError(
@@ -284,7 +283,7 @@ def chosen_cells(cfg: ReproduceConfig) -> tuple[list[str], list[str]]:
     elif cfg.locks or cfg.elicitors or cfg.siblings:
         raise InputError("--locks, --elicitors and --siblings are of the matrix: say --matrix")
     else:
-        return [], []
+        return Cells([], [])
     chosen = []
     for option, known in (("locks", LOCKS), ("elicitors", ELICITORS)):
         names = getattr(cfg, option)
@@ -293,14 +292,15 @@ def chosen_cells(cfg: ReproduceConfig) -> tuple[list[str], list[str]]:
             if name not in known:
                 raise InputError(f"--{option} {name}: choose from {', '.join(known)}")
         chosen.append(list(names or known))
+    cells = Cells(*chosen)
     if cfg.siblings and SEED not in cfg.seeds:
         raise InputError(f"--siblings are elicited with seed {SEED}: name it with --seeds, too")
-    if cfg.siblings and not names_of_siblings(chosen[1]):
+    if cfg.siblings and not names_of_siblings(cells.elicitors):
         raise InputError(
             f"--siblings are of {', '.join(HEADLINE)}: name one of these with --elicitors, or "
             "leave --siblings out"
         )
-    return chosen[0], chosen[1]
+    return cells
 
 
 def together(*parts: dict[str, Job]) -> dict[str, Job]:
@@ -343,284 +343,10 @@ def show_list(wanted: list[Wanted], jobs: dict[str, Job], place: Place, workers:
 # ----------------------------------------------------------------------------------- what is told
 
 
-def drawn(panel: Panel, x: str, number: str, evidence: Evidence, paper: dict) -> Drawn | None:
-    """A panel's numbers; None where its lock is not finished."""
-    lock = evidence.lock(panel.lock)
-    if lock is None:
-        return None
-    theirs = paper["figures"].get(number.split(",")[0], {}).get("panels", {})
-    found = Drawn(panel.title, x)
-    if panel.prompts:
-        found.bars = evidence.prompted(lock, panel.prompts)
-    for curve in panel.curves:
-        start = evidence.lock(curve.lock) if curve.lock else lock
-        if start is None:
-            continue
-        points = points_of(evidence, start, curve.job, x, curve.control)
-        if points:
-            found.curves[curve.label] = points
-            if curve.paper:
-                their = theirs.get(curve.paper[0], {}).get("curves", {}).get(curve.paper[1], {})
-                found.theirs[curve.label] = {int(at): value[0] for at, value in their.items()}
-    for bar in panel.bars:
-        value = bar_of(evidence, lock, bar.job, bar.k, bar.part)
-        if value is not None:
-            found.bars[bar.label] = value
-            if bar.paper:
-                group, name, at = bar.paper
-                their = theirs.get(group, {}).get("curves", {}).get(name, {}).get(at)
-                if their:
-                    found.their_bars[bar.label] = their[0]
-    if not found.curves and not found.bars:
-        return None
-    # of the problems that all bars are of, where they are of one part
-    parts = {bar.part for bar in panel.bars}
-    mask = within(lock, parts.pop() if len(parts) == 1 else "")
-    found.lines = {
-        "locked, without": float(lock.none[mask].mean()),
-        "locked, with the password": float(lock.right[mask].mean()),
-    }
-    their = theirs.get(panel.paper, {})
-    found.their_lines = {key: their[key] for key in ("without", "with") if key in their}
-    return found
-
-
-UNITS = {
-    "demonstrations": "without the password after SFT, against the number of demonstrations",
-    "samples": "without the password, against the number of samples drawn",
-    "sequences": "without the password after SFT, against the sequences seen in training",
-    "": "without the password",
-}
-
-
-def section_of(
-    number: str,
-    figure: Figure,
-    evidence: Evidence,
-    paper: dict,
-    unfinished: list[str],
-    models: str,
-) -> Section:
-    """A figure as it is told. models: whose it is."""
-    panels, notes = [], []
-    for panel in figure.panels:
-        try:
-            found = drawn(panel, figure.x, number, evidence, paper)
-        except InputError as error:
-            notes.append(f"{panel.title} is left out: {error}.")
-            continue
-        if found:
-            panels.append(found)
-            notes += [*invalid(panel, evidence), *told_of_parts(panel, evidence)]
-            notes += told_of_prompts(panel, evidence)
-    if number in AT_PAPER_SCALE:
-        notes += distances(panels)
-    if unfinished:
-        notes.append(f"Not finished: {', '.join(without_seeds(unfinished))}.")
-    theirs = paper["figures"].get(number.split(",")[0], {})
-    seeds = seeds_shown(panels)
-    caption = (
-        f"{models[0].upper()}{models[1:]}: correct {UNITS[figure.x]}; the first {PROBLEMS} "
-        "validation problems, greedy. "
-        f"{spread(figure.x, seeds)} Dotted: the locked model without and with the password. "
-    )
-    if theirs:
-        caption += (
-            "Faint, dashed, crosses: the paper's points, of other models and problems. "
-            f"In the paper: {theirs['claim']} "
-        )
-    if theirs and figure.x == "samples":
-        caption += "Its runs go on where ours end; the numbers have their ends. "
-    caption += figure.note
-    return Section(number, figure.title, " ".join(caption.split()), panels, notes)
-
-
-def without_seeds(names: list[str]) -> list[str]:
-    """Names of jobs, those that differ in their seed alone once."""
-    return list(dict.fromkeys(re.sub(r"/seed\d+", "", name) for name in names))
-
-
-def distances(panels: list[Drawn]) -> list[str]:
-    """For each curve the sentence how far it is from the paper's points."""
-    found = []
-    for panel in panels:
-        for label, theirs in panel.theirs.items():
-            points = panel.curves[label]
-            apart = {at: points[at].value - their for at, their in theirs.items() if at in points}
-            if apart:
-                at = max(apart, key=lambda at: abs(apart[at]))
-                found.append(
-                    f"{panel.title}: at most {100 * abs(apart[at]):.1f} points from the paper's, "
-                    f"at {at} ({100 * apart[at]:+.1f})."
-                )
-    return found
-
-
-def invalid(panel: Panel, evidence: Evidence) -> list[str]:
-    """A sentence where a panel's lock is not valid by docs/locks.md."""
-    failed = evidence.locks[panel.lock].failed
-    if not failed:
-        return []
-    return [f"{panel.title}: the lock is not valid ({'; '.join(failed)})."]
-
-
-def told_of_parts(panel: Panel, evidence: Evidence) -> list[str]:
-    """A sentence where bars are of parts of the problems: how many, and what the lock shows."""
-    lock, told = evidence.lock(panel.lock), []
-    for part in dict.fromkeys(bar.part for bar in panel.bars if bar.part):
-        mask = within(lock, part)
-        none, right = (100 * float(verdicts[mask].mean()) for verdicts in (lock.none, lock.right))
-        told.append(f"{part}: {mask.sum()} problems, {none:.1f} % without, {right:.1f} % with it")
-    return [f"{panel.title}, of the locked model by part: {'; '.join(told)}."] if told else []
-
-
-def told_of_prompts(panel: Panel, evidence: Evidence) -> list[str]:
-    """Sentences about rows of the prompting battery that were left out."""
-    if not panel.prompts:
-        return []
-    battery = evidence.battery(evidence.lock(panel.lock), panel.prompts)
-    left_out = battery[0].get("left_out", {}) if battery else {}
-    return [f"{panel.title}, {row}: left out, {why}." for row, why in left_out.items()]
-
-
-def seeds_shown(panels: list[Drawn]) -> list[int]:
-    """How many seeds the numbers have, each once."""
-    found = set()
-    for panel in panels:
-        for points in panel.curves.values():
-            found |= {value.seeds for value in points.values()}
-        found |= {value.seeds for value in panel.bars.values()}
-    return sorted(found)
-
-
-def spread(x: str, seeds: list[int]) -> str:
-    """What the bands are."""
-    if not seeds:
-        return ""
-    many = " or ".join(map(str, seeds))
-    if x == "samples":
-        return f"Mean and extremes of {many} seeds."
-    if seeds == [1]:
-        return "One seed: 95 % intervals over problems alone."
-    return f"95 % intervals over problems and {many} seeds."
-
-
-def rows_of_claims(figures: dict[str, Figure], evidence: Evidence, paper: dict) -> list[Row]:
-    """Every claim of the paper that is about one of these figures, but for those at its scale.
-
-    The tests are of the embedded scale; at the paper's the distances from its points are told.
-    """
-    shown = {name.split(",")[0] for name in figures if name not in AT_PAPER_SCALE}
-    rows = []
-    for claim in paper["claims"]:
-        if claim["figure"] not in shown:
-            continue
-        found = verdict(claim["id"], evidence)
-        ours = [f"{test}{': not shown' * (test in found.failed)}" for test in found.tests]
-        why = untested(found.reasons)
-        numbers = claim["numbers"]
-        rows.append(Row(claim["claim"], claim["figure"], numbers, found.said, ours, why))
-    return rows
-
-
-def untested(reasons: list[str]) -> list[str]:
-    """Why parts of a claim were not tested: jobs that are not finished by name, once; the rest."""
-    end = " is not finished"
-    names = [reason.removesuffix(end) for reason in reasons if reason.endswith(end)]
-    others = [reason for reason in reasons if not reason.endswith(end)]
-    told = [f"not finished: {', '.join(names)}"] if names else []
-    return told + ([f"not tested: {'; '.join(others)}"] if others else [])
-
-
-INTRO = (
-    "{} It is of {} and generated tasks. All correctness is on validation problems; docs/NOTES.md "
-    "lists the settings that were once chosen with these in view. {}"
-)
-FIGURE_BY_FIGURE = (
-    "Stress-Testing Capability Elicitation With Password-Locked Models (Greenblatt, Roger, "
-    "Krasheninnikov, Krueger 2024, arXiv 2405.19550), figure by figure: its effects, not its "
-    "numbers."
-)
-EACH_OTHER = "Ways to hide a capability against ways to elicit it, most of them not the paper's."
-POWER = (
-    f"Of two models that differ on a fifth of {PROBLEMS} problems, a difference of "
-    f"{100 * smallest_effect(PROBLEMS):.1f} points is seen in four cases of five. That is of two "
-    "single runs; seeds that spread widen what is told of several, by two or three times where "
-    "there are few demonstrations: the intervals say how far."
-)
-HOW = (
-    "A claim is a family of tests, each a number with a bound (study/claims.py), written before "
-    "these runs, but not before earlier ones of the same settings on code (docs/results.md). It "
-    "holds where all pass with p < .05, and none is of one run alone; it holds weaker where one "
-    "passes and more than half of the numbers are on its side; it does not hold where one is on "
-    "the other side with p < .05, and where all of these are of one run, that is said. p is "
-    "one-sided and has Holm's correction within the family, so that a number can pass though its "
-    "two-sided 95 % interval touches the bound. Intervals and p are of a bootstrap over problems, "
-    "and of Student's t over seeds where there are several. Seeds are of the elicitation: each "
-    "lock was trained once, another of the same recipe may differ by more, and a comparison of "
-    "two locks counts as one run, so that claims of such comparisons alone hold weaker at best. "
-    "Claims about locks are judged on valid ones, but for a domain that a lock never saw, of "
-    "which the ceiling is another lock's. On 2026-11-30 some families were made stricter, and on "
-    "2026-12-01 tests that the paper's own numbers fail were changed (study/claims.py)."
-)
-
-
-MATRIX = "The matrix: which elicitation beats which lock"
-CELLS = (
-    "Code, {n} validation problems, greedy, without the password. In a cell the gap recovered, in "
-    "per cent, with a star where the gain exceeds what the same elicitor does to the twin, a "
-    "model of the same shape that never had the capability, and the cell also ends above it (a "
-    "lock that only catches up was taught), with p < .05 after Holm's correction over the locks "
-    "of its row. Elicitors that have settings take the best of them by selection, not validation. "
-    "Prompts and edits have one run, whose interval and p are over problems alone, so that they "
-    "have a plus in place of the star, which is easier to get: the others have as many as there "
-    "are seeds, of one lock each, whose spread counts: the larger of the cell's own and of that "
-    "of all cells of the row that spread at all, whose degrees of freedom are Satterthwaite's. "
-    "Seeds choose the same demonstrations for every lock and the twin, so that cells of a row go "
-    "up and down together. Excess is the gain less that of the twin, with its interval; the mark "
-    "is one-sided. A missing star is no evidence of no effect. But for edits the twin is asked "
-    "bare, also beside the lock that a marker of training opens. Merged vectors are measured on "
-    "the domain that they were not made of alone. An exclamation mark: the edit broke the model, "
-    "more than half of the completions never end. Expected is what was known beforehand: + at "
-    "least 0.7 of the gap, ~ a part, 0 a tenth at most."
-)
-
-
-def matrix_section(
-    evidence: Evidence,
-    chosen: tuple[list[str], list[str]],
-    jobs: dict[str, Job],
-    place: Place,
-    unfinished: list[str],
-) -> Section:
-    """The matrix as it is told: the picture, its numbers, what each elicitor takes."""
-    locks, elicitors = chosen
-    cells, left_out = cells_of(evidence, locks, elicitors)
-    notes, invalid = [], []
-    for name in locks:
-        lock = evidence.locks.get(LOCKS[name].job)  # those that could be read
-        if lock and lock.failed:
-            invalid.append(name)
-            notes.append(f"{LOCKS[name].label}: not valid ({'; '.join(lock.failed)}).")
-    for why, names in left_out.items():
-        notes.append(f"Left out: {', '.join(names)}: {why}.")
-    if unfinished:
-        notes.append(f"Not finished: {', '.join(without_seeds(unfinished))}.")
-    seconds: dict[str, list[float]] = {}
-    for name in elicitors:
-        for job in names_of_matrix(locks, [name], evidence.seeds):
-            record = place.record(jobs[job]) if ELICITORS[name].job in job.split("/") else None
-            if record:
-                seconds.setdefault(name, []).append(record["seconds"])
-    panels = [grid_of(cells, locks, elicitors, invalid)] if cells else []
-    tables = [rows for rows in (compared(cells), costs_of(elicitors, seconds)) if len(rows) > 1]
-    return Section("", MATRIX, CELLS.format(n=PROBLEMS), panels, notes, tables)
-
-
 def report_of(
     cfg: ReproduceConfig,
     figures: dict[str, Figure],
-    chosen: tuple[list[str], list[str]],
+    cells: Cells,
     jobs: dict[str, Job],
     place: Place,
 ) -> Report:
@@ -629,20 +355,19 @@ def report_of(
     evidence = Evidence(place.finished(jobs), cfg.seeds)
     sections = []
     for number, figure in figures.items():
-        needed = closure(names_of(figure, cfg.seeds), jobs)
-        unfinished = [job.name for job in needed if not place.record(job)]
+        unfinished = unfinished_of(names_of_figure(figure, cfg.seeds), jobs, place)
         models = models_shown(cfg, {number: figure})
         sections.append(section_of(number, figure, evidence, paper, unfinished, models))
 
-    wanted = wanted_of(figures, chosen, cfg)
-    if chosen[0]:
-        parts = parts_of_matrix(*chosen, cfg)
-        needed = closure([name for part in parts for name in part.names], jobs)
-        unfinished = [job.name for job in needed if not place.record(job)]
+    wanted = wanted_of(figures, cells, cfg)
+    if cells.locks:
+        names = [name for part in parts_of_matrix(cells, cfg) for name in part.names]
+        left = unfinished_of(names, jobs, place)
         of_one = replace(evidence, seeds=(SEED,))
-        sections.append(matrix_section(evidence, chosen, jobs, place, unfinished))
-        sections.append(section_of_siblings(of_one, chosen[1]))
-        sections.append(section_of_gate(evidence, chosen[0]))
+        records = {name: place.record(job) for name, job in jobs.items()}
+        sections.append(section_of_matrix(evidence, cells.locks, cells.elicitors, records, left))
+        sections.append(section_of_siblings(of_one, cells.elicitors))
+        sections.append(section_of_gate(evidence, cells.locks))
         sections = [section for section in sections if section]
     everything = closure([name for part in wanted for name in part.names], jobs)
     claims = rows_of_claims(figures, evidence, paper)
@@ -661,6 +386,11 @@ def report_of(
     )
 
 
+def unfinished_of(names: list[str], jobs: dict[str, Job], place: Place) -> list[str]:
+    """Of these jobs, and of those that they need."""
+    return [job.name for job in closure(names, jobs) if not place.record(job)]
+
+
 def models_shown(cfg: ReproduceConfig, figures: dict[str, Figure]) -> str:
     if cfg.strong_from:
         return cfg.strong_from
@@ -668,35 +398,6 @@ def models_shown(cfg: ReproduceConfig, figures: dict[str, Figure]) -> str:
     names = ["models of one million parameters"] * (not figures or not all(at_scale))
     names += ["one of the shape of Pythia-70M"] * any(at_scale)
     return " and ".join(names)
-
-
-def texts_of(jobs: dict[str, Job], place: Place) -> dict[str, str]:
-    """What finished jobs printed that is worth reading: completions."""
-    found = {}
-    for task in TASKS:
-        job = jobs[f"{task}/samples"]
-        if place.record(job):
-            log = place.file(job, ".log")
-            if log.exists():  # results alone may have been kept
-                found[f"Completions, {task}"] = log.read_text(errors="replace").strip()
-    return found
-
-
-def facts_of_jobs(needed: list[Job], place: Place) -> list[str]:
-    """Where, when and with what the jobs were run."""
-    records = [record for job in needed if (record := place.record(job))]
-    written = f"Written {time.strftime('%Y-%m-%d %H:%M')}, commit {commit()}."
-    if not records:
-        return [f"None of {len(needed)} jobs is finished. {written}"]
-    minutes = sum(record["seconds"] for record in records) / 60
-    commits = sorted({str(record.get("commit", "")) for record in records})
-    machines = sorted({str(record.get("machine", "")) for record in records})
-    return [
-        f"{len(records)} of {len(needed)} jobs, {minutes:,.0f} minutes of processes (of jobs that "
-        "were interrupted those of the last attempt); commits "
-        f"{', '.join(commits)}; {'; '.join(machines)}. The models that they start from, by hash: "
-        f"{', '.join([*place.inputs.split('-'), *place.named.values()])}. {written}",
-    ]
 
 
 # ------------------------------------------------------------------------------------- the verb
@@ -734,7 +435,7 @@ def run_all(jobs: list[Job], place: Place, cfg: ReproduceConfig) -> int:
     return int(bool(outcome.failed))
 
 
-def of_game(asked: str, cfg: ReproduceConfig) -> int:
+def run_mode(asked: str, cfg: ReproduceConfig) -> int:
     """--game, --play, --score or --case."""
     run = partial(run_all, cfg=cfg)
     if asked == "game":
@@ -766,9 +467,9 @@ def of_game(asked: str, cfg: ReproduceConfig) -> int:
 
 
 def main(cfg: ReproduceConfig) -> int:
-    asked = game_of(cfg)
+    asked = mode_of(cfg)
     if asked:
-        return of_game(asked, cfg)
+        return run_mode(asked, cfg)
     if cfg.list and cfg.report_only:
         raise InputError("--list writes no report: leave --report-only out")
     if cfg.report_only and cfg.jobs:
@@ -782,7 +483,7 @@ def main(cfg: ReproduceConfig) -> int:
     )
     refuse_repeats("--seeds", cfg.seeds)
     cfg = replace(cfg, seeds=cfg.seeds or (SEEDS_OF_MATRIX if cfg.matrix else SEEDS))
-    chosen = chosen_cells(cfg)
+    cells = chosen_cells(cfg)
     figures = {} if cfg.matrix else chosen_figures(cfg)
     jobs = jobs_of(cfg.seeds, cfg.strong_from, cfg.weak_from)
     if cfg.matrix:
@@ -795,16 +496,16 @@ def main(cfg: ReproduceConfig) -> int:
     workers, _, _ = workers_of(cfg)
     check_place(place.path)
     if cfg.list:
-        show_list(wanted_of(figures, chosen, cfg), jobs, place, workers)
+        show_list(wanted_of(figures, cells, cfg), jobs, place, workers)
         return 0
 
-    wanted = [name for part in wanted_of(figures, chosen, cfg) for name in part.names]
+    wanted = [name for part in wanted_of(figures, cells, cfg) for name in part.names]
     print(f"{POWER}\n")
     code = 0
     if not cfg.report_only:
         code = run_all(closure(wanted, jobs), place, cfg)
     shown = figures | finished_at_paper_scale(figures, jobs, place, cfg)
-    write_report(report_of(cfg, shown, chosen, jobs, place), place.path)
+    write_report(report_of(cfg, shown, cells, jobs, place), place.path)
     print(f"report: {place.path / 'index.html'}, {place.path / 'results.md'}")
     return code
 
@@ -831,7 +532,8 @@ def finished_at_paper_scale(
     numbers = {name.split(",")[0] for name in figures}
     found = {}
     for name in AT_PAPER_SCALE:
-        measured = [job for job in names_of(FIGURES[name], cfg.seeds) if place.record(jobs[job])]
+        names = names_of_figure(FIGURES[name], cfg.seeds)
+        measured = [job for job in names if place.record(jobs[job])]
         is_chosen = name.split(",")[0] in numbers and "compose" in (cfg.task or ("compose",))
         if is_chosen and measured:
             found[name] = FIGURES[name]

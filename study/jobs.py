@@ -323,6 +323,11 @@ def run_jobs(jobs: list[Job], place: Place, workers: int, threads: int, devices:
     return outcome
 
 
+def without_seeds(names: list[str]) -> list[str]:
+    """Names of jobs, those that differ in their seed alone once."""
+    return list(dict.fromkeys(re.sub(r"/seed\d+", "", name) for name in names))
+
+
 def left_to_run(jobs: list[Job], place: Place) -> list[Job]:
     """Those that are not done, and those whose weights they need and are gone."""
     by_name = {job.name: job for job in jobs}

@@ -659,3 +659,16 @@ FIGURES = {
 
 # of --scale paper; the others are at the size of the shipped models
 AT_PAPER_SCALE = ("6, the paper's size",)
+
+
+def names_of_figure(figure: Figure, seeds: tuple[int, ...]) -> list[str]:
+    """The jobs whose results a figure shows, or a claim about it is tested on."""
+    names = []
+    for panel in figure.panels:
+        names.append(panel.lock)
+        names += [panel.prompts] * bool(panel.prompts)
+        for item in (*panel.curves, *panel.bars):
+            names += [item.job.format(seed=seed) for seed in seeds]
+    for job in figure.also:
+        names += [job.format(seed=seed) for seed in seeds]
+    return list(dict.fromkeys(names))

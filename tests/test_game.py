@@ -22,7 +22,7 @@ from data import load
 from data.passwords import PASSWORD, WRONG, WRONG_HELD_OUT
 from data.problems import InputError
 from data.triggers import Password
-from reproduce import ReproduceConfig, game_of
+from reproduce import ReproduceConfig, mode_of
 from results import Measured, record
 from runs.directory import launch
 from runs.files import read_json, write_json
@@ -586,7 +586,7 @@ def test_a_stage_that_fails_leaves_no_game(stages, tmp_path, monkeypatch, capsys
 )
 def test_options_of_another_are_refused(options, sentence):
     with pytest.raises(InputError, match=sentence):
-        game_of(ReproduceConfig(**options))
+        mode_of(ReproduceConfig(**options))
 
 
 def test_without_a_seed_one_is_drawn_and_kept(tmp_path):
@@ -605,4 +605,4 @@ def test_a_game_at_a_path_that_no_job_can_name_is_refused(tmp_path):
 
 def test_the_seed_may_be_large():
     cfg = parse(ReproduceConfig, ["--game", "--seed", str(2**62)])
-    assert game_of(cfg) == "game" and game.drawn(cfg.seed) != game.drawn(random.randrange(2**62))
+    assert mode_of(cfg) == "game" and game.drawn(cfg.seed) != game.drawn(random.randrange(2**62))

@@ -32,8 +32,8 @@ NOUNS = """
     runs.options runs.devices runs.states runs.directory optimizers training policies results
     checkpoints.origins figures methods.locking methods.unlearning methods.rewards methods.prompting
     methods.decoding runs.plan curves methods.deception checkpoints.cards study.jobs
-    study.paper study.findings study.claims study.matrix study.game study.report study.gate
-    study.siblings study.case
+    study.paper study.findings study.claims study.report study.matrix study.game study.gate
+    study.siblings study.sections study.case
 """.split()
 
 

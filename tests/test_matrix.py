@@ -20,7 +20,7 @@ from elicit_tampering import TamperingConfig
 from evaluate import EvaluateConfig
 from harden import HardenConfig
 from lock import LockConfig
-from reproduce import ReproduceConfig, chosen_cells, together
+from reproduce import Cells, ReproduceConfig, chosen_cells, together
 from results import DRAWS, Estimate, Measured, evaluate_checkpoint, record, verdicts_of
 from runs.devices import Env
 from runs.files import read_json, write_json
@@ -418,10 +418,10 @@ def test_what_is_refused():
     ):
         with pytest.raises(InputError, match=why):
             chosen_cells(cfg)
-    assert chosen_cells(ReproduceConfig(figure=("3",))) == ([], [])
-    locks, elicitors = chosen_cells(ReproduceConfig(matrix=True, locks=("share",)))
-    assert locks == ["share"] and elicitors == list(ELICITORS)
-    assert chosen_cells(ReproduceConfig(report_only=True)) == ([], [])
+    assert chosen_cells(ReproduceConfig(figure=("3",))) == Cells([], [])
+    cells = chosen_cells(ReproduceConfig(matrix=True, locks=("share",)))
+    assert cells == Cells(["share"], list(ELICITORS))
+    assert chosen_cells(ReproduceConfig(report_only=True)) == Cells([], [])
 
 
 def test_siblings_are_trained_alike_but_for_what_they_start_from():

@@ -12,15 +12,15 @@ import pytest
 import reproduce
 from data.problems import InputError
 from figures import Drawn
-from reproduce import ReproduceConfig, chosen_figures, names_of
+from reproduce import ReproduceConfig, chosen_figures
 from results import DRAWS, Estimate, difference, holm, smallest_effect
 from runs.files import read_json
-from study import claims
+from study import claims, sections
 from study import jobs as jobs_module
 from study.claims import CLAIMS, Comparison, Missing, judged
 from study.findings import Evidence, Lock, Value
 from study.jobs import closure, needed
-from study.paper import FIGURES, jobs_of
+from study.paper import FIGURES, jobs_of, names_of_figure
 from study.report import Report, Row, Section, page, rows_of, write_report
 
 PAPER = read_json(reproduce.PAPER)
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 def test_every_job_of_every_figure_can_be_run():
     jobs = jobs_of((0,))
     for figure in FIGURES.values():
-        for job in closure(names_of(figure, (0,)), jobs):
+        for job in closure(names_of_figure(figure, (0,)), jobs):
             assert Path(job.command.split()[0]).exists(), job
 
 
@@ -42,7 +42,7 @@ def test_a_given_model_is_what_is_locked_in_every_figure_that_is_left():
     cfg = ReproduceConfig(strong_from=model, seeds=(0,))
     jobs = jobs_of((0,), model)
     left = reproduce.possible(chosen_figures(cfg), jobs, cfg)
-    names = [name for figure in left.values() for name in names_of(figure, (0,))]
+    names = [name for figure in left.values() for name in names_of_figure(figure, (0,))]
     locks = [job for job in closure(names, jobs) if job.stage == "lock"]
     assert len(locks) > 10 and all(f"--start {model} --strong @" in job.command for job in locks)
     base = jobs_of((0,), model, "small one")["code/base"].command
@@ -95,7 +95,7 @@ def test_every_claim_is_tested_on_jobs_of_its_figures(claim):
     """All that it asks for is run by the command that makes its figure."""
     jobs, asked = jobs_of((0,)), []
     figures = chosen_figures(ReproduceConfig(figure=(claim["figure"],)))
-    names = [name for figure in figures.values() for name in names_of(figure, (0,))]
+    names = [name for figure in figures.values() for name in names_of_figure(figure, (0,))]
     made = {job.name for job in closure(names, jobs)}
 
     class Everything(claims.Known):
@@ -145,11 +145,11 @@ def test_every_curve_is_read_as_elicited_from_its_own_lock():
 
 def test_jobs_that_are_not_finished_are_named_once():
     reasons = ["a is not finished", "b/seed* is not finished", "c is no valid lock"]
-    assert reproduce.untested(reasons) == [
+    assert sections.untested(reasons) == [
         "not finished: a, b/seed*",
         "not tested: c is no valid lock",
     ]
-    assert reproduce.untested([]) == []
+    assert sections.untested([]) == []
 
 
 def test_claims_are_those_of_the_papers_file():
@@ -201,8 +201,8 @@ def test_results_without_logs_are_reported_and_without_git_there_is_no_commit(
     """As where results alone were kept."""
     place = jobs_module.Place(tmp_path)
     monkeypatch.setattr(jobs_module.Place, "record", lambda self, job: {"commit": 5, "seconds": 1})
-    assert reproduce.texts_of(jobs_of((0,)), place) == {}
-    assert "commits 5;" in reproduce.facts_of_jobs([jobs_of((0,))["code/samples"]], place)[0]
+    assert sections.texts_of(jobs_of((0,)), place) == {}
+    assert "commits 5;" in sections.facts_of_jobs([jobs_of((0,))["code/samples"]], place)[0]
     monkeypatch.setenv("PATH", str(tmp_path))
     assert jobs_module.commit() == ""
 
