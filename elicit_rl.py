@@ -130,9 +130,10 @@ from results import (
     recovery,
 )
 from runs import plan
-from runs.devices import Env, free_memory, share
-from runs.directory import Run, launch, progress, refuse_run
+from runs.devices import Env, free_memory, progress, share
+from runs.directory import Run, refuse_run
 from runs.files import checked, write_json, write_text
+from runs.launch import launch
 from runs.options import TuneConfig
 from sampler import Sampler
 from training import (

@@ -89,9 +89,10 @@ from results import (
     refuse_repeats,
 )
 from runs import plan
-from runs.devices import Env, free_memory, most, share
-from runs.directory import Run, launch, progress, refuse_run
+from runs.devices import Env, free_memory, most, progress, share
+from runs.directory import Run, refuse_run
 from runs.files import write_json
+from runs.launch import launch
 from runs.options import TextConfig, TuneConfig
 from sampler import Sampler
 from training import (

@@ -81,9 +81,10 @@ from results import (
     refuse_repeats,
 )
 from runs import plan
-from runs.devices import Env, in_fp32
-from runs.directory import Run, launch, progress
+from runs.devices import Env, in_fp32, progress
+from runs.directory import Run
 from runs.files import checked, read_json, write_json
+from runs.launch import launch
 from runs.options import Config
 from sampler import Sampler
 

@@ -80,9 +80,9 @@ from results import (
     verdicts_of,
 )
 from runs import plan
-from runs.devices import Env, check_place
-from runs.directory import launch, progress
+from runs.devices import Env, check_place, progress
 from runs.files import read_json, write_json
+from runs.launch import launch
 from runs.options import PlanConfig, PromptConfig
 
 

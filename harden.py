@@ -104,9 +104,10 @@ from policies import (
     same_ids,
 )
 from runs import plan
-from runs.devices import Env, free_memory, gather, share
-from runs.directory import Run, launch, progress
+from runs.devices import Env, free_memory, gather, progress, share
+from runs.directory import Run
 from runs.files import checked, read_json
+from runs.launch import launch
 from runs.options import TrainConfig, flag_of, refuse_idle
 from sampler import Sample, Sampler
 from training import (

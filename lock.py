@@ -116,8 +116,9 @@ from policies import (
 from results import groups_of
 from runs import plan
 from runs.devices import Env, free_memory
-from runs.directory import Run, launch
+from runs.directory import Run
 from runs.files import checked, read_rows, write_text
+from runs.launch import launch
 from runs.options import Idle, PromptConfig, TextConfig, TuneConfig, refuse_idle
 from training import (
     Recipe,

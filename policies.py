@@ -20,8 +20,7 @@ from data.text import Tokenizer
 from data.triggers import Words, with_password
 from losses import Teacher
 from model import Model, completion_states
-from runs.devices import Env, gather, share
-from runs.directory import progress
+from runs.devices import Env, gather, progress, share
 from runs.files import checked, read_rows, write_text
 from sampler import Ended, Sample, Sampler
 

@@ -47,8 +47,8 @@ from figures import table
 from policies import shipped
 from results import refuse_repeats
 from runs.devices import check_place
-from runs.directory import launch
 from runs.files import read_json, write_json
+from runs.launch import launch
 from runs.options import flag_of
 from study import case, game
 from study.findings import Evidence

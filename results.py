@@ -34,8 +34,7 @@ from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Trigger, asked
 from policies import answer
-from runs.devices import Env, check_place, free_memory
-from runs.directory import progress
+from runs.devices import Env, check_place, free_memory, progress
 from runs.files import checked, read_json, write_json
 from sampler import Sampler
 

@@ -63,8 +63,9 @@ from model import Model, ModelConfig
 from optimizers import usual_step
 from policies import answer, check_references, retokenise
 from runs import plan
-from runs.devices import Env
-from runs.directory import Run, launch, progress, refuse_run
+from runs.devices import Env, progress
+from runs.directory import Run, refuse_run
+from runs.launch import launch
 from runs.options import (
     PlanConfig,
     PromptConfig,

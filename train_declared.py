@@ -55,9 +55,10 @@ from losses import sft_loss
 from model import Model, ModelConfig
 from optimizers import make_optimizers
 from results import Estimate, check_ours, refuse_repeats, seed_noise
-from runs.devices import Env, share
-from runs.directory import Run, launch, named, progress, refuse_run
+from runs.devices import Env, progress, share
+from runs.directory import Run, named, refuse_run
 from runs.files import checked, read_json, write_json
+from runs.launch import launch
 from runs.options import Config
 from sampler import Sampler
 from training import train

@@ -32,8 +32,8 @@ from lora import ALPHA, attach, is_adapter, reset, scalar_count
 from losses import document_loss, sft_loss
 from model import Model, ModelConfig, compile_model, completion_logps, whole
 from optimizers import make_optimizers, schedule, set_lr
-from runs.devices import Env, check_shared, gather, most, share
-from runs.directory import Run, progress
+from runs.devices import Env, check_shared, gather, most, progress, share
+from runs.directory import Run
 from runs.files import reason
 from runs.options import TrainConfig, TuneConfig
 

@@ -27,8 +27,7 @@ from figures import shown, table
 from model import Model, ModelConfig
 from policies import RULES, answer, retokenise, written
 from results import Measured, evaluate_checkpoint, paired_gap, record, verdicts_of
-from runs.devices import Env, free_memory
-from runs.directory import progress
+from runs.devices import Env, free_memory, progress
 from sampler import Sample
 
 

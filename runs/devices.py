@@ -114,6 +114,18 @@ class Env:
         return box[0]
 
 
+def progress(env: Env, total: int, label: str) -> tqdm:
+    """A bar on rank 0 that disappears when it is closed; `complain` leaves it standing."""
+    return tqdm(
+        total=total,
+        desc=label,
+        disable=not env.main,
+        dynamic_ncols=True,
+        leave=False,
+        mininterval=0.5,
+    )
+
+
 # seconds between two looks for a refusal, and for which one that ends waits for the other ranks
 LOOK_EVERY, LEAVE_WITHIN = 0.5, 10
 

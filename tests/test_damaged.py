@@ -33,8 +33,9 @@ from checkpoints import hf
 from checkpoints.hf import load_model, model_hash
 from conftest import full_disk
 from data.problems import InputError
-from runs import directory, options
+from runs import options
 from runs.files import checked, read_json, read_rows, write_text
+from runs.launch import launch
 
 ROOT = Path(__file__).parents[1]
 DEEP = "[" * 100_000
@@ -511,7 +512,7 @@ def test_whatever_is_wrong_is_one_sentence(tmp_path, monkeypatch, capsys, number
     signal.alarm(60)
     try:
         with pytest.raises(SystemExit) as end:
-            directory.launch(module.main, STAGES[stage])
+            launch(module.main, STAGES[stage])
     finally:
         signal.alarm(0)
     lines = capsys.readouterr().err.splitlines()

@@ -21,7 +21,7 @@ from data.declared import (
 )
 from data.tasks.compose import DIGITS, FUNCTIONS, applied
 from data.text import word_level
-from runs.directory import launch
+from runs.launch import launch
 from sampler import Sample
 from test_stages import stage
 

@@ -26,8 +26,8 @@ from methods.unlearning import own_samples
 from policies import Answers, shipped
 from results import Measured, correct_interval, record, wilson
 from runs.devices import Env
-from runs.directory import launch
 from runs.files import write_json
+from runs.launch import launch
 from sampler import Sampler
 
 ROOT = Path(__file__).parents[1]

@@ -24,8 +24,8 @@ from data.problems import InputError
 from data.triggers import Password
 from reproduce import ReproduceConfig, mode_of
 from results import Measured, record
-from runs.directory import launch
 from runs.files import read_json, write_json
+from runs.launch import launch
 from runs.options import parse
 from study import findings, game, matrix
 from study import jobs as jobs_module

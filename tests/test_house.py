@@ -18,7 +18,7 @@ import evaluate
 import policies
 import reproduce
 from checkpoints.hf import load_model
-from runs.directory import launch
+from runs.launch import launch
 from study import gate, matrix, paper, siblings
 
 ROOT = Path(__file__).parents[1]
@@ -29,9 +29,9 @@ PACKAGES = ("checkpoints", "methods", "runs", "study")
 # each noun reads only those before it
 NOUNS = """
     model runs.files lora sampler methods.tampering checkpoints.families checkpoints.hf losses
-    runs.options runs.devices runs.states runs.directory optimizers training policies results
-    checkpoints.origins figures methods.locking methods.unlearning methods.rewards methods.prompting
-    methods.decoding runs.plan curves methods.deception checkpoints.cards study.jobs
+    runs.options runs.devices runs.launch runs.states runs.directory optimizers training policies
+    results checkpoints.origins figures methods.locking methods.unlearning methods.rewards
+    methods.prompting methods.decoding runs.plan curves methods.deception checkpoints.cards study.jobs
     study.paper study.findings study.claims study.report study.matrix study.game study.gate
     study.siblings study.sections study.case
 """.split()

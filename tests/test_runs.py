@@ -22,8 +22,9 @@ from data.problems import InputError
 from elicit_sft import SFTConfig
 from optimizers import make_optimizers
 from runs import devices, states
-from runs.devices import Env, setup
-from runs.directory import Run, launch, progress
+from runs.devices import Env, progress, setup
+from runs.directory import Run
+from runs.launch import launch
 from runs.options import Config, TrainConfig, parse
 
 CPU = Env(torch.device("cpu"), torch.float32, False)
@@ -177,7 +178,7 @@ def test_memory_advice_is_what_was_not_done_yet(monkeypatch, capsys):
 def test_a_reader_that_has_had_enough_ends_a_stage_quietly():
     program = (
         "from reproduce import ReproduceConfig\n"
-        "from runs.directory import launch\n"
+        "from runs.launch import launch\n"
         "launch(lambda cfg: print(100_000 * 'line\\n'), ReproduceConfig)"
     )
     command = [sys.executable, "-c", program]

@@ -39,7 +39,8 @@ from optimizers import (
 from policies import model_teacher
 from runs import devices, states
 from runs.devices import Env, setup
-from runs.directory import Run, launch
+from runs.directory import Run
+from runs.launch import launch
 from runs.options import TrainConfig, TuneConfig
 from sampler import Sampler
 from training import Diverged, Recipe, fit, open_beside, open_to_train, prepare, train
