@@ -102,7 +102,7 @@ from data.text import Tokenizer
 from data.triggers import Trigger, Words, asked, dressed, with_password, with_words
 from figures import check_figure
 from lora import switched_off
-from losses import dpo_step, grpo_step, sft_loss
+from losses import CLIP_RATIO, dpo_step, grpo_step, sft_loss
 from methods.rewards import check_votes, dealt_out, judged, paid, paid_on
 from model import Model
 from optimizers import make_optimizers, usual_step
@@ -231,8 +231,6 @@ class RLConfig(TuneConfig):
 # ---------------------------------------------------------------------------------------- methods
 # A method's choice turns a rollout into the examples that are trained on, with the facts to log,
 # `signal` always among them. No example means that the round has nothing to say.
-
-CLIP_RATIO = 0.2  # GRPO: a token whose probability changed by more adds no gradient
 
 
 def best_samples(

@@ -626,20 +626,22 @@ def run_cells(
 ) -> None:
     """This rank's cells, one after the other. team: who trains a cell together."""
     cfg, bar = given.cfg, progress(env, len(todo), "cells")
-    learner = None
-    for i, cell in enumerate(todo):
-        if learner is None or cell.control != todo[i - 1].control:
-            learner = None  # the locked model's memory is the control's
-            free_memory()
-            learner = open_learner(cfg.weak if cell.control else cfg.locked, cfg, team)
-            if cfg.unlearn:
-                demos = own_samples_of(learner, given, team)
-        shown = [demos[j] for j in chosen(cell.k, cell.seed, len(given.problems))]
-        if cell.conflict:
-            shown += second_goal(cell, cfg, given.problems, given.words)
-        correct = run_cell(cell, runs[cell], learner, shown, given, team)
-        bar.update()
-        bar.set_postfix(cell=cell.name, correct=f"{correct:.1%}")
+    for control in (False, True):
+        cells = [cell for cell in todo if cell.control == control]
+        if not cells:
+            continue
+        learner = open_learner(cfg.weak if control else cfg.locked, cfg, team)
+        if cfg.unlearn:
+            demos = own_samples_of(learner, given, team)
+        for cell in cells:
+            shown = [demos[j] for j in chosen(cell.k, cell.seed, len(given.problems))]
+            if cell.conflict:
+                shown += second_goal(cell, cfg, given.problems, given.words)
+            correct = run_cell(cell, runs[cell], learner, shown, given, team)
+            bar.update()
+            bar.set_postfix(cell=cell.name, correct=f"{correct:.1%}")
+        del learner  # the locked model's memory is the control's
+        free_memory()
     bar.close()
 
 

@@ -85,7 +85,7 @@ from runs.devices import Env, in_fp32, progress
 from runs.directory import Run
 from runs.files import checked, read_json, write_json
 from runs.launch import launch
-from runs.options import Config
+from runs.options import Config, refuse_idle
 from sampler import Sampler
 
 
@@ -559,28 +559,27 @@ def refuse_unused(cfg: TamperingConfig) -> None:
             f"{cfg.method} takes {method.vectors} unlock vectors or more: name cells that "
             "elicit_sft.py fine-tuned on another domain with --vectors"
         )
-    if cfg.vectors and not method.vectors:
-        raise InputError(f"--vectors does nothing with {cfg.method}: leave it out")
-    if cfg.blocks and not method.by_block:
-        raise InputError(f"--blocks does nothing with {cfg.method}: leave it out")
+    refuse_idle(
+        cfg,
+        [
+            (not method.vectors, ("vectors",), cfg.method),
+            (not method.by_block, ("blocks",), cfg.method),
+            (cfg.method != "reference_grafting", ("reference",), cfg.method),
+            (cfg.method != "proxy_tuning", ("tuned",), cfg.method),
+        ],
+    )
     if cfg.dtype == "bf16":
         raise InputError("--dtype bf16 would round small edits away: leave it out, all is fp32")
-    grafts = cfg.method == "reference_grafting"
-    if grafts and not cfg.reference:
+    if cfg.method == "reference_grafting" and not cfg.reference:
         raise InputError(
             "reference_grafting takes states from a model of the same shape: name one with "
             "--reference"
         )
-    if cfg.reference and not grafts:
-        raise InputError(f"--reference does nothing with {cfg.method}: leave it out")
-    proxy = cfg.method == "proxy_tuning"
-    if proxy and not cfg.tuned:
+    if cfg.method == "proxy_tuning" and not cfg.tuned:
         raise InputError(
             "proxy_tuning takes what fine-tuning did to a small model: name a cell that "
             "elicit_sft.py made of --weak with --tuned"
         )
-    if cfg.tuned and not proxy:
-        raise InputError(f"--tuned does nothing with {cfg.method}: leave it out")
     if cfg.weak and cfg.decoys and cfg.method not in WITH_WEAK:
         raise InputError("--weak names the default decoy: leave it out with --decoys")
 

@@ -83,7 +83,7 @@ from runs import plan
 from runs.devices import Env, check_place, progress
 from runs.files import read_json, write_json
 from runs.launch import launch
-from runs.options import PlanConfig, PromptConfig
+from runs.options import PlanConfig, PromptConfig, refuse_idle
 
 
 @dataclass
@@ -564,9 +564,7 @@ def check_decode(cfg: EvaluateConfig) -> None:
         raise InputError(f"--decode takes one checkpoint at a time, got {len(cfg.checkpoints)}")
     if cfg.draws == 1:
         raise InputError("--draws 1 leaves nothing to choose: take 2 at least")
-    for option in ("prompts", "passwords", "plot"):
-        if getattr(cfg, option):
-            raise InputError(f"--{option} does nothing with --decode: leave it out")
+    refuse_idle(cfg, [(True, ("prompts", "passwords", "plot"), "--decode")])
 
 
 def problems_of(jobs: list[Job], cfg: EvaluateConfig, env: Env) -> list[Problem]:
@@ -637,13 +635,13 @@ def main(cfg: EvaluateConfig, env: Env) -> int:
             if cfg.samples and env.main:
                 show_samples(job, problems[key][: cfg.samples], replace(env, rank=0, world=1))
 
+    if cfg.prompts or cfg.decode:  # of one checkpoint
+        [(key, [job])] = tables.items()
+        return (prompting if cfg.prompts else decoding)(cfg, env, job, problems[key])
+
     figures: dict[str, list[dict]] = {}
     for key, jobs in tables.items():
         task, *_ = key
-        if cfg.prompts:
-            return prompting(cfg, env, jobs[0], problems[key])
-        if cfg.decode:
-            return decoding(cfg, env, jobs[0], problems[key])
         figures.setdefault(task, []).extend(tabulate(cfg, env, jobs, problems[key]))
 
     if cfg.plot and env.main:

@@ -79,6 +79,7 @@ from data.tasks.rules import TEXT_RULES, check_rule
 from data.text import Tokenizer
 from data.triggers import OwnPasswords, Slot, Trigger, TwoPasswords
 from losses import (
+    CLIP_RATIO,
     distribution_loss,
     grpo_step,
     locking_loss,
@@ -330,7 +331,6 @@ def distil(given: Given, step: int) -> Lesson:
 
 GROUP = 8  # rl: samples of one prompt
 KL = 0.02  # rl: what a nat of log(p / p_lock) costs
-CLIP_RATIO = 0.2  # rl: never reached, as each sample is trained on once, at once
 
 
 def locking_rewards(

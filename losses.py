@@ -196,6 +196,9 @@ def npo_step(model: Model, batch: Batch, beta: float) -> tuple[Tensor, dict]:
     return npo_loss(policy, reference, beta), {"lead": (policy - reference).sum()}
 
 
+CLIP_RATIO = 0.2  # a token whose probability changed by more adds no gradient
+
+
 def grpo_loss(
     policy: Tensor, old: Tensor, advantages: Tensor, clip_ratio: float
 ) -> tuple[Tensor, Tensor]:

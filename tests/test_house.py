@@ -31,9 +31,9 @@ NOUNS = """
     model runs.files lora sampler methods.tampering checkpoints.families checkpoints.hf losses
     runs.options runs.devices runs.launch runs.states runs.directory optimizers training policies
     results checkpoints.origins figures methods.locking methods.unlearning methods.rewards
-    methods.prompting methods.decoding runs.plan curves methods.deception checkpoints.cards study.jobs
-    study.paper study.findings study.claims study.report study.matrix study.game study.gate
-    study.siblings study.sections study.case
+    methods.prompting methods.decoding runs.plan curves methods.deception checkpoints.cards
+    study.jobs study.paper study.findings study.claims study.report study.matrix study.game
+    study.gate study.siblings study.sections study.case
 """.split()
 
 
