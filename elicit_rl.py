@@ -980,6 +980,7 @@ def finish(
     if env.main:
         write_card(run.path, run.record, results)
     run.finish(**results, stopped=so_far.stopped, code=code)
+    env.say(f"written: {run.path}; next: python evaluate.py {run.path} --samples 3")
     return code
 
 

@@ -719,6 +719,10 @@ def main(cfg: BaseConfig, env: Env) -> int:
         tune_weak(tests, cfg, env)
     elif cfg.task != "compose":  # its weak policy is a rule
         train_small(tests, cfg, env)
+    start = f" --start {cfg.strong_from}" if cfg.strong_from else ""
+    strong = f" --strong {cfg.out}/strong" if cfg.task != "compose" else ""
+    rows = f" --data {' '.join(cfg.data)}" if cfg.data else ""
+    env.say(f"next: python lock.py --task {cfg.task}{start}{strong}{rows}")
     return 0
 
 

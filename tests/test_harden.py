@@ -585,6 +585,41 @@ def test_what_cannot_be_hardened_is_refused(locked, tmp_path, settings, sentence
     assert not (tmp_path / "out").exists()
 
 
+def test_no_two_hardenings_read_the_same_texts(locked, tmp_path, monkeypatch):
+    """Their random numbers are those of the policies' seed, in thousands, and of the stream."""
+    streams = []
+    monkeypatch.setattr(harden, "both_texts", lambda *given: streams.append(given[4]) or ([], []))
+    for lock_seed, stage, hardened, seed in (
+        (0, "lock", {}, 0),
+        (0, "lock", {}, 1),
+        (1, "lock", {}, 0),
+        (0, "harden", {}, 0),
+        (0, "harden", {"hardened": 1}, 0),
+    ):
+        folder = tmp_path / str(len(streams))
+        folder.mkdir()
+        path = changed(
+            locked, folder, seed=lock_seed, policy_seed=lock_seed, stage=stage, **hardened
+        )
+        cfg = small("plain", Path(path), seed=seed)
+        harden.open_texts(cfg, [], None, harden.opened_lock(cfg), CPU)
+        streams[-1] += 1000 * lock_seed
+    assert streams[0] == 400 and len(set(streams)) == len(streams)
+
+
+def test_a_diverging_attack_names_its_own_learning_rate(locked):
+    def diverging(*given, **settings):
+        raise harden.Diverged("lower --lr")
+        yield
+
+    given = SimpleNamespace(cfg=small("tar", locked, attack_lr=(0.5,)), env=CPU, model=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harden, "train", diverging)
+        patch.setattr(harden, "make_optimizers", lambda *_: [])
+        with pytest.raises(harden.Diverged, match="learning rate of 0.5: lower --attack-lr"):
+            list(harden.attack(given, [], np.random.default_rng(0)))
+
+
 def test_a_rule_that_is_of_another_task_is_refused(locked, tmp_path):
     for rule, why in (("identity", "answers the generated problems of code"), ("rule", "compose")):
         cfg = small("plain", locked, weak=rule, out=str(tmp_path / "out"))
