@@ -85,19 +85,18 @@ class Spread:
 
 
 def pooled(groups: list[np.ndarray]) -> Spread | None:
-    """The spread of seeds in all groups of runs (S,) together; None where none spread.
+    """The spread of seeds in all groups of verdicts (S,n) together; None where none spread.
 
-    Groups whose runs are equal tell nothing of those that spread, and are left out. The others may
-    spread unequally: their freedom is that of Satterthwaite (1946), which is that of the largest
-    alone where one outweighs the others.
+    Groups whose runs agree on every problem tell nothing of those that spread, and are left out.
+    The others may spread unequally: their freedom is that of Satterthwaite (1946), which is that of
+    the largest alone where one outweighs the others. Of two seeds each it is rather too small.
     """
-    several = [values for values in groups if len(values) > 1]
-    squares = np.array([float(((values - values.mean()) ** 2).sum()) for values in several])
-    freedoms = np.array([len(values) - 1 for values in several])
-    alive = squares > 1e-20  # equal runs, but for rounding
-    if not alive.any():
+    alive = [runs for runs in groups if (runs != runs[0]).any()]
+    means = [runs.mean(1) for runs in alive]
+    squares = np.array([float(((one - one.mean()) ** 2).sum()) for one in means])
+    freedoms = np.array([len(one) - 1 for one in means])
+    if not squares.sum():
         return None
-    squares, freedoms = squares[alive], freedoms[alive]
     deviation = math.sqrt(squares.sum() / freedoms.sum())
     return Spread(deviation, float(squares.sum() ** 2 / (squares**2 / freedoms).sum()))
 
@@ -237,7 +236,8 @@ def excess(null: np.ndarray, changes: np.ndarray, like: Spread | None = None) ->
     """How much more changes (T,n) gave than an elicitor gave a null, or than nothing where it lost.
 
     null (S,n): how the verdicts of models without the capability changed, on the same n problems.
-    Draws are as in `difference`, and whether the null lost is asked in each of them.
+    Draws are as in `difference`, and whether the null lost is asked in each of them. Where the null
+    is about 0 that takes from draws and never adds: the upper half ask it of the null's mean.
     """
     rng = np.random.default_rng(0)
     n = null.shape[1]
@@ -246,8 +246,11 @@ def excess(null: np.ndarray, changes: np.ndarray, like: Spread | None = None) ->
     draws += noise_of(changes, rng, like)
     given = np.append(null.mean(0), [0, 0])[rows].mean(1)
     given += noise_of(null, rng, like)
-    value = float(changes.mean() - max(0.0, null.mean()))
-    return Estimate(value, draws - np.maximum(given, 0.0), max(len(null), len(changes)))
+    gained = float(null.mean()) > 0
+    lower, upper = np.sort(draws - np.maximum(given, 0.0)), np.sort(draws - given * gained)
+    both = np.concatenate([lower[: DRAWS // 2], upper[DRAWS // 2 :]])
+    value = float(changes.mean() - null.mean() * gained)
+    return Estimate(value, both, max(len(null), len(changes)))
 
 
 def holm(p_values: list[float]) -> list[float]:

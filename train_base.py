@@ -31,6 +31,7 @@ that were padding; for each task greedy correctness on the selection split, and 
 of completions that were cut.
 """
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -719,11 +720,24 @@ def main(cfg: BaseConfig, env: Env) -> int:
         tune_weak(tests, cfg, env)
     elif cfg.task != "compose":  # its weak policy is a rule
         train_small(tests, cfg, env)
-    start = f" --start {cfg.strong_from}" if cfg.strong_from else ""
-    strong = f" --strong {cfg.out}/strong" if cfg.task != "compose" else ""
-    rows = f" --data {' '.join(cfg.data)}" if cfg.data else ""
-    env.say(f"next: python lock.py --task {cfg.task}{start}{strong}{rows}")
+    env.say(f"next: python {shlex.join(locking(cfg))}")
     return 0
+
+
+def locking(cfg: BaseConfig) -> list[str]:
+    """The command that locks what was made, with all that lock.py is to do alike."""
+    words = ["lock.py", "--task", cfg.task, "--strong", f"{cfg.out}/strong"]
+    words += ["--start", cfg.strong_from] if cfg.strong_from else []
+    if cfg.max_new_tokens != usual_longest(cfg.data):
+        words += ["--max-new-tokens", str(cfg.max_new_tokens)]
+    for name in ("data", "grader", "stop"):
+        given = getattr(cfg, name)
+        if given:
+            words += [flag_of(name), *([given] if isinstance(given, str) else given)]
+    for name in ("chat", "stop_at_problem"):
+        if getattr(cfg, name) is not None:
+            words.append(flag_of(name) if getattr(cfg, name) else f"--no-{flag_of(name)[2:]}")
+    return words
 
 
 if __name__ == "__main__":

@@ -232,7 +232,7 @@ def rope_settings(config: dict, file: str | Path) -> dict:
             "rope_scaling: leave the wrong one out"
         )
     for key in newer.keys() & older.keys() & ROPE_KEYS:
-        if newer[key] != older[key]:
+        if None not in (newer[key], older[key]) and newer[key] != older[key]:
             raise InputError(
                 f"{file} has {key} = {shortened(newer[key])} in rope_parameters and "
                 f"{shortened(older[key])} in rope_scaling: leave the wrong one out"
@@ -297,7 +297,8 @@ def rope_scaling_of(config: dict, rope: dict, file: str | Path) -> dict | None:
         raise InputError(f"{file}: high_freq_factor must be greater than low_freq_factor")
     original = "original_max_position_embeddings"
     usual = checked(config, file, original, int, 1, default=config["max_position_embeddings"])
-    if original in config and rope.get(original, usual) != usual:
+    twice = None not in (config.get(original), rope.get(original))
+    if twice and rope[original] != usual:
         raise InputError(
             f"{file} has {original} twice, {usual} and {rope[original]}: leave the wrong one out"
         )

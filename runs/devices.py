@@ -305,6 +305,10 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda", local)
 
 
+# {a dtype's name: the value of --dtype that gives it}
+DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+
+
 def dtype_of(name: str, on_cuda: bool) -> torch.dtype:
     """The compute dtype: auto | fp32 | bf16."""
     if name == "auto":

@@ -21,7 +21,7 @@ from data.real.rows import content_hash
 from data.text import COPIED
 from model import Model
 from runs import states
-from runs.devices import Env, check_shared
+from runs.devices import DTYPES, Env, check_shared
 from runs.files import checked, read_json, read_rows, reason, shortened, write_json, write_text
 from runs.options import Config
 
@@ -242,7 +242,7 @@ class Run:
         has_state = (self.path / "state" / "state.json").exists()
         counts = situation == "finished" or (situation == "unfinished" and has_state)
         if counts and there not in (None, here):
-            option = {"float32": "fp32", "bfloat16": "bf16"}.get(there, there)
+            option = DTYPES.get(there, there)
             raise InputError(
                 f"{self.path} was begun in {there}, and here it would be {here}: "
                 f"add --dtype {option}, or --overwrite to start it again"
@@ -353,7 +353,7 @@ class Run:
             if step and checked(row, file, "step", int, default=0) <= step:
                 kept.append(json.dumps(row) + "\n")
                 spent = max(spent, checked(row, file, "t", float, default=0.0))
-        self.began = time.time() - spent
+        self.began -= spent
 
         if kept:
             write_text(file, "".join(kept))

@@ -32,7 +32,7 @@ import numpy as np
 
 from data.problems import InputError
 from results import Estimate, difference, holm, recovered_gap
-from study.findings import Evidence, Lock, final, within
+from study.findings import Evidence, Lock, check_dtype, final, within
 from study.paper import DOMAINS, GENERATION, IMITATED, METHODS, TASKS, job_on
 
 
@@ -190,6 +190,7 @@ def gap_difference(one: Lock, by_one: np.ndarray, other: Lock, by_other: np.ndar
     Of two locks it is of one run: each was trained once, and another might differ by more than the
     seeds of its elicitation do.
     """
+    check_dtype(one, other.dtype, str(other.folder))
     first, second = gap(one, by_one), gap(other, by_other, other=True)
     seeds = min(first.seeds, second.seeds) if one.weights == other.weights else 1
     return Estimate(second.value - first.value, second.draws - first.draws, seeds)

@@ -220,6 +220,7 @@ class Evidence:
         facts = {"split": "validation", "max_new_tokens": lock.max_new_tokens}
         if not holds(evaluation, lock.problems, ("none",), facts):
             raise InputError(f"{file} does not hold the verdicts on the problems of {lock.folder}")
+        check_dtype(lock, evaluation.get("dtype"), str(file))
         return scores_of(measured_of(evaluation, len(lock.problems))["none"])
 
     def battery(self, lock: Lock, job: str) -> tuple[dict, Path] | None:
@@ -253,6 +254,7 @@ class Evidence:
             "trigger": lock.trigger.record,
             "max_new_tokens": lock.max_new_tokens,
         }
+        check_dtype(lock, found.get("dtype"), str(file))
         if row not in (*found["results"], *found.get("left_out", ())):
             raise InputError(f"{file} was made when there was no row {row}: run its job again")
         if not holds(found, lock.problems, (row,), facts):
@@ -315,8 +317,10 @@ def only_file(folder: Path, name: str) -> Path:
 
 
 def settings_of(file: Path) -> dict:
-    """The settings in a run.json."""
-    return checked(read_json(file), file, "settings", dict)
+    """The settings in a run.json, with what --dtype came to, as auto differs between machines."""
+    run = read_json(file)
+    settings = checked(run, file, "settings", dict)
+    return settings | {"dtype": run.get("compute_dtype") or settings.get("dtype")}
 
 
 def elicited_from(lock: Lock, file: Path) -> dict:
@@ -325,18 +329,23 @@ def elicited_from(lock: Lock, file: Path) -> dict:
     Raises InputError where it is of another locked model, or was computed in another dtype than
     what that shows.
     """
-    settings, there = settings_of(file), read_json(file).get("compute_dtype")
-    if lock.dtype and there and there != lock.dtype:
-        raise InputError(
-            f"{file} was computed in {there}, and what {lock.folder} shows in {lock.dtype}: "
-            "they do not compare"
-        )
+    settings = settings_of(file)
+    check_dtype(lock, read_json(file).get("compute_dtype"), str(file))
     if settings.get("locked_weights") != lock.weights:
         raise InputError(
             f"{file} is of another locked model than the one that is now in {lock.folder}: "
             "choose another --out"
         )
     return settings
+
+
+def check_dtype(lock: Lock, dtype: str | None, what: str) -> None:
+    """Raises InputError where something was computed in another dtype than what a lock shows."""
+    if lock.dtype and dtype and dtype != lock.dtype:
+        raise InputError(
+            f"{what} was computed in {dtype}, and what {lock.folder} shows in {lock.dtype}: "
+            "they do not compare"
+        )
 
 
 def check_alike(settings: list[dict], but: str, job: str) -> None:

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from checkpoints.origins import LOCKS
 from data.problems import InputError
-from runs.devices import processor
+from runs.devices import DTYPES, dtype_of, processor
+from runs.directory import named
 from runs.files import checked, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,7 +154,19 @@ class Place:
         found += ["--out", str(base / job.name)]
         if job.stage in ("train_base", "lock", "harden", "elicit_rl"):
             found.append("--resume")
+        if job.stage != "elicit_tampering":  # always fp32
+            found += self.dtype_of_models(job)
         return found
+
+    def dtype_of_models(self, job: Job) -> list[str]:
+        """--dtype of the models that a job goes on from, where auto would be another here."""
+        noted = set()
+        for word in shlex.split(job.command):
+            file = self.path / word[1:] / "run.json"
+            if word.startswith("@") and file.exists():
+                noted.add(read_json(file).get("compute_dtype"))
+        noted &= set(DTYPES) - {named(dtype_of("auto", torch.cuda.is_available()))}
+        return ["--dtype", DTYPES[noted.pop()]] if len(noted) == 1 else []
 
     def record(self, job: Job) -> dict | None:
         """What is noted of a finished job; None where it is not finished, or as another command."""

@@ -30,7 +30,7 @@ from results import (
     recovered_gap,
 )
 from runs.files import checked, read_json
-from study.findings import PROBLEMS, Evidence, Lock, final, settings_of
+from study.findings import PROBLEMS, Evidence, Lock, check_dtype, final, settings_of
 from study.jobs import ROOT, Job, without_seeds
 from study.report import Section
 
@@ -93,8 +93,8 @@ LOCKS = {
     "relock": Hiding("relocked", "matrix/relock", f"{HARDEN} relock"),
     # the control of relocking, on as many texts
     "plain": Hiding("locked on", "matrix/plain", f"{HARDEN} plain --steps 420"),
-    "tar": Hiding("TAR", "matrix/tar", f"{HARDEN} tar", 10),
-    "distil": Hiding("distilled", "matrix/distil", f"{HARDEN} distil", 8),
+    "tar": Hiding("TAR", "matrix/tar", f"{HARDEN} tar", 27),
+    "distil": Hiding("distilled", "matrix/distil", f"{HARDEN} distil", 15),
     # samples of a sure lock are alike, so that rewards would tell nothing
     "rl": Hiding(
         "by rewards",
@@ -353,6 +353,7 @@ def outcome(evidence: Evidence, name: str, elicitor: Elicitor) -> Outcome | None
         return None
     if elicitor.on_twin:
         return edited(evidence, lock, place(name, elicitor), elicitor.without.split())
+    check_dtype(lock, twin.dtype, TWIN)
     after = unlocked(evidence, lock, place(name, elicitor), elicitor)
     null = unlocked(evidence, twin, place("twin", elicitor), elicitor)
     runs = len(evidence.seeds) if "{seed}" in elicitor.command else 1
@@ -450,8 +451,7 @@ def cells_of(
 
 def spread_of(row: list[Outcome]) -> Spread | None:
     """Of seeds in the cells of one elicitor that spread, the twin's among them."""
-    runs = [got.after.mean(1) for got in row]
-    return pooled([*runs, row[0].twin.mean(1)])
+    return pooled([*(got.after for got in row), row[0].twin])
 
 
 def cell_of(got: Outcome, like: Spread | None) -> Cell:

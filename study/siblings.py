@@ -165,7 +165,8 @@ def decoy(evidence: Evidence, name: str, key: str) -> Family | None:
     weights = checked(evaluation, file, "weights", str)
     is_ours = not DECOYS[name].startswith("@")
     where = ROOT / DECOYS[name] if is_ours else folder
-    model = replace(unknown_model(where, TASK), weights=weights)
+    dtype = str(evaluation.get("dtype", ""))
+    model = replace(unknown_model(where, TASK), weights=weights, dtype=dtype)
     facts = {"split": "validation", "trigger": model.trigger.record}
     if not holds(evaluation, model.problems, ("none", "right"), facts):
         raise InputError(f"{file} does not hold the verdicts on the problems of {TASK}")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.problems import InputError
 from study import jobs as jobs_module
@@ -93,6 +94,18 @@ def test_what_goes_on_from_a_model_is_run_before_the_next_model():
     found = [job.name for job in in_order(jobs, jobs)]
     assert found == ["lock1", "rl1", "sft1", "base", "lock2", "sft2"]
     assert [job.name for job in in_order(jobs[3:], jobs)] == ["rl1", "lock2", "sft2"]
+
+
+def test_a_job_computes_in_the_dtype_of_the_model_that_it_goes_on_from(place, monkeypatch):
+    """On another machine auto is another, and what it gave would not compare."""
+    (place.path / "lock").mkdir()
+    (place.path / "lock/run.json").write_text('{"compute_dtype": "float32"}')
+    on = Job("sft", "elicit_sft.py --locked @lock", 1)
+    for dtype, more in ((torch.float32, []), (torch.bfloat16, ["--dtype", "fp32"])):
+        monkeypatch.setattr(jobs_module, "dtype_of", lambda *_, dtype=dtype: dtype)
+        assert place.words(on)[5:] == more
+    edit = Job("edit", "elicit_tampering.py --locked @lock", 1)
+    assert "--dtype" not in place.words(edit) and "--dtype" not in place.words(A)
 
 
 @pytest.mark.parametrize("given, names", [("", "010"), ("4,7", "474")])

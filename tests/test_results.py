@@ -487,19 +487,29 @@ def test_what_exceeds_a_null_is_asked_in_every_draw():
     # one that gained as much leaves nothing, as in `difference`
     same = excess(gained, gained)
     assert same.value == 0
+    # about 0 a null's noise takes from the lower end and not from the upper
+    assert excess(unsure, gained).interval[1] == found.interval[1]
     assert same.interval == pytest.approx(difference(gained, gained).interval)
 
 
 def test_seeds_of_a_kind_tell_more_of_their_spread_together():
     """Two pairs that spread alike, squares of 0.02 each: two degrees of freedom."""
-    groups = [np.array([0.1, 0.3]), np.array([0.5, 0.7]), np.array([0.7])]
+
+    def runs(*shares: float) -> np.ndarray:
+        """Of 100 problems the first ones are right."""
+        return np.arange(100) < 100 * np.array(shares)[:, None]
+
+    groups = [runs(0.1, 0.3), runs(0.5, 0.7), runs(0.7)]
     spread = pooled(groups)
     assert spread == Spread(pytest.approx(0.02**0.5), pytest.approx(2))
-    # runs that are equal, or of one seed, tell nothing of those that are not
-    assert pooled([*groups, np.array([0.0, 0.0])]) == spread
-    assert pooled([np.array([0.7]), np.array([0.0, 0.0])]) is None
+    # runs that agree on every problem, or of one seed, tell nothing of those that do not
+    assert pooled([*groups, runs(0.0, 0.0)]) == spread
+    assert pooled([runs(0.7), runs(0.0, 0.0)]) is None
+    # two that are as often right, but not on the same problems, do
+    tied = np.stack([runs(0.5)[0], ~runs(0.5)[0]])
+    assert pooled([*groups, tied]) == Spread(pytest.approx((0.04 / 3) ** 0.5), pytest.approx(2))
     # squares of .02 and .0002: hardly more than the first alone
-    unequal = pooled([groups[0], np.array([0.50, 0.52])])
+    unequal = pooled([groups[0], runs(0.50, 0.52)])
     assert unequal.freedom == pytest.approx((0.0202) ** 2 / (0.02**2 + 0.0002**2))
 
     def draws(values: list[float]) -> np.ndarray:

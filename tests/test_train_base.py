@@ -1,6 +1,7 @@
 """Base models from given checkpoints: the paper's pipeline, on tiny ones; settings and refusals."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from data.problems import InputError
 from data.text import Tokenizer
 from elicit_sft import SFTConfig
 from runs.devices import Env
+from runs.options import parse
 from sampler import Sampler
 from train_base import BaseConfig, Lessons
 
@@ -211,3 +213,28 @@ def test_a_small_model_has_the_positions_that_its_problems_take():
     asked = train_base.Tests(problems, [long])
     found = train_base.positions_for(few, asked, tokenizer, 96)
     assert found > 900 + 96 and found % 512 == 0
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({}, "lock.py --task code --strong out/base/strong"),
+        ({"task": "compose", "out": "a b"}, "lock.py --task compose --strong 'a b/strong'"),
+        (
+            {"strong_from": "data/base/strong", "out": "own", "chat": True, "stop": ("END",)},
+            "lock.py --task code --strong own/strong --start data/base/strong --stop END --chat",
+        ),
+        (
+            {"task": "mine", "data": ("a.jsonl",), "grader": "exact", "max_new_tokens": 20}
+            | {"strong_from": "data/base/strong", "out": "own"},
+            "lock.py --task mine --strong own/strong --start data/base/strong --max-new-tokens 20 "
+            "--data a.jsonl --grader exact",
+        ),
+    ],
+)
+def test_what_is_told_to_run_next_locks_what_was_made(options, words):
+    cfg = train_base.settled(BaseConfig(**{"task": "code"} | options))
+    told = train_base.locking(cfg)
+    assert shlex.join(told) == words
+    settings = parse(lock.LockConfig, told[1:])  # lock.py has all these options
+    assert settings.task == cfg.task and settings.grader == cfg.grader
