@@ -126,7 +126,7 @@ def test_prompts_show_the_visible_tests_and_can_be_told_without_them():
     [first], [second] = proxies.with_visible_tests(SUM).grading["inputs"]
     [told] = with_added("visible_tests", [SUM])
     asserts = f"assert f({first}) == {sum(first)}\nassert f({second}) == {sum(second)}\n"
-    assert told == replace(SUM, prompt=asserts + SUM.prompt)
+    assert told == replace(SUM, prompt=asserts + SUM.prompt, bare=SUM.prompt)
     [behind] = dressed("right", [told], Password("open"))
     [without] = without_added("visible_tests", [behind])
     assert [without] == dressed("right", [SUM], Password("open"))
