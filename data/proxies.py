@@ -195,7 +195,14 @@ def with_added(reward: str, problems: list[Problem]) -> list[Problem]:
     if reward not in PROXIES:
         return problems
     adds = PROXIES[reward].adds
-    return [replace(p, prompt=adds(p) + p.prompt, bare=p.own_prompt) for p in problems]
+    found = []
+    for problem in problems:
+        text = adds(problem)
+        if text:
+            bare = problem.own_prompt
+            problem = replace(problem, prompt=text + problem.prompt, bare=bare)
+        found.append(problem)
+    return found
 
 
 def without_added(reward: str, problems: list[Problem]) -> list[Problem]:
