@@ -891,8 +891,9 @@ def memory_rows(args, env) -> None:
             runs_of["SFT"] += ["--sequences", many, twice]
         runs_of["DPO"] += ["--round", twice, "--epochs", "1", "--reward", "random"]
         runs_of["DPO"] += ["--task", "critique"]
-        if large:  # as above: no more than a letter is planned and written
-            runs_of["DPO"] += ["--max-new-tokens", "2"]
+        if large:  # as above: no more than a letter is planned and written; and micro-batches that
+            # are full whatever the few problems' lengths, as the plan is of the split's longest
+            runs_of["DPO"] += ["--max-new-tokens", "2", "--micro-tokens", "512"]
         runs_of["evaluation"] += ["--problems", rows, "--slots", rows]
         same = ["--dtype", "fp32", "--device", "cpu", "--no-compile"]
         for name, (stage, *argv) in runs_of.items():
