@@ -9,6 +9,7 @@ problems. What an interval covers:
     correct_interval   several seeds: which problems were asked, and which seeds were drawn
     recovered_gap      the same for PGR; of one seed it covers the problems alone
     difference         two measurements of several seeds each: problems and seeds
+    excess             what an elicitor gave more than it gave a null: the same
 
 The bootstraps resample the n problems and two more, one that speaks for either side, as Agresti and
 Coull (1998) add to a proportion: where all problems agree, the interval still has a width.
