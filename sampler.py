@@ -104,6 +104,18 @@ def padded_length(length: int) -> int:
     return round_up(length, max(16, 1 << length.bit_length() >> 4))
 
 
+PREFILL_ROWS = 32  # prompts that a prefill computes, however few are new,
+PREFILL_TOKENS = 4096  # but no more than so many padded tokens, where it is several prompts;
+LARGE_PREFILL = 512  # so many of a large model on a CPU: its products are no faster with more
+
+
+def prefill_lines(length: int, parameters: int, cuda: bool) -> int:
+    """Prompts of this padded length that one prefill computes: always as many, so that there is
+    one shape for each length, and so that a prompt's bits do not depend on its company."""
+    tokens = PREFILL_TOKENS if cuda or parameters < SMALL else LARGE_PREFILL
+    return max(1, min(PREFILL_ROWS, tokens // length))
+
+
 ROOM = 0.8  # of the memory that is free, for a cache
 
 
@@ -205,11 +217,10 @@ class Sampler:
     """
 
     CHECK = 8  # decode steps between two looks at the device
-    PREFILL_ROWS = 32  # prompts that a prefill computes, however few are new,
-    PREFILL_TOKENS = 4096  # but no more than so many padded tokens, where it is several prompts
 
     def __init__(self, model: Model, eos_ids: list[int], slots: int = 256):
         self.model = model
+        self.parameters = model.parameter_count()
         self.asked = self.slots = slots
         self.eos_ids = set(eos_ids)
         self.eos = torch.tensor(eos_ids, device=model.device)
@@ -318,11 +329,14 @@ class Sampler:
 
     def _admit(self, waiting: deque, busy: list[Slot], prompts: list[list[int]]) -> list[Slot]:
         """Take from the queue what fits into free slots. Host only: nothing is computed yet."""
+        if not waiting:
+            return []
         taken = {slot.row for slot in busy}
         free = [row for row in range(self.slots) if row not in taken]
 
         # A prefill costs the same however few prompts are new: wait for enough free slots.
-        if len(free) < min(self.slots, self.PREFILL_ROWS):
+        longest = padded_length(len(prompts[waiting[0][0]]))
+        if len(free) < min(self.slots, self.lines_of(longest)):
             return []
 
         admitted = []
@@ -351,7 +365,7 @@ class Sampler:
 
     def lines_of(self, length: int) -> int:
         """Prompts of this padded length that one prefill computes."""
-        return max(1, min(self.PREFILL_ROWS, self.PREFILL_TOKENS // length))
+        return prefill_lines(length, self.parameters, self.model.device.type == "cuda")
 
     # ------------------------------------------------------------------------- work on the device
 
@@ -522,7 +536,7 @@ class Sampler:
         size, memory = sum(tensor.nbytes for tensor in held), 0
         if self.model.device.type == "cuda":
             memory = torch.cuda.get_device_properties(self.model.device).total_memory
-        if not stays(self.model.parameter_count(), size, memory):
+        if not stays(self.parameters, size, memory):
             self.release()
 
     def release(self) -> None:

@@ -36,7 +36,7 @@ from lora import base_of
 from model import CHUNK, SHORT, Model, ModelConfig
 from runs.devices import Env, dtype_of, memory_of
 from runs.options import PlanConfig, TextConfig, flag_of
-from sampler import Sampler, cache_bucket, cache_bytes, padded_length, stays
+from sampler import cache_bucket, cache_bytes, padded_length, prefill_lines, stays
 
 PARTS = ("weights", "masters", "gradients", "moments")
 PARTS += ("activations", "logits", "cache", "copies")
@@ -391,7 +391,7 @@ def of_sampler(shape: Shape, texts: Texts, slots: int, n: Numbers) -> Phase:
 
     # a prefill: keys and values of all layers, and one block's attention or MLP
     length = padded_length(texts.prompt)
-    tokens = length * max(1, min(Sampler.PREFILL_ROWS, Sampler.PREFILL_TOKENS // length))
+    tokens = length * prefill_lines(length, shape.parameters, n.cuda)
     attention = 3 * width + 2 * kv
     if not n.cuda and length <= SHORT:
         attention += 2 * config.num_attention_heads * length

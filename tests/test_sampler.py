@@ -167,7 +167,7 @@ def test_more_prompts_than_one_prefill_computes(make_model, monkeypatch):
     model = make_model()
     prompts = [[9 + i] * (1 + i % 5) for i in range(23)]
     expected = [naive_greedy(model, p, 6) for p in prompts]
-    monkeypatch.setattr(Sampler, "PREFILL_ROWS", 4)
+    monkeypatch.setattr("sampler.PREFILL_ROWS", 4)
     for n in (1, 3):
         drawn = Sampler(model, EOS_SET, 16)(prompts, n=n, max_new_tokens=6)
         assert [[s.ids for s in samples] for samples in drawn] == [[ids] * n for ids in expected]
@@ -317,13 +317,29 @@ def test_slots_follow_free_memory_and_prefills_their_tokens(make_model, monkeypa
 
     slot = S.cache_bytes(model.config, 1, sampler.capacity, 4)
     monkeypatch.setattr(S, "free_bytes", lambda device: 3.9 * slot)  # of which 0.8 are taken
-    monkeypatch.setattr(Sampler, "PREFILL_TOKENS", 64)
+    monkeypatch.setattr(S, "PREFILL_TOKENS", 64)
     few = Sampler(model, EOS_SET, 8)
     assert content(few(PROMPTS, 2, max_new_tokens=8, seed=1, temperature=1.0)) == before
     assert few.slots == 3
     monkeypatch.setattr(S, "free_bytes", lambda device: 0)
     least = Sampler(model, EOS_SET, 8)
     assert content(least(PROMPTS, max_new_tokens=4)) and least.slots == 1
+
+
+def test_a_large_model_computes_few_padded_tokens_on_a_cpu(make_model, monkeypatch):
+    """Small and on CUDA 32 prompts, or 4,096 tokens; large on a CPU 512 tokens of them."""
+    assert [S.prefill_lines(48, S.SMALL, cuda) for cuda in (False, True)] == [10, 32]
+    assert S.prefill_lines(48, S.SMALL - 1, cuda=False) == 32
+    assert [S.prefill_lines(n, S.SMALL, cuda=False) for n in (16, 288, 1024)] == [32, 1, 1]
+
+    model = make_model()
+    draw = partial(Sampler.__call__, prompts=PROMPTS, n=3, max_new_tokens=6)
+    expected = [[s.ids for s in samples] for samples in draw(Sampler(model, EOS_SET, 4))]
+    monkeypatch.setattr(S, "SMALL", 0)
+    monkeypatch.setattr(S, "LARGE_PREFILL", 32)
+    large = Sampler(model, EOS_SET, 4)
+    assert large.lines_of(16) == 2
+    assert [[s.ids for s in samples] for samples in draw(large)] == expected
 
 
 def test_a_container_has_less_than_the_machine(tmp_path):
