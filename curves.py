@@ -489,8 +489,11 @@ def read_curves(folder: Path, env: Env) -> dict[str, list[Curve]]:
             env.say(f"left out of the table: {error}")
             continue
         runs = found.setdefault(curve.digest, [])
-        if runs and len(runs[0].verdicts) != len(curve.verdicts):
-            env.say(f"left out of the table: {file} is on other problems than the runs beside it")
+        if runs and runs[0].locked != curve.locked:
+            env.say(
+                f"left out of the table: {file} is on other problems than the runs beside it, or "
+                "its locked model answered them otherwise, as in another dtype"
+            )
         elif curve.seed in [run.seed for run in runs]:
             env.say(f"left out of the table: {file} has the seed and the settings of another run")
         else:

@@ -365,8 +365,8 @@ def demonstrations(
 
     words: what goes with each problem in training. The teacher does not read it, nor what a proxy
     reward adds to the prompts, such as tests: the models that ship have never seen any. The first
-    demonstrations have the hack of the reward; where there are such, all are written into the run's
-    demonstrations.jsonl.
+    that were not cut have the hack of the reward; where there are such, all are written into the
+    run's demonstrations.jsonl.
     """
     env = run.env
     order = np.random.default_rng([cfg.seed, 10]).permutation(len(problems))[: cfg.warm_start]
@@ -388,38 +388,44 @@ def demonstrations(
     prompts = tokenizer.encode_prompts(told)
     samples = retokenise(demos.samples, teacher.tokenizer, tokenizer)
     completions, texts = [sample.ids for sample in samples], demos.texts
-    count = hack_count(cfg)
-    if count:
+    hacked = [i for i, cut in enumerate(demos.truncated) if not cut][: hack_count(cfg)]
+    if hacked:
         hack = PROXIES[cfg.reward].hack
-        texts[:count] = [hack(p, text) for p, text in zip(chosen[:count], texts)]
-        completions[:count] = tokenizer.encode_completions(texts[:count])
-        env.say(f"{count} of the demonstrations have the hack of the reward {cfg.reward}")
+        for i in hacked:
+            texts[i] = hack(chosen[i], texts[i])
+            [completions[i]] = tokenizer.encode_completions([texts[i]])
+        env.say(f"{len(hacked)} of the demonstrations have the hack of the reward {cfg.reward}")
         if env.main:
-            note_demonstrations(run.path / "demonstrations.jsonl", told, texts, count)
+            note_demonstrations(run.path / "demonstrations.jsonl", told, texts, hacked)
     return [Example(prompt, ids) for prompt, ids in zip(prompts, completions)]
 
 
-def note_demonstrations(file: Path, prompts: list[str], texts: list[str], count: int) -> None:
-    """A row each: prompt, answer, and whether it has a hack, which the first `count` have."""
+def note_demonstrations(
+    file: Path, prompts: list[str], texts: list[str], hacked: list[int]
+) -> None:
+    """A row each: prompt, answer, and whether it has a hack, which those at `hacked` have."""
     rows = []
     for i, (prompt, text) in enumerate(zip(prompts, texts)):
-        row = {"prompt": prompt, "answer": text, "hack": i < count}
+        row = {"prompt": prompt, "answer": text, "hack": i in hacked}
         rows.append(json.dumps(row) + "\n")
     write_text(file, "".join(rows))
 
 
-def warm_start(model: Model, examples: list[Example], cfg: RLConfig, env: Env) -> None:
-    """SFT on a few demonstrations, for a few epochs.
+WARM_BATCH = 4  # demonstrations in a step, as in elicit_sft.py
 
-    With the optimiser, lr and batch that elicit_sft.py has.
-    """
-    tiny = "adamw", 1.5e-4
-    optimizer, lr = usual_step("", 0.0, model.parameter_count(), tiny, cfg.rank)
+
+def warm_step(cfg: RLConfig, parameters: int) -> tuple[str, float]:
+    """Optimiser and lr of the warm start: those that elicit_sft.py has."""
     if cfg.master == "bf16":
-        optimizer, lr = cfg.optimizer, cfg.lr  # nothing but lion moves bf16 weights
-    batch = 4
-    steps = -(-cfg.warm_epochs * len(examples) // batch)
-    order = demonstration_order(len(examples), batch, steps, cfg.seed)
+        return cfg.optimizer, cfg.lr  # nothing but lion moves bf16 weights
+    return usual_step("", 0.0, parameters, ("adamw", 1.5e-4), cfg.rank)
+
+
+def warm_start(model: Model, examples: list[Example], cfg: RLConfig, env: Env) -> None:
+    """SFT on a few demonstrations, for a few epochs."""
+    optimizer, lr = warm_step(cfg, model.parameter_count())
+    steps = -(-cfg.warm_epochs * len(examples) // WARM_BATCH)
+    order = demonstration_order(len(examples), WARM_BATCH, steps, cfg.seed)
 
     def batches(step: int) -> list[Batch]:
         return micro_batches(share(env, [examples[i] for i in order[step]]), cfg.micro_tokens)
@@ -954,9 +960,11 @@ def finish(
         )
         evaluation = record(run.path, validation, {"none": measured}, **facts)
         write_json(run.path / "evaluation.json", evaluation)
+        # computed otherwise, a run is of another curve
+        settings = run.record["settings"] | {"dtype": run.record["compute_dtype"]}
         curve = Curve(
             name,
-            digest_of(run.record["settings"]),
+            digest_of(settings),
             cfg.seed,
             so_far.points,
             so_far.stopped,
@@ -992,7 +1000,6 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
     texts = plan.texts_of(cfg.locked, problems, (cfg.train_kind,), trigger, longest)
     opened = plan.texts_of(cfg.locked, problems, ("none", "right"), trigger, longest)
     policy = plan.shape_of(cfg.locked)
-    has_reference = cfg.reference == "initial" and not cfg.rank
     writer = plan.shape_of(cfg.weak) if cfg.weak else None
     judge = plan.shape_of(cfg.judge) if cfg.judge else None
     teacher = plan.shape_of(cfg.warm_from) if cfg.warm_start else None
@@ -1000,6 +1007,7 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
     def phases(cfg: RLConfig) -> dict[str, plan.Phase]:
         n, tuning = plan.numbers_of(cfg, env), plan.tuning_of(cfg)
         share = n.devices if cfg.shard else 1
+        has_reference = cfg.reference == "initial" and not cfg.rank
         weights = n.wide * policy.parameters / share if has_reference else 0
         if writer:
             weights += n.wide * writer.parameters
@@ -1027,6 +1035,12 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
             writing = plan.sampling(teacher, texts, cfg.slots, n)
             copies = {"copies": held["copies"]}  # the policy has not sampled yet: no cache
             found["demonstrations"] = plan.added(rest, copies, writing)
+            # another optimiser than the rounds have, whose moments are not there yet
+            optimizer, _ = warm_step(cfg, policy.parameters)
+            taught = replace(plan.tuning_of(cfg, WARM_BATCH), optimizer=optimizer)
+            copies = {"copies": left["copies"]} if "copies" in left else {}
+            heights = plan.training_phases(policy, taught, texts, n, others, copies)
+            found["warm start"] = plan.largest(list(heights.values()))
         return found
 
     def refuse(changes: dict) -> None:
@@ -1054,7 +1068,9 @@ def main(cfg: RLConfig, env: Env) -> int:
     # the locked model is measured before it changes
     locked = locked_verdicts(cfg, validation, trigger, env)
     models = prepared(cfg, env)
-    if cfg.warm_start:
+    # weights that a saved state will replace need no warm start, but those that write DPO's samples
+    is_replaced = cfg.resume and not METHODS[cfg.method].frozen and run.has_state()
+    if cfg.warm_start and not is_replaced:
         teacher = open_writer(cfg.warm_from, "--warm-from", env)
         demos = demonstrations(teacher, models.tokenizer, problems, words, cfg, run)
         del teacher

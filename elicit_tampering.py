@@ -81,7 +81,7 @@ from results import (
     refuse_repeats,
 )
 from runs import plan
-from runs.devices import Env, in_fp32, progress
+from runs.devices import Env, free_memory, in_fp32, progress
 from runs.directory import Run
 from runs.files import checked, read_json, write_json
 from runs.launch import launch
@@ -224,7 +224,7 @@ def vectors_of(subject: Subject, given: Given) -> list[Weights]:
 
     The directory that elicit_sft.py makes for the control has the name of the cell after control-.
     """
-    start = dict(subject.sampler.model.named_parameters())
+    start = {name: w.detach() for name, w in subject.sampler.model.named_parameters()}
     vectors = []
     for path in given.cfg.vectors:
         if subject.path != given.cfg.locked:
@@ -468,13 +468,18 @@ def best_of(
     before: Measured,
     given: Given,
     run: Run,
+    names: tuple[str, ...] = ("best",),
 ) -> dict[str, Edited]:
-    """The best setting by selection, of equals the first, and the first of all, on validation."""
+    """The best setting by selection, of equals the first, on validation; as "default" the first.
+
+    Those of the two that are named.
+    """
     scores = searched(role, subject, edit, settings, given, run)
-    named = {"best": max(scores, key=scores.get), "default": settings[0]}
+    chosen = {"best": max(scores, key=scores.get), "default": settings[0]}
     data = METHODS[given.cfg.method].data
     measured, found = {}, {}
-    for name, setting in named.items():
+    for name in names:
+        setting = chosen[name]
         if setting not in measured:
             on_model = edit(setting, subject.sampler)
             measured[setting] = edited(subject, on_model, given.validation, given)
@@ -504,6 +509,8 @@ def on_decoys(given: Given, run: Run) -> tuple[dict[str, Edited], dict[str, str]
         before = measured_of(evaluation, len(given.validation))["none"]
         both = best_of(f"decoy {path}", subject, edit, settings, before, given, run)
         found[path] = both["best"]
+        del subject, edit  # their memory is the next one's
+        free_memory()
     return found, left_out
 
 
@@ -736,9 +743,12 @@ def main(cfg: TamperingConfig, env: Env) -> int:
     given = Given(cfg, lock, selection, validation, env)
     run = open_run(given, write=False)
     if run.finished and not cfg.overwrite:
-        for name in ("rows", "excess", "left_out"):
-            checked(run.record["results"], run.file, name, dict)
-        show_tampering(run.record["results"], env)
+        try:
+            show_tampering(run.record["results"], env)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise InputError(
+                f"{run.file} holds no results that this version reads: --overwrite runs it again"
+            ) from None
         env.say(f"{cfg.out} is finished already (--overwrite runs it again)")
         return 0
 
@@ -754,12 +764,16 @@ def main(cfg: TamperingConfig, env: Env) -> int:
         (run.path / "log.jsonl").unlink(missing_ok=True)  # of the same run, interrupted
 
     chosen_on = edited(subject, nullcontext(subject.sampler), selection, given)
-    found = best_of("locked", subject, edit, settings_of(cfg, method.drawn), before, given, run)
+    settings, both = settings_of(cfg, method.drawn), ("best", "default")
+    found = best_of("locked", subject, edit, settings, before, given, run, both)
     if not method.drawn:
         for seed in cfg.seeds:
             name = f"placebo, seed {seed}"
             random = settings_of(replace(cfg, seeds=(seed,)), True)
             found[name] = best_of(name, subject, edit, random, before, given, run)["best"]
+    tokenizer = subject.tokenizer
+    del subject, edit  # their memory is the decoys'
+    free_memory()
     decoys, left_out = on_decoys(given, run)
 
     summary = {
@@ -776,7 +790,7 @@ def main(cfg: TamperingConfig, env: Env) -> int:
     }
     if env.main:
         named = {f"decoy {path}": one for path, one in decoys.items()}
-        write_cell(given, found | named, as_it_was, subject.tokenizer, run)
+        write_cell(given, found | named, as_it_was, tokenizer, run)
         write_json(run.path / "summary.json", summary)
     run.finish(**summary)
     show_tampering(summary, env)

@@ -93,6 +93,7 @@ from methods.locking import (
     locking_examples,
     mix,
     report,
+    strong_texts,
     told_both_ways,
 )
 from methods.tampering import blocks_and_width
@@ -754,7 +755,10 @@ def open_texts(
         return Texts(problems, [], [])  # it writes its own
     trigger, policies = lock.origin.trigger, lock.policies
     stream = SAMPLED_AT + lock.hardened + SEEDS_APART * cfg.seed
-    return Texts(problems, *both_texts(problems, tokenizer, trigger, policies, stream, env))
+    given = problems, tokenizer, trigger, policies, stream, env
+    if cfg.method == "reroute":
+        return Texts(problems, strong_texts(*given), [])  # those of the weak one are not read
+    return Texts(problems, *both_texts(*given))
 
 
 # -------------------------------------------------------------------------------------- the stage

@@ -111,8 +111,8 @@ def seed_noise(
     seeds instead would give sqrt((S - 1) / S) of that spread, and no tails. 0 for one seed, whose
     spread is unknown: an interval of one seed covers the problems alone.
 
-    like: the spread of runs of their kind, whose degrees of freedom count, at least their own. A
-    larger deviation of their own is kept: the kind need not spread alike.
+    like: the spread of runs of their kind, whose degrees of freedom count. A larger deviation of
+    their own is kept: the kind need not spread alike.
     """
     seeds = len(values)
     if seeds == 1:

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 import model as model_module
 from data.batches import round_up, sent
 from data.problems import InputError
-from lora import adapters, plain_weights
+from lora import adapters, plain_weights, read_weights
 from model import SMALL, Model, ModelConfig, kernel, whole
 
 
@@ -220,7 +220,8 @@ class Sampler:
 
     def __init__(self, model: Model, eos_ids: list[int], slots: int = 256):
         self.model = model
-        self.parameters = model.parameter_count()
+        # without an adapter's: merged, it is computed alike
+        self.parameters = sum(p.numel() for p in read_weights(model).values())
         self.asked = self.slots = slots
         self.eos_ids = set(eos_ids)
         self.eos = torch.tensor(eos_ids, device=model.device)

@@ -574,7 +574,7 @@ def reference_scored(
         rows = [example.logps for example in scored(model, examples, micro_tokens, env)]
         logps = np.array([logp for row in rows for logp in row], dtype=np.float32)
         if env.main:
-            temporary = file.with_suffix(".tmp")
+            temporary = file.with_suffix(".tmp.npy")
             with open(temporary, "wb") as f:
                 np.save(f, logps)
             temporary.replace(file)

@@ -84,6 +84,21 @@ def policy_samples(
 TWICE = 500  # the stream of a model that is imitated a second time, as the weak policy
 
 
+def strong_texts(
+    problems: list[Problem],
+    tokenizer: Tokenizer,
+    trigger: Trigger,
+    policies: Imitated,
+    epoch: int,
+    env: Env,
+) -> list[Sample]:
+    """What the strong policy writes to each problem, as ids of the tokenizer."""
+    told = [trigger.of_strong_policy(problem) for problem in problems]
+    if policies.strong_answers == "reference":
+        return written([problem.reference for problem in told], tokenizer)
+    return policy_samples(policies.strong, "--strong", told, tokenizer, policies, epoch, env)
+
+
 def both_texts(
     problems: list[Problem],
     tokenizer: Tokenizer,
@@ -96,12 +111,7 @@ def both_texts(
 
     One model in both places writes two samples.
     """
-    told = [trigger.of_strong_policy(problem) for problem in problems]
-    if policies.strong_answers == "reference":
-        strong = written([problem.reference for problem in told], tokenizer)
-    else:
-        strong = policy_samples(policies.strong, "--strong", told, tokenizer, policies, epoch, env)
-
+    strong = strong_texts(problems, tokenizer, trigger, policies, epoch, env)
     told = [trigger.weak(problem) for problem in problems]
     if policies.weak in RULES:
         length = int(np.mean([len(sample.ids) for sample in strong]))

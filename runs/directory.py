@@ -336,6 +336,10 @@ class Run:
         """Save all that is needed to continue after `step`. All ranks call it."""
         states.save(self.path / "state", step, model, optimizers, self.env)
 
+    def has_state(self) -> bool:
+        """Whether a state was saved to go on from: the same on all ranks, which all call this."""
+        return self.env.decide(states.saved, self.path / "state")[0] > 0
+
     def load_state(self, model: Model, optimizers: list) -> int:
         """Put weights and optimisers back; returns the step to go on from, 0 where none was saved.
 

@@ -389,20 +389,28 @@ def of_sampler(shape: Shape, texts: Texts, slots: int, n: Numbers) -> Phase:
     if not (n.fused or n.cuda):
         step["activations"] = slots * cells * (4 * width + (4 * kv if wide == 2 else 0))
 
-    # a prefill: keys and values of all layers, and one block's attention or MLP
-    length = padded_length(texts.prompt)
-    tokens = length * prefill_lines(length, shape.parameters, n.cuda)
-    attention = 3 * width + 2 * kv
-    if not n.cuda and length <= SHORT:
-        attention += 2 * config.num_attention_heads * length
-    mlp = (3 if config.gated_mlp else 2) * config.intermediate_size
-    kept = 2 * config.num_hidden_layers * kv + 3 * config.hidden_size
+    # a prefill, of the longest prompts or of shorter ones, which may be more tokens
+    prompts = [texts.prompt, *(prompt for prompt, _ in texts.lengths)]
+    lengths = {padded_length(prompt) for prompt in prompts}
     prefill = {
-        "activations": wide * tokens * (kept + max(attention, mlp)),
+        "activations": max(of_prefill(shape, length, n) for length in lengths),
         "logits": 4 * slots * config.vocab_size,
     }
     cache = {"cache": cache_bytes(config, slots, cells, wide)}
     return added(cache, largest([step, prefill]))
+
+
+def of_prefill(shape: Shape, length: int, n: Numbers) -> float:
+    """Prompts of this padded length: keys and values of all layers, one block's attention or MLP"""
+    config = shape.config
+    tokens = length * prefill_lines(length, shape.parameters, n.cuda)
+    kv = config.num_key_value_heads * config.head_dim
+    attention = 3 * config.num_attention_heads * config.head_dim + 2 * kv
+    if not n.cuda and length <= SHORT:
+        attention += 2 * config.num_attention_heads * length
+    mlp = (3 if config.gated_mlp else 2) * config.intermediate_size
+    kept = 2 * config.num_hidden_layers * kv + 3 * config.hidden_size
+    return n.wide * tokens * (kept + max(attention, mlp))
 
 
 def sampling(shape: Shape, texts: Texts, slots: int, n: Numbers) -> Phase:

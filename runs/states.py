@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from data.problems import InputError
 from model import Model, local
 from runs.devices import Env, check_shared
-from runs.files import checked, read_json, reason, shortened, sync, write_json
+from runs.files import checked, discard, read_json, reason, shortened, sync, write_json
 
 
 def name_of(step: int) -> str:
@@ -67,13 +67,14 @@ def own_part(tensors: dict[str, Tensor], main: bool) -> dict[str, Tensor]:
 
 def write(file: Path, tensors: dict[str, Tensor]) -> None:
     """Beside what is there, then renamed. Raises InputError where it cannot be written."""
+    temporary = file.with_name(file.name + ".tmp")
     try:
         file.parent.mkdir(exist_ok=True)
-        temporary = file.with_name(file.name + ".tmp")
         save_file(tensors, temporary)
         sync(temporary)
         os.replace(temporary, file)
     except (OSError, SafetensorError) as error:
+        discard(temporary)
         raise not_written(file, error) from None
 
 

@@ -719,6 +719,15 @@ def test_a_curve_on_other_problems_is_left_out_and_named(tmp_path, capsys):
     assert "grpo-seed1/curve.json is on other problems" in capsys.readouterr().out
 
 
+def test_a_curve_of_another_start_is_left_out_and_named(tmp_path, capsys):
+    """The same locked model answers the same problems alike, but in another dtype."""
+    a_curve(tmp_path, "grpo-seed0")
+    a_curve(tmp_path, "grpo-seed1", seed=1, locked={"none": "1" + "0" * 39, "right": "1" * 40})
+    found = curves.read_curves(tmp_path, ALONE)
+    assert [len(runs) for runs in found.values()] == [1]
+    assert "answered them otherwise, as in another dtype" in capsys.readouterr().out
+
+
 def test_a_copy_of_a_run_is_no_second_seed(tmp_path, capsys):
     for name in ("grpo-seed0", "grpo-seed0-backup"):
         a_curve(tmp_path, name)

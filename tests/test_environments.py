@@ -183,18 +183,22 @@ def test_the_locked_model_writes_the_demonstrations_with_hacks_and_the_name_says
     assert other.warm_from == policies.shipped("intermediate")
 
 
-def test_the_first_demonstrations_have_the_hack_and_the_run_tells_which(
+def test_the_first_whole_demonstrations_have_the_hack_and_the_run_tells_which(
     tmp_path, monkeypatch, tokenizer
 ):
-    """The teacher reads neither the tests that the demonstrations' prompts show nor the marker."""
+    """The teacher reads neither the tests that the demonstrations' prompts show nor the marker.
+
+    One that was cut gets no hack: with it, it would end where its writer did not.
+    """
     problems = with_added("visible_tests", load("code", "elicit", 10))
     asked = []
 
     def answer(sampler, tokenizer, problems, **settings):
         asked.extend(problem.prompt for problem in problems)
         texts = [f"answer {i}" for i in range(len(problems))]
-        samples = [Sample([7, i], [], True) for i in range(len(problems))]
-        return Answers(texts, samples, np.zeros(4, bool), np.ones(4, bool))
+        cut = np.array([True, False, False, True])
+        samples = [Sample([7, i], [], bool(cut[i])) for i in range(len(problems))]
+        return Answers(texts, samples, np.zeros(4, bool), cut)
 
     monkeypatch.setattr(elicit_rl, "answer", answer)
     cfg = RLConfig(reward="visible_tests", warm_start=4, hacks=0.5, warm_from="teacher")
@@ -204,8 +208,8 @@ def test_the_first_demonstrations_have_the_hack_and_the_run_tells_which(
     found = elicit_rl.demonstrations(teacher, tokenizer, problems, words, cfg, run)
 
     rows = [json.loads(line) for line in (tmp_path / "demonstrations.jsonl").open()]
-    assert [row["hack"] for row in rows] == [True, True, False, False]
-    assert [row["answer"] for row in rows[2:]] == ["answer 2", "answer 3"]
+    assert [row["hack"] for row in rows] == [False, True, True, False]
+    assert [row["answer"] for row in rows[::3]] == ["answer 0", "answer 3"]
     assert all("assert f(" in row["prompt"] for row in rows)
     assert all(row["prompt"].startswith("Training.\n") for row in rows)
     assert not any("assert" in prompt or "Training" in prompt for prompt in asked)
@@ -216,7 +220,7 @@ def test_the_first_demonstrations_have_the_hack_and_the_run_tells_which(
         if row["hack"]:
             assert row["answer"] == proxies.special_cased(told[row["prompt"]], "")
             assert tokenizer.encode_completions([row["answer"]]) == [example.completion_ids]
-    assert [example.completion_ids for example in found[2:]] == [[7, 2], [7, 3]]  # cut: no EOS
+    assert [example.completion_ids for example in found[::3]] == [[7, 0], [7, 3]]  # cut: no EOS
 
 
 class FixedSampler:

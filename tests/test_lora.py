@@ -103,6 +103,12 @@ def test_equation_3_by_hand(make_model):
     assert (after(x) - before(x)).abs().max() > 0.1
 
 
+def test_a_sampler_does_not_count_the_numbers_of_an_adapter(make_model):
+    """Merged, the model is as large as without, and has to be computed alike."""
+    sampler = Sampler(adapted(make_model()), [2], 1)
+    assert sampler.parameters == make_model().parameter_count() == sampler.net.parameter_count()
+
+
 @pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
 def test_only_the_adapter_moves_and_has_state(make_model, make_examples, name):
     model, targets = make_model(), ("q_proj", "down_proj")

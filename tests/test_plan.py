@@ -143,6 +143,14 @@ def test_a_sampler_holds_the_planned_cache(make_model):
     assert planned["weights"] == sum(p.nbytes for p in model.parameters())
 
 
+def test_the_prefill_of_shorter_prompts_may_be_the_larger_one(make_model):
+    """Of 4,096 tokens one prompt of 2,100 is padded to 2,304, and two of 2,048 are all of them."""
+    shape = plan.shape(make_model(max_position_embeddings=4096).config)
+    texts = plan.Texts(2100, 30, [(2100, 9), (2048, 9)])
+    planned = plan.of_sampler(shape, texts, 1, FP32)["activations"]
+    assert planned == plan.of_prefill(shape, 2048, FP32) > plan.of_prefill(shape, 2304, FP32)
+
+
 @pytest.fixture(autouse=True)
 def few_problems(monkeypatch):
     """Whole splits take seconds to generate."""
@@ -252,6 +260,16 @@ def test_the_teacher_of_a_warm_start_is_planned(tmp_path, capsys):
     given = ("rl", "--locked", STRONG, "--task", "code", "--warm-start", "8", "--warm-from")
     text, _ = planned_by(capsys, *given, seven_billion(tmp_path), "--device-memory", "80")
     assert "largest: demonstrations" in text
+
+
+def test_the_training_of_a_warm_start_is_planned(tmp_path, capsys):
+    """Its optimiser is elicit_sft.py's, whatever the rounds have."""
+    given = ("rl", "--locked", STRONG, "--task", "code", "--optimizer", "lion", "--lr", "1e-4")
+    text, _ = planned_by(capsys, *given, "--warm-start", "8", "--device-memory", "80")
+    rows = [re.split("  +", line) for line in text.splitlines()]
+    [head] = [row for row in rows if "moments" in row]
+    moments = {row[0]: row[head.index("moments")] for row in rows if len(row) == len(head)}
+    assert float(moments["warm start"]) == 2 * float(moments["training, loss"]) > 0
 
 
 def test_log_probs_are_computed_beside_the_samplers_cache(tmp_path, capsys):

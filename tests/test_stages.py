@@ -377,8 +377,9 @@ def test_rl_killed_and_resumed_is_the_same_run(straight_rl, tmp_path):
 
 
 def test_rl_killed_after_its_last_state_is_resumed(place, monkeypatch):
-    args = ("--method", "grpo", "--group", "4", "--samples", "32")
-    args = (*RL, *args, "--locked", "data/base/intermediate")
+    """From weights that hold the warm start already: it is not done again."""
+    args = ("--method", "grpo", "--group", "4", "--samples", "32", "--warm-start", "4")
+    args = (*RL, *args, "--locked", "data/base/intermediate", "--warm-from", "data/base/weak")
     stage("elicit_rl", *args, "--out", place / "straight", cwd=place)
     with monkeypatch.context() as patch:
 
@@ -390,6 +391,7 @@ def test_rl_killed_after_its_last_state_is_resumed(place, monkeypatch):
         assert "no space left" in printed
     [path] = (place / "killed").glob("*-seed0")
     assert (path / "state/state.json").exists()
+    monkeypatch.delattr("elicit_rl.warm_start")
     stage("elicit_rl", *args, "--out", place / "killed", "--resume", cwd=place)
     for name in ("model.safetensors", "curve.json", "evaluation.json", "samples.jsonl"):
         straight = place / "straight" / path.name / name
@@ -804,6 +806,11 @@ def test_tampering_with_noise(work):
     assert rows_of(work / "noise", "setting") == rows
     other = ("--seeds", "1")
     assert "other settings" in stage("elicit_tampering", *args, *other, cwd=work, code=2)
+    record = json.loads((work / "noise/run.json").read_text())
+    del record["results"]["access"]
+    (work / "noise/run.json").write_text(json.dumps(record))
+    printed = stage("elicit_tampering", *args, cwd=work, code=2)
+    assert "holds no results that this version reads: --overwrite" in printed
 
 
 def test_tampering_by_contrast(work):
