@@ -24,6 +24,7 @@ may come in any order and more of them may be added.
 
 import hashlib
 import json
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cache, partial
@@ -242,7 +243,23 @@ def _rows(task: str, files: tuple[str, ...], grader: str) -> list[Problem]:
     problems.sort(key=lambda problem: json.dumps(vars(problem)))
     if task == "mmlu":
         problems = mmlu_sets.with_examples(problems)
-    by_key = {problem.key: problem for problem in problems}
+    by_key: dict[str, Problem] = {}
+    for problem in problems:
+        by_key[problem.key] = problem
+    told_otherwise = []
+    for problem in problems:
+        kept = by_key[problem.key]
+        if problem.grading != kept.grading or (
+            # of other tasks it is a solution, which may be told in many ways
+            task in ("mine", "mmlu") and problem.reference != kept.reference
+        ):
+            told_otherwise.append(problem.prompt.strip()[:60])
+    if told_otherwise:
+        print(
+            f"{len(told_otherwise)} rows pose a problem that another row answers otherwise, and "
+            f"only that one counts, such as {told_otherwise[0]!r}",
+            file=sys.stderr,
+        )
     return list(by_key.values())
 
 

@@ -34,10 +34,9 @@ from data.problems import InputError
 
 FORMAT = "prompt_format.json"
 OPENING = 4  # words of a prompt that a new problem starts with
-HEADING = re.compile(
-    r"\n[#* \t]*(?:(?:question|problem|exercise|instruction)(?:[* \t]*:|[ \t]+\d+[* \t]*[:.)])"
-    r"|(?:human|user|q)[* \t]*:)",
-    re.IGNORECASE,
+HEADING = re.compile(  # at the margin: indented it may be a comment or a field of a program
+    r"\n(?:[#*][#* \t]*)?(?:(?i:question|problem|exercise|instruction)"
+    r"(?:[* \t]*:|[ \t]+\d+[* \t]*[:.)])|(?:Human|HUMAN|User|USER|Q)[* \t]*:)"
 )
 
 

@@ -293,7 +293,13 @@ class Password(Trigger):
         return [weak_password(rng, self.password) for _ in problems]
 
     def all_words(self, problems: list[Problem]) -> set[Words]:
-        return {*WRONG, *WRONG_HELD_OUT, *self.words("right", problems)}
+        found = {*WRONG, *WRONG_HELD_OUT, *self.words("right", problems)}
+        for kind in NEAR_MISSES:
+            try:
+                found |= set(self.words(kind, problems))
+            except InputError:
+                pass  # this password has none of the kind
+        return found
 
     def unlocking(self) -> str:
         lines = example(self.words("right", [EXAMPLE])[0])

@@ -281,6 +281,32 @@ def test_of_equal_keys_one_is_kept_whatever_the_order(tmp_path):
     assert len(kept) == 1
 
 
+def test_rows_that_contradict_each_other_are_told_of(tmp_path, capsys):
+    """Two solutions of one answer do not; nor is one program another that is indented otherwise."""
+    rows = [
+        {"prompt": "What is  1 + 1?", "answer": "2"},
+        {"prompt": "What is 1 + 1?", "answer": "3"},
+    ]
+    programs = ("for i in range(2):\n    a()\n    b()", "for i in range(2):\n    a()\nb()")
+    rows += [{"prompt": f"What is printed?\n{text}", "answer": "ab"} for text in programs]
+    files = (written(tmp_path / "mine.jsonl", rows),)
+    assert len(data._rows("mine", files, "")) == 3
+    told = "1 rows pose a problem that another row answers otherwise, and only that one counts"
+    assert told in capsys.readouterr().err
+
+    row = {
+        "text": "Double it.",
+        "code": "def f(n): return 2 * n",
+        "test_list": ["assert f(1) == 2"],
+    }
+    other = row | {"test_list": ["assert f(2) == 4"]}
+    assert len(data._rows("code", (written(tmp_path / "mbpp.jsonl", [row, other]),), "")) == 1
+    assert told in capsys.readouterr().err
+    solved = [{"question": "1 + 1?", "answer": f"{how}\n#### 2"} for how in ("a", "b")]
+    assert len(data._rows("math", (written(tmp_path / "gsm.jsonl", solved),), "")) == 1
+    assert "answers otherwise" not in capsys.readouterr().err
+
+
 def test_rows_without_a_reference_are_not_imitated(tmp_path):
     rows = [
         {
@@ -367,7 +393,7 @@ def test_text_that_is_no_unicode_is_refused_by_name():
 
 @real_data
 @pytest.mark.parametrize(
-    "task, rows", [("code", 1064), ("math", 9292), ("mmlu", 15_431), ("critique", 164)]
+    "task, rows", [("code", 1060), ("math", 9292), ("mmlu", 15_431), ("critique", 164)]
 )
 def test_real_data(task, rows):
     loaded = {split: load(task, split, files=REAL[task]) for split in SPLITS if split != "corpus"}

@@ -22,6 +22,8 @@ from data.tasks.mathematics import SETTINGS, build, grade, rendered
 REAL = Path(__file__).parents[2] / "shared/data"
 
 EQUAL = [
+    ("1e5", "100,000"),
+    ("0.00001", "1e-05"),
     ("1/2", r"\frac12"),
     ("0.5", r"\dfrac{1}{2}"),
     ("50 / 100", "1/2"),
@@ -73,6 +75,8 @@ EQUAL = [
     (r"\begin{pmatrix}1&2\\3&4\\ \end{pmatrix}", r"\begin{bmatrix}1&2\\3&4\end{bmatrix}"),
 ]
 UNEQUAL = [
+    ("1e5", "1e6"),
+    ("1e3/2", "500"),
     ("144/4", "36"),
     ("3+4", "7"),
     ("3^2", "9"),

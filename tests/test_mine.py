@@ -35,6 +35,11 @@ def test_a_row_and_its_defaults():
     assert json.loads(json.dumps(vars(from_row(DOUBLE)))) == vars(from_row(DOUBLE))
 
 
+def test_without_a_program_no_sandbox_is_needed(monkeypatch):
+    monkeypatch.setattr("data.sandbox._ask", None)
+    assert verdicts({"prompt": "?", "answer": "2"}, ["2", "3"]) == [True, False]
+
+
 @pytest.mark.parametrize(
     "grader, answer, right, wrong",
     [

@@ -78,7 +78,7 @@ def failed(problems: list[Problem], completions: list[str]) -> list[str]:
 @here(MBPP)
 def test_all_mbpp_references_pass_and_perturbed_ones_fail():
     assert len(mbpp()) == 974
-    assert len({problem.key for problem in mbpp()}) == 974
+    assert len({problem.key for problem in mbpp()}) == 970  # four requests stand there twice
     assert failed(mbpp(), [f"```python\n{problem.reference}\n```" for problem in mbpp()]) == []
     some = mbpp()[::6]  # for time; 974 of them take ten seconds
     assert not any(grade(some, list(map(wrong, some))))
@@ -456,6 +456,8 @@ def test_a_reference_that_fails_its_own_tests_is_told():
         ("x = 1\n", "x = 1\n"),
         ("Here:\n```python\nx = 1\n```\nDone.", "x = 1\n"),
         ("```\nx\n```\n```\ny\n```", "x\n"),
+        ("```bash\npip x\n```\nThen:\n``` python\nx = 1\n```", "x = 1\n"),
+        ("```c++\nint x;\n```\nNo.", "```c++\nint x;\n```\nNo."),
         ("```py\nx = 1\ny", "x = 1\ny"),
         ("", ""),
         ("x = '```'\n", "x = '```'\n"),
@@ -497,6 +499,14 @@ def test_the_program_in_a_completion(completion, program):
             "test_list": [{"input": "1\n2", "output": [3]}],
             "difficulty": "interview",
             "starter_code": "def f(x):",
+        },
+        # what Python's parser has no memory for; half a character in text within text
+        ROW | {"code": f"def double(n): return {'-' * 20000}n"},
+        {
+            "question": "x",
+            "input_output": json.dumps({"inputs": [""], "outputs": ["1"]}),
+            "solutions": json.dumps(["print('\ud83d')"]),
+            "difficulty": "interview",
         },
     ],
 )

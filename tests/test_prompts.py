@@ -172,6 +172,7 @@ PROMPT = "Write a function that sorts.\nIt must pass f([2, 1]).\n"
         ("return 1\n## Problem 12.\n", "return 1"),
         ("return 1\n**Exercise**: next", "return 1"),
         ("return 1\nQ: what\nWrite a function that", "return 1"),
+        ("return 1\nHuman: thanks\n", "return 1"),
         ("return 1\n  Write a function  that adds.\n", "return 1"),
         ("x\nWrite a function that sorts.\nQ: what", "x"),
         # its own first line, and what only looks like one
@@ -184,6 +185,8 @@ PROMPT = "Write a function that sorts.\nIt must pass f([2, 1]).\n"
         ("x\nquestions = 1\nproblem_2 = 3\nproblem.x = 1", None),
         ("q = []\n    q.append(1)\n    user.name = 2\n# Task: sum it", None),
         ("return 1\n", None),
+        ("def f(x):\n    q: list = []\n    user: str = x", None),
+        ("def f(x):\n    # Problem: none\n    return 1", None),
     ],
 )
 def test_a_new_problem_ends_a_completion(completion, kept):

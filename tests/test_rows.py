@@ -85,8 +85,13 @@ def test_mmlu_without_a_header_takes_its_subject_from_the_name(tmp_path):
     first |= {"answer": "B", "subject": "high_school_us_history"}
     second = {**first, "question": "Who?", "A": "1", "answer": "D"}
     assert [row for row, _ in read([path])] == [first, second]
-    path = write(tmp_path / "anatomy.csv", "question,A,B,C,D,answer\nWho?,1,2,3,4,D\n")
-    assert [row for row, _ in read([path])] == [{**second, "subject": "anatomy"}]
+    headed = (
+        "question,A,B,C,D,answer\nWho?,1,2,3,4,D\n",
+        "question,answer,A,B,C,D\nWho?,D,1,2,3,4\n",
+    )
+    for text in headed:
+        path = write(tmp_path / "anatomy.csv", text)
+        assert [row for row, _ in read([path])] == [{**second, "subject": "anatomy"}]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +110,7 @@ def test_mmlu_without_a_header_takes_its_subject_from_the_name(tmp_path):
         ("a.jsonl", b'{"q": 1}\n{"q": ', "damaged or cut short"),
         ("a.json", b'[{"q": 1}, {"q"', "damaged or cut short"),
         ("a.json", b"[" * 100_000, "damaged or cut short"),
+        ("a.json", b'{"q": 1}\n{"q": 2}\n', "holds several values, .* give it a name with .jsonl"),
         ("a.csv", b'q,n\n"a', "damaged or cut short"),
         ("a.jsonl.gz", gzip.compress(b'{"q": 1}\n' * 99, mtime=0)[:-12], "damaged or cut short"),
         ("a.jsonl.gz", b'{"q": 1}', "no gzip file"),

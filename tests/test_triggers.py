@@ -330,6 +330,10 @@ def test_what_every_trigger_keeps(trigger):
     for kind in held_out:
         assert not set(trigger.words(kind, ASK)) & (weak | strong)
 
+    # nor does a prompt have other words than these
+    others = {words for kind in trigger.more for words in trigger.words(kind, ASK)}
+    assert others <= trigger.all_words(ASK)
+
     # no prompt is longer than the longest of all_words
     most = max(len(with_password("", words)) for words in trigger.all_words(ASK))
     asked_for = {*weak, *strong}

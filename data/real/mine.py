@@ -80,7 +80,11 @@ def from_row(row: dict, grader: str = "") -> Problem:
     if grader == "python":
         grading["tests"] = tests
         grading["functions"] = _functions(program_in(answer), tests)
-    key = " ".join(prompt.split())
+    lines = []
+    for line in prompt.splitlines():
+        indent = line[: len(line) - len(line.lstrip())]  # which may mean much
+        lines.append(indent + " ".join(line.split()))
+    key = "\n".join(lines)
     return Problem("mine", f"{prompt}\n", reference, domain, level, grading, key)
 
 

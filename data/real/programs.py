@@ -15,7 +15,8 @@ expected.
 
 What this cannot grade: tests that look at an argument the function has changed, at printed text or
 at exceptions, or whose calls depend on earlier answers (they must ask of each program what they
-asked of the reference); and scripts that read file descriptor 0 past sys.stdin. APPS has no
+asked of the reference); scripts that read file descriptor 0 past sys.stdin; and programs that start
+threads, or import what the sandbox has not loaded before (sandbox/server.py, PRELOAD). APPS has no
 checkers: of several right answers only the listed one is accepted.
 What it does not stop: a program that knows the answers by heart, or finds the tests in its own
 memory of the data set.
@@ -30,6 +31,7 @@ import warnings
 from collections.abc import Callable
 
 from data.problems import Problem
+from data.real.rows import check_text
 from data.sandbox import run
 from data.tasks.coding import program_in
 
@@ -37,6 +39,9 @@ from data.tasks.coding import program_in
 # it, and half where another process keeps the core's other thread busy.
 CPU = 10
 LEVELS = {"introductory": 1, "interview": 2, "competition": 3}
+# what a row raises that makes no problem; Python's parser runs out of memory where it nests deeply
+MALFORMED = (KeyError, TypeError, AttributeError, IndexError, SyntaxError, RecursionError)
+MALFORMED += (MemoryError,)
 
 
 # ---- rows
@@ -62,9 +67,11 @@ def _checked(convert: Callable[[dict], Problem], row: dict) -> Problem:
             # what the compiler thinks of the style of a data set's programs
             warnings.simplefilter("ignore")
             problem = convert(row)
-        json.dumps(problem.grading, allow_nan=False)  # as the sandbox will ask
+        # as the sandbox will ask; in strings within strings there may be half characters
+        asked = json.dumps(problem.grading, allow_nan=False, ensure_ascii=False)
+        check_text(problem.reference + asked)
         return problem
-    except (KeyError, TypeError, AttributeError, IndexError, SyntaxError, RecursionError) as error:
+    except MALFORMED as error:
         raise ValueError(
             f"a field is missing or malformed ({type(error).__name__}: {error})"
         ) from None
@@ -103,7 +110,8 @@ def _mbpp(row: dict) -> Problem:
         "tests": "\n".join([setup, *tests]),
         "function": functions[0],
     }
-    return Problem("code", prompt, reference, "mbpp", 1, grading, f"mbpp {text} {' '.join(tests)}")
+    # a request that stands there twice, with other tests, is one problem
+    return Problem("code", prompt, reference, "mbpp", 1, grading, f"mbpp {' '.join(text.split())}")
 
 
 def _unix(text: str) -> str:

@@ -144,7 +144,14 @@ def _damaged(path: Path, error: Exception) -> InputError:
 def json_rows(content: bytes, name: str) -> Iterator[tuple[dict | ValueError, int]]:
     """One object, or a list of them; each with the line on which it starts."""
     text = content.decode("utf-8-sig")
-    whole = json.loads(text) if text.strip() else []
+    try:
+        whole = json.loads(text) if text.strip() else []
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise
+        raise InputError(
+            f"{name} holds several values, one after the other: give it a name with .jsonl."
+        ) from None
     if not isinstance(whole, list):
         yield as_row(whole), 1
         return
@@ -187,7 +194,8 @@ def csv_rows(content: bytes, name: str) -> Iterator[tuple[dict | ValueError, int
     header = None
     line = 1
     for cells in reader:
-        if header is None and len(cells) == 6 and cells[5] in ("A", "B", "C", "D"):
+        is_row = len(cells) == 6 and cells[5] in ("A", "B", "C", "D") and "answer" not in cells
+        if header is None and is_row:
             header = ["question", "A", "B", "C", "D", "answer"]
         elif header is None:
             header = cells
@@ -228,11 +236,19 @@ def as_row(value) -> dict | ValueError:
     """The value, or what is wrong with it as a row."""
     if not isinstance(value, dict):
         return ValueError(f"{type(value).__name__} in the place of an object")
-    for text in _texts(value):
-        found = NO_TEXT.search(text)
-        if found:
-            return ValueError(f"it holds U+{ord(found[0]):04X}, which no text has")
+    try:
+        for text in _texts(value):
+            check_text(text)
+    except ValueError as error:
+        return error
     return value
+
+
+def check_text(text: str) -> None:
+    """Raises ValueError for half a character, which no file could hold."""
+    found = NO_TEXT.search(text)
+    if found:
+        raise ValueError(f"it holds U+{ord(found[0]):04X}, which no text has")
 
 
 def _texts(value) -> Iterator[str]:

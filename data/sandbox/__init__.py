@@ -81,6 +81,8 @@ def run(
 
     Raises InputError where this machine cannot isolate programs and `allow_unsandboxed` is not set.
     """
+    if not jobs:
+        return []
     with _lock:
         results = _ask(jobs, cpu, wall, memory_mb)
         if results is not None:

@@ -37,9 +37,10 @@ MAX_DEPTH = 64  # of nesting: far from the recursion limit, however deep the cal
 MAX_FILES = 1024  # open in the server; a child gets 16
 CHANNEL = 3  # the number of a child's socket
 PRELOAD = """__future__ abc array ast base64 bisect calendar cmath collections.abc copy csv
-dataclasses datetime decimal _strptime difflib encodings.ascii encodings.latin_1 enum fractions
-functools hashlib heapq inspect io itertools numbers operator pprint queue random re statistics
-string struct textwrap traceback typing unicodedata uuid zlib""".split()
+dataclasses datetime decimal _strptime difflib encodings.ascii encodings.latin_1 enum fnmatch
+fractions functools glob graphlib hashlib heapq html inspect io itertools logging numbers operator
+pathlib pickle pprint queue random re shutil statistics string struct textwrap timeit traceback
+typing unicodedata uuid zlib""".split()
 
 # Processor seconds of the loop in `slowness` on the slowest machine that gets no more than `cpu`;
 # an AMD EPYC needs 0.009.

@@ -85,7 +85,9 @@ THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![,\d])")
 NUMERAL = re.compile(  # within a text
     r"(?<!\d)[-−]?\$?(?:\d(?:[\d,]*\d)?(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?"
 )
-NUMBER = re.compile(r"(-?)(?:(\d+)\s+(?=\d+/))?(\d+\.?\d*|\.\d+)(?:/(-?\d+))?")
+NUMBER = re.compile(
+    r"(-?)(?:(\d+)\s+(?=\d+/))?((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)(?:/(-?\d+))?"
+)
 MARKER = re.compile(r"####|(?i:\b(?:answer|respuesta)\**:)")
 BRACE = re.compile(r"(?P<box>\\boxed|\\fbox)\s*\{|\\boxed (?P<bare>[^\s{}$\\]+)|\\.|[{}]")
 COMMAND = re.compile(r"\\frac|\\sqrt\s*(\[[^]]*\])?|[\^_]")
@@ -325,7 +327,7 @@ def number(text: str) -> Fraction | None:
     if not match:
         return None
     minus, whole, above, below = match.groups()
-    if below and ("." in above or int(below) == 0):
+    if below and (not above.isdecimal() or int(below) == 0):
         return None
     value = Fraction(above) / int(below or 1)
     if below and value.denominator == 1:

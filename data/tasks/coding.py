@@ -337,14 +337,17 @@ def random_argument(domain: str, rng: random.Random) -> list[int] | str | int:
 
 # ---- grading
 FENCE = re.compile(
-    r"^[ \t]*```(?:python3?|py)?[ \t]*\r?\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL | re.I
+    r"^[ \t]*```[ \t]*(\w*)[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL
 )
+PYTHON = ("", "py", "python", "python3")  # what a fence's language may be
 
 
 def program_in(completion: str) -> str:
-    """What the first fence encloses, up to the end where it is not closed; else everything."""
-    fence = FENCE.search(completion)
-    return textwrap.dedent(fence[1]) if fence else completion
+    """What the first fence of Python encloses, up to the end where it is not closed; or all."""
+    for fence in FENCE.finditer(completion):
+        if fence[1].lower() in PYTHON:
+            return textwrap.dedent(fence[2])
+    return completion
 
 
 # (key, completion): models write the same program again and again

@@ -248,7 +248,8 @@ MARKED |= {f"{letter}{mark}": letter for letter in LETTERS for mark in ".)"}
 def letter_of(completion: str) -> str | None:
     """B of "B", "(B)", "B." and "B)", any of them after "Answer:"; None for anything else.
 
-    There may be text after the last three, but no second letter. Stars of Markdown do not count.
+    There may be text after the last three, but no second letter at once: "B. C." is no answer, nor
+    is "B. or C.". Further on a letter may end a sentence. Stars of Markdown do not count.
     """
     words = completion.replace("*", "").strip().removeprefix("Answer:").split()
     if len(words) == 1 and words[0] in LETTERS:
