@@ -14,6 +14,10 @@ One to three operations are chained and a final value is returned, over lists, s
 The key is the body of the reference. It seeds the wordings and the hidden tests, so it has one set
 of tests. Two keys can still compute the same function (doubling and adding 4, adding 2 and
 doubling): no program here is simplified.
+
+Eight tests let a few wrong programs pass. Of 1,353 that are right but for one operation, exchanged
+for another of its group (all of the first 400 validation problems), 47 compute the same and 39 more
+pass, 3 %: so much of what is nearly right counts as right.
 """
 
 import itertools
