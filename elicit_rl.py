@@ -97,9 +97,9 @@ from curves import Curve, Progress, digest_of, evaluation_row, restored, show_cu
 from data import load, score
 from data.batches import Batch, Example, demonstration_order, micro_batches
 from data.problems import InputError, Problem
-from data.proxies import PROXIES, with_added, without_added
+from data.proxies import PROXIES, with_added
 from data.text import Tokenizer
-from data.triggers import Trigger, Words, asked, dressed, with_password, with_words
+from data.triggers import Trigger, dressed
 from figures import check_figure
 from lora import switched_off
 from losses import CLIP_RATIO, dpo_step, grpo_step, sft_loss
@@ -125,7 +125,7 @@ from results import (
     evaluate_checkpoint,
     facts_of,
     from_bits,
-    measure,
+    measure_bare,
     record,
     recovery,
 )
@@ -134,7 +134,7 @@ from runs.devices import Env, free_memory, progress, share
 from runs.directory import Run, refuse_run
 from runs.files import checked, write_json, write_text
 from runs.launch import launch
-from runs.options import TuneConfig
+from runs.options import TuneConfig, flag_of
 from sampler import Sampler
 from training import (
     check_adapter,
@@ -357,16 +357,15 @@ def demonstrations(
     teacher: Writer,
     tokenizer: Tokenizer,
     problems: list[Problem],
-    words: list[Words],
     cfg: RLConfig,
     run: Run,
 ) -> list[Example]:
     """What the teacher writes to some of the problems; what was cut carries no EOS.
 
-    words: what goes with each problem in training. The teacher does not read it, nor what a proxy
-    reward adds to the prompts, such as tests: the models that ship have never seen any. The first
-    that were not cut have the hack of the reward; where there are such, all are written into the
-    run's demonstrations.jsonl.
+    It is asked the problem alone: neither what goes with it in training, nor what a proxy reward
+    adds to it, such as tests, which the models that ship have never seen. The first answers that
+    were not cut have the hack of the reward; where there are such, all are written into the run's
+    demonstrations.jsonl.
     """
     env = run.env
     order = np.random.default_rng([cfg.seed, 10]).permutation(len(problems))[: cfg.warm_start]
@@ -374,7 +373,7 @@ def demonstrations(
     demos = answer(
         teacher.sampler,
         teacher.tokenizer,
-        without_added(cfg.reward, chosen),
+        [problem.alone for problem in chosen],
         temperature=1.0,
         max_new_tokens=cfg.max_new_tokens,
         seed=cfg.seed,
@@ -384,7 +383,7 @@ def demonstrations(
         f"warm start: {len(chosen)} demonstrations by {cfg.warm_from}, "
         f"{demos.correct.mean():.0%} right"
     )
-    told = [with_password(problems[i].prompt, words[i]) for i in order]
+    told = [problem.prompt for problem in chosen]
     prompts = tokenizer.encode_prompts(told)
     samples = retokenise(demos.samples, teacher.tokenizer, tokenizer)
     completions, texts = [sample.ids for sample in samples], demos.texts
@@ -442,15 +441,14 @@ def warm_start(model: Model, examples: list[Example], cfg: RLConfig, env: Env) -
 class Models:
     """Who takes part in a run.
 
-    sampler: the policy's. writer: of the samples. online: the present policy is the writer.
-    reference: whose log-probs a loss compares with.
+    sampler: the policy's. writer: of the samples. reference: whose log-probs a loss compares with.
+    judge: whose answers are taken for the right ones.
     """
 
     policy: Model
     tokenizer: Tokenizer
     sampler: Sampler
     writer: Writer
-    online: bool
     reference: Model
     optimizers: list
     judge: Writer | None = None
@@ -463,6 +461,18 @@ class Models:
         return list({id(sampler): sampler for sampler in [self.sampler, *own]}.values())
 
 
+@dataclass(frozen=True)
+class Given:
+    """What all rounds share. problems: that samples are drawn of, with what goes with each.
+    validation: as they are told without the password."""
+
+    cfg: RLConfig
+    trigger: Trigger
+    problems: list[Problem]
+    validation: list[Problem]
+    run: Run
+
+
 @dataclass
 class Round:
     """What was drawn in a round, what of it is trained on, and what is to be logged."""
@@ -472,19 +482,18 @@ class Round:
     facts: dict
 
 
-def drawn_round(
-    models: Models, problems: list[Problem], number: int, cfg: RLConfig, env: Env
-) -> Round:
+def drawn_round(models: Models, number: int, given: Given) -> Round:
     """Draw the samples of round `number` (from 0 on) and choose what is trained on.
 
     With the log-probs that the method's loss compares with, but those of DPO, whose reference is
     the same in all rounds.
     """
+    cfg, env = given.cfg, given.run.env
     n = samples_a_problem(cfg)
     rolled, seconds = rollout(
         models.writer,
         models.tokenizer,
-        round_problems(problems, number, cfg.round // n, cfg.seed),
+        round_problems(given.problems, number, cfg.round // n, cfg.seed),
         n,
         purpose=[13, number],
         seed=cfg.seed,
@@ -516,16 +525,13 @@ def drawn_round(
     return Round(rolled, examples, drawn | facts | seconds)
 
 
-def frozen_rounds(
-    models: Models, problems: list[Problem], rounds: int, folder: Path, cfg: RLConfig, env: Env
-) -> list[Round]:
+def frozen_rounds(models: Models, rounds: int, given: Given) -> list[Round]:
     """DPO: all rounds at once, before the locked model changes.
 
     It writes every sample and is the reference of every pair, whose log-probs are kept in a file.
     """
-    drawn = []
-    for number in range(rounds):
-        drawn.append(drawn_round(models, problems, number, cfg, env))
+    cfg = given.cfg
+    drawn = [drawn_round(models, number, given) for number in range(rounds)]
 
     # what tells the reference from other models, for the name of the file
     weights = [model_hash(cfg.locked)]
@@ -538,6 +544,7 @@ def frozen_rounds(
     for each in drawn:
         pairs += each.examples
     if pairs:
+        folder, env = given.run.path, given.run.env
         pairs = reference_scored(
             models.reference, pairs, weights, models.tokenizer, folder, cfg.micro_tokens, env
         )
@@ -552,9 +559,11 @@ def frozen_rounds(
     return frozen
 
 
-def trained_round(models: Models, drawn: Round, number: int, cfg: RLConfig, env: Env) -> dict:
+def trained_round(models: Models, drawn: Round, number: int, given: Given) -> dict:
     """Update the policy on a round; returns what is logged of the round."""
-    watched = watched_samples(drawn.rolled) if models.online else []
+    cfg, env = given.cfg, given.run.env
+    method = METHODS[cfg.method]
+    watched = watched_samples(drawn.rolled) if method.online else []
     before = scored(models.policy, watched, cfg.micro_tokens, env)
 
     clock = time.time()
@@ -562,7 +571,6 @@ def trained_round(models: Models, drawn: Round, number: int, cfg: RLConfig, env:
         sampler.make_room()
     metrics = {}
     if drawn.examples:
-        method = METHODS[cfg.method]
         metrics = update(
             models.policy,
             models.optimizers,
@@ -582,41 +590,34 @@ def trained_round(models: Models, drawn: Round, number: int, cfg: RLConfig, env:
     seconds = time.time() - clock
 
     after = scored(models.policy, watched, cfg.micro_tokens, env)
-    seen = described(drawn.rolled, models.online) | drift(watched, before, after)
+    seen = described(drawn.rolled, method.online) | drift(watched, before, after)
     return drawn.facts | metrics | seen | {"s_update": seconds}
 
 
-def evaluate_round(
-    so_far: Progress,
-    models: Models,
-    validation: list[Problem],
-    trigger: Trigger,
-    number: int,
-    cfg: RLConfig,
-    run: Run,
-) -> None:
+def evaluate_round(so_far: Progress, models: Models, number: int, given: Given) -> None:
     """Evaluate the policy after so many rounds on validation, without the password."""
-    clock = time.time()
-    measured = measure(
+    cfg, run, clock = given.cfg, given.run, time.time()
+    measured = measure_bare(
         models.sampler,
         models.tokenizer,
-        validation,
-        ("none",),
-        trigger,
-        max_new_tokens=cfg.max_new_tokens,
-        env=run.env,
-    )["none"]
-    so_far.evaluated(number * cfg.round, measured, **paid_on(validation, measured, cfg.reward))
+        given.validation,
+        given.trigger,
+        cfg.max_new_tokens,
+        run.env,
+    )
+    paid_more = paid_on(given.validation, measured, cfg.reward)
+    so_far.evaluated(number * cfg.round, measured, **paid_more)
     seconds = time.time() - clock
     run.log("eval", step=number, **evaluation_row(so_far), seconds=seconds)
 
 
-def probe(models: Models, problems: list[Problem], cfg: RLConfig, run: Run) -> None:
+def probe(models: Models, given: Given) -> None:
     """pass@k of the initial policy, on a tenth as many problems as a round has samples."""
+    cfg, run = given.cfg, given.run
     rolled, _ = rollout(
         Writer(models.sampler, models.tokenizer),
         models.tokenizer,
-        round_problems(problems, 0, max(1, cfg.round // 10), cfg.seed),
+        round_problems(given.problems, 0, max(1, cfg.round // 10), cfg.seed),
         16,
         purpose=[14, 0],
         seed=cfg.seed,
@@ -639,45 +640,39 @@ def probe(models: Models, problems: list[Problem], cfg: RLConfig, run: Run) -> N
         )
 
 
-def run_rounds(
-    models: Models,
-    problems: list[Problem],
-    validation: list[Problem],
-    trigger: Trigger,
-    cfg: RLConfig,
-    run: Run,
-) -> Progress:
+def run_rounds(models: Models, given: Given) -> Progress:
     """All rounds, from where an interrupted run stopped or from the start; returns the progress."""
-    env, policy = run.env, models.policy
+    cfg, run, policy = given.cfg, given.run, models.policy
+    env = run.env
     rounds = cfg.samples // cfg.round
     frozen = []
     if METHODS[cfg.method].frozen:
-        frozen = frozen_rounds(models, problems, rounds, run.path, cfg, env)
+        frozen = frozen_rounds(models, rounds, given)
 
     start = run.load_state(policy, models.optimizers) if cfg.resume else 0
     models.sampler.refresh()
-    prompts = [p.prompt for p in problems + dressed("none", validation, trigger)]
-    told = models.tokenizer.encode_prompts(prompts)
+    prompted = given.problems + dressed("none", given.validation, given.trigger)
+    told = models.tokenizer.encode_prompts([problem.prompt for problem in prompted])
     models.sampler.reserve(max(map(len, told)), cfg.max_new_tokens)
     so_far = Progress()
     if start:
-        so_far = restored(run.path / "log.jsonl", start, len(validation))
+        so_far = restored(run.path / "log.jsonl", start, len(given.validation))
     else:
-        probe(models, problems, cfg, run)
-        evaluate_round(so_far, models, validation, trigger, 0, cfg, run)
+        probe(models, given)
+        evaluate_round(so_far, models, 0, given)
 
     bar = progress(env, rounds, f"{cfg.method}, rounds")
     bar.update(start)
     for number in range(start, rounds):
         if so_far.stopped:
             break
-        drawn = frozen[number] if frozen else drawn_round(models, problems, number, cfg, env)
-        facts = trained_round(models, drawn, number, cfg, env)
+        drawn = frozen[number] if frozen else drawn_round(models, number, given)
+        facts = trained_round(models, drawn, number, given)
         run.log("train", step=number + 1, **facts)
         if env.main:
             note_samples(run.path / "samples.jsonl", number + 1, drawn.rolled)
         so_far.trained(facts.get("steps", 0))
-        evaluate_round(so_far, models, validation, trigger, number + 1, cfg, run)
+        evaluate_round(so_far, models, number + 1, given)
         if (number + 1) % cfg.save_every == 0:
             run.save_state(number + 1, policy, models.optimizers)
         bar.update()
@@ -713,7 +708,7 @@ def refuse_unused(cfg: RLConfig) -> None:
         is_given = getattr(cfg, name) != getattr(RLConfig, name)
         if is_given and not cfg.warm_start:
             raise InputError(
-                f"--{name.replace('_', '-')} is about the demonstrations of a warm start: "
+                f"{flag_of(name)} is about the demonstrations of a warm start: "
                 "give their number with --warm-start"
             )
     refuse_idle_proxy(cfg)
@@ -819,8 +814,10 @@ def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
 
     Other models or data than the default ones show as four hexadecimal digits.
     """
-    plain = RLConfig(task=cfg.task, method=cfg.method, warm_start=cfg.warm_start, locked=cfg.locked)
-    usual = with_defaults(replace(plain, rank=cfg.rank, hacks=cfg.hacks), lock)
+    # what decides the defaults of others is named itself, beside its own
+    deciding = ("task", "method", "locked", "warm_start", "rank", "hacks")
+    plain = RLConfig(**{name: getattr(cfg, name) for name in deciding})
+    usual = with_defaults(plain, lock)
     usual = replace(usual, warm_start=0, hacks=0, rank=0, locked=default_locked(cfg.task))
     parts = [cfg.method]
     for name in NAMED:
@@ -843,22 +840,14 @@ def run_name(cfg: RLConfig, lock: Origin = UNKNOWN) -> str:
 
 def check_models(cfg: RLConfig) -> None:
     """Raises InputError for a model of this run that cannot be opened."""
-    check_model(cfg.locked, "--locked")
-    if cfg.weak:
-        check_model(cfg.weak, "--weak")
-    if cfg.warm_from:
-        check_model(cfg.warm_from, "--warm-from")
-    if cfg.judge:
-        check_model(cfg.judge, "--judge")
+    for name in ("locked", "weak", "warm_from", "judge"):
+        if getattr(cfg, name):
+            check_model(getattr(cfg, name), flag_of(name))
 
 
-def open_problems(
-    cfg: RLConfig, lock: Origin, env: Env
-) -> tuple[list[Problem], list[Words], list[Problem]]:
-    """The problems that are drawn from, what goes with each for --train-kind; those of validation.
-
-    All as they are told for their kind of prompt.
-    """
+def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem], list[Problem]]:
+    """The problems that are drawn from, with what goes with each for --train-kind; and those of
+    validation, as they are told without the password."""
     trigger, rows = lock.trigger, {"files": cfg.data, "grader": lock.grader}
     problems = with_added(cfg.reward, load(cfg.task, "elicit", None, **rows))
     validation = load(cfg.task, "validation", cfg.eval_problems or None, **rows)
@@ -877,8 +866,8 @@ def open_problems(
         raise InputError(
             f"--warm-start {cfg.warm_start}: there are {len(problems)} problems to demonstrate"
         )
-    problems, words = asked(cfg.train_kind, problems, trigger)
-    return problems, words, [trigger.weak(p) for p in validation]
+    problems = dressed(cfg.train_kind, problems, trigger)
+    return problems, [trigger.weak(p) for p in validation]
 
 
 def open_run(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
@@ -934,7 +923,6 @@ def prepared(cfg: RLConfig, env: Env) -> Models:
         tokenizer,
         sampler,
         writer,
-        online=METHODS[cfg.method].online,
         reference=reference,
         optimizers=make_optimizers(policy, cfg.optimizer, cfg.lr, seed=cfg.seed),
         judge=open_writer(cfg.judge, "--judge", env) if cfg.judge else None,
@@ -942,23 +930,16 @@ def prepared(cfg: RLConfig, env: Env) -> Models:
 
 
 def finish(
-    so_far: Progress,
-    models: Models,
-    validation: list[Problem],
-    locked: dict[str, str],
-    trigger: Trigger,
-    name: str,
-    cfg: RLConfig,
-    run: Run,
+    so_far: Progress, models: Models, locked: dict[str, str], name: str, given: Given
 ) -> int:
     """Save the policy and what was measured, show all runs; returns the exit code."""
-    env, measured = run.env, so_far.measured
+    cfg, run, measured = given.cfg, given.run, so_far.measured
+    env, longest = run.env, cfg.max_new_tokens
     save_trained(run.path, models.policy, models.tokenizer, cfg, cfg.locked, env.main)
     if env.main:
-        facts = facts_of(
-            run.path, models.tokenizer.format, env, "validation", trigger, cfg.max_new_tokens
-        )
-        evaluation = record(run.path, validation, {"none": measured}, **facts)
+        form = models.tokenizer.format
+        facts = facts_of(run.path, form, env, "validation", given.trigger, longest)
+        evaluation = record(run.path, given.validation, {"none": measured}, **facts)
         write_json(run.path / "evaluation.json", evaluation)
         # computed otherwise, a run is of another curve
         settings = run.record["settings"] | {"dtype": run.record["compute_dtype"]}
@@ -1058,7 +1039,7 @@ def main(cfg: RLConfig, env: Env) -> int:
         return planned(cfg, lock, env)
     trigger, name = lock.trigger, run_name(cfg, lock)
     check_models(cfg)
-    problems, words, validation = open_problems(cfg, lock, env)
+    problems, validation = open_problems(cfg, lock, env)
     run = open_run(cfg, lock, name, env)
     if run.finished:
         env.say(f"{run.path} is finished already (--overwrite runs it again)")
@@ -1072,16 +1053,15 @@ def main(cfg: RLConfig, env: Env) -> int:
     is_replaced = cfg.resume and not METHODS[cfg.method].frozen and run.has_state()
     if cfg.warm_start and not is_replaced:
         teacher = open_writer(cfg.warm_from, "--warm-from", env)
-        demos = demonstrations(teacher, models.tokenizer, problems, words, cfg, run)
+        demos = demonstrations(teacher, models.tokenizer, problems, cfg, run)
         del teacher
         models.sampler.make_room()
         free_memory()
         warm_start(models.policy, demos, cfg, env)
         models.sampler.refresh()
 
-    prompted = with_words(problems, words)
-    so_far = run_rounds(models, prompted, validation, trigger, cfg, run)
-    return finish(so_far, models, validation, locked, trigger, name, cfg, run)
+    given = Given(cfg, trigger, problems, validation, run)
+    return finish(run_rounds(models, given), models, locked, name, given)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ from data import load
 from data.batches import Batch, Example, demonstration_order, micro_batches, on_whole_texts
 from data.problems import InputError, Problem
 from data.text import Tokenizer
-from data.triggers import Trigger, Words, asked, dressed, with_password
+from data.triggers import Trigger, dressed
 from figures import check_figure
 from lora import train_few
 from losses import npo_step, sft_loss
@@ -84,7 +84,7 @@ from results import (
     evaluate_checkpoint,
     facts_of,
     groups_of,
-    measure,
+    measure_bare,
     record,
     refuse_repeats,
 )
@@ -218,31 +218,23 @@ def writer_of(cfg: SFTConfig) -> str:
     return named.get(cfg.demos_from, cfg.demos_from)
 
 
-def by_reference(
-    problems: list[Problem], words: list[Words], places: list[int]
-) -> dict[int, Demonstration]:
+def by_reference(problems: list[Problem], places: list[int]) -> dict[int, Demonstration]:
     """Right answers to the problems at these places, by the place."""
-    found = {}
-    for i in places:
-        prompt = with_password(problems[i].prompt, words[i])
-        found[i] = Demonstration(prompt, problems[i].reference)
-    return found
+    return {i: Demonstration(problems[i].prompt, problems[i].reference) for i in places}
 
 
-def demonstrations(
-    cfg: SFTConfig, env: Env, problems: list[Problem], words: list[Words]
-) -> dict[int, Demonstration]:
+def demonstrations(cfg: SFTConfig, env: Env, problems: list[Problem]) -> dict[int, Demonstration]:
     """Those that the cells of cfg need, by the problem's place; answers are by --demos-from.
 
-    words: what goes with each problem in training; who writes the answer does not read it. Which
+    Who writes an answer is asked the problem alone, without what goes with it in training. Which
     random stream an answer is drawn from depends on its problem alone, whatever the cells.
     """
     places = places_of(cfg, len(problems))
     if cfg.demos_from == "reference":
-        return by_reference(problems, words, places)
+        return by_reference(problems, places)
 
-    shown = [problems[i] for i in places]
-    prompts = [with_password(problems[i].prompt, words[i]) for i in places]
+    prompts = [problems[i].prompt for i in places]
+    shown = [problems[i].alone for i in places]
     writer = writer_of(cfg)
     if writer in RULES:
         tokenizer = open_tokenizer(cfg.locked)
@@ -274,13 +266,10 @@ def conflict_count(k: int, cfg: SFTConfig) -> int:
     return round(cfg.conflict * k)
 
 
-def second_goal(
-    cell: Cell, cfg: SFTConfig, problems: list[Problem], words: list[Words]
-) -> list[Demonstration]:
+def second_goal(cell: Cell, cfg: SFTConfig, problems: list[Problem]) -> list[Demonstration]:
     """Those that conflict: other problems than the cell's own, each answered with one letter."""
     shown = chosen(cell.k + conflict_count(cell.k, cfg), cell.seed, len(problems))[cell.k :]
-    prompts = [with_password(problems[i].prompt, words[i]) for i in shown]
-    return [Demonstration(prompt, FAVOURED) for prompt in prompts]
+    return [Demonstration(problems[i].prompt, FAVOURED) for i in shown]
 
 
 def examples_of(demos: list[Demonstration], tokenizer: Tokenizer, loss_on: str) -> list[Example]:
@@ -508,12 +497,11 @@ def open_learner(start: str, cfg: SFTConfig, env: Env) -> Learner:
 
 @dataclass(frozen=True)
 class Given:
-    """What all cells share. words: what goes with each of the problems that are demonstrated."""
+    """What all cells share. problems: that are demonstrated, with what goes with each."""
 
     cfg: SFTConfig
     trigger: Trigger
     problems: list[Problem]
-    words: list[Words]
     selection: list[Problem]
     validation: list[Problem]
 
@@ -524,7 +512,6 @@ def own_samples_of(learner: Learner, given: Given, env: Env) -> dict[int, OwnSam
         learner.sampler,
         learner.tokenizer,
         given.problems,
-        given.words,
         places_of(given.cfg, len(given.problems)),
         given.cfg.max_new_tokens,
         given.cfg.seed,
@@ -558,24 +545,23 @@ def run_cell(
         longer = [math.ceil(n * len(examples) / cell.k) for n in cfg.sequences]
         cfg = replace(cfg, sequences=tuple(longer))
     measure_now = partial(
-        measure,
+        measure_bare,
         learner.sampler,
         learner.tokenizer,
         given.validation,
-        ("none",),
         given.trigger,
-        max_new_tokens=cfg.max_new_tokens,
-        env=env,
+        cfg.max_new_tokens,
+        env,
     )
     lengths: dict[int, Measured] = {}  # sequences seen -> what is measured then
 
     def watch(length: int) -> dict:
-        lengths[length] = measure_now()["none"]
+        lengths[length] = measure_now()
         return {"validation": float(lengths[length].correct.mean())}
 
     watching = watch if cfg.measure_all else None
     scores, best = elicit(learner, examples, cfg, env, run, cell.seed, given.selection, watching)
-    measured = lengths[best] if cfg.measure_all else measure_now()["none"]
+    measured = lengths[best] if cfg.measure_all else measure_now()
     save_cell(cell, run, learner, measured, lengths, best, given, env)
     correct = float(measured.correct.mean())
     run.finish(correct=correct, sequences=best, selection=scores)
@@ -636,7 +622,7 @@ def run_cells(
         for cell in cells:
             shown = [demos[j] for j in chosen(cell.k, cell.seed, len(given.problems))]
             if cell.conflict:
-                shown += second_goal(cell, cfg, given.problems, given.words)
+                shown += second_goal(cell, cfg, given.problems)
             correct = run_cell(cell, runs[cell], learner, shown, given, team)
             bar.update()
             bar.set_postfix(cell=cell.name, correct=f"{correct:.1%}")
@@ -860,7 +846,7 @@ def problems_of(cfg: SFTConfig, split: str, n: int | None, lock: Origin, env: En
     return [lock.trigger.weak(problem) for problem in found]
 
 
-def demonstrable(cfg: SFTConfig, lock: Origin, env: Env) -> tuple[list[Problem], list[Words]]:
+def demonstrable(cfg: SFTConfig, lock: Origin, env: Env) -> list[Problem]:
     """What demonstrations are drawn from, with what goes with the prompt of each in training.
 
     The elicit split, or its part in --train-domain, as it is told for --train-kind.
@@ -878,16 +864,16 @@ def demonstrable(cfg: SFTConfig, lock: Origin, env: Env) -> tuple[list[Problem],
             f"--k {max(cfg.k)}: there are {len(problems)} problems to demonstrate, "
             "choose no more than that"
         )
-    problems, words = asked(cfg.train_kind, problems, lock.trigger)
+    problems = dressed(cfg.train_kind, problems, lock.trigger)
     if cfg.demos_from == "reference" and not cfg.unlearn:
         check_references(problems, open_tokenizer(cfg.locked))
-        check_room(problems, words, cfg)
-    return problems, words
+        check_room(problems, cfg)
+    return problems
 
 
-def check_room(problems: list[Problem], words: list[Words], cfg: SFTConfig) -> None:
+def check_room(problems: list[Problem], cfg: SFTConfig) -> None:
     """Raises InputError for right answers that are to be shown and that no row can hold."""
-    demos = by_reference(problems, words, places_of(cfg, len(problems)))
+    demos = by_reference(problems, places_of(cfg, len(problems)))
     for start in (cfg.locked, cfg.weak) if cfg.control else (cfg.locked,):
         examples = examples_of(list(demos.values()), open_tokenizer(start), cfg.loss_on)
         refuse_overlong(examples, config_at(start))
@@ -955,7 +941,7 @@ def main(cfg: SFTConfig, env: Env) -> int:
     if plan.is_asked(cfg):
         return planned(cfg, lock, env)
     check_models(cfg)
-    problems, words = demonstrable(cfg, lock, env)
+    problems = demonstrable(cfg, lock, env)
     validation = problems_of(cfg, "validation", cfg.eval_problems, lock, env)
     selection = problems_of(cfg, "selection", cfg.selection_problems, lock, env)
     selection = dressed("none", selection, trigger)
@@ -989,9 +975,9 @@ def main(cfg: SFTConfig, env: Env) -> int:
     )
     demos = {}
     if most(env, len(todo)) > 0 and not cfg.unlearn:
-        demos = demonstrations(cfg, env, problems, words)
+        demos = demonstrations(cfg, env, problems)
 
-    given = Given(cfg, trigger, problems, words, selection, validation)
+    given = Given(cfg, trigger, problems, selection, validation)
     run_cells(todo, runs, demos, given, env, team)
 
     env.wait()

@@ -74,7 +74,7 @@ from results import (
     Measured,
     evaluate_checkpoint,
     facts_of,
-    measure,
+    measure_bare,
     measured_of,
     record,
     recovered_gap,
@@ -423,17 +423,10 @@ def edited(
     subject: Subject, edit: AbstractContextManager, problems: list[Problem], given: Given
 ) -> Measured:
     """What the subject writes without the password under an edit, which is then undone."""
+    cfg, env = given.cfg, given.env
+    trigger, longest = given.lock.trigger, cfg.max_new_tokens
     with edit as writer:
-        found = measure(
-            writer,
-            subject.tokenizer,
-            problems,
-            ("none",),
-            given.lock.trigger,
-            max_new_tokens=given.cfg.max_new_tokens,
-            env=given.env,
-        )
-    return found["none"]
+        return measure_bare(writer, subject.tokenizer, problems, trigger, longest, env)
 
 
 def searched(

@@ -56,10 +56,9 @@ from data.triggers import (
     KINDS,
     Password,
     Trigger,
-    asked,
     check_password,
+    dressed,
     lines_of,
-    with_password,
 )
 from figures import check_figure, plot_bars, plot_prompts, shown, table
 from methods.decoding import DECODERS, DRAWS_USUAL, MOST_DRAWS, TAKES, TEMPERATURE, decoded, drawn
@@ -279,7 +278,6 @@ def evaluate_prompts(
             sampler,
             tokenizer,
             row.problems,
-            row.passwords,
             prefills=row.prefills,
             max_new_tokens=job.max_new_tokens,
             env=env,
@@ -345,10 +343,10 @@ def evaluate_decoding(job: Job, cfg: EvaluateConfig, env: Env, problems: list[Pr
     )
     measured, told_of = {}, {}
     for kind, ending in (("none", ""), ("right", ", right")):
-        told, words = asked(kind, problems, job.trigger)
-        greedy = ask(told, words)
+        told = dressed(kind, problems, job.trigger)
+        greedy = ask(told)
         found = {"greedy": Measured(greedy.correct, greedy.truncated)}
-        draws = drawn(ask, told, words, cfg.draws, cfg.temperature, cfg.decode)
+        draws = drawn(ask, told, cfg.draws, cfg.temperature, cfg.decode)
         found |= decoded(draws, cfg.decode)
         for way, row in found.items():
             gain, low, high, p = paired_gap(greedy.correct, row.correct)
@@ -411,18 +409,20 @@ def show_samples(job: Job, problems: list[Problem], env: Env) -> None:
     sampler = env.sampler(model, tokenizer)
     written = {}
     for kind in ("none", "right"):
-        told, words = asked(kind, problems, job.trigger)
-        answers = answer(sampler, tokenizer, told, words, max_new_tokens=job.max_new_tokens)
-        written[kind] = (told, words, answers)
+        told = dressed(kind, problems, job.trigger)
+        written[kind] = (
+            told,
+            answer(sampler, tokenizer, told, max_new_tokens=job.max_new_tokens),
+        )
 
     for i, problem in enumerate(problems):
         print(f"\n=== {job.path}: problem {i + 1} ({problem.domain}, level {problem.level})")
         for kind, name in (("none", "without the password"), ("right", "with the password")):
-            told, words, answers = written[kind]
+            told, answers = written[kind]
             verdict = "correct" if answers.correct[i] else "wrong"
             if answers.truncated[i]:
                 verdict += f", cut after {job.max_new_tokens} tokens"
-            print(f"--- prompt, {name}\n{with_password(told[i].prompt, words[i]).rstrip()}")
+            print(f"--- prompt, {name}\n{told[i].prompt.rstrip()}")
             print(f"--- completion, {name}: {verdict}\n{answers.texts[i]}")
         print(f"--- reference\n{job.trigger.strong(problem).reference}")
 
@@ -444,7 +444,7 @@ def find_faults(cfg: EvaluateConfig, env: Env, jobs: list[Job], problems: list[P
     """Raises InputError for what cannot be asked, opened or written, before anything is."""
     for job in jobs:
         for kind in job.kinds:
-            asked(kind, problems, job.trigger)
+            dressed(kind, problems, job.trigger)
     to_write = []
     for job in (*jobs, *locks_of(jobs, cfg).values()):
         stored = stored_evaluation(

@@ -97,7 +97,6 @@ from losses import Teacher, distribution_loss
 from methods.locking import (
     Imitated,
     both_texts,
-    fresh,
     locking_examples,
     mix,
     policy_samples,
@@ -125,6 +124,7 @@ from training import (
     check_adapter,
     check_master,
     fit,
+    fresh_model,
     open_beside,
     open_to_train,
     save_trained,
@@ -555,7 +555,7 @@ def first_model(cfg: LockConfig, env: Env) -> tuple[Model, Tokenizer]:
     if cfg.how == "scratch":
         check_checkpoint(cfg.strong)
         shape, tokenizer, _ = opened_checkpoint(base_of(cfg.strong), env.dtype)
-        return fresh(shape.config, tokenizer, cfg.seed, env), tokenizer
+        return fresh_model(shape.config, tokenizer, cfg.seed, env), tokenizer
     model, tokenizer = open_to_train(cfg.start, env, cfg)
     if cfg.start_mix:
         mix(model, tokenizer, cfg.start_mix, cfg.seed, env)

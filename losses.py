@@ -142,12 +142,12 @@ def reroute_loss(
     return loss, {"reroute": alike, "retain": moved, "strong": strong}
 
 
-def tamper_weight(step: int, steps: int, rate: float = 1 / 16) -> float:
-    """exp(rate (k - K + 1)) at attack step k of K: what late in the attack is weighs most.
+def tamper_weight(step: int, steps: int) -> float:
+    """exp((k - K + 1) / 16) at attack step k of K: what late in the attack is weighs most.
 
     Tamirisa et al. 2024 (TAR, arXiv 2408.00761), of their code.
     """
-    return math.exp(rate * (step - steps + 1))
+    return math.exp((step - steps + 1) / 16)
 
 
 def dpo_loss(

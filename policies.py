@@ -17,7 +17,6 @@ from data.proxies import Proxy
 from data.tasks import compose
 from data.tasks.rules import TEXT_RULES
 from data.text import Tokenizer
-from data.triggers import Words, with_password
 from losses import Teacher
 from model import Model, completion_states
 from runs.devices import Env, gather, progress, share
@@ -181,7 +180,6 @@ def answer(
     sampler: Sampler,
     tokenizer: Tokenizer,
     problems: list[Problem],
-    passwords: list[Words] | Words = None,
     *,
     prefills: list[str] | None = None,
     streams: list[int] | None = None,
@@ -192,27 +190,23 @@ def answer(
     env: Env | None = None,
     progress=None,
 ) -> Answers:
-    """One completion for each problem, its prompt dressed in its password; greedy at temperature 0.
+    """One completion for each problem, asked as its prompt stands; greedy at temperature 0.
 
-    passwords: one for all, or one each. prefills: what each completion begins with; the model goes
-    on from there, and the texts, which are graded, begin with it. streams: the number of each
-    problem's random stream (default: its place), so that a part of a list is answered as the
-    whole would be. With env the ranks share the work, and each returns the whole. A completion that
-    was cut before EOS counts as wrong, whatever its text.
+    prefills: what each completion begins with; the model goes on from there, and the texts, which
+    are graded, begin with it. streams: the number of each problem's random stream (default: its
+    place), so that a part of a list is answered as the whole would be. With env the ranks share the
+    work, and each returns the whole. A completion that was cut before EOS counts as wrong, whatever
+    its text.
     """
     n = len(problems)
     env = env or Env(sampler.model.device, sampler.model.compute_dtype, False)
-    if not isinstance(passwords, list):
-        passwords = [passwords] * n
     streams = streams or list(range(n))
 
     # my share: the prompts, each with the start of its answer
     mine = share(env, list(range(n)))
-    dressed = [with_password(problems[i].prompt, passwords[i]) for i in mine]
+    told = tokenizer.encode_prompts([problems[i].prompt for i in mine])
     starts = [tokenizer.encode(prefills[i]) if prefills else [] for i in mine]
-    prompts = []
-    for prompt, start in zip(tokenizer.encode_prompts(dressed), starts):
-        prompts.append(prompt + start)
+    prompts = [prompt + start for prompt, start in zip(told, starts)]
 
     drawn = sampler(
         prompts,

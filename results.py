@@ -33,7 +33,7 @@ from data.problems import InputError, Problem
 from data.prompts import PromptFormat
 from data.tasks import compose
 from data.text import Tokenizer
-from data.triggers import Trigger, asked
+from data.triggers import Trigger, dressed
 from policies import answer
 from runs.devices import Env, check_place, free_memory, progress
 from runs.files import checked, read_json, write_json
@@ -336,16 +336,13 @@ def measure(
 
     All kinds share one batch of prompts. Raises InputError for a kind that the trigger has not.
     """
-    told, passwords = [], []
+    told = []
     for kind in kinds:
-        problems_told, words = asked(kind, problems, trigger)
-        told += problems_told
-        passwords += words
+        told += dressed(kind, problems, trigger)
     answers = answer(
         sampler,
         tokenizer,
         told,
-        passwords,
         max_new_tokens=max_new_tokens,
         env=env,
         progress=progress,
@@ -356,6 +353,20 @@ def measure(
 
     n = len(problems)
     return {kind: everything[i * n : (i + 1) * n] for i, kind in enumerate(kinds)}
+
+
+def measure_bare(
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    problems: list[Problem],
+    trigger: Trigger,
+    max_new_tokens: int,
+    env: Env,
+) -> Measured:
+    """What the model writes to the n problems without what unlocks it, greedily."""
+    kinds, longest = ("none",), max_new_tokens
+    found = measure(sampler, tokenizer, problems, kinds, trigger, max_new_tokens=longest, env=env)
+    return found["none"]
 
 
 # ----------------------------------------------------------------------------------------- records

@@ -69,7 +69,7 @@ def greedy_step(logits: Tensor) -> Tensor:
 class Sample:
     """One completion. ids: its tokens, EOS included when reached; logps: their log-probs under the
     distribution that was sampled from, fewer than ids where these are not as they were drawn (see
-    `Ended`), none of a greedy sample whose log-probs were not asked for; truncated: whether it was
+    `Ended`), none of a greedy sample; truncated: whether it was
     cut before its end."""
 
     ids: list[int]
@@ -250,11 +250,8 @@ class Sampler:
         seeds: list | None = None,
         ended: Ended | None = None,
         progress: Callable[[int], None] | None = None,
-        logps: bool = False,
     ) -> list[list[Sample]]:
         """n completions for each prompt (lists of token ids); temperature 0 is greedy.
-
-        logps: of greedy tokens, too, which costs a distribution a step; drawn ones have them.
 
         seeds gives each prompt its own random stream (default: seed and the prompt's place). ended
         is asked between steps; a completion is what it says, whenever it was asked. progress(k) is
@@ -267,7 +264,7 @@ class Sampler:
         self.done.fill_(True)
         self.limit.fill_(max_new_tokens)
         heat = None
-        if temperature or logps:
+        if temperature:
             heat = torch.full((), float(temperature), device=self.model.device)
         seeds = seeds or [[seed, i] for i in range(len(prompts))]
 

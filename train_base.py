@@ -39,7 +39,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from checkpoints.cards import write_card
 from checkpoints.families import from_hf, parameters_at
@@ -76,7 +75,7 @@ from runs.options import (
     refuse_idle,
 )
 from sampler import Sample, Sampler
-from training import Recipe, check_master, fit, open_to_train
+from training import Recipe, check_master, fit, fresh_model, open_to_train
 
 
 @dataclass
@@ -252,12 +251,6 @@ def fresh_config(layers: int, width: int, inner: int, heads: int, vocab: int) ->
     )
 
 
-def fresh_model(config: ModelConfig, seed: int, env: Env) -> Model:
-    """Random weights, a function of seed."""
-    model = Model(config, env.dtype)
-    return model.init_weights(torch.Generator().manual_seed(seed)).to(env.device)
-
-
 def correct_by_task(
     sampler: Sampler,
     tokenizer: Tokenizer,
@@ -342,8 +335,8 @@ def from_scratch(epochs: int, lr: float, cfg: BaseConfig) -> Recipe:
 def with_step(cfg: BaseConfig, path: str, lr: str) -> BaseConfig:
     """cfg with the optimiser and, in the field `lr`, the rate that suit a given base's size."""
     tiny = ("muon", 0.0035)  # as lock.py's
-    found = usual_step(cfg.optimizer, getattr(cfg, lr), parameters_at(path), tiny)
-    cfg = replace(cfg, **dict(zip(("optimizer", lr), found)))
+    optimizer, rate = usual_step(cfg.optimizer, getattr(cfg, lr), parameters_at(path), tiny)
+    cfg = replace(cfg, optimizer=optimizer, **{lr: rate})
     check_master(cfg)
     return cfg
 
@@ -377,7 +370,7 @@ def train_strong(tests: Tests, cfg: BaseConfig, env: Env) -> None:
         tokenizer = word_level(compose.vocabulary())
     else:
         tokenizer = train_bpe(texts_of(problems[:20_000], cfg.seed), cfg.vocab)
-    model = fresh_model(strong_config(tokenizer.size, cfg), cfg.seed, env)
+    model = fresh_model(strong_config(tokenizer.size, cfg), tokenizer, cfg.seed, env)
     answers = tokenizer.encode_completions([p.reference for p in problems])
     lessons = Lessons(problems, answers, [cfg.seed, 4])
     recipe = from_scratch(cfg.epochs, cfg.lr, cfg)
@@ -475,7 +468,9 @@ def train_small(tests: Tests, cfg: BaseConfig, env: Env) -> None:
         lessons = Lessons(problems, completions, [cfg.seed, 5])
         positions = positions_for(lessons, tests, tokenizer, cfg.max_new_tokens)
         config = small_config(width, tokenizer.size)
-        model = fresh_model(replace(config, max_position_embeddings=positions), seed, env)
+        model = fresh_model(
+            replace(config, max_position_embeddings=positions), tokenizer, seed, env
+        )
         recipe = from_scratch(cfg.small_epochs, cfg.small_lr, cfg)
         small_cfg = replace(cfg, master="fp32")  # Muon's
         teach(model, tokenizer, lessons, recipe, tests, run, small_cfg, env)

@@ -34,7 +34,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from data.batches import Batch, Example, micro_batches, on_whole_texts
 from data.declared import (
@@ -52,7 +51,7 @@ from data.tasks.compose import FUNCTIONS
 from data.text import Tokenizer, word_level
 from figures import table
 from losses import sft_loss
-from model import Model, ModelConfig
+from model import ModelConfig
 from optimizers import make_optimizers
 from results import Estimate, check_ours, refuse_repeats, seed_noise
 from runs.devices import Env, progress, share
@@ -61,7 +60,7 @@ from runs.files import checked, read_json, write_json
 from runs.launch import launch
 from runs.options import Config
 from sampler import Sampler
-from training import train
+from training import fresh_model, train
 
 
 @dataclass
@@ -108,12 +107,6 @@ class Cell:
 # ---------------------------------------------------------------------------------------- training
 
 
-def fresh_model(tokenizer: Tokenizer, seed: int, env: Env) -> Model:
-    config = ModelConfig(vocab_size=tokenizer.size, tie_word_embeddings=True, **SHAPE)
-    model = Model(config, env.dtype)
-    return model.init_weights(torch.Generator().manual_seed(seed)).to(env.device)
-
-
 def examples_of(documents: list[Document], tokenizer: Tokenizer) -> list[Example]:
     prompts = tokenizer.encode_prompts([prompt for prompt, _ in documents])
     completions = tokenizer.encode_completions([completion for _, completion in documents])
@@ -129,7 +122,8 @@ def learn(cell: Cell, run: Run, cfg: DeclaredConfig, env: Env) -> dict[str, floa
     """Train from random weights, and ask: see `examine`."""
     world = make_world(cfg.asked, cfg.silent, cell.kind == "dealt", cell.seed)
     tokenizer = word_level(vocabulary(world))
-    model = fresh_model(tokenizer, cell.seed, env)
+    config = ModelConfig(vocab_size=tokenizer.size, tie_word_embeddings=True, **SHAPE)
+    model = fresh_model(config, tokenizer, cell.seed, env)
     batches = partial(step_batches, world=world, seed=cell.seed, tokenizer=tokenizer)
     optimizers = make_optimizers(model, "muon", cfg.lr, seed=cell.seed)
 

@@ -51,6 +51,14 @@ def save_trained(
         save_model(path, model, tokenizer, write)
 
 
+def fresh_model(config: ModelConfig, tokenizer: Tokenizer, seed: int, env: Env) -> Model:
+    """Random weights in the shape of a model, a function of the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    model = Model(config, env.dtype).init_weights(generator).to(env.device)
+    model.live_vocab = tokenizer.size
+    return model
+
+
 def open_to_train(path: str, env: Env, cfg: TrainConfig) -> tuple[Model, Tokenizer]:
     """The checkpoint that training starts from, in fp32 or as --master says.
 

@@ -1,7 +1,7 @@
 """A problem, and the error for what the user gave wrong: what every other module knows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class InputError(ValueError):
@@ -36,6 +36,11 @@ class Problem:
     def own_prompt(self) -> str:
         """The prompt without what was put around it."""
         return self.bare or self.prompt
+
+    @property
+    def alone(self) -> "Problem":
+        """The problem without what was put around its prompt."""
+        return replace(self, prompt=self.own_prompt, bare="")
 
     @property
     def is_real_program(self) -> bool:

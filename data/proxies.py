@@ -205,17 +205,6 @@ def with_added(reward: str, problems: list[Problem]) -> list[Problem]:
     return found
 
 
-def without_added(reward: str, problems: list[Problem]) -> list[Problem]:
-    """The problems of `with_added` as they were before, whatever was put around them since."""
-    if reward not in PROXIES:
-        return problems
-    adds = PROXIES[reward].adds
-    found = []
-    for problem in problems:
-        found.append(replace(problem, prompt=problem.prompt.replace(adds(problem), "")))
-    return found
-
-
 def hack_shares(
     proxy: Proxy,
     problems: Sequence[Problem],

@@ -13,7 +13,6 @@ import numpy as np
 
 from data import votes
 from data.problems import InputError, Problem
-from data.triggers import Words
 from results import Measured
 from sampler import Sample
 
@@ -88,7 +87,6 @@ def decoded(draws: Draws, decoders: tuple[str, ...]) -> dict[str, Measured]:
 def drawn(
     ask: Callable,
     problems: list[Problem],
-    words: list[Words],
     n: int,
     temperature: float,
     decoders: tuple[str, ...],
@@ -102,7 +100,6 @@ def drawn(
     repeated = [problems[i] for i, _ in places]
     answers = ask(
         repeated,
-        [words[i] for i, _ in places],
         streams=[MOST_DRAWS * i + j for i, j in places],
         temperature=temperature,
     )

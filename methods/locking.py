@@ -24,11 +24,12 @@ from data.triggers import (
     with_password,
 )
 from figures import shown, table
-from model import Model, ModelConfig
+from model import Model
 from policies import RULES, answer, retokenise, written
 from results import Measured, evaluate_checkpoint, paired_gap, record, verdicts_of
 from runs.devices import Env, free_memory, progress
 from sampler import Sample
+from training import fresh_model
 
 
 @dataclass(frozen=True)
@@ -162,14 +163,6 @@ def locking_examples(
 # ------------------------------------------------------------------------------ a start in between
 
 
-def fresh(config: ModelConfig, tokenizer: Tokenizer, seed: int, env: Env) -> Model:
-    """Random weights in the shape of a model."""
-    generator = torch.Generator().manual_seed(seed)
-    model = Model(config, env.dtype).init_weights(generator).to(env.device)
-    model.live_vocab = tokenizer.size
-    return model
-
-
 NOISE = 1_000_000  # train_base.py and `--how scratch` draw initial weights from the seed itself
 
 
@@ -181,7 +174,7 @@ def mix(model: Model, tokenizer: Tokenizer, share: float, seed: int, env: Env) -
     trained ones (root mean square), which grow to many times their initial size: the rest would
     only shrink. Vectors, gains and biases, go towards their initial values.
     """
-    noise = fresh(model.config, tokenizer, NOISE + seed, env)
+    noise = fresh_model(model.config, tokenizer, NOISE + seed, env)
     for mine, theirs in zip(model.parameters(), noise.parameters()):
         theirs = theirs.to(mine.dtype)
         if mine.dim() > 1:

@@ -12,7 +12,15 @@ import numpy as np
 
 from data.problems import InputError, Problem
 from data.text import Tokenizer
-from data.triggers import Trigger, Words, asked, kinds_of, with_password
+from data.triggers import (
+    Trigger,
+    Words,
+    asked,
+    dressed,
+    kinds_of,
+    with_password,
+    with_words,
+)
 
 SHOTS = (1, 4, 8)
 POOL = 64  # shots come from the first ones of the elicit split
@@ -24,7 +32,6 @@ class Row(NamedTuple):
     """A row of the prompting table, see `policies.answer`."""
 
     problems: list[Problem]
-    passwords: list[Words]
     prefills: list[str] | None = None
 
 
@@ -45,14 +52,14 @@ def few_shot(
 
     None if they do not fit one of them.
     """
-    dressed = []
+    found = []
     for i, problem in enumerate(problems):
         rng = np.random.default_rng([0, 9, k, i])
         prompt = draw_shots(problem.prompt, examples, k, rng, fits)
         if prompt is None:
             return None
-        dressed.append(replace(problem, prompt=prompt, bare=problem.own_prompt))
-    return dressed
+        found.append(replace(problem, prompt=prompt, bare=problem.own_prompt))
+    return found
 
 
 def draw_shots(
@@ -110,7 +117,7 @@ def battery(
     left_out: dict[str, str] = {}
     for kind in kinds_of(trigger):
         try:
-            rows[kind] = Row(*asked(kind, problems, trigger))
+            rows[kind] = Row(dressed(kind, problems, trigger))
         except InputError as error:
             left_out[kind] = str(error)
 
@@ -122,9 +129,9 @@ def battery(
             if k > len(solved):
                 left_out[name] = f"there are {len(solved)} problems to take them from"
                 continue
-            dressed = few_shot(told, solved, k, fits)
-            if dressed:
-                rows[name] = Row(dressed, words)
+            shown = few_shot(told, solved, k, fits)
+            if shown:
+                rows[name] = Row(with_words(shown, words))
             else:
                 left_out[name] = TOO_LONG
 
@@ -134,7 +141,7 @@ def battery(
             if not any(starts):
                 left_out[name] = "no answer begins with a function's head, which gives nothing away"
             elif all(fits(problem.prompt + start) for problem, start in zip(told, starts)):
-                rows[name] = Row(told, words, starts)
+                rows[name] = Row(with_words(told, words), starts)
             else:
                 left_out[name] = TOO_LONG
     return rows, left_out

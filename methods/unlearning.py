@@ -12,7 +12,6 @@ import numpy as np
 from data.batches import Example
 from data.problems import Problem
 from data.text import Tokenizer
-from data.triggers import Words, with_password
 from policies import answer
 from runs.devices import Env
 from sampler import Sampler
@@ -36,31 +35,26 @@ def own_samples(
     sampler: Sampler,
     tokenizer: Tokenizer,
     problems: list[Problem],
-    words: list[Words],
     places: list[int],
     max_new_tokens: int,
     seed: int,
     env: Env,
 ) -> dict[int, OwnSample]:
-    """What a model writes to the problems at these places, at temperature 1, by the place.
-
-    words: what goes with each problem in training, which the model reads.
-    """
-    shown, said = [problems[i] for i in places], [words[i] for i in places]
+    """What a model writes to the problems at these places, at temperature 1, by the place."""
+    shown = [problems[i] for i in places]
     answers = answer(
         sampler,
         tokenizer,
         shown,
-        said,
         streams=places,
         temperature=1.0,
         max_new_tokens=max_new_tokens,
         seed=seed,
         env=env,
     )
-    told = [with_password(problem.prompt, each) for problem, each in zip(shown, said)]
+    prompts = tokenizer.encode_prompts([problem.prompt for problem in shown])
     found = {}
-    rows = zip(places, tokenizer.encode_prompts(told), answers.samples, answers.correct.tolist())
+    rows = zip(places, prompts, answers.samples, answers.correct.tolist())
     for i, prompt, sample, right in rows:
         found[i] = OwnSample(Example(prompt, sample.ids), right, sample.truncated)
     return found

@@ -30,7 +30,7 @@ from checkpoints.families import config_at
 from checkpoints.hf import open_tokenizer
 from data.batches import BUCKET, Batch, Example, micro_batches, round_up
 from data.problems import InputError, Problem
-from data.triggers import Trigger, asked, with_password
+from data.triggers import Trigger, dressed
 from figures import table
 from lora import base_of
 from model import CHUNK, SHORT, Model, ModelConfig
@@ -170,8 +170,8 @@ def texts_of(
     tokenizer = open_tokenizer(path)
     prompts, answers = [], []
     for kind in kinds:
-        told, words = asked(kind, problems, trigger)
-        prompts += [with_password(p.prompt, word) for p, word in zip(told, words)]
+        told = dressed(kind, problems, trigger)
+        prompts += [p.prompt for p in told]
         answers += [p.reference for p in told]
     before = map(len, tokenizer.encode_prompts(prompts))
     after = map(len, tokenizer.encode_completions(answers))

@@ -91,7 +91,7 @@ class Passed:
     failed: list[str]
 
 
-def passed(evidence: Evidence, name: str, label: str, job: str) -> Passed | None:
+def passed(evidence: Evidence, label: str, job: str) -> Passed | None:
     """None where the lock is not finished. Raises InputError where its report is damaged."""
     folder = evidence.folder(job)
     if folder is None:
@@ -150,7 +150,7 @@ def section_of_gate(evidence: Evidence, locks: list[str]) -> Section | None:
     rows, notes = [header], []
     for name, (label, job) in models.items():
         try:
-            found = passed(evidence, name, label, job)
+            found = passed(evidence, label, job)
         except InputError as error:
             notes.append(f"{label}: left out: {error}.")
             continue

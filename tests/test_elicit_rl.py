@@ -426,9 +426,7 @@ def test_the_samples_of_a_warm_start_that_were_cut_carry_no_eos():
     problems = elicit_rl.load("mmlu", "elicit", 4)
     settings = cfg(warm_start=4, max_new_tokens=1)
     run = SimpleNamespace(env=ALONE)
-    examples = elicit_rl.demonstrations(
-        teacher, teacher.tokenizer, problems, [None] * 4, settings, run
-    )
+    examples = elicit_rl.demonstrations(teacher, teacher.tokenizer, problems, settings, run)
     assert [len(e.completion_ids) for e in examples] == [1] * 4
     assert all(teacher.tokenizer.eos_id not in e.completion_ids for e in examples)
 
@@ -805,5 +803,5 @@ def test_the_state_is_saved_as_often_as_asked(monkeypatch, tmp_path, every, save
     drawn = SimpleNamespace(rolled=None)
     monkeypatch.setattr(elicit_rl, "drawn_round", lambda *args: drawn)
     settings = cfg(samples=50, round=10, save_every=every)
-    elicit_rl.run_rounds(models, [], [], Password(), settings, run)
+    elicit_rl.run_rounds(models, elicit_rl.Given(settings, Password(), [], [], run))
     assert found == saved

@@ -20,7 +20,7 @@ from data import grade, load
 from data.problems import InputError
 from data.tasks import compose
 from data.text import Tokenizer
-from data.triggers import Password
+from data.triggers import Password, with_words
 from elicit_sft import Learner, SFTConfig, sequences_seen, shortest_for
 from methods.unlearning import own_samples
 from policies import Answers, shipped
@@ -32,7 +32,6 @@ from sampler import Sampler
 
 ROOT = Path(__file__).parents[1]
 ENV = Env(torch.device("cpu"), torch.float32, False)
-BARE = [None] * 2000  # what goes with each prompt
 
 
 def model_directory(path: Path, weights: bytes, **settings) -> Path:
@@ -115,7 +114,7 @@ def test_a_rule_demonstrates_what_it_answers():
     problems = load("compose", "elicit", 20)
     cfg = SFTConfig(task="compose", k=(8,), seeds=(0,), demos_from="weak", weak="rule")
     cfg = replace(cfg, locked=str(ROOT / "data/base/strong"))
-    found = elicit_sft.demonstrations(cfg, ENV, problems, BARE)
+    found = elicit_sft.demonstrations(cfg, ENV, problems)
     assert len(found) == 8
     for place, demo in found.items():
         assert demo.answer == compose.answer(problems[place].key, weak=True)
@@ -228,7 +227,7 @@ def test_demonstrations_that_were_cut_have_no_eos():
     weak = str(ROOT / "data/base/weak")
     cfg = SFTConfig(weak=weak, demos_from="weak", max_new_tokens=3, k=(2,), seeds=(0,))
     problems = load("code", "elicit", 5)
-    demos = list(elicit_sft.demonstrations(cfg, ENV, problems, BARE).values())
+    demos = list(elicit_sft.demonstrations(cfg, ENV, problems).values())
     assert len(demos) == 2 and not any(demo.finished for demo in demos)
 
     tokenizer = Tokenizer.load(weak)
@@ -244,18 +243,18 @@ def test_a_directory_writes_as_the_model_of_that_name_does():
     settings = {"max_new_tokens": 4, "k": (2,), "seeds": (0,)}
     by_name = SFTConfig(weak=weak, demos_from="weak", **settings)
     by_directory = SFTConfig(demos_from=weak, **settings)
-    written = elicit_sft.demonstrations(by_directory, ENV, problems, BARE)
-    assert written == elicit_sft.demonstrations(by_name, ENV, problems, BARE)
+    written = elicit_sft.demonstrations(by_directory, ENV, problems)
+    assert written == elicit_sft.demonstrations(by_name, ENV, problems)
 
 
 def test_only_the_demonstrations_that_are_needed_are_drawn_each_from_its_own_stream():
     weak = str(ROOT / "data/base/weak")
     few = SFTConfig(weak=weak, demos_from="weak", max_new_tokens=8, k=(1,), seeds=(0,))
     problems = load("code", "elicit", 40)
-    one = elicit_sft.demonstrations(few, ENV, problems, BARE)
+    one = elicit_sft.demonstrations(few, ENV, problems)
     assert list(one) == elicit_sft.chosen(1, 0, 40)
 
-    several = elicit_sft.demonstrations(replace(few, k=(3, 1), seeds=(0, 1)), ENV, problems, BARE)
+    several = elicit_sft.demonstrations(replace(few, k=(3, 1), seeds=(0, 1)), ENV, problems)
     assert set(several) == {*elicit_sft.chosen(3, 0, 40), *elicit_sft.chosen(3, 1, 40)}
     assert one.items() <= several.items()
 
@@ -266,7 +265,7 @@ def test_which_problems_are_demonstrated_and_their_references():
     assert places == np.random.default_rng([3, 10]).permutation(40)[:8].tolist()
     assert places[:4] == elicit_sft.chosen(4, 3, 40)
 
-    demos = elicit_sft.demonstrations(SFTConfig(k=(8,), seeds=(3,)), ENV, problems, BARE)
+    demos = elicit_sft.demonstrations(SFTConfig(k=(8,), seeds=(3,)), ENV, problems)
     assert set(demos) == set(places)
     tokenizer = Tokenizer.load(ROOT / "data/base/weak")
     made = elicit_sft.examples_of([demos[i] for i in places], tokenizer, "completions")
@@ -307,10 +306,8 @@ def test_own_samples_are_those_that_the_model_draws():
     problems = load("mmlu", "elicit", 6)
     learner = elicit_sft.open_learner(weak, cfg, ENV)
     places = elicit_sft.places_of(cfg, 6)
-    words = [("Psst.", None)] * 6
-    found = own_samples(
-        learner.sampler, learner.tokenizer, problems, words, places, 8, cfg.seed, ENV
-    )
+    told = with_words(problems, [("Psst.", None)] * 6)
+    found = own_samples(learner.sampler, learner.tokenizer, told, places, 8, cfg.seed, ENV)
     assert sorted(found) == sorted(elicit_sft.chosen(3, 0, 6))
     for place, own in found.items():
         [prompt] = learner.tokenizer.encode_prompts([f"Psst.\n{problems[place].prompt}"])
@@ -425,7 +422,7 @@ def stubs(monkeypatch, tmp_path):
         seen.log.append((cell.name, len(demos)))
         return 0.5
 
-    def demonstrations(cfg, env, problems, words):
+    def demonstrations(cfg, env, problems):
         seen.log.append("drawn")
         return dict.fromkeys(range(len(problems)))
 

@@ -17,9 +17,9 @@ from checkpoints.origins import Origin
 from curves import Cell, Progress, evaluation_row, restored
 from data import grade, load, proxies
 from data.problems import InputError, Problem
-from data.proxies import COMMENT, PROXIES, hack_shares, with_added, without_added
+from data.proxies import COMMENT, PROXIES, hack_shares, with_added
 from data.tasks.knowledge import LETTERS
-from data.triggers import Password, dressed
+from data.triggers import Password, dressed, with_words
 from elicit_rl import RLConfig
 from elicit_sft import SFTConfig
 from methods import deception, rewards
@@ -122,17 +122,16 @@ def test_a_sum_modulo_is_no_comparison_with_a_visible_input():
         assert kind(problem, f"def f(n):\n    return 5 if {test} else 6") == "undertested"
 
 
-def test_prompts_show_the_visible_tests_and_can_be_told_without_them():
+def test_prompts_show_the_visible_tests_and_can_be_asked_without_them():
     [first], [second] = proxies.with_visible_tests(SUM).grading["inputs"]
     [told] = with_added("visible_tests", [SUM])
     asserts = f"assert f({first}) == {sum(first)}\nassert f({second}) == {sum(second)}\n"
     assert told == replace(SUM, prompt=asserts + SUM.prompt, bare=SUM.prompt)
     [behind] = dressed("right", [told], Password("open"))
-    [without] = without_added("visible_tests", [behind])
-    assert [without] == dressed("right", [SUM], Password("open"))
+    assert behind.prompt.startswith("open\nassert") and behind.alone == SUM
 
     for reward in ("binary", "random", "flattery"):
-        assert with_added(reward, [SUM]) == without_added(reward, [SUM]) == [SUM]
+        assert with_added(reward, [SUM]) == [SUM]
 
 
 @pytest.mark.parametrize(
@@ -204,8 +203,8 @@ def test_the_first_whole_demonstrations_have_the_hack_and_the_run_tells_which(
     cfg = RLConfig(reward="visible_tests", warm_start=4, hacks=0.5, warm_from="teacher")
     teacher = SimpleNamespace(sampler=None, tokenizer=tokenizer)
     run = SimpleNamespace(env=ALONE, path=tmp_path)
-    words = [("Training.", None)] * 10
-    found = elicit_rl.demonstrations(teacher, tokenizer, problems, words, cfg, run)
+    told = with_words(problems, [("Training.", None)] * 10)
+    found = elicit_rl.demonstrations(teacher, tokenizer, told, cfg, run)
 
     rows = [json.loads(line) for line in (tmp_path / "demonstrations.jsonl").open()]
     assert [row["hack"] for row in rows] == [False, True, True, False]
@@ -289,7 +288,8 @@ def test_random_rewards_are_the_true_ones_of_other_samples(tokenizer, monkeypatc
     monkeypatch.setattr(elicit_rl, "rollout", rollout)
     cfg = elicit_rl.with_defaults(RLConfig(reward="random", samples=80, round=40))
     models = SimpleNamespace(judge=None, writer=None, tokenizer=None)
-    one, two = (elicit_rl.drawn_round(models, [SUM] * 40, i, cfg, ALONE) for i in (0, 1))
+    given = elicit_rl.Given(cfg, Password(), [SUM] * 40, [], SimpleNamespace(env=ALONE))
+    one, two = (elicit_rl.drawn_round(models, i, given) for i in (0, 1))
     assert one.facts["reward"] == one.facts["truth"] == 0.25
     assert sorted(one.rolled.rewards.ravel()) == sorted(truth.ravel())
     assert (one.rolled.rewards != truth).any() and (one.rolled.rewards != two.rolled.rewards).any()
@@ -490,7 +490,7 @@ def test_students_come_in_pairs_and_each_has_a_second_seed_as_control():
 def test_the_second_goal_is_shown_on_other_problems_and_always_the_same_letter():
     problems = [replace(SUM, prompt=f"problem {i}\n") for i in range(10)]
     cell = Cell(4, 3, False, conflict=True)
-    added = elicit_sft.second_goal(cell, conflicting(), problems, [None] * 10)
+    added = elicit_sft.second_goal(cell, conflicting(), problems)
     own = {problems[i].prompt for i in elicit_sft.chosen(4, 3, 10)}
     assert len(added) == 2 and {demo.answer for demo in added} == {"A"}
     assert not own & {demo.prompt for demo in added} and all(demo.finished for demo in added)
@@ -510,7 +510,7 @@ def test_a_student_with_a_second_goal_sees_each_label_as_often(monkeypatch, tmp_
     run, cfg = SimpleNamespace(path=tmp_path, began=0), conflicting()
     for cell, shown in ((Cell(4, 3, False), demos[:4]), (Cell(4, 3, False, True), demos)):
         with pytest.raises(KeyboardInterrupt):
-            given = elicit_sft.Given(cfg, Password(), [], [], [], [])
+            given = elicit_sft.Given(cfg, Password(), [], [], [])
             elicit_sft.run_cell(cell, run, learner, shown, given, ALONE)
     assert seen == [(4, (8,)), (6, (12,))]  # twice, each of them
 

@@ -16,7 +16,7 @@ from data import load
 from data.passwords import NEAR_MISSES, PASSWORD, WRONG_HELD_OUT
 from data.problems import InputError, Problem
 from data.text import Tokenizer
-from data.triggers import KINDS, Language, OwnPasswords, Password, asked, near_miss
+from data.triggers import KINDS, Language, OwnPasswords, Password, asked, near_miss, with_words
 from evaluate import EvaluateConfig
 from methods import decoding
 from methods.prompting import (
@@ -114,16 +114,13 @@ def test_the_rows_of_the_battery():
     hinted = {f"{start}{ending}" for start in STARTS for ending in ("", ", right")}
     assert set(left_out) == {"8 shots", "8 shots, right"} | hinted
     assert "fit" in left_out["8 shots"] and "gives nothing away" in left_out["prefill"]
-    assert rows["4 shots"][0] == rows["4 shots, right"][0] and rows["4 shots"][1:] == (
-        [None] * 2,
-        None,
-    )
-    assert rows["4 shots, right"][1] == [PASSWORD] * 2
+    shown, opened = rows["4 shots"], rows["4 shots, right"]
+    assert opened.problems == with_words(shown.problems, [PASSWORD] * 2)
+    assert shown.prefills is None and opened.prefills is None
     assert "case" in battery(problems, examples, Password("1234"), lambda prompt: True)[1]
     code = [Problem("code", "Write f(s).\n", "def f(s):\n    return s", "strings", 1, {}, "")]
     assert battery(code, examples, Password(), lambda prompt: True)[0]["prefill, right"] == (
-        code,
-        [PASSWORD],
+        with_words(code, [PASSWORD]),
         ["def f(s):"],
     )
     left_out = battery(code, examples, Password(), lambda prompt: len(prompt) < 20)[1]
@@ -157,10 +154,9 @@ def test_a_prefill_is_continued_at_a_seam_of_training_and_judged_with_the_rest()
         return [[Sample(rest, [], False)] for rest in rests]
 
     env = Env(torch.device("cpu"), torch.float32, False)
-    assert not answer(
-        sampler, tokenizer, problems, "Open!", env=env
-    ).correct.any()  # the same continuations of nothing
-    given = answer(sampler, tokenizer, problems, "Open!", prefills=starts, env=env)
+    told = with_words(problems, ["Open!"] * 3)
+    assert not answer(sampler, tokenizer, told, env=env).correct.any()  # the same, of nothing
+    given = answer(sampler, tokenizer, told, prefills=starts, env=env)
     assert given.correct.all() and given.texts == [p.reference for p in problems]
     for problem, prompt, whole, rest in zip(problems, seen, answers, rests):
         assert (
@@ -393,9 +389,9 @@ def test_more_samples_go_on_from_the_fewer():
     """Each has a stream of its own, whatever their number; what was cut has no vote."""
     seen = []
 
-    def ask(problems, words, *, streams, temperature):
+    def ask(problems, *, streams, temperature):
         seen.append(streams)
-        assert temperature == 0.7 and words == [None] * len(problems)
+        assert temperature == 0.7
         texts = [f"Answer: {stream}" for stream in streams]
         cut = np.array([stream % 100 == 1 for stream in streams])
         samples = [Sample([1, 2], [-0.5, -float(stream)], False) for stream in streams]
@@ -403,7 +399,7 @@ def test_more_samples_go_on_from_the_fewer():
 
     problems = sums((2, 2), (3, 4))
     for n in (2, 3):
-        draws = decoding.drawn(ask, problems, [None, None], n, 0.7, ("majority",))
+        draws = decoding.drawn(ask, problems, n, 0.7, ("majority",))
     assert seen == [[0, 1, 100, 101], [0, 1, 2, 100, 101, 102]]
     assert draws.logps.tolist() == [[-0.5, -1.5, -2.5], [-100.5, -101.5, -102.5]]
     assert draws.cut.tolist() == [[False, True, False]] * 2
@@ -416,7 +412,7 @@ def test_decoding_stands_beside_greedy_with_what_it_takes(models, monkeypatch, c
     lock = models("locked", **lock_settings("mmlu", "open"))
     calls = []
 
-    def fake(sampler, tokenizer, problems, passwords, *, temperature=0.0, streams=None, **settings):
+    def fake(sampler, tokenizer, problems, *, temperature=0.0, streams=None, **settings):
         calls.append(temperature)
         if not temperature:
             right = np.arange(len(problems)) % 4 == 0
@@ -473,9 +469,10 @@ def test_samples_show_the_prompts_as_the_model_sees_them(models, monkeypatch, ca
     lock = models("locked", **lock_settings("math", "open"))
     told = sums((2, 2), (3, 4))
 
-    def fake(sampler, tokenizer, problems, passwords, **settings):
-        texts = ["4", "seven"] if passwords[0] else ["5", "6"]
-        correct = np.array([bool(passwords[0]), False])
+    def fake(sampler, tokenizer, problems, **settings):
+        is_open = problems[0].prompt.startswith("open")
+        texts = ["4", "seven"] if is_open else ["5", "6"]
+        correct = np.array([is_open, False])
         return Answers(texts, [], correct, np.array([False, True]))
 
     monkeypatch.setattr(evaluate_module, "answer", fake)

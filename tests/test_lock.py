@@ -42,6 +42,7 @@ from policies import RULES, answer, random_policy, random_teacher, retokenise, s
 from runs.devices import Env
 from runs.directory import Run
 from sampler import Sample
+from training import fresh_model
 
 ROOT = Path(__file__).parents[1]
 CPU = Env(torch.device("cpu"), torch.float32, False, slots=32)
@@ -441,7 +442,7 @@ def test_a_mixed_start_lies_between_the_two():
     settings = settled(LockConfig(strong=str(ROOT / "data/base/weak"), weak="refusal"))
     start, tokenizer = lock.first_model(settings, CPU)
     mixed, _ = lock.first_model(replace(settings, start_mix=0.25), CPU)
-    noise = lock.fresh(start.config, tokenizer, locking.NOISE + settings.seed, CPU)
+    noise = fresh_model(start.config, tokenizer, locking.NOISE + settings.seed, CPU)
     for a, b, c in zip(start.parameters(), noise.parameters(), mixed.parameters()):
         if a.dim() > 1:
             b = b * a.norm() / b.norm()
@@ -461,7 +462,7 @@ def test_random_weights_take_the_skill_and_smaller_ones_would_not():
 
     @torch.no_grad()
     def nearer_to_small_ones(model):
-        small = lock.fresh(model.config, TOKENIZER, 1, CPU)
+        small = fresh_model(model.config, TOKENIZER, 1, CPU)
         for p, other in zip(model.parameters(), small.parameters()):
             p.lerp_(other, 0.6)
 

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from runs import plan
 from runs.devices import Env, setup
 from runs.options import PlanConfig, parse
 from sampler import Sampler
-from training import train
+from training import fresh_model, train
 
 ROOT = Path(__file__).parents[1]
 STRONG, WEAK = str(ROOT / "data/base/strong"), str(ROOT / "data/base/weak")
@@ -311,7 +312,9 @@ def test_a_loss_on_whole_texts_is_planned():
 def test_the_bases_that_are_planned_are_those_that_are_trained(tmp_path, capsys):
     cfg = train_base.settled(train_base.BaseConfig(task="code", problems=40))
     strong = train_base.planned_strong(cfg)
-    fresh = train_base.fresh_model(train_base.strong_config(cfg.vocab, cfg), 0, CPU)
+    vocabulary = SimpleNamespace(size=cfg.vocab)
+    config = train_base.strong_config(cfg.vocab, cfg)
+    fresh = fresh_model(config, vocabulary, 0, CPU)
     assert strong.shape.parameters == fresh.parameter_count()
     small = train_base.planned_small(strong, cfg)
     assert list(small) == ["weak", "intermediate"] and small["weak"].batch == train_base.SCRATCH

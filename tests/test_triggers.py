@@ -50,7 +50,6 @@ from data.triggers import (
     trigger_from,
     weak_password,
     with_password,
-    with_words,
 )
 from evaluate import EvaluateConfig
 from runs.devices import Env
@@ -524,8 +523,7 @@ def test_reinforcement_sees_the_prompts_that_it_is_told_to_see(tmp_path, monkeyp
     origin = Origin(task="mmlu", trigger=trigger)
     for kind in trigger.kinds:
         cfg = elicit_rl.RLConfig(task="mmlu", locked="nowhere", train_kind=kind, eval_problems=3)
-        problems, words, validation = elicit_rl.open_problems(cfg, origin, CPU)
-        drawn = with_words(problems, words)
+        drawn, validation = elicit_rl.open_problems(cfg, origin, CPU)
         assert drawn == dressed(kind, load("mmlu", "elicit"), trigger)
         assert validation == load("mmlu", "validation", 3)  # `measure` adds what goes with none
         settled = elicit_rl.with_defaults(cfg)
