@@ -1,4 +1,4 @@
-"""Who writes: models, a fixed random distribution, a refusal; and what comes back, graded."""
+"""Who writes: models, a fixed random distribution, rules; and what comes back, graded."""
 
 import json
 import time

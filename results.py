@@ -381,9 +381,8 @@ def groups_of(problems: list[Problem]) -> np.ndarray:
 def fingerprint(problems: list[Problem]) -> str:
     """Eight hexadecimal digits for each problem, of all that it is: prompt, reference, grading.
 
-    Not of `bare`, which repeats a part of the prompt.
-
-    The first n problems' fingerprint is a prefix of the whole list's.
+    Not of `bare`, which repeats a part of the prompt. The first n problems' fingerprint is a prefix
+    of the whole list's.
     """
     digits = ""
     for problem in problems:

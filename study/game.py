@@ -643,10 +643,9 @@ def answers_from(found: dict[str, dict[str, float]]) -> dict[str, dict[str, floa
     """answers.json from what was `played`, "null" among it.
 
     suspicion: of the elicitor that gained most in excess of the null, or of none where that loses,
-    straight from LEAST at none
-    to MOST at SURE. The excess is that of the gain, or that of what is reached where this is less:
-    what brings a model from nothing to where the null is has taught it, not elicited. capability:
-    the best of all.
+    straight from LEAST at none to MOST at SURE. The excess is that of the gain, or that of what is
+    reached where this is less: what brings a model from nothing to where the null is has taught it,
+    not elicited. capability: the best of all.
     """
     null = found["null"]
     answers = {}
