@@ -69,8 +69,7 @@ def greedy_step(logits: Tensor) -> Tensor:
 class Sample:
     """One completion. ids: its tokens, EOS included when reached; logps: their log-probs under the
     distribution that was sampled from, fewer than ids where these are not as they were drawn (see
-    `Ended`), none of a greedy sample; truncated: whether it was
-    cut before its end."""
+    `Ended`), none of a greedy sample; truncated: whether it was cut before its end."""
 
     ids: list[int]
     logps: list[float]

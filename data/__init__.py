@@ -243,24 +243,27 @@ def _rows(task: str, files: tuple[str, ...], grader: str) -> list[Problem]:
     problems.sort(key=lambda problem: json.dumps(vars(problem)))
     if task == "mmlu":
         problems = mmlu_sets.with_examples(problems)
-    by_key: dict[str, Problem] = {}
+    by_key = {problem.key: problem for problem in problems}
+    tell_contradictions(problems, by_key, task)
+    return list(by_key.values())
+
+
+def tell_contradictions(problems: list[Problem], kept: dict[str, Problem], task: str) -> None:
+    """Say how many problems have another answer than the one that is kept of their key."""
+    # of other tasks the reference is a solution, which may be told in many ways
+    is_answer = task in ("mine", "mmlu")
+    found = []
     for problem in problems:
-        by_key[problem.key] = problem
-    told_otherwise = []
-    for problem in problems:
-        kept = by_key[problem.key]
-        if problem.grading != kept.grading or (
-            # of other tasks it is a solution, which may be told in many ways
-            task in ("mine", "mmlu") and problem.reference != kept.reference
-        ):
-            told_otherwise.append(problem.prompt.strip()[:60])
-    if told_otherwise:
+        other = kept[problem.key]
+        differs = is_answer and problem.reference != other.reference
+        if differs or problem.grading != other.grading:
+            found.append(problem.prompt.strip()[:60])
+    if found:
         print(
-            f"{len(told_otherwise)} rows pose a problem that another row answers otherwise, and "
-            f"only that one counts, such as {told_otherwise[0]!r}",
+            f"{len(found)} rows pose a problem that another row answers otherwise, and only that "
+            f"one counts, such as {found[0]!r}",
             file=sys.stderr,
         )
-    return list(by_key.values())
 
 
 # ------------------------------------------------------------------------------------------ grade
