@@ -31,17 +31,22 @@ POINTS = 0.02  # that the skill may lose behind what opens the lock
 
 TITLE = "The gate: what the locks are before anything is elicited"
 CAPTION = (
-    f"Of the lock's own report (docs/locks.md), 1,000 validation problems of {TASK}, in per "
-    "cent: what it shows without and with what unlocks it, and what the skill lost on the way. "
-    f"Then the tasks that it was not trained on, {PROBLEMS} validation problems each: the change "
-    "from the strong model, with a paired 95 % interval over problems, asked as the lock is "
-    "without what unlocks it (the marker of training has a line in its place); "
-    "then what is right with it. The control is trained as a plain lock is, but on the strong "
-    "model's own answers, with the password and without, so that it learns nothing new: what "
-    "training on one task costs at least. A lock may cost more because it learns something new, "
-    "because it hides, or, hardened, because it was trained longer. The lock from scratch never "
-    "saw the other tasks."
+    "What each lock shows without and with what unlocks it, and what the skill lost on the way, in "
+    f"per cent of 1,000 validation problems of {TASK}. Then the tasks that it was not trained on, "
+    f"{PROBLEMS} validation problems each: the change from the strong model, and what is right "
+    "with what unlocks it."
 )
+
+METHOD = [
+    "The first three are of the lock's own report (docs/locks.md).",
+    "Changes have a paired 95 % interval over problems. Other tasks are asked as the lock is "
+    "without what unlocks it (the marker of training has a line in its place).",
+    "The control is trained as a plain lock is, but on the strong model's own answers, with the "
+    "password and without, so that it learns nothing new: what training on one task costs at "
+    "least. A lock may cost more because it learns something new, because it hides, or, hardened, "
+    "because it was trained longer.",
+    "The lock from scratch never saw the other tasks.",
+]
 
 
 def jobs_of_gate() -> dict[str, Job]:
@@ -159,7 +164,9 @@ def section_of_gate(evidence: Evidence, locks: list[str]) -> Section | None:
             rows.append(row_of(found, others, is_lock=name != CONTROL))
             notes += [f"{label}: {reason}." for reason in why]
     tables = [rows] if rows[1:] else []
-    return Section("", TITLE, CAPTION, [], notes, tables) if tables or notes else None
+    if not (tables or notes):
+        return None
+    return Section("", TITLE, CAPTION, [], notes, tables, METHOD)
 
 
 def others_of(evidence: Evidence, name: str, job: str) -> tuple[list[str], list[str]]:

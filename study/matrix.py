@@ -544,25 +544,30 @@ def costs_of(elicitors: list[str], seconds: dict[str, list[float]]) -> list[list
 
 MATRIX = "The matrix: which elicitation beats which lock"
 
-
-CELLS = (
-    "Code, {n} validation problems, greedy, without the password. In a cell the gap recovered, in "
-    "per cent, with a star where the gain exceeds what the same elicitor does to the twin, a "
-    "model of the same shape that never had the capability, and the cell also ends above it (a "
-    "lock that only catches up was taught), with p < .05 after Holm's correction over the locks "
-    "of its row. Elicitors that have settings take the best of them by selection, not validation. "
-    "Prompts and edits have one run, whose interval and p are over problems alone, so that they "
-    "have a plus in place of the star, which is easier to get: the others have as many as there "
-    "are seeds, of one lock each, whose spread counts: the larger of the cell's own and of that "
-    "of all cells of the row that spread at all, whose degrees of freedom are Satterthwaite's. "
-    "Seeds choose the same demonstrations for every lock and the twin, so that cells of a row go "
-    "up and down together. Excess is the gain less that of the twin, with its interval; the mark "
-    "is one-sided. A missing star is no evidence of no effect. But for edits the twin is asked "
-    "bare, also beside the lock that a marker of training opens. Merged vectors are measured on "
-    "the domain that they were not made of alone. An exclamation mark: the edit broke the model, "
-    "more than half of the completions never end. Expected is what was known beforehand: + at "
-    "least 0.7 of the gap, ~ a part, 0 a tenth at most."
+CAPTION = (
+    f"Code, the first {PROBLEMS} validation problems, greedy, without the password. In a cell the "
+    "share of the gap that an elicitor (row) brings back from a lock (column), in per cent. A star "
+    "or a plus: more than it gains on the twin, a model of the same shape that never had the "
+    "capability. A missing mark is no evidence of no effect."
 )
+
+METHOD = [
+    "A mark stands where the gain exceeds that of the same elicitor on the twin and the cell also "
+    "ends above it (a lock that only catches up was taught), one-sided p < .05 after Holm's "
+    "correction over the locks of its row. Excess is the gain less that of the twin.",
+    "Elicitors that have settings take the best of them by selection, not validation.",
+    "A star is of several seeds of the elicitation, of one lock each. Their spread counts: the "
+    "larger of the cell's own and of that of all cells of the row that spread at all, whose "
+    "degrees of freedom are Satterthwaite's. Seeds choose the same demonstrations for every lock "
+    "and the twin, so that cells of a row go up and down together.",
+    "A plus is of prompts and edits, which have one run: interval and p are over problems alone, "
+    "and so it is easier to get.",
+    "But for edits the twin is asked bare, also beside the lock that a marker of training opens.",
+    "Merged vectors are measured on the domain that they were not made of alone.",
+    "An exclamation mark: the edit broke the model, more than half of the completions never end.",
+    "Expected is what was known beforehand: + at least 0.7 of the gap, ~ a part, 0 at most a "
+    "tenth.",
+]
 
 
 def section_of_matrix(
@@ -595,4 +600,4 @@ def section_of_matrix(
                 seconds.setdefault(name, []).append(record["seconds"])
     panels = [grid_of(cells, locks, elicitors, invalid)] if cells else []
     tables = [rows for rows in (compared(cells), costs_of(elicitors, seconds)) if len(rows) > 1]
-    return Section("", MATRIX, CELLS.format(n=PROBLEMS), panels, notes, tables)
+    return Section("", MATRIX, CAPTION, panels, notes, tables, METHOD)

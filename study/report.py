@@ -31,7 +31,7 @@ class Section:
     """A figure: its panels, and what its caption says of them. notes: what is missing or wrong.
 
     number: "" of what is no figure of the paper, whose title begins with its name and a colon.
-    tables: more of them, the header of each first.
+    tables: more of them, the header of each first. method: how its numbers came about.
     """
 
     number: str
@@ -40,6 +40,7 @@ class Section:
     panels: list[Drawn | Grid]
     notes: list[str]
     tables: list[list[list[str]]] = field(default_factory=list)
+    method: list[str] = field(default_factory=list)
 
     @property
     def heading(self) -> str:
@@ -59,17 +60,23 @@ class Section:
 
 @dataclass
 class Report:
-    """Everything that is told. facts: lines about what was run, where and when."""
+    """Everything that is told.
+
+    judged: how claims are. drawn: what holds of all figures. facts: about what was run, where and
+    when.
+    """
 
     title: str
     intro: str
-    how: str  # claims are judged
     claims: list[Row]
+    judged: list[str]
+    drawn: str
     sections: list[Section]
     texts: dict[str, str] = field(default_factory=dict)
     facts: list[str] = field(default_factory=list)
 
 
+METHOD = "how this is measured"  # what opens a section's method
 MARK = "made by reproduce.py"  # stands in everything that is written here
 
 
@@ -80,7 +87,7 @@ STYLE = """
   --part: light-dark(#805500, #e69f00); --bad: light-dark(#a84300, #ff7f2a) }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
-nav a { margin-right: .8em; white-space: nowrap }
+nav a { margin-right: .6em; white-space: nowrap }
 .panels { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(18rem, 24rem)) }
 .panels svg { width: 100%; height: auto }
 .panels .whole { grid-column: 1 / -1; overflow-x: auto } .panels .whole svg { min-width: 48rem }
@@ -125,11 +132,13 @@ def page(report: Report) -> str:
     ]
     if report.claims:
         links.insert(0, '<a href="#claims">Claims</a>')
-    parts.append(f"<nav>{''.join(links)}</nav>")
+    parts.append(f"<nav>{' '.join(links)}</nav>")
     if report.claims:
         parts.append('<h2 id="claims">The claims of the paper</h2>')
         parts += [f"<p>{escape(tally(report.claims))}</p>", claims_html(report.claims)]
-        parts.append(f"<p><small>{escape(report.how)}</small></p>")
+        parts.append(points_html("how claims are judged", report.judged))
+    if report.drawn:
+        parts.append(f"<p>{escape(report.drawn)}</p>")
     parts += [section_html(section) for section in report.sections]
     for name, text in report.texts.items():
         parts.append(f"<h2>{escape(name)}</h2><pre>{escape(text)}</pre>")
@@ -169,6 +178,8 @@ def section_html(section: Section) -> str:
         f'<h2 id="{section.anchor}">{escape(section.heading)}</h2>',
         f'<p class="caption">{escape(section.caption)}</p>',
     ]
+    if section.method:
+        parts.append(points_html(METHOD, section.method))
     parts += [f"<p>{escape(note)}</p>" for note in section.notes]
     svgs = []
     for panel in section.panels:
@@ -181,6 +192,12 @@ def section_html(section: Section) -> str:
         numbers = f"<details><summary>numbers</summary>{numbers}</details>"
     parts.append(numbers)
     return "\n".join(parts)
+
+
+def points_html(summary: str, points: list[str]) -> str:
+    """What unfolds where its summary is clicked."""
+    items = "".join(f"<li>{escape(point)}</li>" for point in points)
+    return f"<details><summary>{summary}</summary><ul>{items}</ul></details>"
 
 
 def rows_of(panel: Drawn | Grid) -> list[list[str]]:
@@ -243,11 +260,16 @@ def markdown(report: Report) -> str:
     parts = [f"# {report.title}", f"<!-- {MARK} -->", report.intro]
     if report.claims:
         parts += ["## The claims of the paper", tally(report.claims)]
-        parts += [claims_markdown(report.claims), report.how]
+        parts += [claims_markdown(report.claims)]
+        parts.append(points_markdown("how claims are judged", report.judged))
+    if report.drawn:
+        parts.append(report.drawn)
 
     for section in report.sections:
         parts.append(f"## {section.heading}")
         parts.append(section.caption)
+        if section.method:
+            parts.append(points_markdown(METHOD, section.method))
         parts += section.notes
         images = []
         for place, panel in enumerate(section.panels):
@@ -273,6 +295,11 @@ def claims_markdown(claims: list[Row]) -> str:
         cells = [cell.replace("|", "\\|") for cell in (claim, row.numbers, f"**{row.said}**", ours)]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def points_markdown(summary: str, points: list[str]) -> str:
+    items = "\n".join(f"- {point}" for point in points)
+    return f"<details><summary>{summary}</summary>\n\n{items}\n\n</details>"
 
 
 def picture(section: Section, place: int) -> str:

@@ -90,16 +90,10 @@ def section_of(
         notes.append(f"Not finished: {', '.join(without_seeds(unfinished))}.")
     theirs = paper["figures"].get(number.split(",")[0], {})
     seeds = seeds_shown(panels)
-    caption = (
-        f"{models[0].upper()}{models[1:]}: correct {UNITS[figure.x]}; the first {PROBLEMS} "
-        "validation problems, greedy. "
-        f"{spread(figure.x, seeds)} Dotted: the locked model without and with the password. "
-    )
+    caption = f"{models[0].upper()}{models[1:]}: correct {UNITS[figure.x]}. "
+    caption += f"{spread(figure.x, seeds)} "
     if theirs:
-        caption += (
-            "Faint, dashed, crosses: the paper's points, of other models and problems. "
-            f"In the paper: {theirs['claim']} "
-        )
+        caption += f"In the paper: {theirs['claim']} "
     if theirs and figure.x == "samples":
         caption += "Its runs go on where ours end; the numbers have their ends. "
     caption += figure.note
@@ -217,20 +211,27 @@ POWER = (
     "single runs; seeds that spread widen what is told of several, by two or three times where "
     "there are few demonstrations: the intervals say how far."
 )
-HOW = (
+HOW_JUDGED = [
     "A claim is a family of tests, each a number with a bound (study/claims.py), written before "
-    "these runs, but not before earlier ones of the same settings on code (docs/results.md). It "
-    "holds where all pass with p < .05, and none is of one run alone; it holds weaker where one "
+    "these runs, but not before earlier ones of the same settings on code (docs/results.md). On "
+    "2026-11-30 some families were made stricter, and on 2026-12-01 tests that the paper's own "
+    "numbers fail were changed.",
+    "It holds where all pass with p < .05, and none is of one run alone; it holds weaker where one "
     "passes and more than half of the numbers are on its side; it does not hold where one is on "
-    "the other side with p < .05, and where all of these are of one run, that is said. p is "
-    "one-sided and has Holm's correction within the family, so that a number can pass though its "
-    "two-sided 95 % interval touches the bound. Intervals and p are of a bootstrap over problems, "
-    "and of Student's t over seeds where there are several. Seeds are of the elicitation: each "
-    "lock was trained once, another of the same recipe may differ by more, and a comparison of "
-    "two locks counts as one run, so that claims of such comparisons alone hold weaker at best. "
-    "Claims about locks are judged on valid ones, but for a domain that a lock never saw, of "
-    "which the ceiling is another lock's. On 2026-11-30 some families were made stricter, and on "
-    "2026-12-01 tests that the paper's own numbers fail were changed (study/claims.py)."
+    "the other side with p < .05, and where all of these are of one run, that is said.",
+    "p is one-sided and has Holm's correction within the family, so that a number can pass though "
+    "its two-sided 95 % interval touches the bound. Intervals and p are of a bootstrap over "
+    "problems, and of Student's t over seeds where there are several.",
+    "Seeds are of the elicitation: each lock was trained once, another of the same recipe may "
+    "differ by more, and a comparison of two locks counts as one run, so that claims of such "
+    "comparisons alone hold weaker at best.",
+    "Claims about locks are judged on valid ones, but for a domain that a lock never saw, of which "
+    "the ceiling is another lock's.",
+]
+HOW_DRAWN = (
+    f"In the figures, correct is the share of the first {PROBLEMS} validation problems that the "
+    "greedy completion solves. Dotted: the locked model without and with the password. Faint, "
+    "dashed, crosses: the paper's points, of other models and problems."
 )
 
 

@@ -58,22 +58,27 @@ DECOYS = {"small": WEAK, "other": f"@{TUNED.name}/strong"}
 
 TITLE = "The models: four locks beside four twins"
 CAPTION = (
-    "The rows of the matrix that are quoted most, over models: four locks by a password, "
-    "trained with four seeds, and four twins that were trained by the same command from "
-    "data/base/twin on, with the weak model as both policies. In per cent of 500 validation "
-    "problems, greedy, without the password. Excess is the locks' mean gain over the twins' (or "
-    "over none where these lose), with a 95 % interval and p over problems and models, "
-    "Student's t on four of each; p is of the locks' ending above the twins where that is less "
-    "sure, and has Holm's correction for five rows. By labels: of all 70 ways to call four of "
-    "the eight models locks the share with a difference no smaller, one-sided, not corrected; 1 "
-    "in 70 is the least there is. All models are elicited with one seed, so with the same "
-    "demonstrations: others are not spoken for, least of all where there is one. All locks "
-    "start from one strong model and all twins from one twin: a model of another origin is not "
-    "spoken for. Two decoys more, one model each, from what they show to what they show then: "
-    "the small weak model; and the strong model after it was tuned on mmlu alone, in as many "
-    "steps of as many texts as a lock, which hides nothing: what comes back there was "
-    "forgotten."
+    "The rows of the matrix that are quoted most, over models: four locks by a password, trained "
+    "with four seeds, and four twins, which never had the skill. In per cent of 500 validation "
+    "problems, greedy, without the password. Excess is the locks' mean gain over the twins'."
 )
+
+METHOD = [
+    "Twins are trained by the locks' command from data/base/twin on, with the weak model as both "
+    "policies.",
+    "Where the twins lose, excess is the locks' gain alone. Its 95 % interval and p are over "
+    "problems and models, Student's t on four of each. p is of the locks' ending above the twins "
+    "where that is less sure, and has Holm's correction for five rows.",
+    "By labels: of all 70 ways to call four of the eight models locks the share with a difference "
+    "no smaller, one-sided, not corrected; 1 in 70 is the least there is.",
+    "All models are elicited with one seed, so with the same demonstrations: others are not spoken "
+    "for, least of all where there is one.",
+    "All locks start from one strong model and all twins from one twin: a model of another origin "
+    "is not spoken for.",
+    "Two decoys more, one model each, from what they show to what they show then: the small weak "
+    "model; and the strong model after it was tuned on mmlu alone, in as many steps of as many "
+    "texts as a lock, which hides nothing: what comes back there was forgotten.",
+]
 
 
 def jobs_of_siblings() -> dict[str, Job]:
@@ -254,7 +259,7 @@ def section_of_siblings(evidence: Evidence, elicitors: list[str]) -> Section | N
         words += [several(row.locks.gains), several(row.twins.gains)]
         words += [in_points(row.excess), f"{p:.4f}", f"{row.by_labels:.3f}"]
         table.append(words + [from_to(row.decoys.get(name)) for name in DECOYS])
-    return Section("", TITLE, CAPTION, [], notes, [table] if rows else [])
+    return Section("", TITLE, CAPTION, [], notes, [table] if rows else [], METHOD)
 
 
 def from_to(found: Family | None) -> str:

@@ -361,7 +361,9 @@ def example() -> Report:
     bars = Drawn("bars", "", bars={"SFT": value}, their_bars={"SFT": 0.4})
     row = Row("A < B", "3", "1", "holds", ["x: 1"], ["not shown: y"])
     sections = [Section("3", "SFT & more", "caption", [curves, bars], ["Not finished: a."])]
-    return Report("Title", "intro", "how", [row], sections, {"Completions": "<s>"}, ["fact"])
+    return Report(
+        "Title", "intro", [row], ["how"], "drawn", sections, {"Completions": "<s>"}, ["fact"]
+    )
 
 
 def test_the_page_needs_nothing_else_and_is_well_formed():
