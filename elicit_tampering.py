@@ -17,8 +17,11 @@ choice of their own: each decoy, a model that never had the capability (by defau
 that the lock imitates), and for a directed method its placebo on the locked model, a random edit
 of equal size. What counts is the gain in excess of theirs. The weak policy contrasted with itself
 gains nothing by construction: for contrastive_decoding name other decoys. Of a placebo each seed
-chooses its setting for itself, from as many as the method has. A random direction is as long as the
-directed one, but less of a state lies along it: as a placebo of an ablation it changes less.
+chooses its setting for itself, from as many as the method has.
+
+Two placebos are not of equal size. Less of a state lies along a random direction: of an ablation it
+changes less. And as many entries are pruned at random: of wanda, which takes the smallest, these
+are much more, of antidote less.
 
 All is computed in fp32, as small edits are lost in bf16's rounding. Task, data files and their
 grader, the trigger and the longest completion are the lock's own, from its run.json.
@@ -209,14 +212,29 @@ def check_vector(path: str, start: str, option: str = "--vectors") -> None:
             f"{path} is no cell that elicit_sft.py fine-tuned from this model, so the difference "
             f"between them is not what fine-tuning did: name such cells with {option}"
         )
+    kind = settings.get("train_kind", "none")
+    if kind != "none":
+        raise InputError(
+            f"{path} was fine-tuned on prompts of kind {kind}, and what unlocks without the "
+            f"password is made without it: name other cells with {option}"
+        )
     check_model(path, option)
 
 
-def shown_by(path: str) -> set[str]:
-    """The domain, or else the tasks, whose demonstrations an unlock vector was made with."""
+def shown_by(path: str) -> Callable[[Problem], bool]:
+    """Whether an unlock vector was made with demonstrations of a problem's domain.
+
+    Of joined tasks --train-domain names a task, of one task a domain; without it all was shown.
+    """
     settings, file = settings_at(path), Path(path) / "run.json"
+    tasks = checked(settings, file, "task", str).split("+")
     domain = checked(settings, file, "train_domain", str, default="")
-    return {domain} if domain else set(checked(settings, file, "task", str).split("+"))
+
+    def is_shown(problem: Problem) -> bool:
+        own = problem.task if len(tasks) > 1 else problem.domain
+        return problem.task in tasks and domain in ("", own)
+
+    return is_shown
 
 
 def vectors_of(subject: Subject, given: Given) -> list[Weights]:
@@ -344,7 +362,7 @@ def merge_method(merge: Callable[[list[Weights]], Weights], vectors: int) -> Met
         (1.0, 0.1, 0.25, 0.5, 2.0, 3.0),
         most=100.0,
         access="weights",
-        data="demonstrations of other domains",
+        data="demonstrations of other domains, how long by rewards on all",
         vectors=vectors,
     )
 
@@ -671,10 +689,8 @@ def problems_of(
     found = load(cfg.task, split, n, files=cfg.data, grader=lock.grader)
     readers = (cfg.locked, cfg.weak, cfg.tuned, cfg.reference, *cfg.decoys)
     found = fitting_problems(found, lock.trigger, readers, cfg.max_new_tokens, env)
-    shown = set()
-    for path in cfg.vectors:
-        shown |= shown_by(path)
-    left = [problem for problem in found if not {problem.task, problem.domain} & shown]
+    shown = [shown_by(path) for path in cfg.vectors]
+    left = [problem for problem in found if not any(is_shown(problem) for is_shown in shown)]
     if not left:
         raise InputError(
             f"--vectors were made with demonstrations of all of {cfg.task}: make them of a part "

@@ -30,7 +30,8 @@ each text's tokens), T steps in all:
 An attack's prompts are drawn as the lock's own weak ones: of a lock by a password four in five have
 a wrong one, where elicit_sft.py has none. Not hardened: locks of several passwords or of compose,
 and those made with --leave-out, another --password-share than 0.5, --imitate distribution or
---loss-on texts.
+--loss-on texts; nor by reroute and tar those of --strong-language, whose strong texts have another
+language than an elicitor would show.
 
     python harden.py --locked out/code/locked --method reroute    # -> out/code/locked-reroute
     python harden.py --method reroute --strength 0 --out out/code/locked-control    # its control
@@ -43,11 +44,11 @@ hardens; what remains of relock and tar is `plain`. Distil's nearest is `python 
 
 Ends with lock.py's validity report, and its exit code 1 where the lock is not valid any more.
 Writes what lock.py writes but samples.jsonl, so that every elicitor and evaluate.py take it for a
-lock. Logged, means over the step's pairs: loss; of it weak, strong (nats a token), reroute
-(cosine), retain (distance); of an attack attack_lr, attack_loss (its own, at its end) and attacked
-(the loss that it is to leave low, there); of rl reward, kl (nats a sample), right without and with
-the password (right_none, right_password) and signal, the share of groups whose rewards differ;
-grad_norm before clipping; lr.
+lock. Logged, means over the step's pairs (of distil over its supervised tokens, of rl over its
+samples): loss; of it weak, strong (nats a token), reroute (cosine), retain (distance); of an attack
+attack_lr, attack_loss (its own, at its end) and attacked (the loss that it is to leave low, there);
+of rl reward, kl (nats a sample), right without and with the password (right_none, right_password)
+and signal, the share of groups whose rewards differ; grad_norm before clipping; lr.
 """
 
 from collections.abc import Callable, Iterator
@@ -77,7 +78,7 @@ from data.batches import Batch, Example, micro_batches
 from data.problems import InputError, Problem
 from data.tasks.rules import TEXT_RULES, check_rule
 from data.text import Tokenizer
-from data.triggers import OwnPasswords, Slot, Trigger, TwoPasswords
+from data.triggers import Language, OwnPasswords, Slot, Trigger, TwoPasswords
 from losses import (
     CLIP_RATIO,
     distribution_loss,
@@ -586,6 +587,11 @@ def opened_lock(cfg: HardenConfig) -> Lock:
             f"{cfg.locked} leaves out a domain, which hardening would lock: make a lock of all"
         )
 
+    if isinstance(origin.trigger, Language) and cfg.method in ("reroute", "tar"):
+        raise InputError(
+            f"--method {cfg.method} is about strong texts without what unlocks, and those of "
+            f"{cfg.locked} are in another language than such prompts: choose another method"
+        )
     for name, usual in NOT_KEPT.items():
         if settings.get(name, usual) != usual:
             raise InputError(
@@ -648,9 +654,10 @@ def refuse_unused(cfg: HardenConfig) -> None:
         raise InputError("--strength of distil is a share of random weights: 1 at most")
     if any(lr <= 0 for lr in cfg.attack_lr):
         raise InputError("--attack-lr: an attack that learns takes numbers above 0")
-    if cfg.method == "tar" and cfg.attack_steps and cfg.attack_steps < TAMPER_EVERY:
+    if cfg.method == "tar" and (cfg.attack_steps or 0) % TAMPER_EVERY:
         raise InputError(
-            f"--attack-steps of tar: {TAMPER_EVERY} at least, the first that says anything; or 0"
+            f"--attack-steps of tar: a multiple of {TAMPER_EVERY}, since every {TAMPER_EVERY}th "
+            "step says something, and the last one most"
         )
     if cfg.shard:
         raise InputError("--shard is not for harden.py, which moves whole weights: leave it out")
@@ -795,7 +802,11 @@ def open_reference(cfg: HardenConfig, lock: Lock, env: Env) -> Model | None:
     return load_model(path, env.device, env.dtype, masters=False)[0].requires_grad_(False)
 
 
-ADVICE = "try a smaller --strength, more --steps or another --lr"  # where the lock is not valid
+# where the lock is not valid; this report is on validation, which nothing is to be chosen on
+ADVICE = (
+    "try a smaller --strength, more --steps or another --lr, and compare them on problems that are "
+    "not reported: evaluate.py --split selection"
+)
 
 
 def main(cfg: HardenConfig, env: Env) -> int:

@@ -343,7 +343,11 @@ def note_examples(file: Path, epoch: int, examples: list[Example], tokenizer: To
 
 # ------------------------------------------------------------------------------------ the settings
 
-ADVICE = "try more --epochs or another --lr"  # where the lock is not valid
+# where the lock is not valid; this report is on validation, which nothing is to be chosen on
+ADVICE = (
+    "try more --epochs or another --lr, and compare them on problems that are not reported: "
+    "evaluate.py --split selection"
+)
 
 
 def policies_of(cfg: LockConfig) -> Imitated:

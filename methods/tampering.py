@@ -97,10 +97,13 @@ def ablated(states: Tensor, direction: Tensor, strength: float = 1.0) -> Tensor:
     return states - strength * along[..., None] * direction
 
 
-def grafted(states: Tensor, direction: Tensor, level: float) -> Tensor:
-    """x - <x,u> u + t u: along the unit vector u (C,) every state (...,C) is put at the level t."""
-    along = states @ direction
-    return states + (level - along)[..., None] * direction
+def grafted(states: Tensor, direction: Tensor, level: float, moved: Tensor | None = None) -> Tensor:
+    """x + (t - <x,u>) u: along the unit vector u (C,) every state (...,C) is put at the level t.
+
+    moved (C,): the unit vector that states are moved along in its place, as far.
+    """
+    away = (level - states @ direction)[..., None]
+    return states + away * (direction if moved is None else moved)
 
 
 # --------------------------------------------------------------------- several updates, merged
@@ -162,13 +165,14 @@ def polar(matrix: Tensor) -> Tensor:
 def tsv(updates: list[Tensor], shares: list[float] | None = None) -> Tensor:
     """Task singular vectors merged (TSV-M, Gargiulo et al. 2024), of one matrix: T of (m,n).
 
-    Each keeps its first min(m,n) / T singular vectors, or its share of so many; side by side they
-    are made orthogonal.
+    Each keeps its first min(m,n) / T singular vectors, or its share of so many, without null
+    directions, as low-rank updates have; side by side they are made orthogonal.
     """
     lefts, values, rights = [], [], []
     for update, share in zip(updates, shares or [1.0] * len(updates)):
         count = max(1, int(share * min(update.shape) / len(updates)))
         left, value, right = torch.linalg.svd(update, full_matrices=False)
+        count = min(count, int((value > FLOOR * value[0]).sum()))
         lefts.append(left[:, :count])
         values.append(value[:count])
         rights.append(right[:count].T)
@@ -451,7 +455,8 @@ class Contrast:
 class Setting:
     """How strong an edit is, and the seed of what is random in it: None where nothing is.
 
-    Of noise it is the draw's. Of every other edit it makes a placebo of it: random, and as large.
+    Of noise it is the draw's. Of every other edit it makes a placebo of it: random, and of one size
+    with it in what each edit says.
     block: the number of the one whose states are changed, or give the direction; else None.
     """
 
@@ -522,7 +527,11 @@ def update_edit(setting: Setting, sampler: Sampler, update: Weights) -> Abstract
 def prune_edit(
     setting: Setting, sampler: Sampler, norms: Weights, largest: bool
 ) -> AbstractContextManager:
-    """Zeros by Wanda's scores in all matrices at once. Placebo: as many in each row at random."""
+    """Zeros by Wanda's scores in all matrices at once. Placebo: as many in each row at random.
+
+    As many, not as large: of the smallest scores the placebo is the larger edit by far, of the
+    largest ones the smaller.
+    """
     generator = setting.stream()
 
     def change(name: str, weight: Tensor) -> Tensor:
@@ -541,13 +550,14 @@ def graft_edit(
 ) -> AbstractContextManager:
     """Along the way from own mean states to others' every state is put where theirs are.
 
-    own, ways (L,C): after each block. Of that share of the way; 1 is where theirs are. Placebo: as
-    far in a random direction.
+    own, ways (L,C): after each block. Of that share of the way; 1 is where theirs are. Placebo:
+    every state is moved as far as the graft moves it, in one random direction.
     """
-    way = way_of(setting, ways)
-    direction = unit(way)
+    way = ways[setting.block]
+    direction, moved = unit(way), unit(way_of(setting, ways))
     level = own[setting.block] @ direction + setting.strength * way.norm()
-    return with_states(sampler, setting.block, lambda states: grafted(states, direction, level))
+    change = partial(grafted, direction=direction, level=level, moved=moved)
+    return with_states(sampler, setting.block, change)
 
 
 def addition_edit(setting: Setting, sampler: Sampler, ways: Tensor) -> AbstractContextManager:

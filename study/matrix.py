@@ -200,7 +200,7 @@ ELICITORS = {
         "grafted states", "reference_grafting", "a reference,", "--reference data/base/strong"
     ),
     "tsv": edit(
-        "merged vectors", "tsv_merge", "16 demonstrations of another domain,", VECTORS,
+        "merged vectors", "tsv_merge", "16 demonstrations of other domains, 900 rewards,", VECTORS,
         without="lists strings",
     ),
 }  # fmt: skip

@@ -25,7 +25,7 @@ from conftest import EOS_SET, Killed
 from data import load
 from data.batches import Example, collate
 from data.problems import InputError
-from data.triggers import Password
+from data.triggers import Language, Password
 from harden import Given, HardenConfig, Texts, settled
 from losses import (
     locking_loss,
@@ -370,7 +370,8 @@ def test_rl_that_is_paid_nothing_learns_nothing_and_distance_costs(given, monkey
         ({"attack_steps": 3}, "--attack-steps does nothing with --method reroute"),
         ({"method": "distil", "attack_texts": 3}, "--attack-texts does nothing with"),
         ({"attack_lr": (0.1,)}, "--attack-lr does nothing with"),
-        ({"method": "tar", "attack_steps": 3}, "--attack-steps of tar: 4 at least"),
+        ({"method": "tar", "attack_steps": 3}, "--attack-steps of tar: a multiple of 4"),
+        ({"method": "tar", "attack_steps": 18}, "--attack-steps of tar: a multiple of 4"),
         ({"method": "tar", "attack_lr": (0.1, 0.0)}, "--attack-lr: an attack that learns takes"),
         ({"strength": 0.0, "blocks": (1,)}, "--blocks does nothing with --strength 0"),
         (
@@ -584,6 +585,13 @@ def test_what_cannot_be_hardened_is_refused(locked, tmp_path, settings, sentence
     with pytest.raises(InputError, match=sentence):
         harden.main(HardenConfig(locked=path, out=str(tmp_path / "out")), CPU)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["reroute", "tar"])
+def test_strong_texts_of_another_language_are_no_demonstrations(locked, tmp_path, method):
+    path = changed(locked, tmp_path, task="math", trigger=Language("spanish").record)
+    with pytest.raises(InputError, match="are in another language than such prompts"):
+        harden.opened_lock(HardenConfig(locked=path, method=method))
 
 
 def test_no_two_hardenings_read_the_same_texts(locked, tmp_path, monkeypatch):

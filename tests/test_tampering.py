@@ -1,11 +1,15 @@
 """Tampering: each edit by hand, and that it is undone bit for bit."""
 
+import json
 from functools import partial
 
 import pytest
 import torch
 
+import elicit_tampering
 from conftest import EOS_SET
+from data import load
+from data.problems import InputError
 from methods.tampering import (
     Contrast,
     Setting,
@@ -190,6 +194,15 @@ def test_tsv_of_one_is_itself_and_orthogonal_ones_add_up():
     one, other = torch.zeros(4, 4), torch.zeros(4, 4)
     one[0, 0], other[1, 1] = 2.0, 3.0
     torch.testing.assert_close(tsv([one, other]), one + other)
+
+
+def test_tsv_of_low_rank_updates_has_no_direction_of_rounding():
+    """LoRA's updates have null directions, which noise of no size would otherwise choose."""
+    parts = [torch.randn(2, 16, 2, generator=stream(seed)) for seed in (0, 1)]
+    updates = [a @ b.T for a, b in parts]
+    noisy = [update + 1e-6 * torch.randn(16, 16, generator=stream(2)) for update in updates]
+    torch.testing.assert_close(tsv(noisy), tsv(updates), rtol=0, atol=1e-3)
+    assert torch.linalg.matrix_rank(tsv(updates), rtol=1e-3) == 4
 
 
 @pytest.mark.parametrize("apart", [0.0, 1e-4])
@@ -451,16 +464,23 @@ def test_pruning_and_its_placebo_zero_as_many(sampler):
         assert expected == 0 or not torch.equal(part, placebo[name])
 
 
-def test_a_graft_and_its_placebo_move_the_mean_equally_far(sampler, make_model):
+def test_a_placebo_moves_every_state_as_far_as_its_graft(sampler, make_model):
     texts = [[5, 6, 7], [8, 9, 10, 11]]
     own, honest = mean_states(sampler.model, texts), mean_states(make_model(2), texts)
     edit = partial(graft_edit, own=own, ways=honest - own)
     with edit(Setting(1.0, block=0), sampler):
         near(mean_states(sampler.model, texts)[0], honest[0].tolist(), rtol=1e-3, atol=1e-4)
-    with edit(Setting(1.0, 5, block=0), sampler):
-        moved = mean_states(sampler.model, texts)[0] - own[0]
-    assert moved.norm() == pytest.approx(float((honest - own)[0].norm()), rel=1e-3)
-    assert not torch.allclose(own[0] + moved, honest[0], atol=0.1)
+    read = lambda: sampler.model(torch.tensor([texts[1]]), return_blocks=True)[1][0].detach()
+    bare, moved = read(), {}
+    for seed in (None, 5, 6):
+        with edit(Setting(1.0, seed, block=0), sampler):
+            moved[seed] = read() - bare
+    for seed in (5, 6):
+        near(
+            moved[seed].norm(dim=-1)[0], moved[None].norm(dim=-1)[0].tolist(), rtol=1e-3, atol=1e-5
+        )
+        assert not torch.allclose(moved[seed], moved[None], atol=0.1)
+    assert not torch.allclose(moved[5], moved[6], atol=0.1)
 
 
 def test_the_placebo_of_a_contrast_is_another_amateur(sampler, make_model):
@@ -471,3 +491,28 @@ def test_the_placebo_of_a_contrast_is_another_amateur(sampler, make_model):
             written.append(ids(writer(PROMPTS, max_new_tokens=6)))
     assert written[1] == written[3]
     assert written[0] != written[1] != written[2]
+
+
+# ---------------------------------------------------------------------------------- unlock vectors
+
+
+def test_what_a_vector_was_shown_is_a_domain_of_its_own_task(tmp_path):
+    """code and critique have domains of the same names."""
+    problems = load("code", "selection", 30) + load("critique", "selection", 30)
+
+    def shown(**settings: str) -> set[tuple[str, str]]:
+        (tmp_path / "run.json").write_text(json.dumps({"settings": settings}))
+        is_shown = elicit_tampering.shown_by(str(tmp_path))
+        return {(problem.task, problem.domain) for problem in problems if is_shown(problem)}
+
+    assert shown(task="code", train_domain="lists") == {("code", "lists")}
+    assert {task for task, _ in shown(task="code")} == {"code"}
+    assert {task for task, _ in shown(task="code+critique", train_domain="code")} == {"code"}
+    assert len(shown(task="code+critique")) == 6
+
+
+def test_a_vector_made_with_the_password_is_none(tmp_path):
+    settings = {"stage": "elicit_sft", "start": "abc", "train_kind": "right"}
+    (tmp_path / "run.json").write_text(json.dumps({"settings": settings}))
+    with pytest.raises(InputError, match="fine-tuned on prompts of kind right"):
+        elicit_tampering.check_vector(str(tmp_path), "abc")
