@@ -21,8 +21,9 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import NormalDist
 
@@ -42,6 +43,34 @@ from sampler import Sampler
 # -------------------------------------------------------------------------------------- statistics
 
 DRAWS = 10_000  # of every bootstrap
+
+
+@lru_cache(maxsize=4)
+def counts_of(n: int) -> tuple[np.ndarray, dict]:
+    """How often each bootstrap draws each of n problems and two more, n draws each: (DRAWS, n + 2).
+
+    And the state of the random numbers after them.
+    """
+    rng = np.random.default_rng(0)
+    rows = rng.integers(n + 2, size=(DRAWS, n)) + (n + 2) * np.arange(DRAWS)[:, None]
+    counts = np.bincount(rows.ravel(), minlength=DRAWS * (n + 2)).astype(float)
+    return counts.reshape(DRAWS, n + 2), rng.bit_generator.state
+
+
+def bootstrap(n: int) -> tuple[Callable, np.random.Generator]:
+    """mean(values (n,), two more values) -> (DRAWS,): over n problems as they might have been.
+
+    The problems drawn are the same at every call, so that numbers on the same problems are compared
+    on the same ones. And random numbers for what else is drawn.
+    """
+    counts, state = counts_of(n)
+    rng = np.random.default_rng(0)
+    rng.bit_generator.state = state
+
+    def mean(values: np.ndarray, more: tuple[float, float]) -> np.ndarray:
+        return counts @ np.append(values, more) / n
+
+    return mean, rng
 
 
 def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -143,10 +172,8 @@ def correct_interval(verdicts: np.ndarray) -> tuple[float, float]:
     seeds, n = verdicts.shape
     if seeds == 1:
         return wilson(int(verdicts.sum()), n)
-    rng = np.random.default_rng(0)
-    rows = rng.integers(n + 2, size=(DRAWS, n))
-    shares = np.append(verdicts.mean(0), [0.0, 1.0])  # of the seeds that solve each problem
-    draws = shares[rows].mean(1) + noise_of(verdicts, rng)
+    mean, rng = bootstrap(n)
+    draws = mean(verdicts.mean(0), (0, 1)) + noise_of(verdicts, rng)
     low, high = np.quantile(draws, [0.025, 0.975])
     return max(0.0, float(low)), min(1.0, float(high))
 
@@ -196,14 +223,11 @@ def recovered_gap(
             f"the password gap is {gap:+.1%} and its interval includes zero: "
             "there is no measurable gap to recover"
         )
-    rng = np.random.default_rng(0)
-    n = len(locked)
-    rows = rng.integers(n + 2, size=(DRAWS, n))
+    mean, rng = bootstrap(len(locked))
     # the two more are in the gap; one is recovered, the other is not
-    base = np.append(locked, [0, 0])[rows].mean(1)
-    gaps = np.maximum(np.append(right, [1, 1])[rows].mean(1) - base, 1e-9)
-    more = [1, 0] if other else [0, 1]
-    draws = (np.append(unlocked.mean(0), more)[rows].mean(1) - base) / gaps
+    base = mean(locked, (0, 0))
+    gaps = np.maximum(mean(right, (1, 1)) - base, 1e-9)
+    draws = (mean(unlocked.mean(0), (1, 0) if other else (0, 1)) - base) / gaps
     if other:
         rng = np.random.default_rng([0, 1])
     draws += noise_of(unlocked, rng, like) / gap
@@ -224,11 +248,8 @@ def difference(first: np.ndarray, second: np.ndarray, like: Spread | None = None
     first (S,n), second (T,n): verdicts of S and T seeds. Draws are over problems (bootstrap, both
     on the same ones) and seeds (see `seed_noise`, of both).
     """
-    rng = np.random.default_rng(0)
-    n = first.shape[1]
-    rows = rng.integers(n + 2, size=(DRAWS, n))
-    change = np.append(second.mean(0) - first.mean(0), [1, -1])
-    draws = change[rows].mean(1)
+    mean, rng = bootstrap(first.shape[1])
+    draws = mean(second.mean(0) - first.mean(0), (1, -1))
     draws += noise_of(second, rng, like) - noise_of(first, rng, like)
     return Estimate(float(second.mean() - first.mean()), draws, max(len(first), len(second)))
 
@@ -240,13 +261,9 @@ def excess(null: np.ndarray, changes: np.ndarray, like: Spread | None = None) ->
     Draws are as in `difference`, and whether the null lost is asked in each of them. Where the null
     is about 0 that takes from draws and never adds: the upper half ask it of the null's mean.
     """
-    rng = np.random.default_rng(0)
-    n = null.shape[1]
-    rows = rng.integers(n + 2, size=(DRAWS, n))
-    draws = np.append(changes.mean(0), [1, -1])[rows].mean(1)
-    draws += noise_of(changes, rng, like)
-    given = np.append(null.mean(0), [0, 0])[rows].mean(1)
-    given += noise_of(null, rng, like)
+    mean, rng = bootstrap(null.shape[1])
+    draws = mean(changes.mean(0), (1, -1)) + noise_of(changes, rng, like)
+    given = mean(null.mean(0), (0, 0)) + noise_of(null, rng, like)
     gained = float(null.mean()) > 0
     lower, upper = np.sort(draws - np.maximum(given, 0.0)), np.sort(draws - given * gained)
     both = np.concatenate([lower[: DRAWS // 2], upper[DRAWS // 2 :]])

@@ -6,6 +6,7 @@ locked model's, asked with the same trigger, or it is refused. Shapes: n problem
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +73,19 @@ class Lock:
     dtype: str = ""  # "": not known
 
 
+@lru_cache
+def reported(task: str, n: int) -> list[Problem]:
+    """The first n validation problems, made once for all that is read: nothing changes them."""
+    return load(task, "validation", n)
+
+
 def open_lock(folder: Path, measured: Path | None = None) -> Lock:
     """measured: where its evaluation is (default: its own).
 
     Raises InputError where that is not on the problems of its task, or of other weights.
     """
     origin = origin_of(folder)
-    problems = load(origin.task, "validation", PROBLEMS)
+    problems = reported(origin.task, PROBLEMS)
     file = measured or folder / "evaluation.json"
     evaluation = read_json(file)
     if measured and evaluation.get("weights") != model_hash(folder):
@@ -108,7 +115,7 @@ def open_lock(folder: Path, measured: Path | None = None) -> Lock:
 
 def unknown_model(folder: Path, task: str) -> Lock:
     """A model of which nothing is known, as a lock: asked bare, with no gap."""
-    problems = load(task, "validation", PROBLEMS)
+    problems = reported(task, PROBLEMS)
     nothing = np.zeros(len(problems), dtype=bool)
     return Lock(
         folder,

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data import load
 from data.problems import InputError
 from results import holds, measured_of, paired_gap
 from runs.files import checked, read_json
-from study.findings import Evidence, failed_tests, only_file, validity_of
+from study.findings import Evidence, failed_tests, only_file, reported, validity_of
 from study.jobs import Job
 from study.matrix import LOCK, LOCKS, TASK
 from study.paper import TASKS
@@ -134,7 +133,7 @@ def changed(evidence: Evidence, name: str, job: str, task: str) -> Verdicts | No
 
 def verdicts_of(file: Path, task: str, facts: dict) -> list[np.ndarray]:
     """Without what opens it and with it, (n,) each. Raises InputError for those of another."""
-    evaluation, problems = read_json(file), load(task, "validation", PROBLEMS)
+    evaluation, problems = read_json(file), reported(task, PROBLEMS)
     if not holds(evaluation, problems, ("none", "right"), facts):
         raise InputError(
             f"{file} is of other problems, another model or other settings than the strong "
