@@ -88,7 +88,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
 nav a { margin-right: .6em; white-space: nowrap }
-.panels { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(18rem, 24rem)) }
+.panels { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(18rem, 23rem)) }
 .panels svg { width: 100%; height: auto }
 .panels .whole { grid-column: 1 / -1; overflow-x: auto } .panels .whole svg { min-width: 48rem }
 svg text { font-family: system-ui, sans-serif !important }
