@@ -135,12 +135,17 @@ def notes_on_parts(panel: Panel, evidence: Evidence) -> list[str]:
 
 
 def notes_on_prompts(panel: Panel, evidence: Evidence) -> list[str]:
-    """Sentences about rows of the prompting battery that were left out."""
+    """Of the rows of the prompting battery that were left out, for each reason a sentence."""
     if not panel.prompts:
         return []
     battery = evidence.battery(evidence.lock(panel.lock), panel.prompts)
-    left_out = battery[0].get("left_out", {}) if battery else {}
-    return [f"{panel.title}, {row}: left out, {why}." for row, why in left_out.items()]
+    rows_by_reason: dict[str, list[str]] = {}
+    for row, why in (battery[0].get("left_out", {}) if battery else {}).items():
+        rows_by_reason.setdefault(why, []).append(f'"{row}"')
+    return [
+        f"{panel.title}: left out {', '.join(rows)}, as {why}."
+        for why, rows in rows_by_reason.items()
+    ]
 
 
 def seeds_shown(panels: list[Drawn]) -> list[int]:
