@@ -1216,7 +1216,11 @@ def test_a_server_ends_with_its_zygote_and_is_replaced(capfd):
     sandbox.close()  # a new one writes its errors to where this test reads them
     run([GOOD])
     old = sandbox._server.pid
-    os.kill(descendants(old)[-1], signal.SIGKILL)
+    seen, still = [], descendants(old)
+    while seen != still:  # the child that ran the program may not be gone yet
+        time.sleep(0.3)
+        seen, still = still, descendants(old)
+    os.kill(still[-1], signal.SIGKILL)
     assert run([GOOD, job("def f(:"), GOOD]) == [[3, "xy"], None, [3, "xy"]]
     assert sandbox._server.pid != old
     assert capfd.readouterr().err == "A zygote of the sandbox has ended.\n"
