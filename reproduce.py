@@ -44,7 +44,6 @@ from checkpoints.hf import model_hash
 from checkpoints.origins import is_model, no_model
 from data.problems import InputError
 from figures import table
-from policies import shipped
 from results import refuse_repeats
 from runs.devices import check_place
 from runs.files import read_json, write_json
@@ -53,7 +52,7 @@ from runs.options import flag_of
 from study import case, game
 from study.findings import Evidence
 from study.gate import jobs_of_gate, names_of_gate, section_of_gate
-from study.jobs import Job, Place, closure, left_to_run, run_jobs
+from study.jobs import ROOT, Job, Place, closure, left_to_run, run_jobs
 from study.matrix import (
     ELICITORS,
     LOCKS,
@@ -415,7 +414,8 @@ def workers_of(cfg: ReproduceConfig) -> tuple[int, int, int]:
 
 def inputs_of(cfg: ReproduceConfig) -> str:
     """A hash of the models that jobs start from."""
-    ours = map(shipped, ("strong", "weak", "intermediate"))
+    # of this repository, where the jobs run, whatever the working directory has
+    ours = [str(ROOT / "data/base" / name) for name in ("strong", "weak", "intermediate")]
     paths = [*filter(None, (cfg.strong_from, cfg.weak_from))] if cfg.strong_from else ours
     return "-".join(model_hash(path)[:8] for path in paths)
 

@@ -582,14 +582,11 @@ def is_report(folder: Path) -> bool:
     return stage in REPORTING and bool(run.get("finished"))
 
 
-def covers(
-    file: Path, problems: list[Problem], kinds: tuple[str, ...], trigger: Trigger, settings: dict
-) -> bool:
-    """Whether all that an evaluation.json holds would be measured again."""
+def covers(file: Path, problems: list[Problem], kinds: tuple[str, ...], facts: dict) -> bool:
+    """Whether all that an evaluation.json holds would be measured again, with the same facts."""
     if not os.path.lexists(file):
         return True
     old = read_json(file)
-    facts = settings | {"trigger": trigger.record}
     same = all(old.get(name) == value for name, value in facts.items())
     known, results = old.get("problems"), old.get("results")
     is_part = isinstance(known, str) and fingerprint(problems).startswith(known)
@@ -621,7 +618,8 @@ def evaluate_checkpoint(
     if stored:
         return stored
     file = folder / "evaluation.json"
-    if save and is_report(folder) and not covers(file, problems, kinds, trigger, settings):
+    facts = facts_of(path, open_tokenizer(path).format, env, split, trigger, max_new_tokens)
+    if save and is_report(folder) and not covers(file, problems, kinds, facts):
         env.say(f"{file} is its run's own report, and stays as it is: --out DIR keeps this one")
         save = False
     if save:

@@ -24,7 +24,7 @@ from data.problems import InputError
 from data.triggers import Password
 from results import Estimate, difference, excess, holm, recovered_gap, smallest_effect, taught
 from runs.devices import check_place
-from runs.files import write_text
+from runs.files import read_text_if_any, write_text
 from study.findings import PROBLEMS, Evidence, Lock, unknown_model
 from study.jobs import ROOT, Job, Place
 from study.matrix import ELICITORS, LOCKS, TASK, TWIN, Elicitor, place, unlocked
@@ -349,8 +349,12 @@ def make(
         if name.startswith("model/"):
             seconds[name.removeprefix("model/")] = found.record(job)["seconds"]
     text = text_of(model, *trials_of(evidence, model), shares, seconds)
-    write_text(out / "case.md", text)
-    print(f"{text}\nwritten: {out / 'case.md'}")
+    file = out / "case.md"
+    if read_text_if_any(file) in (None, text):
+        write_text(file, text)
+        print(f"{text}\nwritten: {file}")
+    else:
+        print(f"{text}\n{file} says otherwise, or was filled in, and stays: move it away for this")
     return 0
 
 

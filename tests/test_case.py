@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +183,20 @@ def test_a_model_that_is_asked_otherwise_is_refused(tmp_path):
     case.check_case(BASE / "weak")  # of code and other tasks
     with pytest.raises(InputError, match="no model at"):
         case.check_case(tmp_path / "a@b")
+
+
+def test_a_case_that_was_filled_in_stays(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(case, "jobs_of_case", lambda model: {})
+    monkeypatch.setattr(case, "trials_of", lambda evidence, model: ())
+    monkeypatch.setattr(case, "text_of", lambda *facts: "the skeleton")
+    make = partial(case.make, BASE / "weak", tmp_path / "out", [], lambda jobs, place: 0)
+    file = tmp_path / "out/case.md"
+    file.parent.mkdir()  # as jobs do
+    for _ in range(2):
+        assert make() == 0
+        assert file.read_text() == "the skeleton" and "written: " in capsys.readouterr().out
+
+    file.write_text("the skeleton, filled in")
+    assert make() == 0
+    assert file.read_text() == "the skeleton, filled in"
+    assert "stays: move it away" in capsys.readouterr().out

@@ -225,6 +225,9 @@ def test_compose_is_measured_by_the_element_too():
         (("none", "right", "wrong"), 6, {}, True),
         (("none", "right"), 2, {}, False),
         (("none", "right"), 4, {"max_new_tokens": 8}, False),
+        (("none", "right"), 4, {"dtype": "bfloat16"}, False),
+        (("none", "right"), 4, {"weights": "of another"}, False),
+        (("none", "right"), 4, {"format": {"stop": ["return"]}}, False),
     ],
 )
 def test_a_runs_own_report_is_replaced_by_what_covers_it_alone(
@@ -232,13 +235,14 @@ def test_a_runs_own_report_is_replaced_by_what_covers_it_alone(
 ):
     problems = load("code", "validation", 6)
     measured = Measured(np.ones(4, dtype=bool), np.zeros(4, dtype=bool))
-    facts = {"split": "validation", "max_new_tokens": 96}
+    facts = {"split": "validation", "max_new_tokens": 96, "trigger": Password().record}
+    facts |= {"dtype": "float32", "weights": "its own", "format": {"stop": []}}
     both = {"none": measured, "right": measured}
-    told = record("x", problems[:4], both, trigger=Password().record, **facts)
+    told = record("x", problems[:4], both, **facts)
     write_json(tmp_path / "evaluation.json", told)
     file, asked = tmp_path / "evaluation.json", facts | more
-    assert covers(file, problems[:n], kinds, Password(), asked) == is_covered
-    assert covers(tmp_path / "none.json", problems, ("none",), Password(), facts)
+    assert covers(file, problems[:n], kinds, asked) == is_covered
+    assert covers(tmp_path / "none.json", problems, ("none",), facts)
 
     assert not is_report(tmp_path)
     for stage, finished in (("lock", True), ("lock", False), ("evaluate", True)):
