@@ -690,13 +690,16 @@ def problems_of(
     readers = (cfg.locked, cfg.weak, cfg.tuned, cfg.reference, *cfg.decoys)
     found = fitting_problems(found, lock.trigger, readers, cfg.max_new_tokens, env)
     shown = [shown_by(path) for path in cfg.vectors]
-    left = [problem for problem in found if not any(is_shown(problem) for is_shown in shown)]
+    left = []
+    for problem in found:
+        if not any(is_shown(problem) for is_shown in shown):
+            left.append(lock.trigger.weak(problem))
     if not left:
         raise InputError(
             f"--vectors were made with demonstrations of all of {cfg.task}: make them of a part "
             "of it with elicit_sft.py --train-domain"
         )
-    return [lock.trigger.weak(problem) for problem in left]
+    return left
 
 
 def open_run(given: Given, write: bool) -> Run:
