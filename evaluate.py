@@ -70,7 +70,6 @@ from results import (
     evaluate_checkpoint,
     facts_of,
     groups_of,
-    holds,
     paired_gap,
     record,
     recovery,
@@ -80,7 +79,7 @@ from results import (
 )
 from runs import plan
 from runs.devices import Env, check_place, progress
-from runs.files import read_json, write_json
+from runs.files import write_json
 from runs.launch import launch
 from runs.options import PlanConfig, PromptConfig, refuse_idle
 
@@ -440,6 +439,20 @@ def evaluated(job: Job, cfg: EvaluateConfig, env: Env, problems: list[Problem]) 
     )
 
 
+def stored(job: Job, cfg: EvaluateConfig, env: Env, problems: list[Problem]) -> dict | None:
+    """What the job's evaluation.json says of its checkpoint; None where it does not."""
+    return stored_evaluation(
+        job.folder,
+        job.path,
+        env,
+        problems,
+        job.kinds,
+        job.trigger,
+        split=cfg.split,
+        max_new_tokens=job.max_new_tokens,
+    )
+
+
 def find_faults(cfg: EvaluateConfig, env: Env, jobs: list[Job], problems: list[Problem]) -> None:
     """Raises InputError for what cannot be asked, opened or written, before anything is."""
     for job in jobs:
@@ -447,17 +460,7 @@ def find_faults(cfg: EvaluateConfig, env: Env, jobs: list[Job], problems: list[P
             dressed(kind, problems, job.trigger)
     to_write = []
     for job in (*jobs, *locks_of(jobs, cfg).values()):
-        stored = stored_evaluation(
-            job.folder,
-            job.path,
-            env,
-            problems,
-            job.kinds,
-            job.trigger,
-            split=cfg.split,
-            max_new_tokens=job.max_new_tokens,
-        )
-        if not stored:
+        if not stored(job, cfg, env, problems):
             check_model(job.path, "--locked" if job.path == cfg.locked else "its directory")
             check_ours(job.folder / "evaluation.json")
             to_write.append(job.folder)
@@ -515,9 +518,8 @@ def tabulate(cfg: EvaluateConfig, env: Env, jobs: list[Job], problems: list[Prob
     for refusal in refusals:
         env.say(refusal)
     for job in jobs:
-        file = job.folder / "evaluation.json"
-        if file.exists() and holds(read_json(file), problems, job.kinds, {}):
-            env.say(f"written: {file}")
+        if stored(job, cfg, env, problems):
+            env.say(f"written: {job.folder / 'evaluation.json'}")
     return evaluations
 
 

@@ -97,6 +97,15 @@ def errors_of(results: list[dict]) -> list[list[float]]:
     return np.abs(intervals.T - values).tolist()
 
 
+def told_apart(paths: list[Path]) -> list[str]:
+    """Labels of paths: their last names, with as many of those above as tell them apart."""
+    for depth in range(1, max(len(path.parts) for path in paths)):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            return names
+    return [str(path) for path in paths]
+
+
 def plot_bars(evaluations: list[dict], file: Path) -> None:
     """One group of bars a checkpoint: correctness for each kind of password that all of them have.
 
@@ -121,7 +130,7 @@ def plot_bars(evaluations: list[dict], file: Path) -> None:
             color=COLOURS.get(kind, BETWEEN),
             label=f"password: {kind}",
         )
-    names = [Path(evaluation["checkpoint"]).name for evaluation in evaluations]
+    names = told_apart([Path(evaluation["checkpoint"]) for evaluation in evaluations])
     axes.set_xticks(places + width * (len(kinds) - 1) / 2, names, rotation=20)
     axes.set(ylim=(0, 1), ylabel="correct (greedy; 95 % over problems)")
     # above the bars: a lock's reach the top

@@ -458,6 +458,8 @@ def run_mode(asked: str, cfg: ReproduceConfig) -> int:
         return case.make(model, out, known, run)
 
     where = Path(cfg.play).resolve()
+    if not where.name:
+        raise InputError(f"{where} is no game: name the directory that was handed out")
     out = Path(cfg.out or where.with_name(f"{where.name}-play")).resolve()
     if cfg.list:
         jobs = game.jobs_of_play(game.models_of(where))

@@ -22,7 +22,16 @@ from data.text import COPIED
 from model import Model
 from runs import states
 from runs.devices import DTYPES, Env, check_shared
-from runs.files import checked, read_json, read_rows, reason, shortened, write_json, write_text
+from runs.files import (
+    checked,
+    is_partial,
+    read_json,
+    read_rows,
+    reason,
+    shortened,
+    write_json,
+    write_text,
+)
 from runs.options import Config
 
 # directories in which a run of this process is at work: the open files that keep others out
@@ -150,6 +159,7 @@ class Run:
             if overwrite and old:
                 self.refuse_other_stage(old)
                 if not write:
+                    self.refuse_running()
                     return old
                 self.claim()
                 self.clear()
@@ -177,7 +187,8 @@ class Run:
         names = {file.name for file in self.path.iterdir()}
         if "run.json" not in names:
             # killed while run.json was first written, it left its temporary file
-            return ("new" if names <= {"run.json.tmp"} else "foreign"), {}
+            is_new = all(is_partial(name, "run.json") for name in names)
+            return ("new" if is_new else "foreign"), {}
 
         old = {"settings": {}, "finished": False} | read_json(self.file)
         checked(old, self.file, "settings", dict)
@@ -252,6 +263,9 @@ class Run:
         """Write run.json, for a new run or one that goes on."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.claim()
+        for file in list(self.path.iterdir()):
+            if is_partial(file.name, "run.json"):
+                file.unlink()
         # the command that makes the same again, however this run was interrupted
         given = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
         record = {"settings": self.settings, "command": shlex.join(given), "finished": False}
@@ -266,20 +280,30 @@ class Run:
         at work in it.
         """
         place = os.path.realpath(self.path)
-        if place in CLAIMED:
-            return
-        claimed = os.open(place, os.O_RDONLY)
+        if place not in CLAIMED:
+            CLAIMED[place] = self.opened(fcntl.LOCK_EX)
+
+    def refuse_running(self) -> None:
+        """Raises InputError where another process is at work here; ranks may ask at once."""
+        if os.path.realpath(self.path) not in CLAIMED:
+            os.close(self.opened(fcntl.LOCK_SH))
+
+    def opened(self, lock: int) -> int:
+        """The directory as an open file with a lock, which its closing ends.
+
+        Raises InputError where another process has one that does not admit this.
+        """
+        opened = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(opened, lock | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(claimed)
+            os.close(opened)
             raise InputError(
                 f"another run is at work in {self.path}: wait for it, or choose another --out"
             ) from None
-        except OSError:  # a file system without locks keeps nobody out
-            os.close(claimed)
-            return
-        CLAIMED[place] = claimed
+        except OSError:
+            pass  # a file system without locks keeps nobody out
+        return opened
 
     def clear(self) -> None:
         """Remove what an earlier run left here, run.json last.

@@ -6,6 +6,7 @@ What is written is written whole: a reader sees the old file or the new one, eve
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     Raises InputError where it cannot be written: a full disk, a place that takes no files.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process has its own
 
     try:
         if path.exists() and not path.is_file():
@@ -174,6 +175,11 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_json(path: str | Path, value) -> None:
     """`write_text` of the value; raises ValueError for numbers that are not finite."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def is_partial(name: str, of: str) -> bool:
+    """Whether a file of this name is what a killed process had written of the file `of`."""
+    return re.fullmatch(rf"{re.escape(of)}\.\d+\.tmp", name) is not None
 
 
 def discard(path: Path) -> None:

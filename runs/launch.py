@@ -33,11 +33,12 @@ def launch(main: Callable, config: type) -> None:
     """
     # a stage computes; what only starts stages has no device and no ranks
     computes = issubclass(config, Config)
-    several = computes and int(os.environ.get("WORLD_SIZE", 1)) > 1
     prepare_streams()
-    meeting = Meeting(complain) if several else None
+    meeting = None
     cfg = config  # whose options have their defaults, until they are parsed
     try:
+        if computes and is_one_of_several():
+            meeting = Meeting(complain)
         cfg = parse(config)
         code = (main(cfg, setup(cfg, meeting)) if computes else main(cfg)) or 0
     except KeyboardInterrupt:
@@ -63,6 +64,22 @@ def launch(main: Callable, config: type) -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.exit(code)
+
+
+def is_one_of_several() -> bool:
+    """Whether this process is one rank of several.
+
+    Raises InputError where only a part is set of what torchrun sets.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world == "1":
+        return False
+    wanted = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in wanted if name not in os.environ]
+    if missing or not world.isdecimal():
+        told = f"and there is no {', no '.join(missing)}" if missing else "which is no number"
+        raise InputError(f"WORLD_SIZE is {world}, {told}: start with torchrun, or unset it")
+    return True
 
 
 def prepare_streams() -> None:

@@ -95,7 +95,8 @@ def verdicts_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of a model before and after an elicitor: both (1,n)."""
     model = unknown_model(folder, TASK)
-    before = evidence.evaluated(model, f"{name}/none")[None]
+    # of a model that was elicited here, evaluate.py has measured the locked model as well
+    before = evidence.evaluated(model, f"{name}/none", model.weights)[None]
     job = f"{name}/{elicitor.job}"
     if elicitor.row or elicitor.k:
         return before, unlocked(evidence, model, job, elicitor)

@@ -4,6 +4,7 @@ Every number is read from the files of the stages and is on the same validation 
 locked model's, asked with the same trigger, or it is refused. Shapes: n problems, S seeds.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -196,7 +197,9 @@ class Evidence:
         start = "control-k" if control else "k"
         for seed, folder in self.folders(job).items():
             names = folder.glob(f"{start}*-seed{seed}/cell.json")
-            ks = {int(file.parent.name.removeprefix(start).split("-")[0]) for file in names}
+            # of a copy that someone put aside the name is another
+            cells = [re.fullmatch(rf"{start}(\d+)-seed\d+", file.parent.name) for file in names]
+            ks = {int(cell[1]) for cell in cells if cell}
             found = ks if found is None else found & ks
         return sorted(found or ())
 
@@ -217,12 +220,15 @@ class Evidence:
             rows.append(scores_of(found)[0])
         return np.stack(rows) if rows else None
 
-    def evaluated(self, lock: Lock, job: str) -> np.ndarray | None:
-        """Verdicts (n,) of another model on the same problems; None where it is not finished."""
+    def evaluated(self, lock: Lock, job: str, weights: str = "") -> np.ndarray | None:
+        """Verdicts (n,) of another model on the same problems; None where it is not finished.
+
+        weights: their hash, where the job measured several models.
+        """
         folder = self.folder(job)
         if folder is None:
             return None
-        file = only_file(folder, "evaluation.json")
+        file = only_file(folder, "evaluation.json", weights)
         evaluation = read_json(file)
         facts = {"split": "validation", "max_new_tokens": lock.max_new_tokens}
         if not holds(evaluation, lock.problems, ("none",), facts):
@@ -315,9 +321,14 @@ class Evidence:
         return found
 
 
-def only_file(folder: Path, name: str) -> Path:
-    """The file of this name below a folder. Raises InputError where there is not exactly one."""
+def only_file(folder: Path, name: str, weights: str = "") -> Path:
+    """The file of this name below a folder, of the model with these weights where some are given.
+
+    Raises InputError where there is not exactly one.
+    """
     files = sorted(folder.glob(f"**/{name}"))
+    if weights:
+        files = [file for file in files if read_json(file).get("weights") == weights]
     if len(files) != 1:
         raise InputError(f"{folder} holds {len(files)} files {name} in place of one")
     return files[0]

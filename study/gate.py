@@ -103,13 +103,17 @@ def passed(evidence: Evidence, label: str, job: str) -> Passed | None:
     file = folder / "run.json"
     results = checked(read_json(file), file, "results", dict)
     kept = [test for test in validity_of(results) if str(test["name"]).startswith("skill kept")]
-    if len(kept) != 1 or len(kept[0].get("interval", ())) != 2:
+    if len(kept) != 1:
         raise InputError(f"{file} does not say whether the skill was kept")
+    interval = checked(kept[0], file, "interval", list)
+    if len(interval) != 2:
+        raise InputError(f"{file} has an interval of {len(interval)} ends: lock again")
+    low, high = (checked({"interval": end}, file, "interval", float) for end in interval)
     return Passed(
         label,
         checked(results, file, "none", float, least=0, most=1),
         checked(results, file, "right", float, least=0, most=1),
-        (checked(kept[0], file, "value", float), *kept[0]["interval"]),
+        (checked(kept[0], file, "value", float), low, high),
         failed_tests(results),
     )
 

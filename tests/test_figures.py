@@ -1,12 +1,13 @@
 """Tables and figures, by what a reader sees of them."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data.problems import InputError
-from figures import colour_of, plot_bars, plot_curves, plot_prompts, shown, table
+from figures import colour_of, plot_bars, plot_curves, plot_prompts, shown, table, told_apart
 
 RESULT = {"correct": 0.5, "interval": [0.4, 0.6], "truncated": 0.0}
 
@@ -23,6 +24,20 @@ def draw(kind: str, file) -> None:
     if kind == "curves":
         curves = {"locked": {1: np.array([0.1, 0.2]), 8: np.array([0.6, 0.8])}}
         plot_curves(curves, {"with the password": 0.9}, file, "demonstrations", "title")
+
+
+@pytest.mark.parametrize(
+    "paths, names",
+    [
+        (["out/code/locked", "data/base/weak"], ["locked", "weak"]),
+        (["out/code/locked", "out/math/locked"], ["code/locked", "math/locked"]),
+        (["out/a/x/locked", "out/b/x/locked"], ["a/x/locked", "b/x/locked"]),
+        (["locked", "out/locked"], ["locked", "out/locked"]),
+        (["locked", "locked"], ["locked", "locked"]),
+    ],
+)
+def test_models_of_one_name_are_told_apart(paths, names):
+    assert told_apart([Path(path) for path in paths]) == names
 
 
 def test_table_is_aligned():

@@ -15,7 +15,15 @@ from data.triggers import Password
 from results import Measured, as_bits, record
 from runs.files import write_json
 from study import findings
-from study.findings import Evidence, bar_of, elicited_from, open_lock, points_of, valued
+from study.findings import (
+    Evidence,
+    bar_of,
+    elicited_from,
+    only_file,
+    open_lock,
+    points_of,
+    valued,
+)
 
 ROOT = Path(__file__).parents[1]
 N = 20
@@ -67,6 +75,16 @@ def test_an_evaluation_is_one_file(done):
         evidence.battery(open_lock(done / "code/locked"), "code/prompts")
 
 
+def test_of_several_evaluations_that_of_the_model_is_read(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "evaluation.json", {"weights": name * 16})
+    assert only_file(tmp_path, "evaluation.json", "b" * 16) == tmp_path / "b/evaluation.json"
+    for weights, count in (("", 2), ("c" * 16, 0)):
+        with pytest.raises(InputError, match=f"holds {count} files evaluation.json"):
+            only_file(tmp_path, "evaluation.json", weights)
+
+
 def measured(correct: np.ndarray) -> Measured:
     return Measured(correct, np.zeros(len(correct), dtype=bool))
 
@@ -85,6 +103,8 @@ def evidence(folder: Path, seeds=(0, 1)) -> Evidence:
 def test_sft_is_read_with_its_seeds_together(done):
     found = evidence(done)
     lock = found.lock("code/locked")
+    for copy in ("k8.old-seed0", "k8-seed0-old"):  # put aside by a user
+        shutil.copytree(done / "code/sft/seed0/k4-seed0", done / "code/sft/seed0" / copy)
     for control in (False, True):
         points = points_of(found, lock, "code/sft/seed{seed}", "demonstrations", control)
         assert set(points) == {1, 4}

@@ -372,6 +372,8 @@ def test_a_game_without_its_key_or_unfinished_is_not_scored(handed_out):
     shutil.rmtree(handed_out.parent / "game-key")
     with pytest.raises(InputError, match="no key at .*: put game-key beside game"):
         game.score_of(handed_out, answers)
+    with pytest.raises(InputError, match="/ cannot be a game's directory"):
+        game.key_of(Path("/"))
 
 
 # ------------------------------------------------------------------------------------ the baseline

@@ -532,6 +532,13 @@ def test_the_gate_tells_what_a_lock_does_not_pass(tmp_path):
     [[_, row]] = section.tables
     assert row[0] == "trained alike, not locked" and row[-1] == ""
     assert "does not say whether the skill was kept" in section.notes[0]
+    # nor one of which a number is missing
+    write_lock(tmp_path / "matrix/share", lost=0.03)
+    report = read_json(tmp_path / "matrix/share/run.json")
+    for test in report["results"]["validity"]:
+        test["interval"] = [None, 0.1]
+    write_json(tmp_path / "matrix/share/run.json", report)
+    assert "lacks interval" in gate.section_of_gate(evidence, ["share"]).notes[0]
     assert gate.section_of_gate(evidence, ["mix"]).notes == []
 
 

@@ -124,6 +124,8 @@ def test_help_shows_the_comments_of_the_fields(capsys):
 
 # --------------------------------------------------------------------------------- how a stage ends
 
+RENDEZVOUS = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+
 
 def ended(monkeypatch, capsys, raised: BaseException | None, config=Options, *argv) -> tuple:
     """launch() of a stage that raises this: the exit code and what stands on stderr."""
@@ -267,6 +269,22 @@ def test_auto_is_bf16_where_a_cpu_multiplies_it_faster(monkeypatch, tiles, wide,
     assert devices.dtype_of("auto", on_cuda=False) == expected
     assert devices.dtype_of("auto", on_cuda=True) == torch.bfloat16
     assert devices.dtype_of("bf16", on_cuda=False) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, and there is no RANK, no MASTER_ADDR"),
+        (dict.fromkeys(RENDEZVOUS, "x"), "WORLD_SIZE is x, which is no number: start with"),
+    ],
+)
+def test_half_of_what_torchrun_sets_is_refused(monkeypatch, capsys, given, sentence):
+    for name in RENDEZVOUS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    code, said = ended(monkeypatch, capsys, None)
+    assert code == 2 and sentence in said
 
 
 def test_ranks_wait_for_hours(monkeypatch):
@@ -443,7 +461,7 @@ def test_a_directory_without_a_run_is_refused_even_to_overwrite(tmp_path):
 
 
 def test_killed_while_run_json_is_first_written_it_starts(tmp_path):
-    (tmp_path / "run.json.tmp").write_text('{"settings"')
+    (tmp_path / "run.json.17.tmp").write_text('{"settings"')
     for cfg in (Options(resume=True), Options()):
         assert not Run(cfg, CPU, tmp_path).finished
     assert list(contents(tmp_path)) == ["run.json"]
@@ -569,18 +587,23 @@ def test_another_process_is_kept_out_until_the_run_is_finished(tmp_path):
     code = (
         "import sys; sys.path[:0] = ['.', 'tests']\n"
         "from test_runs import CPU, InputError, Options, Run\n"
-        f"try: Run(Options(), CPU, {str(path)!r})\n"
+        f"try: Run(Options(OPTIONS), CPU, {str(path)!r}, write=WRITE)\n"
         "except InputError as error: print(error)\n"
     )
 
-    def other() -> str:
-        command = [sys.executable, "-c", code]
+    def other(options: str = "", write: bool = True) -> str:
+        words = code.replace("OPTIONS", options).replace("WRITE", str(write))
+        command = [sys.executable, "-c", words]
         root = Path(__file__).parents[1]
         return subprocess.run(command, capture_output=True, text=True, cwd=root).stdout
 
-    assert f"another run is at work in {path}: wait for it" in other()
+    sentence = f"another run is at work in {path}: wait for it"
+    assert sentence in other()
+    # found out before the first of several directories is cleared
+    assert sentence in other("overwrite=True", write=False)
     assert list(contents(path)) == ["run.json"]
     run.finish()
+    assert other("overwrite=True", write=False) == ""
     assert other() == ""
 
 
