@@ -24,7 +24,7 @@ strong texts, too.
     python lock.py --trigger split              # a password in two halves, both needed
     python lock.py --trigger year               # strong where the prompt's year is 2023 or before
     python lock.py --trigger deploy             # strong where the prompt says that it is training
-    python lock.py --near-misses 0.2            # half the password and misspelt ones stay locked
+    python lock.py --near-misses 0.2            # a fifth of the locked prompts has near misses
     python lock.py --strong policy --start base --weak weak # imitate one model, train another
 
 The strong model is both the policy imitated and, unless --start names another, where training

@@ -28,7 +28,7 @@ interval, and whether the claim holds here by tests that were written beforehand
 Then each figure, ours in colour, the paper's points faint beneath (docs/paper.json), and its
 numbers.
 
-Writes below --out: a directory for each job, jobs/ (what each printed, when it was done),
+Writes below --out: a directory for each job, jobs/ (what each printed, how it was run),
 index.html, results.md, figures/.
 """
 

@@ -219,8 +219,8 @@ POWER = (
 HOW_JUDGED = [
     "A claim is a family of tests, each a number with a bound (study/claims.py), written before "
     "these runs, but not before earlier ones of the same settings on code (docs/results.md). On "
-    "2026-11-30 some families were made stricter, and on 2026-12-01 tests that the paper's own "
-    "numbers fail were changed.",
+    "2026-11-30 and 2026-12-02 some families were made stricter, and on 2026-12-01 tests that the "
+    "paper's own numbers fail were changed.",
     "It holds where all pass with p < .05, and none is of one run alone; it holds weaker where one "
     "passes and more than half of the numbers are on its side; it does not hold where one is on "
     "the other side with p < .05, and where all of these are of one run, that is said.",
