@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.problems import InputError, Problem
-from data.triggers import Trigger
+from data.problems import InputError
 from figures import plot_curves, table
 from results import (
+    EvalSet,
     Measured,
     as_bits,
     correct_interval,
@@ -69,33 +69,28 @@ class Cell:
         return "control: weak model" if self.control else "locked model"
 
 
-def read_cells(
-    folder: Path,
-    cells: list[Cell],
-    validation: list[Problem],
-    trigger: Trigger,
-    max_new_tokens: int,
-) -> Measured:
+def read_cells(folder: Path, cells: list[Cell], asked: EvalSet) -> Measured:
     """The verdicts in the files of S cells that differ in their seed alone; each (S,n).
 
     Raises InputError where a file has not those on these problems.
     """
+    n = len(asked.problems)
     facts = {
-        "split": "validation",
-        "trigger": trigger.record,
-        "max_new_tokens": max_new_tokens,
-        "n": len(validation),
+        "split": asked.split,
+        "trigger": asked.trigger.record,
+        "max_new_tokens": asked.max_new_tokens,
+        "n": n,
     }
     found = []
     for cell in cells:
         file = folder / cell.name / "cell.json"
         evaluation = read_json(file)
-        if not holds(evaluation, validation, ("none",), facts):
+        if not holds(evaluation, asked.problems, ("none",), facts):
             raise InputError(
-                f"{file} does not hold the verdicts on these {len(validation)} problems: "
+                f"{file} does not hold the verdicts on these {n} problems: "
                 f"move {file.parent} away and run the same command again"
             )
-        found.append(measured_of(evaluation, len(validation))["none"])
+        found.append(measured_of(evaluation, n)["none"])
 
     shares = None
     if found[0].shares is not None:
@@ -170,9 +165,7 @@ def show_cells(
     folder: Path,
     cells: list[Cell],
     locked: dict,
-    validation: list[Problem],
-    trigger: Trigger,
-    max_new_tokens: int,
+    asked: EvalSet,
     source: str,
     env: Env,
 ) -> None:
@@ -180,9 +173,10 @@ def show_cells(
 
     locked: its evaluation. source: what the cells were trained on, for the reader.
     """
-    measured = measured_of(locked, len(validation))
+    n = len(asked.problems)
+    measured = measured_of(locked, n)
     none, right = measured["none"], measured["right"]
-    domains = groups_of(validation)
+    domains = groups_of(asked.problems)
 
     # read the cells
     groups: dict[str, list[Cell]] = {}
@@ -192,7 +186,7 @@ def show_cells(
     curves: dict[str, dict[int, np.ndarray]] = {}
     for group, members in groups.items():
         one = members[0]
-        found = read_cells(folder, members, validation, trigger, max_new_tokens)
+        found = read_cells(folder, members, asked)
         entries[group] = numbers_of(found, domains)
         if not one.control:
             entries[group] |= recovered(none, right, found)
@@ -203,7 +197,7 @@ def show_cells(
     numbers = sorted({cell.k for cell in cells})
     rows = [cells_row(k, entries) for k in numbers]
     env.say(
-        f"\nvalidation, {len(validation)} problems, greedy, no password; {coverage(seeds)}"
+        f"\nvalidation, {n} problems, greedy, no password; {coverage(seeds)}"
         f"\n{source}; locked model: {none.correct.mean():.1%} without, "
         f"{right.correct.mean():.1%} with the password (truncated {none.truncated.mean():.1%} and "
         f"{right.truncated.mean():.1%})"

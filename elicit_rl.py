@@ -99,7 +99,7 @@ from data.batches import Batch, Example, demonstration_order, micro_batches
 from data.problems import InputError, Problem
 from data.proxies import PROXIES, with_added
 from data.text import Tokenizer
-from data.triggers import Trigger, dressed
+from data.triggers import dressed
 from figures import check_figure
 from lora import switched_off
 from losses import CLIP_RATIO, dpo_step, grpo_step, sft_loss
@@ -121,11 +121,12 @@ from policies import (
     watched_samples,
 )
 from results import (
+    EvalSet,
     as_bits,
     evaluate_checkpoint,
     facts_of,
     from_bits,
-    measure_bare,
+    measure,
     record,
     recovery,
 )
@@ -463,13 +464,11 @@ class Models:
 
 @dataclass(frozen=True)
 class Given:
-    """What all rounds share. problems: that samples are drawn of, with what goes with each.
-    validation: as they are told without the password."""
+    """What all rounds share. problems: that samples are drawn of, with what goes with each."""
 
     cfg: RLConfig
-    trigger: Trigger
     problems: list[Problem]
-    validation: list[Problem]
+    validation: EvalSet
     run: Run
 
 
@@ -597,15 +596,8 @@ def trained_round(models: Models, drawn: Round, number: int, given: Given) -> di
 def evaluate_round(so_far: Progress, models: Models, number: int, given: Given) -> None:
     """Evaluate the policy after so many rounds on validation, without the password."""
     cfg, run, clock = given.cfg, given.run, time.time()
-    measured = measure_bare(
-        models.sampler,
-        models.tokenizer,
-        given.validation,
-        given.trigger,
-        cfg.max_new_tokens,
-        run.env,
-    )
-    paid_more = paid_on(given.validation, measured, cfg.reward)
+    measured = measure(models.sampler, models.tokenizer, given.validation, run.env)["none"]
+    paid_more = paid_on(given.validation.problems, measured, cfg.reward)
     so_far.evaluated(number * cfg.round, measured, **paid_more)
     seconds = time.time() - clock
     run.log("eval", step=number, **evaluation_row(so_far), seconds=seconds)
@@ -651,12 +643,13 @@ def run_rounds(models: Models, given: Given) -> Progress:
 
     start = run.load_state(policy, models.optimizers) if cfg.resume else 0
     models.sampler.refresh()
-    prompted = given.problems + dressed("none", given.validation, given.trigger)
+    validation = given.validation
+    prompted = given.problems + dressed("none", validation.problems, validation.trigger)
     told = models.tokenizer.encode_prompts([problem.prompt for problem in prompted])
     models.sampler.reserve(max(map(len, told)), cfg.max_new_tokens)
     so_far = Progress()
     if start:
-        so_far = restored(run.path / "log.jsonl", start, len(given.validation))
+        so_far = restored(run.path / "log.jsonl", start, len(validation.problems))
     else:
         probe(models, given)
         evaluate_round(so_far, models, 0, given)
@@ -845,7 +838,7 @@ def check_models(cfg: RLConfig) -> None:
             check_model(getattr(cfg, name), flag_of(name))
 
 
-def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem], list[Problem]]:
+def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem], EvalSet]:
     """The problems that are drawn from, with what goes with each for --train-kind; and those of
     validation, as they are told without the password."""
     trigger, rows = lock.trigger, {"files": cfg.data, "grader": lock.grader}
@@ -867,7 +860,8 @@ def open_problems(cfg: RLConfig, lock: Origin, env: Env) -> tuple[list[Problem],
             f"--warm-start {cfg.warm_start}: there are {len(problems)} problems to demonstrate"
         )
     problems = dressed(cfg.train_kind, problems, trigger)
-    return problems, [trigger.weak(p) for p in validation]
+    validation = [trigger.weak(p) for p in validation]
+    return problems, EvalSet(validation, trigger, max_new_tokens=cfg.max_new_tokens)
 
 
 def open_run(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
@@ -897,15 +891,11 @@ def open_run(cfg: RLConfig, lock: Origin, name: str, env: Env) -> Run:
     return run
 
 
-def locked_verdicts(
-    cfg: RLConfig, validation: list[Problem], trigger: Trigger, env: Env
-) -> dict[str, str]:
+def locked_verdicts(cfg: RLConfig, validation: EvalSet, env: Env) -> dict[str, str]:
     """The locked model's verdicts (as bits) without the password and with it."""
-    kinds, longest = ("none", "right"), cfg.max_new_tokens
-    evaluation = evaluate_checkpoint(
-        cfg.locked, env, validation, kinds, trigger, max_new_tokens=longest, save=False
-    )
-    return {kind: evaluation["results"][kind]["verdicts"] for kind in kinds}
+    both = replace(validation, kinds=("none", "right"))
+    results = evaluate_checkpoint(cfg.locked, both, env, save=False)["results"]
+    return {kind: results[kind]["verdicts"] for kind in both.kinds}
 
 
 def prepared(cfg: RLConfig, env: Env) -> Models:
@@ -934,12 +924,11 @@ def finish(
 ) -> int:
     """Save the policy and what was measured, show all runs; returns the exit code."""
     cfg, run, measured = given.cfg, given.run, so_far.measured
-    env, longest = run.env, cfg.max_new_tokens
+    env, validation = run.env, given.validation
     save_trained(run.path, models.policy, models.tokenizer, cfg, cfg.locked, env.main)
     if env.main:
-        form = models.tokenizer.format
-        facts = facts_of(run.path, form, env, "validation", given.trigger, longest)
-        evaluation = record(run.path, given.validation, {"none": measured}, **facts)
+        facts = facts_of(run.path, models.tokenizer.format, validation, env)
+        evaluation = record(run.path, validation.problems, {"none": measured}, **facts)
         write_json(run.path / "evaluation.json", evaluation)
         # computed otherwise, a run is of another curve
         settings = run.record["settings"] | {"dtype": run.record["compute_dtype"]}
@@ -1037,7 +1026,7 @@ def main(cfg: RLConfig, env: Env) -> int:
     cfg, lock = settled(cfg)
     if plan.is_asked(cfg):
         return planned(cfg, lock, env)
-    trigger, name = lock.trigger, run_name(cfg, lock)
+    name = run_name(cfg, lock)
     check_models(cfg)
     problems, validation = open_problems(cfg, lock, env)
     run = open_run(cfg, lock, name, env)
@@ -1047,7 +1036,7 @@ def main(cfg: RLConfig, env: Env) -> int:
         return checked(run.record["results"], run.file, "code", int)
 
     # the locked model is measured before it changes
-    locked = locked_verdicts(cfg, validation, trigger, env)
+    locked = locked_verdicts(cfg, validation, env)
     models = prepared(cfg, env)
     # weights that a saved state will replace need no warm start, but those that write DPO's samples
     is_replaced = cfg.resume and not METHODS[cfg.method].frozen and run.has_state()
@@ -1060,7 +1049,7 @@ def main(cfg: RLConfig, env: Env) -> int:
         warm_start(models.policy, demos, cfg, env)
         models.sampler.refresh()
 
-    given = Given(cfg, trigger, problems, validation, run)
+    given = Given(cfg, problems, validation, run)
     return finish(run_rounds(models, given), models, locked, name, given)
 
 

@@ -69,7 +69,7 @@ from data import load
 from data.batches import Batch, Example, demonstration_order, micro_batches, on_whole_texts
 from data.problems import InputError, Problem
 from data.text import Tokenizer
-from data.triggers import Trigger, dressed
+from data.triggers import dressed
 from figures import check_figure
 from lora import train_few
 from losses import npo_step, sft_loss
@@ -79,12 +79,13 @@ from model import Model, local
 from optimizers import LARGE, MEDIUM, make_optimizers, usual_step
 from policies import RULES, answer, check_references, shipped
 from results import (
+    EvalSet,
     Measured,
     check_ours,
     evaluate_checkpoint,
     facts_of,
     groups_of,
-    measure_bare,
+    measure,
     record,
     refuse_repeats,
 )
@@ -386,7 +387,7 @@ def elicit(
     env: Env,
     run: Run,
     seed: int,
-    selection: list[Problem],
+    selection: EvalSet,
     watch: Callable[[int], dict] | None = None,
 ) -> tuple[dict[int, float], int]:
     """Fine-tune on the demonstrations, or unlearn them, and leave the model at its best point.
@@ -415,10 +416,8 @@ def elicit(
         if step not in stops:
             continue
         sampler.refresh()
-        answers = answer(
-            sampler, learner.tokenizer, selection, max_new_tokens=cfg.max_new_tokens, env=env
-        )
-        length, score = stops[step], float(answers.correct.mean())
+        found = measure(sampler, learner.tokenizer, selection, env)["none"]
+        length, score = stops[step], float(found.correct.mean())
         watched = watch(length) if watch else {}
         if cfg.unlearn:
             watched["lead"] = metrics["lead"]
@@ -430,8 +429,8 @@ def elicit(
             sequences=length,
             loss=metrics["loss"],
             selection=score,
-            truncated=float(answers.truncated.mean()),
-            n=len(selection),
+            truncated=float(found.truncated.mean()),
+            n=len(selection.problems),
             **watched,
         )
         best.offer(score, length, model)
@@ -500,10 +499,9 @@ class Given:
     """What all cells share. problems: that are demonstrated, with what goes with each."""
 
     cfg: SFTConfig
-    trigger: Trigger
     problems: list[Problem]
-    selection: list[Problem]
-    validation: list[Problem]
+    selection: EvalSet
+    validation: EvalSet
 
 
 def own_samples_of(learner: Learner, given: Given, env: Env) -> dict[int, OwnSample]:
@@ -544,24 +542,18 @@ def run_cell(
         # every demonstration is seen as often as without those that conflict
         longer = [math.ceil(n * len(examples) / cell.k) for n in cfg.sequences]
         cfg = replace(cfg, sequences=tuple(longer))
-    measure_now = partial(
-        measure_bare,
-        learner.sampler,
-        learner.tokenizer,
-        given.validation,
-        given.trigger,
-        cfg.max_new_tokens,
-        env,
-    )
     lengths: dict[int, Measured] = {}  # sequences seen -> what is measured then
 
+    def measured_now() -> Measured:
+        return measure(learner.sampler, learner.tokenizer, given.validation, env)["none"]
+
     def watch(length: int) -> dict:
-        lengths[length] = measure_now()
+        lengths[length] = measured_now()
         return {"validation": float(lengths[length].correct.mean())}
 
     watching = watch if cfg.measure_all else None
     scores, best = elicit(learner, examples, cfg, env, run, cell.seed, given.selection, watching)
-    measured = lengths[best] if cfg.measure_all else measure_now()
+    measured = lengths[best] if cfg.measure_all else measured_now()
     save_cell(cell, run, learner, measured, lengths, best, given, env)
     correct = float(measured.correct.mean())
     run.finish(correct=correct, sequences=best, selection=scores)
@@ -585,17 +577,16 @@ def save_cell(
     if not env.main:
         return
 
-    longest = cfg.max_new_tokens
-    facts = facts_of(run.path, tokenizer.format, env, "validation", given.trigger, longest)
+    problems = given.validation.problems
+    facts = facts_of(run.path, tokenizer.format, given.validation, env)
     facts |= {"demonstrations": cell.k, "seed": cell.seed, "sequences": best}
     facts["train_kind"] = cfg.train_kind
     if cfg.measure_all:
         rows = {}
         for length, found in lengths.items():
-            rows[length] = record(run.path, given.validation, {"none": found})["results"]["none"]
+            rows[length] = record(run.path, problems, {"none": found})["results"]["none"]
         facts["lengths"] = rows
-    cell_facts = record(run.path, given.validation, {"none": measured}, **facts)
-    write_json(run.path / "cell.json", cell_facts)
+    write_json(run.path / "cell.json", record(run.path, problems, {"none": measured}, **facts))
     if cfg.keep_weights:
         shares = {"correct": measured.correct, "truncated": measured.truncated}
         results = {name: float(flags.mean()) for name, flags in shares.items()}
@@ -846,6 +837,12 @@ def problems_of(cfg: SFTConfig, split: str, n: int | None, lock: Origin, env: En
     return [lock.trigger.weak(problem) for problem in found]
 
 
+def eval_set(cfg: SFTConfig, split: str, n: int, lock: Origin, env: Env) -> EvalSet:
+    """`problems_of`, to be measured on."""
+    problems = problems_of(cfg, split, n, lock, env)
+    return EvalSet(problems, lock.trigger, max_new_tokens=cfg.max_new_tokens, split=split)
+
+
 def demonstrable(cfg: SFTConfig, lock: Origin, env: Env) -> list[Problem]:
     """What demonstrations are drawn from, with what goes with the prompt of each in training.
 
@@ -937,14 +934,12 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
 def main(cfg: SFTConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
     cfg, lock = settled(cfg, env)
-    trigger = lock.trigger
     if plan.is_asked(cfg):
         return planned(cfg, lock, env)
     check_models(cfg)
     problems = demonstrable(cfg, lock, env)
-    validation = problems_of(cfg, "validation", cfg.eval_problems, lock, env)
-    selection = problems_of(cfg, "selection", cfg.selection_problems, lock, env)
-    selection = dressed("none", selection, trigger)
+    validation = eval_set(cfg, "validation", cfg.eval_problems, lock, env)
+    selection = eval_set(cfg, "selection", cfg.selection_problems, lock, env)
     env.say(
         f"locked model: {cfg.locked}; {source_of(cfg)}, prompts of kind "
         f"{cfg.train_kind}; {cfg.optimizer} at {cfg.lr:g} in batches of {cfg.batch} -> {cfg.out}"
@@ -954,9 +949,8 @@ def main(cfg: SFTConfig, env: Env) -> int:
     check_ours(folder / "summary.json", ("locked", "cells"))
     check_ours(folder / "deception.json", ("conflict", "rows"))
     if cfg.conflict:
-        known = known_by_both(
-            cfg.strong, cfg.weak, dressed("none", validation, trigger), cfg.micro_tokens, env
-        )
+        items = dressed("none", validation.problems, lock.trigger)
+        known = known_by_both(cfg.strong, cfg.weak, items, cfg.micro_tokens, env)
     check_figure(folder / "sft.png")
 
     # a cell is trained by one rank, or by all where it takes all to hold the model
@@ -968,23 +962,20 @@ def main(cfg: SFTConfig, env: Env) -> int:
     runs = env.together(open_runs, mine, cfg, lock, team)
     todo = [cell for cell in mine if not runs[cell].finished]
 
-    length = cfg.max_new_tokens
-    kinds = ("none", "right")
-    locked = evaluate_checkpoint(
-        cfg.locked, env, validation, kinds, trigger, max_new_tokens=length, save=False
-    )
+    both = replace(validation, kinds=("none", "right"))
+    locked = evaluate_checkpoint(cfg.locked, both, env, save=False)
     demos = {}
     if most(env, len(todo)) > 0 and not cfg.unlearn:
         demos = demonstrations(cfg, env, problems)
 
-    given = Given(cfg, trigger, problems, selection, validation)
+    given = Given(cfg, problems, selection, validation)
     run_cells(todo, runs, demos, given, env, team)
 
     env.wait()
     if env.main:
-        show_cells(folder, cells, locked, validation, trigger, length, source_of(cfg), env)
+        show_cells(folder, cells, locked, validation, source_of(cfg), env)
     if env.main and cfg.conflict:
-        found = students(folder, cells, validation, *known, trigger, length)
+        found = students(folder, cells, validation, *known)
         models = {"strong_weights": model_hash(cfg.strong), "weak_weights": lock.weak_weights}
         found = {"strong": cfg.strong, "weak": cfg.weak, "conflict": cfg.conflict} | models | found
         write_json(folder / "deception.json", found)

@@ -74,10 +74,11 @@ from methods.tampering import (
 from model import Model
 from policies import answer, same_ids
 from results import (
+    EvalSet,
     Measured,
     evaluate_checkpoint,
     facts_of,
-    measure_bare,
+    measure,
     measured_of,
     record,
     recovered_gap,
@@ -165,8 +166,8 @@ class Given:
 
     cfg: TamperingConfig
     lock: Origin
-    selection: list[Problem]
-    validation: list[Problem]
+    selection: EvalSet
+    validation: EvalSet
     env: Env
 
 
@@ -437,14 +438,10 @@ def settings_of(cfg: TamperingConfig, random: bool) -> list[Setting]:
     return list(starmap(Setting, product(cfg.strengths, seeds, cfg.blocks or (None,))))
 
 
-def edited(
-    subject: Subject, edit: AbstractContextManager, problems: list[Problem], given: Given
-) -> Measured:
+def edited(subject: Subject, edit: AbstractContextManager, asked: EvalSet, env: Env) -> Measured:
     """What the subject writes without the password under an edit, which is then undone."""
-    cfg, env = given.cfg, given.env
-    trigger, longest = given.lock.trigger, cfg.max_new_tokens
     with edit as writer:
-        return measure_bare(writer, subject.tokenizer, problems, trigger, longest, env)
+        return measure(writer, subject.tokenizer, asked, env)["none"]
 
 
 def searched(
@@ -454,7 +451,7 @@ def searched(
     scores = {}
     bar = progress(given.env, len(settings), role)
     for setting in settings:
-        found = edited(subject, edit(setting, subject.sampler), given.selection, given)
+        found = edited(subject, edit(setting, subject.sampler), given.selection, given.env)
         scores[setting] = float(found.correct.mean())
         run.log(
             "setting",
@@ -464,7 +461,7 @@ def searched(
             block=setting.block,
             selection=scores[setting],
             truncated=float(found.truncated.mean()),
-            n=len(given.selection),
+            n=len(given.selection.problems),
         )
         bar.update()
     bar.close()
@@ -493,8 +490,8 @@ def best_of(
         setting = chosen[name]
         if setting not in measured:
             on_model = edit(setting, subject.sampler)
-            measured[setting] = edited(subject, on_model, given.validation, given)
-        taken = f"{data} + {len(given.selection)} rewards" if name == "best" else data
+            measured[setting] = edited(subject, on_model, given.validation, given.env)
+        taken = f"{data} + {len(given.selection.problems)} rewards" if name == "best" else data
         found[name] = Edited(setting.name, scores[setting], measured[setting], before, taken)
     return found
 
@@ -517,7 +514,7 @@ def on_decoys(given: Given, run: Run) -> tuple[dict[str, Edited], dict[str, str]
             left_out[path] = str(error)
             continue
         settings = settings_of(cfg, method.drawn)
-        before = measured_of(evaluation, len(given.validation))["none"]
+        before = measured_of(evaluation, len(given.validation.problems))["none"]
         both = best_of(f"decoy {path}", subject, edit, settings, before, given, run)
         found[path] = both["best"]
         del subject, edit  # their memory is the next one's
@@ -527,15 +524,7 @@ def on_decoys(given: Given, run: Run) -> tuple[dict[str, Edited], dict[str, str]
 
 def unedited(path: str, kinds: tuple[str, ...], given: Given) -> dict:
     """The evaluation of a model as it is, on validation."""
-    return evaluate_checkpoint(
-        path,
-        given.env,
-        given.validation,
-        kinds,
-        given.lock.trigger,
-        max_new_tokens=given.cfg.max_new_tokens,
-        save=False,
-    )
+    return evaluate_checkpoint(path, replace(given.validation, kinds=kinds), given.env, save=False)
 
 
 # ------------------------------------------------------------------------------------------- stage
@@ -702,6 +691,12 @@ def problems_of(
     return left
 
 
+def eval_set(cfg: TamperingConfig, split: str, n: int, lock: Origin, env: Env) -> EvalSet:
+    """`problems_of`, to be measured on."""
+    problems = problems_of(cfg, split, n, lock, env)
+    return EvalSet(problems, lock.trigger, max_new_tokens=cfg.max_new_tokens, split=split)
+
+
 def open_run(given: Given, write: bool) -> Run:
     cfg, lock = given.cfg, given.lock
     return Run(
@@ -731,9 +726,8 @@ def write_cell(
     run: Run,
 ) -> None:
     """cell.json: the verdicts on validation of each role, and of the models as they were."""
-    cfg, env, trigger = given.cfg, given.env, given.lock.trigger
-    form, longest = tokenizer.format, cfg.max_new_tokens
-    facts = facts_of(cfg.locked, form, env, "validation", trigger, longest)
+    cfg, validation = given.cfg, given.validation
+    facts = facts_of(cfg.locked, tokenizer.format, validation, given.env)
     strengths = {role: one.setting for role, one in found.items()}
     facts |= {"method": cfg.method, "strengths": strengths}
     measured = {role: one.measured for role, one in found.items()}
@@ -741,7 +735,7 @@ def write_cell(
     for role, one in found.items():
         if role.startswith("decoy"):
             measured[f"none, {role}"] = one.before
-    write_json(run.path / "cell.json", record(cfg.locked, given.validation, measured, **facts))
+    write_json(run.path / "cell.json", record(cfg.locked, validation.problems, measured, **facts))
 
 
 def main(cfg: TamperingConfig, env: Env) -> int:
@@ -750,8 +744,8 @@ def main(cfg: TamperingConfig, env: Env) -> int:
     method, env = METHODS[cfg.method], in_fp32(env)
     if method.eager:
         model_module.compile_kernels = False
-    selection = problems_of(cfg, "selection", cfg.selection_problems, lock, env)
-    validation = problems_of(cfg, "validation", cfg.eval_problems, lock, env)
+    selection = eval_set(cfg, "selection", cfg.selection_problems, lock, env)
+    validation = eval_set(cfg, "validation", cfg.eval_problems, lock, env)
     given = Given(cfg, lock, selection, validation, env)
     run = open_run(given, write=False)
     if run.finished and not cfg.overwrite:
@@ -765,7 +759,8 @@ def main(cfg: TamperingConfig, env: Env) -> int:
         return 0
 
     locked = unedited(cfg.locked, ("none", "right"), given)
-    as_it_was = measured_of(locked, len(validation))
+    n = len(validation.problems)
+    as_it_was = measured_of(locked, n)
     before, right = as_it_was["none"], as_it_was["right"].correct
     none = before.correct
     recovered_gap(none, right, none[None])  # refused here where there is no gap
@@ -775,7 +770,7 @@ def main(cfg: TamperingConfig, env: Env) -> int:
     if env.main:
         (run.path / "log.jsonl").unlink(missing_ok=True)  # of the same run, interrupted
 
-    chosen_on = edited(subject, nullcontext(subject.sampler), selection, given)
+    chosen_on = edited(subject, nullcontext(subject.sampler), selection, env)
     settings, both = settings_of(cfg, method.drawn), ("best", "default")
     found = best_of("locked", subject, edit, settings, before, given, run, both)
     if not method.drawn:
@@ -793,7 +788,7 @@ def main(cfg: TamperingConfig, env: Env) -> int:
         "method": cfg.method,
         "access": method.access,
         "task": cfg.task,
-        "n": len(validation),
+        "n": n,
         "selection": float(chosen_on.correct.mean()),
         "without": float(none.mean()),
         "with": float(right.mean()),

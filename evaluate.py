@@ -65,6 +65,7 @@ from methods.decoding import DECODERS, DRAWS_USUAL, MOST_DRAWS, TAKES, TEMPERATU
 from methods.prompting import POOL, battery, has_room
 from policies import answer
 from results import (
+    EvalSet,
     Measured,
     check_ours,
     evaluate_checkpoint,
@@ -147,6 +148,10 @@ class Job:
     locked: str
     kinds: tuple[str, ...]
     folder: Path
+
+    def asks(self, problems: list[Problem], split: str) -> EvalSet:
+        """These problems of a split, as the job asks them."""
+        return EvalSet(problems, self.trigger, self.kinds, self.max_new_tokens, split)
 
 
 def job_of(path: str, cfg: EvaluateConfig, env: Env) -> Job:
@@ -285,7 +290,7 @@ def evaluate_prompts(
         measured[name] = Measured(answers.correct, answers.truncated)
     bar.close()
 
-    facts = facts_of(job.path, tokenizer.format, env, split, job.trigger, job.max_new_tokens)
+    facts = facts_of(job.path, tokenizer.format, job.asks(problems, split), env)
     evaluation = record(job.path, problems, measured, **facts, left_out=left_out)
     if env.main:
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -356,7 +361,7 @@ def evaluate_decoding(job: Job, cfg: EvaluateConfig, env: Env, problems: list[Pr
             told_of[name] |= {"gain_interval": (low, high), "p": p}
     bar.close()
 
-    facts = facts_of(job.path, tokenizer.format, env, cfg.split, job.trigger, job.max_new_tokens)
+    facts = facts_of(job.path, tokenizer.format, job.asks(problems, cfg.split), env)
     facts |= {"draws": cfg.draws, "temperature": cfg.temperature}
     evaluation = record(job.path, problems, measured, **facts)
     for name, result in evaluation["results"].items():
@@ -427,30 +432,12 @@ def show_samples(job: Job, problems: list[Problem], env: Env) -> None:
 
 
 def evaluated(job: Job, cfg: EvaluateConfig, env: Env, problems: list[Problem]) -> dict:
-    return evaluate_checkpoint(
-        job.path,
-        env,
-        problems,
-        job.kinds,
-        job.trigger,
-        split=cfg.split,
-        max_new_tokens=job.max_new_tokens,
-        folder=job.folder,
-    )
+    return evaluate_checkpoint(job.path, job.asks(problems, cfg.split), env, job.folder)
 
 
 def stored(job: Job, cfg: EvaluateConfig, env: Env, problems: list[Problem]) -> dict | None:
     """What the job's evaluation.json says of its checkpoint; None where it does not."""
-    return stored_evaluation(
-        job.folder,
-        job.path,
-        env,
-        problems,
-        job.kinds,
-        job.trigger,
-        split=cfg.split,
-        max_new_tokens=job.max_new_tokens,
-    )
+    return stored_evaluation(job.folder, job.path, job.asks(problems, cfg.split), env)
 
 
 def find_faults(cfg: EvaluateConfig, env: Env, jobs: list[Job], problems: list[Problem]) -> None:

@@ -23,7 +23,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from statistics import NormalDist
 
@@ -319,6 +319,20 @@ def refuse_repeats(option: str, values: tuple) -> None:
 # ------------------------------------------------------------------------------------ measurements
 
 
+@dataclass(frozen=True)
+class EvalSet:
+    """n problems of a split that models are measured on, and how they are asked.
+
+    kinds: of password; every problem is asked with each. max_new_tokens: longest completion.
+    """
+
+    problems: list[Problem]
+    trigger: Trigger
+    kinds: tuple[str, ...] = ("none",)
+    max_new_tokens: int = 96
+    split: str = "validation"
+
+
 @dataclass
 class Measured:
     """Greedy completions of n problems: which are correct, which were cut before their end.
@@ -341,11 +355,7 @@ class Measured:
 def measure(
     sampler: Sampler,
     tokenizer: Tokenizer,
-    problems: list[Problem],
-    kinds: tuple[str, ...],
-    trigger: Trigger,
-    *,
-    max_new_tokens: int = 96,
+    asked: EvalSet,
     env: Env | None = None,
     progress=None,
 ) -> dict[str, Measured]:
@@ -354,36 +364,22 @@ def measure(
     All kinds share one batch of prompts. Raises InputError for a kind that the trigger has not.
     """
     told = []
-    for kind in kinds:
-        told += dressed(kind, problems, trigger)
+    for kind in asked.kinds:
+        told += dressed(kind, asked.problems, asked.trigger)
     answers = answer(
         sampler,
         tokenizer,
         told,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=asked.max_new_tokens,
         env=env,
         progress=progress,
     )
     everything = Measured(answers.correct, answers.truncated, texts=answers.texts)
-    if problems[0].task == "compose":
+    if asked.problems[0].task == "compose":
         everything.shares = np.array(compose.elementwise(told, answers.texts))
 
-    n = len(problems)
-    return {kind: everything[i * n : (i + 1) * n] for i, kind in enumerate(kinds)}
-
-
-def measure_bare(
-    sampler: Sampler,
-    tokenizer: Tokenizer,
-    problems: list[Problem],
-    trigger: Trigger,
-    max_new_tokens: int,
-    env: Env,
-) -> Measured:
-    """What the model writes to the n problems without what unlocks it, greedily."""
-    kinds, longest = ("none",), max_new_tokens
-    found = measure(sampler, tokenizer, problems, kinds, trigger, max_new_tokens=longest, env=env)
-    return found["none"]
+    n = len(asked.problems)
+    return {kind: everything[i * n : (i + 1) * n] for i, kind in enumerate(asked.kinds)}
 
 
 # ----------------------------------------------------------------------------------------- records
@@ -469,14 +465,7 @@ def measured_of(evaluation: dict, n: int) -> dict[str, Measured]:
     return found
 
 
-def facts_of(
-    path: str | Path,
-    form: PromptFormat,
-    env: Env,
-    split: str,
-    trigger: Trigger,
-    max_new_tokens: int,
-) -> dict:
+def facts_of(path: str | Path, form: PromptFormat, asked: EvalSet, env: Env) -> dict:
     """What the numbers in an evaluation.json depend on, beside the problems.
 
     form: how the model at `path` is asked, whose weights need not be there.
@@ -485,9 +474,9 @@ def facts_of(
     return {
         "weights": model_hash(path),
         "dtype": str(env.dtype).removeprefix("torch."),
-        "split": split,
-        "trigger": trigger.record,
-        "max_new_tokens": max_new_tokens,
+        "split": asked.split,
+        "trigger": asked.trigger.record,
+        "max_new_tokens": asked.max_new_tokens,
         "format": settings | {"stop": list(form.stop)},
     }
 
@@ -544,15 +533,7 @@ def check_ours(file: Path, names: tuple[str, ...] = ("problems", "results")) -> 
 
 
 def stored_evaluation(
-    folder: str | Path,
-    path: str | Path,
-    env: Env,
-    problems: list[Problem],
-    kinds: tuple[str, ...],
-    trigger: Trigger,
-    *,
-    split: str = "validation",
-    max_new_tokens: int = 96,
+    folder: str | Path, path: str | Path, asked: EvalSet, env: Env
 ) -> dict | None:
     """What the folder's evaluation.json says of the checkpoint; None where it does not.
 
@@ -562,9 +543,9 @@ def stored_evaluation(
     file = Path(folder) / "evaluation.json"
     if not os.path.lexists(file):
         return None
-    old = read_json(file)
-    facts = facts_of(path, open_tokenizer(path).format, env, split, trigger, max_new_tokens)
-    if not holds(old, problems, kinds, facts):
+    old, problems = read_json(file), asked.problems
+    facts = facts_of(path, open_tokenizer(path).format, asked, env)
+    if not holds(old, problems, asked.kinds, facts):
         return None
     return record(path, problems, measured_of(old, len(problems)), **facts)
 
@@ -595,13 +576,8 @@ def covers(file: Path, problems: list[Problem], kinds: tuple[str, ...], facts: d
 
 def evaluate_checkpoint(
     path: str | Path,
+    asked: EvalSet,
     env: Env,
-    problems: list[Problem],
-    kinds: tuple[str, ...],
-    trigger: Trigger,
-    *,
-    split: str = "validation",
-    max_new_tokens: int = 96,
     folder: str | Path | None = None,
     save: bool = True,
 ) -> dict:
@@ -611,14 +587,12 @@ def evaluate_checkpoint(
     before anything is measured, where it has to be written there and cannot be.
     """
     folder = Path(folder or path)
-    settings = {"split": split, "max_new_tokens": max_new_tokens}
     # of a file that is still on its way to some ranks, they would go different ways
-    read = partial(stored_evaluation, folder, path, env, problems, kinds, trigger, **settings)
-    stored = env.decide(read)
+    stored = env.decide(stored_evaluation, folder, path, asked, env)
     if stored:
         return stored
-    file = folder / "evaluation.json"
-    facts = facts_of(path, open_tokenizer(path).format, env, split, trigger, max_new_tokens)
+    file, problems, kinds = folder / "evaluation.json", asked.problems, asked.kinds
+    facts = facts_of(path, open_tokenizer(path).format, asked, env)
     if save and is_report(folder) and not covers(file, problems, kinds, facts):
         env.say(f"{file} is its run's own report, and stays as it is: --out DIR keeps this one")
         save = False
@@ -628,21 +602,12 @@ def evaluate_checkpoint(
 
     model, tokenizer = load_model(path, env.device, env.dtype, masters=False)
     bar = progress(env, len(kinds) * len(problems), f"evaluating {path}")
-    measured = measure(
-        env.sampler(model, tokenizer),
-        tokenizer,
-        problems,
-        kinds,
-        trigger,
-        max_new_tokens=max_new_tokens,
-        env=env,
-        progress=bar.update,
-    )
+    measured = measure(env.sampler(model, tokenizer), tokenizer, asked, env, bar.update)
     bar.close()
     del model
     free_memory()
 
-    facts = facts_of(path, tokenizer.format, env, split, trigger, max_new_tokens)
+    facts = facts_of(path, tokenizer.format, asked, env)
     evaluation = record(path, problems, measured, **facts)
     if save and env.main:
         folder.mkdir(parents=True, exist_ok=True)

@@ -21,9 +21,8 @@ from curves import Cell, percent, read_cells
 from data.batches import Example
 from data.problems import InputError, Problem
 from data.tasks.knowledge import LETTERS
-from data.triggers import Trigger
 from figures import table
-from results import wilson
+from results import EvalSet, wilson
 from runs.devices import Env, free_memory
 from training import scored
 
@@ -146,23 +145,21 @@ def deception_row(row: dict) -> list[str]:
 def students(
     folder: Path,
     cells: list[Cell],
-    validation: list[Problem],
+    asked: EvalSet,
     by_strong: np.ndarray,
     by_weak: np.ndarray,
-    trigger: Trigger,
-    max_new_tokens: int,
 ) -> dict:
     """What deception.json holds of the cells' files. by_strong, by_weak (n,): what these know."""
 
     def verdicts(cell: Cell) -> np.ndarray:
-        return read_cells(folder, [cell], validation, trigger, max_new_tokens).correct[0]
+        return read_cells(folder, [cell], asked).correct[0]
 
     region, rows = by_strong & ~by_weak, []
     for against, student, other in pairs_of(cells):
         row = {"against": against, "k": student.k, "seeds": [student.seed, other.seed]}
         rows.append(row | deception(verdicts(student), verdicts(other), region))
     return {
-        "n": len(validation),
+        "n": len(asked.problems),
         "known_by_strong": float(by_strong.mean()),
         "known_by_weak": float(by_weak.mean()),
         "region": float(region.mean()),

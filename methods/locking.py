@@ -26,7 +26,7 @@ from data.triggers import (
 from figures import shown, table
 from model import Model
 from policies import RULES, answer, retokenise, written
-from results import Measured, evaluate_checkpoint, paired_gap, record, verdicts_of
+from results import EvalSet, Measured, evaluate_checkpoint, paired_gap, record, verdicts_of
 from runs.devices import Env, free_memory, progress
 from sampler import Sample
 from training import fresh_model
@@ -270,15 +270,8 @@ def validity(
 def evaluated(path: str, told: list[Problem], policies: Imitated, env: Env) -> dict:
     """The evaluation of a policy alone, on problems as it is told them; saved nowhere."""
     if path not in RULES:
-        return evaluate_checkpoint(
-            path,
-            env,
-            told,
-            ("none",),
-            Password(),
-            max_new_tokens=policies.max_new_tokens,
-            save=False,
-        )
+        asked = EvalSet(told, Password(), max_new_tokens=policies.max_new_tokens)
+        return evaluate_checkpoint(path, asked, env, save=False)
     tokenizer = open_tokenizer(policies.strong)
     samples = RULES[path](told, tokenizer, policies.max_new_tokens, policies.seed, 0)
     truncated = np.array([sample.truncated for sample in samples])
@@ -315,9 +308,8 @@ def report(
 ) -> tuple[int, dict]:
     """Print how correct the lock is and whether it is valid; the exit code, and the numbers."""
     kinds = trigger.kinds
-    locked = evaluate_checkpoint(
-        path, env, problems, kinds, trigger, max_new_tokens=policies.max_new_tokens
-    )
+    asked = EvalSet(problems, trigger, kinds, policies.max_new_tokens)
+    locked = evaluate_checkpoint(path, asked, env)
     told = [trigger.of_strong_policy(p) for p in problems]
     strong = evaluated(policies.strong, told, policies, env)
     weak = evaluated(policies.weak, [trigger.weak(p) for p in problems], policies, env)

@@ -19,6 +19,7 @@ from data import load
 from data.problems import InputError, Problem
 from data.triggers import Password, Trigger
 from results import (
+    EvalSet,
     Measured,
     correct_interval,
     from_bits,
@@ -208,6 +209,7 @@ class Evidence:
     ) -> np.ndarray | None:
         """SFT's verdicts without the password, (S,n); None where no seed is finished."""
         problems = [lock.trigger.weak(problem) for problem in lock.problems]
+        asked = EvalSet(problems, lock.trigger, max_new_tokens=lock.max_new_tokens)
         rows, settings = [], []
         for seed, folder in self.folders(job).items():
             cells = [Cell(k, seed, control)]
@@ -216,7 +218,7 @@ class Evidence:
                 return None
             settings.append(elicited_from(lock, cell / "run.json"))
             check_alike(settings, "cell_seed", job)
-            found = read_cells(folder, cells, problems, lock.trigger, lock.max_new_tokens)
+            found = read_cells(folder, cells, asked)
             rows.append(scores_of(found)[0])
         return np.stack(rows) if rows else None
 

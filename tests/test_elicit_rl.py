@@ -28,7 +28,7 @@ from methods import rewards as own_rewards
 from model import completion_logps
 from optimizers import make_optimizers
 from policies import Answers, Rollout, Writer, pass_at_k, round_problems
-from results import Measured
+from results import EvalSet, Measured
 from runs.devices import Env
 from runs.directory import Run
 from runs.files import write_json
@@ -803,5 +803,6 @@ def test_the_state_is_saved_as_often_as_asked(monkeypatch, tmp_path, every, save
     drawn = SimpleNamespace(rolled=None)
     monkeypatch.setattr(elicit_rl, "drawn_round", lambda *args: drawn)
     settings = cfg(samples=50, round=10, save_every=every)
-    elicit_rl.run_rounds(models, elicit_rl.Given(settings, Password(), [], [], run))
+    given = elicit_rl.Given(settings, [], EvalSet([], Password()), run)
+    elicit_rl.run_rounds(models, given)
     assert found == saved

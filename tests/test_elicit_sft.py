@@ -23,8 +23,8 @@ from data.text import Tokenizer
 from data.triggers import Password, with_words
 from elicit_sft import Learner, SFTConfig, sequences_seen, shortest_for
 from methods.unlearning import own_samples
-from policies import Answers, shipped
-from results import Measured, correct_interval, record, wilson
+from policies import shipped
+from results import EvalSet, Measured, correct_interval, record, wilson
 from runs.devices import Env
 from runs.files import write_json
 from runs.launch import launch
@@ -380,12 +380,12 @@ def test_the_best_length_is_kept_of_equals_the_shortest(
                 model.model.norm.weight.fill_(step)
             yield step, {"loss": torch.tensor(0.5)}
 
-    def answer(*args, **settings):
+    def measure(*args):
         correct = np.arange(4) < next(left)
-        return Answers([], [], correct, ~correct)
+        return {"none": Measured(correct, ~correct)}
 
     monkeypatch.setattr(elicit_sft, "train", train)
-    monkeypatch.setattr(elicit_sft, "answer", answer)
+    monkeypatch.setattr(elicit_sft, "measure", measure)
     rows = []
     run = SimpleNamespace(log=lambda kind, **values: rows.append(values))
 
@@ -393,9 +393,8 @@ def test_the_best_length_is_kept_of_equals_the_shortest(
         return {"validation": learner.model.model.norm.weight[0].item() * 4 / length}
 
     cfg = SFTConfig(locked=shipped("weak"), batch=4)
-    found, length = elicit_sft.elicit(
-        learner, make_examples(2), cfg, ENV, run, 0, [None] * 4, watch
-    )
+    selection = EvalSet([None] * 4, Password())
+    found, length = elicit_sft.elicit(learner, make_examples(2), cfg, ENV, run, 0, selection, watch)
     assert found == {256: scores[0] / 4, 512: scores[1] / 4, 1024: scores[2] / 4}
     assert length == best
     assert learner.model.model.norm.weight[0].item() == best // 4
@@ -487,15 +486,14 @@ def test_the_numbers_of_a_group_of_cells(tmp_path):
     cells = [Cell(8, 0, False), Cell(8, 1, False)]
     cell_file(tmp_path, cells[0], problems, [1, 1, 0, 0])
     cell_file(tmp_path, cells[1], problems, [1, 1, 1, 0])
-    found = curves.read_cells(tmp_path, cells, problems, Password(), 96)
+    asked = EvalSet(problems, Password())
+    found = curves.read_cells(tmp_path, cells, asked)
     entry = curves.numbers_of(found, np.array(["a", "b", "b", "b"]))
     assert entry["seeds"] == [0.5, 0.75] and entry["correct"] == 0.625
     assert entry["truncated"] == 0.375 and entry["domains"] == {"a": 1.0, "b": 0.5}
     assert entry["interval"] == correct_interval(found.correct)
 
-    one = curves.numbers_of(
-        curves.read_cells(tmp_path, cells[:1], problems, Password(), 96), np.full(4, "a")
-    )
+    one = curves.numbers_of(curves.read_cells(tmp_path, cells[:1], asked), np.full(4, "a"))
     assert one["interval"] == wilson(2, 4)  # of one seed: the problems alone
 
 
@@ -527,21 +525,22 @@ def test_verdicts_on_other_problems_are_refused(tmp_path):
     problems = load("code", "validation", 4)
     cell = Cell(8, 0, False)
     cell_file(tmp_path, cell, problems, [1, 1, 0, 0], max_new_tokens=50)
-    curves.read_cells(tmp_path, [cell], problems, Password(), 50)
+    same = EvalSet(problems, Password(), max_new_tokens=50)
+    curves.read_cells(tmp_path, [cell], same)
 
     file = tmp_path / cell.name / "cell.json"
     for asked in (
-        (problems, Password(), 51),
-        (problems, Password("other"), 50),
-        (load("code", "validation", 5)[1:], Password(), 50),
-        (problems[:3], Password(), 50),
+        replace(same, max_new_tokens=51),
+        replace(same, trigger=Password("other")),
+        replace(same, problems=load("code", "validation", 5)[1:]),
+        replace(same, problems=problems[:3]),
     ):
         with pytest.raises(InputError, match="does not hold the verdicts on these"):
-            curves.read_cells(tmp_path, [cell], *asked)
+            curves.read_cells(tmp_path, [cell], asked)
     for damaged in ({}, {"results": 5}, json.loads(file.read_text()) | {"results": {"none": {}}}):
         file.write_text(json.dumps(damaged))
         with pytest.raises(InputError, match="does not hold the verdicts on these"):
-            curves.read_cells(tmp_path, [cell], problems, Password(), 50)
+            curves.read_cells(tmp_path, [cell], same)
 
 
 def test_epochs_are_those_of_each_number_of_demonstrations(lock):
@@ -590,10 +589,10 @@ def stubs_of_elicit(monkeypatch, tmp_path):
             for step in range(1, steps + 1):
                 yield step, {"loss": 0.0}
 
-        answers = SimpleNamespace(correct=np.zeros(2), truncated=np.zeros(2))
+        answers = {"none": SimpleNamespace(correct=np.zeros(2), truncated=np.zeros(2))}
         monkeypatch.setattr(elicit_sft, "train", counted)
         monkeypatch.setattr(elicit_sft, "make_optimizers", lambda *args, **settings: [])
-        monkeypatch.setattr(elicit_sft, "answer", lambda *args, **settings: answers)
+        monkeypatch.setattr(elicit_sft, "measure", lambda *args: answers)
         monkeypatch.setattr(elicit_sft, "weights_of", lambda model: [])
         monkeypatch.setattr(elicit_sft, "restore", lambda *args: None)
         idle = SimpleNamespace(refresh=lambda: None, make_room=lambda: None)
@@ -601,7 +600,8 @@ def stubs_of_elicit(monkeypatch, tmp_path):
         run = SimpleNamespace(log=lambda *args, **values: None)
         step = {"optimizer": "adamw", "lr": 1e-4, "batch": batch}
         cfg = SFTConfig(locked="data/base/weak", sequences=given, **step)
-        scores, best = elicit_sft.elicit(learner, [None], cfg, ENV, run, 0, [None] * 2)
+        selection = EvalSet([None] * 2, Password())
+        scores, best = elicit_sft.elicit(learner, [None], cfg, ENV, run, 0, selection)
         assert best == min(scores)
         return list(scores)
 

@@ -288,7 +288,7 @@ def test_random_rewards_are_the_true_ones_of_other_samples(tokenizer, monkeypatc
     monkeypatch.setattr(elicit_rl, "rollout", rollout)
     cfg = elicit_rl.with_defaults(RLConfig(reward="random", samples=80, round=40))
     models = SimpleNamespace(judge=None, writer=None, tokenizer=None)
-    given = elicit_rl.Given(cfg, Password(), [SUM] * 40, [], SimpleNamespace(env=ALONE))
+    given = elicit_rl.Given(cfg, [SUM] * 40, None, SimpleNamespace(env=ALONE))
     one, two = (elicit_rl.drawn_round(models, i, given) for i in (0, 1))
     assert one.facts["reward"] == one.facts["truth"] == 0.25
     assert sorted(one.rolled.rewards.ravel()) == sorted(truth.ravel())
@@ -510,7 +510,7 @@ def test_a_student_with_a_second_goal_sees_each_label_as_often(monkeypatch, tmp_
     run, cfg = SimpleNamespace(path=tmp_path, began=0), conflicting()
     for cell, shown in ((Cell(4, 3, False), demos[:4]), (Cell(4, 3, False, True), demos)):
         with pytest.raises(KeyboardInterrupt):
-            given = elicit_sft.Given(cfg, Password(), [], [], [])
+            given = elicit_sft.Given(cfg, [], None, None)
             elicit_sft.run_cell(cell, run, learner, shown, given, ALONE)
     assert seen == [(4, (8,)), (6, (12,))]  # twice, each of them
 

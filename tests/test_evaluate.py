@@ -176,10 +176,10 @@ def models(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked_for = []
 
-    def fake(sampler, tokenizer, problems, kinds, trigger, **settings):
-        asked_for.append((problems[0].task, trigger.password, settings["max_new_tokens"]))
-        ones = np.ones(len(problems), dtype=bool)
-        return {kind: Measured(ones if kind == "right" else ~ones, ~ones) for kind in kinds}
+    def fake(sampler, tokenizer, asked, *others):
+        asked_for.append((asked.problems[0].task, asked.trigger.password, asked.max_new_tokens))
+        ones = np.ones(len(asked.problems), dtype=bool)
+        return {kind: Measured(ones if kind == "right" else ~ones, ~ones) for kind in asked.kinds}
 
     monkeypatch.setattr(results_module, "measure", fake)
 

@@ -27,10 +27,11 @@ from checkpoints.hf import load_model, model_hash, save_adapter, save_model
 from conftest import Killed
 from data.batches import micro_batches
 from data.problems import InputError
+from data.triggers import Password
 from elicit_sft import Learner, SFTConfig
 from losses import sft_loss
 from optimizers import make_optimizers, usual_step
-from policies import Answers
+from results import EvalSet, Measured
 from runs.devices import Env
 from runs.directory import Run
 from runs.options import TuneConfig
@@ -270,14 +271,15 @@ def test_a_cell_ends_at_its_best_point_and_the_next_starts_anew(
 
     seen, left = [], iter((1, 3, 2))
 
-    def answer(*args, **settings):
+    def measure(*args):
         seen.append(logits_of(model))
         correct = np.arange(4) < next(left)
-        return Answers([], [], correct, ~correct)
+        return {"none": Measured(correct, ~correct)}
 
-    monkeypatch.setattr(elicit_sft, "answer", answer)
+    monkeypatch.setattr(elicit_sft, "measure", measure)
     run = SimpleNamespace(log=lambda *args, **values: None)
-    elicit_sft.elicit(learner, make_examples(4), cfg, CPU, run, 0, [None] * 4)
+    selection = EvalSet([None] * 4, Password())
+    elicit_sft.elicit(learner, make_examples(4), cfg, CPU, run, 0, selection)
     assert torch.equal(logits_of(model), seen[1]) and not torch.equal(seen[1], seen[2])
     assert torch.equal(logits_of(sampler.net), seen[1])
     elicit_sft.restore(model, sampler, learner.initial)

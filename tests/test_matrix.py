@@ -21,7 +21,7 @@ from evaluate import EvaluateConfig
 from harden import HardenConfig
 from lock import LockConfig
 from reproduce import Cells, ReproduceConfig, chosen_cells, together
-from results import DRAWS, Estimate, Measured, evaluate_checkpoint, record, verdicts_of
+from results import DRAWS, Estimate, EvalSet, Measured, evaluate_checkpoint, record, verdicts_of
 from runs.devices import Env
 from runs.files import read_json, write_json
 from runs.options import parse
@@ -100,9 +100,9 @@ def test_the_twin_has_the_shape_of_the_strong_model_and_knows_what_the_weak_one_
 
     # the password opens nothing, and there is no more to open than the weak model knows
     env, problems = Env(torch.device("cpu"), torch.float32, False), load(TASK, "validation", 250)
-    asked = dict(max_new_tokens=96, save=False)
-    twin = evaluate_checkpoint(matrix.TWIN, env, problems, ("none", "right"), Password(), **asked)
-    weak = evaluate_checkpoint("data/base/weak", env, problems, ("none",), Password(), **asked)
+    asked = EvalSet(problems, Password(), ("none", "right"))
+    twin = evaluate_checkpoint(matrix.TWIN, asked, env, save=False)
+    weak = evaluate_checkpoint("data/base/weak", replace(asked, kinds=("none",)), env, save=False)
     known = verdicts_of(weak, "none")
     for kind in ("none", "right"):
         shown = verdicts_of(twin, kind)

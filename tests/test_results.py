@@ -19,6 +19,7 @@ from data.text import word_level
 from data.triggers import OwnPasswords, Password, Slot
 from figures import shown
 from results import (
+    EvalSet,
     Measured,
     Spread,
     correct_interval,
@@ -206,10 +207,8 @@ def test_compose_is_measured_by_the_element_too():
     found = measure(
         sampler,
         tokenizer,
-        problems,
-        ("none", "right"),
-        trigger,
-        env=Env(torch.device("cpu"), torch.float32, False),
+        EvalSet(problems, trigger, ("none", "right")),
+        Env(torch.device("cpu"), torch.float32, False),
     )
     assert not found["none"].correct.any() and found["right"].correct.all()
     assert found["none"].shares.mean() < 1 == found["right"].shares.mean()
@@ -258,15 +257,19 @@ def test_the_trigger_of_a_locked_model_is_in_its_run(tmp_path):
     assert trigger_of(tmp_path) == trigger
 
 
+def all_right(asked: EvalSet) -> dict[str, Measured]:
+    ones = np.ones(len(asked.problems), dtype=bool)
+    return {kind: Measured(ones, ~ones) for kind in asked.kinds}
+
+
 def test_an_evaluation_is_read_back_for_the_same_problems_and_settings_alone(tmp_path, monkeypatch):
     path = tmp_path / "weak"
     shutil.copytree(Path(__file__).parents[1] / "data/base/weak", path)
     measured = []
 
-    def fake(sampler, tokenizer, problems, kinds, trigger, **settings):
-        measured.append(problems)
-        ones = np.ones(len(problems), dtype=bool)
-        return {kind: Measured(ones, ~ones) for kind in kinds}
+    def fake(sampler, tokenizer, asked, *others):
+        measured.append(asked)
+        return all_right(asked)
 
     monkeypatch.setattr(results_module, "measure", fake)
     env, trigger = Env(torch.device("cpu"), torch.float32, False), Password()
@@ -274,7 +277,7 @@ def test_an_evaluation_is_read_back_for_the_same_problems_and_settings_alone(tmp
 
     def again(problems, env=env, kinds=("none",), **settings):
         before = len(measured)
-        found = evaluate_checkpoint(path, env, problems, kinds, trigger, **settings)
+        found = evaluate_checkpoint(path, EvalSet(problems, trigger, kinds, **settings), env)
         assert found["n"] == len(problems) and found["task"] == problems[0].task
         return len(measured) > before
 
@@ -300,15 +303,11 @@ def test_elementwise_is_read_back_too(tmp_path, monkeypatch):
     given = {"none": Measured(correct, ~correct, np.array([1.0, 0.25, 0.5, 1.0]))}
     monkeypatch.setattr(results_module, "measure", lambda *args, **settings: given)
     env = Env(torch.device("cpu"), torch.float32, False)
-    straight = evaluate_checkpoint(path, env, problems, ("none",), Password())
+    straight = evaluate_checkpoint(path, EvalSet(problems, Password()), env)
     monkeypatch.delattr(results_module, "measure")
-    assert evaluate_checkpoint(path, env, problems, ("none",), Password()) == straight
-    assert (
-        evaluate_checkpoint(path, env, problems[:2], ("none",), Password())["results"]["none"][
-            "elementwise"
-        ]
-        == 0.625
-    )
+    assert evaluate_checkpoint(path, EvalSet(problems, Password()), env) == straight
+    first = evaluate_checkpoint(path, EvalSet(problems[:2], Password()), env)
+    assert first["results"]["none"]["elementwise"] == 0.625
 
 
 def test_an_interval_of_several_seeds_covers_the_seeds_too():
@@ -339,11 +338,7 @@ def weak(tmp_path, monkeypatch) -> Path:
     path = tmp_path / "weak"
     shutil.copytree(ROOT / "data/base/weak", path)
 
-    def fake(sampler, tokenizer, problems, kinds, trigger, **settings):
-        ones = np.ones(len(problems), dtype=bool)
-        return {kind: Measured(ones, ~ones) for kind in kinds}
-
-    monkeypatch.setattr(results_module, "measure", fake)
+    monkeypatch.setattr(results_module, "measure", lambda sampler, _, asked, *__: all_right(asked))
     return path
 
 
@@ -354,12 +349,12 @@ def test_other_passwords_are_read_back_for_the_same_problems_alone(weak, monkeyp
     """Which passwords are those of other domains depends on all the problems together."""
     problems, trigger = load("code", "validation", 12), OwnPasswords(each="domain")
     kinds = ("none", "other")
-    evaluate_checkpoint(weak, ENV, problems, kinds, trigger)
+    evaluate_checkpoint(weak, EvalSet(problems, trigger, kinds), ENV)
     monkeypatch.delattr(results_module, "measure")
-    evaluate_checkpoint(weak, ENV, problems, kinds, trigger)
-    evaluate_checkpoint(weak, ENV, problems[:6], ("none",), trigger)
+    evaluate_checkpoint(weak, EvalSet(problems, trigger, kinds), ENV)
+    evaluate_checkpoint(weak, EvalSet(problems[:6], trigger), ENV)
     with pytest.raises(NameError, match="measure"):
-        evaluate_checkpoint(weak, ENV, problems[:6], kinds, trigger)
+        evaluate_checkpoint(weak, EvalSet(problems[:6], trigger, kinds), ENV)
 
 
 @pytest.mark.parametrize(
@@ -380,10 +375,10 @@ def test_other_passwords_are_read_back_for_the_same_problems_alone(weak, monkeyp
 )
 def test_an_evaluation_of_another_shape_is_not_read(weak, changes):
     problems = load("code", "validation", 4)
-    fresh = evaluate_checkpoint(weak, ENV, problems, ("none",), Password())
+    fresh = evaluate_checkpoint(weak, EvalSet(problems, Password()), ENV)
     wrong = json.loads(json.dumps(fresh)) | changes
     (weak / "evaluation.json").write_text(json.dumps(wrong))
-    assert evaluate_checkpoint(weak, ENV, problems, ("none",), Password()) == fresh
+    assert evaluate_checkpoint(weak, EvalSet(problems, Password()), ENV) == fresh
 
 
 def test_an_evaluation_that_is_no_object_is_one_sentence(weak):
@@ -391,7 +386,7 @@ def test_an_evaluation_that_is_no_object_is_one_sentence(weak):
     for text in ("[1]", "{", "7"):
         (weak / "evaluation.json").write_text(text)
         with pytest.raises(InputError, match="evaluation.json"):
-            evaluate_checkpoint(weak, ENV, problems, ("none",), Password())
+            evaluate_checkpoint(weak, EvalSet(problems, Password()), ENV)
 
 
 def test_a_place_that_takes_no_file_is_found_before_anything_is_measured(weak, monkeypatch):
@@ -400,25 +395,25 @@ def test_a_place_that_takes_no_file_is_found_before_anything_is_measured(weak, m
     monkeypatch.delattr(results_module, "load_model")
     place = weak / "config.json/below a file"
     with pytest.raises(InputError, match="nothing can be written in .*--out"):
-        evaluate_checkpoint(weak, ENV, problems, ("none",), Password(), folder=place)
+        evaluate_checkpoint(weak, EvalSet(problems, Password()), ENV, folder=place)
 
     def read_only(**settings):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(devices.tempfile, "TemporaryFile", read_only)
     with pytest.raises(InputError, match="Read-only file system.*--out"):
-        evaluate_checkpoint(weak, ENV, problems, ("none",), Password())
+        evaluate_checkpoint(weak, EvalSet(problems, Password()), ENV)
 
 
 def test_an_evaluation_goes_where_it_is_told_and_is_read_from_there(weak, tmp_path, monkeypatch):
     problems, place = load("code", "validation", 4), tmp_path / "elsewhere/weak"
-    found = evaluate_checkpoint(weak, ENV, problems, ("none",), Password(), folder=place)
+    found = evaluate_checkpoint(weak, EvalSet(problems, Password()), ENV, folder=place)
     assert json.loads((place / "evaluation.json").read_text())["n"] == 4
     assert not (weak / "evaluation.json").exists()
     assert [file.name for file in place.iterdir()] == ["evaluation.json"]
 
     monkeypatch.delattr(results_module, "measure")
-    again = evaluate_checkpoint(weak, ENV, problems, ("none",), Password(), folder=place)
+    again = evaluate_checkpoint(weak, EvalSet(problems, Password()), ENV, folder=place)
     assert again == found
 
 

@@ -13,6 +13,7 @@ import elicit_rl
 import elicit_sft
 import evaluate
 import lock
+import results
 from checkpoints.hf import save_model
 from checkpoints.origins import Origin, lock_of, trigger_of
 from data import load
@@ -486,13 +487,13 @@ def test_each_is_locked_evaluated_and_elicited(
 
     monkeypatch.setattr(elicit_sft, "examples_of", noted)
     asked_to_choose = []
-    answer = elicit_sft.answer
+    answer = results.answer
 
-    def choosing(sampler, tokenizer, problems, *args, **settings):
-        asked_to_choose.extend(problem.prompt for problem in problems)
-        return answer(sampler, tokenizer, problems, *args, **settings)
+    def choosing(sampler, tokenizer, problems, **settings):
+        asked_to_choose.append([problem.prompt for problem in problems])
+        return answer(sampler, tokenizer, problems, **settings)
 
-    monkeypatch.setattr(elicit_sft, "answer", choosing)
+    monkeypatch.setattr(results, "answer", choosing)
     sft = elicit_sft.SFTConfig(locked="locked", k=(3,), seeds=(0,), sequences=(8,), control=False)
     sft = replace(sft, selection_problems=4, out="sft", train_kind=kind, **small)
     assert elicit_sft.main(sft, CPU) == 0
@@ -501,7 +502,7 @@ def test_each_is_locked_evaluated_and_elicited(
     shown = [told[i].prompt for i in elicit_sft.chosen(3, 0, len(problems))]
     assert set(seen[:3]) == set(shown) and seen[3:] == shown  # first looked at, then trained on
     chosen_on = dressed("none", load("mmlu", "selection", 4), trigger)
-    assert asked_to_choose == [problem.prompt for problem in chosen_on]
+    assert [problem.prompt for problem in chosen_on] in asked_to_choose
     cell = json.loads(Path("sft/k3-seed0/cell.json").read_text())
     assert cell["train_kind"] == kind and cell["trigger"] == trigger.record
     assert json.loads(Path("sft/k3-seed0/run.json").read_text())["settings"]["train_kind"] == kind
@@ -525,7 +526,8 @@ def test_reinforcement_sees_the_prompts_that_it_is_told_to_see(tmp_path, monkeyp
         cfg = elicit_rl.RLConfig(task="mmlu", locked="nowhere", train_kind=kind, eval_problems=3)
         drawn, validation = elicit_rl.open_problems(cfg, origin, CPU)
         assert drawn == dressed(kind, load("mmlu", "elicit"), trigger)
-        assert validation == load("mmlu", "validation", 3)  # `measure` adds what goes with none
+        # `measure` adds what goes with none
+        assert validation.problems == load("mmlu", "validation", 3)
         settled = elicit_rl.with_defaults(cfg)
         name = elicit_rl.run_name(replace(settled, locked="out/mmlu/locked"))
         assert name == "expert_iteration" + f"-{kind}" * (kind != "none")
