@@ -975,42 +975,37 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
     teacher = plan.shape_of(cfg.warm_from) if cfg.warm_start else None
 
     def phases(cfg: RLConfig) -> dict[str, plan.Phase]:
-        n, tuning = plan.numbers_of(cfg, env), plan.tuning_of(cfg)
-        share = n.devices if cfg.shard else 1
+        s = plan.settings_of(cfg, env)
+        share = s.devices if cfg.shard else 1
         has_reference = cfg.reference == "initial" and not cfg.rank
-        weights = n.wide * policy.parameters / share if has_reference else 0
+        weights = s.wide * policy.parameters / share if has_reference else 0
         if writer:
-            weights += n.wide * writer.parameters
+            weights += s.wide * writer.parameters
         if judge:
-            weights += n.wide * judge.parameters
-        others = {"weights": weights}
-        rest = plan.added(plan.at_rest(policy, tuning, n), others)
-        held = plan.added(others, plan.held_by_sampler(policy, tuning, texts, cfg.slots, n))
-        left = plan.added(others, plan.left_by_sampler(policy, tuning, texts, cfg.slots, n))
-        own = plan.own_sampling(policy, tuning, texts, cfg.slots, n)
+            weights += s.wide * judge.parameters
+        others = plan.Phase(weights=weights)
+        rest = plan.at_rest(policy, s) + others
+        held = others + plan.held_by_sampler(policy, texts, s)
+        left = others + plan.left_by_sampler(policy, texts, s)
         found = {
-            "locked model": plan.sampling(policy, opened, cfg.slots, n),
-            "opening": plan.opening(policy, tuning, n),
-            "samples of a round": plan.added(own, others),
-            "log-probs": plan.added(rest, held, plan.scoring(policy, tuning, texts, n)),
-            **plan.training_phases(policy, tuning, texts, n, left),
+            "locked model": plan.sampling(policy, opened, s),
+            "opening": plan.opening(policy, s),
+            "samples of a round": plan.own_sampling(policy, texts, s) + others,
+            "log-probs": rest + held + plan.scoring(policy, texts, s),
+            **plan.training_phases(policy, texts, s, left),
         }
         if writer:
-            cache = plan.of_sampler(writer, texts, cfg.slots, n)
-            found["samples of a round"] = plan.added(rest, held, cache)
+            found["samples of a round"] = rest + held + plan.of_sampler(writer, texts, s)
         if judge:
-            cache = plan.of_sampler(judge, texts, cfg.slots, n)
-            found["the judge's answers"] = plan.added(rest, held, cache)
+            found["the judge's answers"] = rest + held + plan.of_sampler(judge, texts, s)
         if teacher:
-            writing = plan.sampling(teacher, texts, cfg.slots, n)
-            copies = {"copies": held["copies"]}  # the policy has not sampled yet: no cache
-            found["demonstrations"] = plan.added(rest, copies, writing)
+            copies = plan.Phase(copies=held["copies"])  # the policy has not sampled yet: no cache
+            found["demonstrations"] = rest + copies + plan.sampling(teacher, texts, s)
             # another optimiser than the rounds have, whose moments are not there yet
             optimizer, _ = warm_step(cfg, policy.parameters)
-            taught = replace(plan.tuning_of(cfg, WARM_BATCH), optimizer=optimizer)
-            copies = {"copies": left["copies"]} if "copies" in left else {}
-            heights = plan.training_phases(policy, taught, texts, n, others, copies)
-            found["warm start"] = plan.largest(list(heights.values()))
+            taught, copies = replace(s, optimizer=optimizer, batch=WARM_BATCH), left["copies"]
+            heights = plan.training_phases(policy, texts, taught, others, plan.Phase(copies=copies))
+            found["warm start"] = plan.largest(heights.values())
         return found
 
     def refuse(changes: dict) -> None:

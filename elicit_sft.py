@@ -905,27 +905,23 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
     rows = min(cfg.batch, max(cfg.k))
 
     def phases(cfg: SFTConfig) -> dict[str, plan.Phase]:
-        n, tuning = plan.numbers_of(cfg, env), plan.tuning_of(cfg, rows)
+        s = plan.settings_of(cfg, env, rows)
         if not cfg.shard:
-            n = replace(n, devices=1)  # a cell is one rank's
-        rest = plan.at_rest(trained, tuning, n)
+            s = replace(s, devices=1)  # a cell is one rank's
+        rest, left = plan.at_rest(trained, s), plan.left_by_sampler(trained, texts, s)
         # the weights that every cell starts from, and the best so far, are the host's
-        kept = 0 if n.cuda else 2 * rest["masters"]
-        kept = {"copies": kept}
-        left = plan.left_by_sampler(trained, tuning, texts, cfg.slots, n)
-        selection = plan.own_sampling(trained, tuning, texts, cfg.slots, n)
+        kept = plan.Phase(copies=0 if s.cuda else 2 * rest["masters"])
+        writing = [plan.sampling(shape, opened, s) for shape in sampled]
         unlearnt = {}
         if cfg.unlearn:
-            scoring = plan.scoring(trained, tuning, texts, n)
-            unlearnt["log-probs at the start"] = plan.added(rest, scoring, kept, left)
+            scoring = plan.scoring(trained, texts, s)
+            unlearnt["log-probs at the start"] = rest + scoring + kept + left
         return {
-            "locked model, demonstrations": plan.largest(
-                [plan.sampling(shape, opened, cfg.slots, n) for shape in sampled]
-            ),
-            "opening": plan.opening(trained, tuning, n),
+            "locked model, demonstrations": plan.largest(writing),
+            "opening": plan.opening(trained, s),
             **unlearnt,
-            **plan.training_phases(trained, tuning, texts, n, kept, left),
-            "selection": plan.added(selection, kept),
+            **plan.training_phases(trained, texts, s, kept, left),
+            "selection": plan.own_sampling(trained, texts, s) + kept,
         }
 
     return plan.report(phases, cfg, texts, env, lambda changes: check_few(replace(cfg, **changes)))

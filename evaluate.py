@@ -585,11 +585,8 @@ def planned(cfg: EvaluateConfig, env: Env) -> int:
         )
 
     def phases(cfg: EvaluateConfig) -> dict[str, plan.Phase]:
-        n = plan.numbers_of(cfg, env)
-        found = {}
-        for path, shape in shapes.items():
-            found[path] = plan.sampling(shape, texts[path], cfg.slots, n)
-        return found
+        s = plan.settings_of(cfg, env)
+        return {path: plan.sampling(shape, texts[path], s) for path, shape in shapes.items()}
 
     longest = max(texts.values(), key=lambda each: each.prompt + each.completion)
     return plan.report(phases, cfg, longest, env)

@@ -637,27 +637,25 @@ def planned(cfg: LockConfig, given: LockConfig, trigger: Trigger, env: Env) -> i
     policies = [plan.shape_of(path) for path in imitated(cfg) if path not in RULES]
 
     def phases(cfg: LockConfig) -> dict[str, plan.Phase]:
-        n, tuning = plan.numbers_of(cfg, env), plan.tuning_of(cfg)
-        writing = [plan.sampling(shape, texts, cfg.slots, n) for shape in policies]
-        reported = plan.largest([*writing, plan.sampling(trained, texts, cfg.slots, n)])
-        writer = plan.largest(writing)
-        open_too, compared = {}, {}  # of the policies whose distributions are imitated
+        s = plan.settings_of(cfg, env)
+        writing = [plan.sampling(shape, texts, s) for shape in policies]
+        # of the policies whose distributions are imitated
+        open_too, compared = plan.Phase(), plan.Phase()
         if cfg.imitate == "distribution":
-            open_too, compared = plan.teaching(policies, plan.tuning_of(cfg), n)
-        training = plan.training_phases(trained, tuning, texts, n, open_too)
-        training["training, loss"] = plan.added(training["training, loss"], compared)
-        rest = plan.added(plan.at_rest(trained, tuning, n), open_too)
-        opening = plan.opening(trained, tuning, n)
+            open_too, compared = plan.teaching(policies, s)
+        training = plan.training_phases(trained, texts, s, open_too)
+        training["training, loss"] += compared
+        opening = plan.opening(trained, s)
         # random weights are made whole and in fp32, on every rank
         if cfg.how == "scratch":
-            opening = {"masters": 4 * trained.parameters}
+            opening = plan.Phase(masters=4 * trained.parameters)
         if cfg.start_mix:
-            opening = {"masters": (4 + n.master) * trained.parameters}
+            opening = plan.Phase(masters=(4 + s.master) * trained.parameters)
         return {
             "opening": opening,
-            "samples of an epoch": plan.added(rest, writer),
+            "samples of an epoch": plan.at_rest(trained, s) + open_too + plan.largest(writing),
             **training,
-            "report": reported,
+            "report": plan.largest([*writing, plan.sampling(trained, texts, s)]),
         }
 
     def refuse(changes: dict) -> None:

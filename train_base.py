@@ -662,27 +662,25 @@ def planned(cfg: BaseConfig, env: Env) -> int:
     small = planned_small(strong, cfg)
 
     def of_training(name: str, model: Planned, cfg: BaseConfig) -> dict[str, plan.Phase]:
-        n, tuning = plan.numbers_of(cfg, env), plan.tuning_of(cfg, model.batch)
+        s, shape, texts = plan.settings_of(cfg, env, model.batch), model.shape, model.texts
         if model.fresh:
-            n, tuning = replace(n, master=4), replace(tuning, optimizer="muon")
+            s = replace(s, master=4, optimizer="muon")
         elif not cfg.optimizer:
-            tuning = replace(tuning, optimizer=model.optimizer)
-        of_sampler = model.shape, tuning, model.texts, cfg.slots, n
-        steps = plan.largest(plan.training(model.shape, tuning, model.texts, n))
+            s = replace(s, optimizer=model.optimizer)
+        steps = plan.largest(plan.training(shape, texts, s))
         return {
-            f"{name}, opening": plan.opening(model.shape, tuning, n),
-            f"{name}, watched": plan.own_sampling(*of_sampler),
-            f"{name}, training": plan.added(steps, plan.left_by_sampler(*of_sampler)),
+            f"{name}, opening": plan.opening(shape, s),
+            f"{name}, watched": plan.own_sampling(shape, texts, s),
+            f"{name}, training": steps + plan.left_by_sampler(shape, texts, s),
         }
 
     def phases(cfg: BaseConfig) -> dict[str, plan.Phase]:
         found = of_training("strong", strong, cfg)
-        n = plan.numbers_of(cfg, env)
-        samples = plan.sampling(strong.shape, strong.texts, cfg.slots, n)
+        samples = plan.sampling(strong.shape, strong.texts, plan.settings_of(cfg, env))
         for name, model in small.items():
             weak = of_training(name, model, cfg)
             if cfg.weak_from:  # it is opened before
-                samples = plan.added(samples, weak["weak, opening"])
+                samples += weak["weak, opening"]
             found["samples of the strong model"] = samples
             found |= weak
         return found

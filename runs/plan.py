@@ -21,7 +21,8 @@ problems, and the fragments of an allocator.
 Read in this order: `saved_by_block`, `training`, `sampling`, and `report`, which prints.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -35,13 +36,13 @@ from figures import table
 from lora import base_of
 from model import CHUNK, SHORT, Model, ModelConfig
 from runs.devices import Env, dtype_of, memory_of
-from runs.options import PlanConfig, TextConfig, flag_of
+from runs.options import PlanConfig, TextConfig, TrainConfig, flag_of
 from sampler import cache_bucket, cache_bytes, padded_length, prefill_lines, stays
 
 PARTS = ("weights", "masters", "gradients", "moments")
 PARTS += ("activations", "logits", "cache", "copies")
 
-Phase = dict[str, float]  # part -> bytes
+Phase = Counter  # part -> bytes; phases add up
 GB = 1e9
 
 
@@ -49,15 +50,27 @@ GB = 1e9
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """How a model is computed with. wide: bytes of a number in the compute dtype."""
+class Settings:
+    """What of a stage's options and of its devices decides memory, beside models and texts.
+
+    wide: bytes of a number in the compute dtype. batch: examples in an optimiser step. rank,
+    targets: LoRA's, 0 and () without.
+    """
 
     wide: int
-    master: int  # of a trained weight
+    master: int  # bytes of a trained weight
     cuda: bool
     fused: bool  # torch.compile
     devices: int = 1
     memory: float = 0.0  # bytes of a CUDA device
+    slots: int = 256
+    optimizer: str = ""
+    batch: int = 1
+    micro_tokens: int = 16384
+    rank: int = 0
+    checkpointing: bool = False
+    shard: bool = False
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,14 +132,30 @@ def is_asked(cfg: PlanConfig) -> bool:
     return cfg.plan
 
 
-def numbers_of(cfg: PlanConfig, env: Env) -> Numbers:
-    """On the devices that --device-memory speaks of, which are CUDA's; without it on this one."""
+def settings_of(cfg: PlanConfig, env: Env, rows: int = 0) -> Settings:
+    """On the devices that --device-memory speaks of, which are CUDA's; without it on this one.
+
+    rows: of a step, where they are not cfg.batch.
+    """
     cuda = bool(cfg.device_memory) or env.device.type == "cuda"
     bf16 = getattr(cfg, "master", "fp32") == "bf16"
     wide = 2 if bf16 else dtype_of(cfg.dtype, cuda).itemsize
     fused = cfg.compile if cuda else env.compile
     memory = (cfg.device_memory * GB or memory_of(env.device)) if cuda else 0.0
-    return Numbers(wide, 2 if bf16 else 4, cuda, fused, cfg.devices or env.world, memory)
+    master, devices = 2 if bf16 else 4, cfg.devices or env.world
+    found = Settings(wide, master, cuda, fused, devices, memory, cfg.slots)
+    if not isinstance(cfg, TrainConfig):
+        return found
+    return replace(
+        found,
+        optimizer=cfg.optimizer,
+        batch=rows or cfg.batch,
+        micro_tokens=cfg.micro_tokens,
+        rank=getattr(cfg, "rank", 0),
+        checkpointing=cfg.checkpoint_activations,
+        shard=cfg.shard,
+        targets=tuple(getattr(cfg, "targets", ())),
+    )
 
 
 def shape_of(path: str) -> Shape:
@@ -182,20 +211,8 @@ def texts_of(
 # ------------------------------------------------------------------------------------------ phases
 
 
-def added(*phases: Phase) -> Phase:
-    found: Phase = {}
-    for phase in phases:
-        for part, size in phase.items():
-            found[part] = found.get(part, 0) + size
-    return found
-
-
-def total(phase: Phase) -> float:
-    return sum(phase.values())
-
-
-def largest(phases: list[Phase]) -> Phase:
-    return max(phases, key=total)
+def largest(phases: Iterable[Phase]) -> Phase:
+    return max(phases, key=Phase.total)
 
 
 # ---------------------------------------------------------------------------------------- training
@@ -208,13 +225,13 @@ def saved_by_norm(kind: str, wide: int) -> int:
     return wide  # a layer norm's input
 
 
-def saved_by_block(config: ModelConfig, length: int, n: Numbers) -> int:
+def saved_by_block(config: ModelConfig, length: int, s: Settings) -> int:
     """Bytes for each token that autograd keeps of one block, in rows of `length` tokens.
 
     Each tensor that model.py makes and a backward formula reads, but weights; tests/test_plan.py
     compares it with what autograd says.
     """
-    wide, width = n.wide, config.hidden_size
+    wide, width = s.wide, config.hidden_size
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     q, kv = heads * config.head_dim, kv_heads * config.head_dim
 
@@ -230,7 +247,7 @@ def saved_by_block(config: ModelConfig, length: int, n: Numbers) -> int:
         kept += 8 * (q + kv) + 8 * (heads + kv_heads)  # fp32 input and fp32 normed
 
     # attention: queries, keys, values, what the output map reads, and the weights or their sums
-    if n.cuda:
+    if s.cuda:
         repeated = q if wide == 4 else kv  # in fp32 keys and values of every query head
         kept += wide * (2 * q + 2 * repeated) + 4 * heads
     elif length > SHORT:
@@ -242,89 +259,74 @@ def saved_by_block(config: ModelConfig, length: int, n: Numbers) -> int:
     return kept + wide * config.intermediate_size * (4 if config.gated_mlp else 2)
 
 
-def head_logits(shape: Shape, n: Numbers, frozen: bool) -> float:
+def head_logits(shape: Shape, s: Settings) -> float:
     """The loss's backward pass at its height: a chunk's logits, and gradients of the head."""
     vocab = shape.config.vocab_size
-    of_logit = n.wide + 4 if n.fused else n.wide + 9  # eager: probabilities, targets, difference
+    of_logit = s.wide + 4 if s.fused else s.wide + 9  # eager: probabilities, targets, difference
     head = vocab * shape.config.hidden_size
+    frozen = s.rank > 0
     gradients = 0 if frozen else 8 * head  # the chunk's, and the sum of those before it
-    cast = n.wide * head if not frozen and n.master != n.wide else 0
+    cast = s.wide * head if not frozen and s.master != s.wide else 0
     return CHUNK * vocab * of_logit + gradients + cast
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """What of a stage's settings decides the memory of its training.
-
-    batch: examples in an optimiser step. rank, targets: LoRA's, 0 and () without.
-    """
-
-    optimizer: str
-    batch: int
-    micro_tokens: int
-    rank: int = 0
-    checkpointing: bool = False
-    shard: bool = False
-    targets: tuple[str, ...] = ()
-
-
-def at_rest(shape: Shape, t: Tuning, n: Numbers) -> Phase:
+def at_rest(shape: Shape, s: Settings) -> Phase:
     """Of a model in training, between two steps: masters, moments; the frozen weights of LoRA."""
-    share = n.devices if t.shard else 1
-    if t.rank:
-        trained, by_two = t.rank * shape.adapted(t.targets)[1], 0
-        frozen = n.wide * (shape.matrices + shape.tables) + 4 * shape.vectors
+    share = s.devices if s.shard else 1
+    if s.rank:
+        trained, by_two = s.rank * shape.adapted(s.targets)[1], 0
+        frozen = s.wide * (shape.matrices + shape.tables) + 4 * shape.vectors
     else:
         trained, by_two, frozen = shape.parameters, shape.parameters - shape.matrices, 0
-    moments = {"lion": 1, "adamw": 2, "muon": 1}[t.optimizer] * trained
-    if t.optimizer == "muon":
+    moments = {"lion": 1, "adamw": 2, "muon": 1}[s.optimizer] * trained
+    if s.optimizer == "muon":
         moments += by_two  # AdamW on what is no matrix of a block
-    return {
-        "weights": frozen / share,
-        "masters": n.master * trained / share,
-        "moments": n.master * moments / share,
-    }
+    return Phase(
+        weights=frozen / share,
+        masters=s.master * trained / share,
+        moments=s.master * moments / share,
+    )
 
 
-def teaching(shapes: list[Shape], t: Tuning, n: Numbers) -> tuple[Phase, Phase]:
+def teaching(shapes: list[Shape], s: Settings) -> tuple[Phase, Phase]:
     """Of the models whose distributions are imitated: their weights; a chunk of their logits.
 
     Divided, their tables are gathered with the first pass and stay so, and of one model two blocks
     are, with the buffers that they come through.
     """
     vocab = shapes[0].config.vocab_size
-    weights = n.wide * sum(shape.parameters for shape in shapes)
-    compared = {"logits": CHUNK * vocab * (n.wide + 4)}
-    if t.shard:
-        tables = n.wide * sum(shape.tables for shape in shapes)
-        weights = weights / n.devices + tables
+    weights = s.wide * sum(shape.parameters for shape in shapes)
+    compared = Phase(logits=CHUNK * vocab * (s.wide + 4))
+    if s.shard:
+        tables = s.wide * sum(shape.tables for shape in shapes)
+        weights = weights / s.devices + tables
         block = max(shape.matrices / shape.config.num_hidden_layers for shape in shapes)
-        compared["copies"] = 4 * n.wide * block
-    return {"weights": weights}, compared
+        compared["copies"] = 4 * s.wide * block
+    return Phase(weights=weights), compared
 
 
 ENOUGH = 100_000  # examples of a step to look at: more are accumulated in more micro-batches
 
 
-def step_of(t: Tuning, texts: Texts, n: Numbers) -> list[Batch]:
+def step_of(texts: Texts, s: Settings) -> list[Batch]:
     """One device's micro-batches of a step of the longest examples."""
     longest = sorted(texts.lengths, key=sum, reverse=True)
-    mine = min(-(-t.batch // n.devices), ENOUGH)
+    mine = min(-(-s.batch // s.devices), ENOUGH)
     rows = (longest * -(-mine // len(longest)))[:mine]
     examples = [Example([0] * prompt, [0] * completion) for prompt, completion in rows]
-    return micro_batches(examples, t.micro_tokens)
+    return micro_batches(examples, s.micro_tokens)
 
 
-def training(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> list[Phase]:
+def training(shape: Shape, texts: Texts, s: Settings) -> list[Phase]:
     """The heights of an optimiser step: the loss, the last block's backward pass, the first's."""
     config, layers = shape.config, shape.config.num_hidden_layers
-    rest = at_rest(shape, t, n)
-    share = n.devices if t.shard else 1
-    trained = rest["masters"] / n.master
+    rest = at_rest(shape, s)
+    share = s.devices if s.shard else 1
+    trained = rest["masters"] / s.master
 
     # the largest micro-batch; are gradients of others there already?
-    batches = step_of(t, texts, n)
-    kept = [saved_by_block(config, b.tokens.shape[1], n) * b.tokens.numel() for b in batches]
+    batches = step_of(texts, s)
+    kept = [saved_by_block(config, b.tokens.shape[1], s) * b.tokens.numel() for b in batches]
     block, batch = max(kept), batches[kept.index(max(kept))]
     tokens = batch.tokens.numel()
     several = len(batches) > 1
@@ -332,43 +334,36 @@ def training(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> list[Phase]:
 
     # activations: of all blocks, or their inputs and one block's again; the last norm, the head's
     kept = layers * block
-    if t.checkpointing:
-        kept = layers * n.wide * config.hidden_size * tokens
-    ends = (saved_by_norm(config.norm, n.wide) + n.wide) * config.hidden_size * tokens
-    ends += 2 * n.wide * config.hidden_size * supervised
-    again = block if t.checkpointing else 0
+    if s.checkpointing:
+        kept = layers * s.wide * config.hidden_size * tokens
+    ends = (saved_by_norm(config.norm, s.wide) + s.wide) * config.hidden_size * tokens
+    ends += 2 * s.wide * config.hidden_size * supervised
+    again = block if s.checkpointing else 0
     # gradients of activations at the height of a block: of the MLP's two factors, of its input
-    passing = n.wide * tokens * (2 * config.intermediate_size + 2 * config.hidden_size)
+    passing = s.wide * tokens * (2 * config.intermediate_size + 2 * config.hidden_size)
 
     # weights in the compute dtype, which a linear map's backward pass reads. With LoRA they are
     # W0 + B A of each adapted layer, which torch.compile keeps as well
     cast = 0
-    if t.rank:
-        cast = n.wide * shape.adapted(t.targets)[0] / (layers if t.checkpointing else 1)
-    elif n.master != n.wide:
-        cast = n.wide * shape.matrices / (layers if t.checkpointing or n.fused else 1)
-    if t.shard and t.rank:  # gathered: the tables, the block at work and the next one
-        cast += n.master * (shape.tables + 2 * shape.matrices / layers)
-    elif t.shard:
+    if s.rank:
+        cast = s.wide * shape.adapted(s.targets)[0] / (layers if s.checkpointing else 1)
+    elif s.master != s.wide:
+        cast = s.wide * shape.matrices / (layers if s.checkpointing or s.fused else 1)
+    if s.shard and s.rank:  # gathered: the tables, the block at work and the next one
+        cast += s.master * (shape.tables + 2 * shape.matrices / layers)
+    elif s.shard:
         # in the compute dtype two blocks and the buffers that they come through, one's gradients
         # and, in fp32, the buffer that they are added in
-        cast = n.master * shape.tables + (5 * n.wide + 4) * shape.matrices / layers
-    tables = n.master * config.vocab_size * config.hidden_size  # the head's gradient
-    everything = n.master * trained
+        cast = s.master * shape.tables + (5 * s.wide + 4) * shape.matrices / layers
+    tables = s.master * config.vocab_size * config.hidden_size  # the head's gradient
+    everything = s.master * trained
     before = everything if several else 0
 
-    loss = {
-        "activations": kept + ends,
-        "logits": head_logits(shape, n, t.rank > 0),
-        "gradients": before,
-    }
-    last = {"activations": kept + ends + again + passing}
-    last["gradients"] = before or (0 if t.rank else tables / share)
-    first = {"activations": block + passing, "gradients": everything}
-    found = []
-    for phase in (loss, last, first):
-        found.append(added(rest, phase, {"copies": cast}))
-    return found
+    loss = Phase(activations=kept + ends, logits=head_logits(shape, s), gradients=before)
+    last = Phase(activations=kept + ends + again + passing)
+    last["gradients"] = before or (0 if s.rank else tables / share)
+    first = Phase(activations=block + passing, gradients=everything)
+    return [rest + phase + Phase(copies=cast) for phase in (loss, last, first)]
 
 
 # ---------------------------------------------------------------------------------------- sampling
@@ -378,120 +373,102 @@ def cells_of(texts: Texts) -> int:
     return cache_bucket(texts.prompt + texts.completion)
 
 
-def of_sampler(shape: Shape, texts: Texts, slots: int, n: Numbers) -> Phase:
+def of_sampler(shape: Shape, texts: Texts, s: Settings) -> Phase:
     """What a sampler holds while it samples, beside the weights."""
-    config, wide = shape.config, n.wide
+    config, wide = shape.config, s.wide
     cells, width = cells_of(texts), config.num_attention_heads * config.head_dim
     kv = config.num_key_value_heads * config.head_dim
 
     # a step: its logits and, of each, tempered, log-prob, probability, sum; attention's products
-    step = {"logits": slots * config.vocab_size * (wide + (8 if n.fused else 17))}
-    if not (n.fused or n.cuda):
-        step["activations"] = slots * cells * (4 * width + (4 * kv if wide == 2 else 0))
+    step = Phase(logits=s.slots * config.vocab_size * (wide + (8 if s.fused else 17)))
+    if not (s.fused or s.cuda):
+        step["activations"] = s.slots * cells * (4 * width + (4 * kv if wide == 2 else 0))
 
     # a prefill, of the longest prompts or of shorter ones, which may be more tokens
     prompts = [texts.prompt, *(prompt for prompt, _ in texts.lengths)]
     lengths = {padded_length(prompt) for prompt in prompts}
-    prefill = {
-        "activations": max(of_prefill(shape, length, n) for length in lengths),
-        "logits": 4 * slots * config.vocab_size,
-    }
-    cache = {"cache": cache_bytes(config, slots, cells, wide)}
-    return added(cache, largest([step, prefill]))
+    prefill = Phase(
+        activations=max(of_prefill(shape, length, s) for length in lengths),
+        logits=4 * s.slots * config.vocab_size,
+    )
+    return Phase(cache=cache_bytes(config, s.slots, cells, wide)) + largest([step, prefill])
 
 
-def of_prefill(shape: Shape, length: int, n: Numbers) -> float:
+def of_prefill(shape: Shape, length: int, s: Settings) -> float:
     """Prompts of this padded length: keys and values of all layers, one block's attention or MLP"""
     config = shape.config
-    tokens = length * prefill_lines(length, shape.parameters, n.cuda)
+    tokens = length * prefill_lines(length, shape.parameters, s.cuda)
     kv = config.num_key_value_heads * config.head_dim
     attention = 3 * config.num_attention_heads * config.head_dim + 2 * kv
-    if not n.cuda and length <= SHORT:
+    if not s.cuda and length <= SHORT:
         attention += 2 * config.num_attention_heads * length
     mlp = (3 if config.gated_mlp else 2) * config.intermediate_size
     kept = 2 * config.num_hidden_layers * kv + 3 * config.hidden_size
-    return n.wide * tokens * (kept + max(attention, mlp))
+    return s.wide * tokens * (kept + max(attention, mlp))
 
 
-def sampling(shape: Shape, texts: Texts, slots: int, n: Numbers) -> Phase:
+def sampling(shape: Shape, texts: Texts, s: Settings) -> Phase:
     """A model that only samples, or is evaluated."""
-    weights = {"weights": n.wide * shape.parameters}
-    return added(weights, of_sampler(shape, texts, slots, n))
+    return Phase(weights=s.wide * shape.parameters) + of_sampler(shape, texts, s)
 
 
-def own_sampling(shape: Shape, t: Tuning, texts: Texts, slots: int, n: Numbers) -> Phase:
+def copy_of(shape: Shape, s: Settings) -> int:
+    """Bytes of the copy that a model in training is sampled from, where it needs one."""
+    needs_copy = s.rank or s.shard or s.master != s.wide
+    return s.wide * shape.parameters if needs_copy else 0
+
+
+def own_sampling(shape: Shape, texts: Texts, s: Settings) -> Phase:
     """A model in training that samples between two steps, from a copy where it needs one."""
-    needs_copy = t.rank or t.shard or n.master != n.wide
-    copy = {"copies": n.wide * shape.parameters if needs_copy else 0}
-    return added(at_rest(shape, t, n), copy, of_sampler(shape, texts, slots, n))
+    return at_rest(shape, s) + Phase(copies=copy_of(shape, s)) + of_sampler(shape, texts, s)
 
 
-def held_by_sampler(shape: Shape, t: Tuning, texts: Texts, slots: int, n: Numbers) -> Phase:
+def held_by_sampler(shape: Shape, texts: Texts, s: Settings) -> Phase:
     """What its sampler holds between two calls."""
-    needs_copy = t.rank or t.shard or n.master != n.wide
-    return {
-        "cache": cache_bytes(shape.config, slots, cells_of(texts), n.wide),
-        "copies": n.wide * shape.parameters if needs_copy else 0,
-    }
+    cache = cache_bytes(shape.config, s.slots, cells_of(texts), s.wide)
+    return Phase(cache=cache, copies=copy_of(shape, s))
 
 
-def left_by_sampler(shape: Shape, t: Tuning, texts: Texts, slots: int, n: Numbers) -> Phase:
+def left_by_sampler(shape: Shape, texts: Texts, s: Settings) -> Phase:
     """What its sampler keeps while a model is trained, which for a large one may be nothing."""
-    held = held_by_sampler(shape, t, texts, slots, n)
-    return held if stays(shape.parameters, total(held), n.memory) else {}
+    held = held_by_sampler(shape, texts, s)
+    return held if stays(shape.parameters, held.total(), s.memory) else Phase()
 
 
-def training_phases(
-    shape: Shape, t: Tuning, texts: Texts, n: Numbers, *others: Phase
-) -> dict[str, Phase]:
+def training_phases(shape: Shape, texts: Texts, s: Settings, *others: Phase) -> dict[str, Phase]:
     """The heights of an optimiser step by name, each with what else is held meanwhile."""
     names = ("training, loss", "training, last block", "training, first block")
-    heights = training(shape, t, texts, n)
-    return {name: added(height, *others) for name, height in zip(names, heights)}
+    heights = training(shape, texts, s)
+    return {name: sum(others, height) for name, height in zip(names, heights)}
 
 
-def scoring(shape: Shape, t: Tuning, texts: Texts, n: Numbers) -> Phase:
+def scoring(shape: Shape, texts: Texts, s: Settings) -> Phase:
     """A pass of the likelihood without gradients: one block of a micro-batch, a chunk's logits."""
     config = shape.config
     row = round_up(max(map(sum, texts.lengths)), BUCKET)
-    tokens = max(row, t.micro_tokens // row * row)
+    tokens = max(row, s.micro_tokens // row * row)
     width = config.num_attention_heads * config.head_dim
     attention = 5 * width
-    if not n.cuda and row <= SHORT:
+    if not s.cuda and row <= SHORT:
         attention += 2 * config.num_attention_heads * row
     mlp = (3 if config.gated_mlp else 2) * config.intermediate_size
-    return {
-        "activations": n.wide * tokens * (2 * config.hidden_size + max(attention, mlp)),
-        "logits": CHUNK * config.vocab_size * (n.wide + 4),
-    }
+    return Phase(
+        activations=s.wide * tokens * (2 * config.hidden_size + max(attention, mlp)),
+        logits=CHUNK * config.vocab_size * (s.wide + 4),
+    )
 
 
-def opening(shape: Shape, t: Tuning, n: Numbers) -> Phase:
+def opening(shape: Shape, s: Settings) -> Phase:
     """A model that will be trained, as it is read: with --shard a share of it and one tensor.
 
     LoRA's is read into masters first, unless it is divided.
     """
-    if not t.shard:
-        return {"masters": n.master * shape.parameters}
-    wide = n.wide if t.rank else n.master
+    if not s.shard:
+        return Phase(masters=s.master * shape.parameters)
+    wide = s.wide if s.rank else s.master
     largest_one = shape.config.vocab_size * shape.config.hidden_size
-    return {
-        "weights" if t.rank else "masters": wide * shape.parameters / n.devices,
-        "copies": wide * largest_one,
-    }
-
-
-def tuning_of(cfg, rows: int = 0) -> Tuning:
-    """rows: of a step, where they are not cfg.batch."""
-    return Tuning(
-        cfg.optimizer,
-        rows or cfg.batch,
-        cfg.micro_tokens,
-        getattr(cfg, "rank", 0),
-        cfg.checkpoint_activations,
-        cfg.shard,
-        tuple(getattr(cfg, "targets", ())),
-    )
+    read = {"weights" if s.rank else "masters": wide * shape.parameters / s.devices}
+    return Phase(read, copies=wide * largest_one)
 
 
 # ------------------------------------------------------------------------------------------ report
@@ -500,7 +477,7 @@ def tuning_of(cfg, rows: int = 0) -> Tuning:
 LION = "master bf16 --optimizer lion --lr 1.5e-6"
 
 
-def ways(cfg: PlanConfig, n: Numbers) -> dict[str, list[dict]]:
+def ways(cfg: PlanConfig, s: Settings) -> dict[str, list[dict]]:
     """Options that need less memory: by name the changes of cfg, the smallest first."""
     names = {field.name for field in fields(cfg)}
     found: dict[str, list[dict]] = {"slots": halves("slots", cfg.slots)}
@@ -509,7 +486,7 @@ def ways(cfg: PlanConfig, n: Numbers) -> dict[str, list[dict]]:
     found["micro-tokens"] = halves("micro_tokens", cfg.micro_tokens, 1024)
     if not cfg.checkpoint_activations:
         found["checkpoint-activations"] = [{"checkpoint_activations": True}]
-    if not cfg.shard and n.devices > 1:
+    if not cfg.shard and s.devices > 1:
         found["shard"] = [{"shard": True}]
     if cfg.master == "fp32" and not getattr(cfg, "rank", 0):
         if cfg.dtype != "fp32":
@@ -545,14 +522,16 @@ def is_refused(refuse: Refuse, changes: dict) -> bool:
     return False
 
 
-def advice(phases_of: Plan, cfg: PlanConfig, n: Numbers, limit: float, refuse: Refuse) -> list[str]:
+def advice(
+    phases_of: Plan, cfg: PlanConfig, s: Settings, limit: float, refuse: Refuse
+) -> list[str]:
     """What each option would make of the largest phase; of the first ones that fit the sum."""
 
     def height(settings: PlanConfig) -> float:
-        return total(largest(list(phases_of(settings).values())))
+        return largest(phases_of(settings).values()).total()
 
     now, lines, together, flags = height(cfg), [], cfg, []
-    for name, changes in ways(cfg, n).items():
+    for name, changes in ways(cfg, s).items():
         best, change = now, {}
         for one in changes:
             if is_refused(refuse, one):
@@ -585,24 +564,24 @@ def report(
 
     refuse: of the stage, whose options are only advised where it takes them.
     """
-    n = numbers_of(cfg, env)
+    s = settings_of(cfg, env)
     limit = cfg.device_memory * GB or memory_of(env.device)
-    if not n.cuda:
+    if not s.cuda:
         limit /= cfg.devices or 1  # they are ranks on this machine
     phases = phases_of(cfg)
-    used = added(*phases.values())
-    parts = [part for part in PARTS if used.get(part)]
+    used = sum(phases.values(), Phase())
+    parts = [part for part in PARTS if used[part]]
     rows = []
     for name, phase in phases.items():
-        sizes = [f"{phase.get(part, 0) / GB:.3f}" for part in parts]
-        rows.append([name, *sizes, f"{total(phase) / GB:.3f}"])
+        sizes = [f"{phase[part] / GB:.3f}" for part in parts]
+        rows.append([name, *sizes, f"{phase.total() / GB:.3f}"])
 
-    highest = max(phases, key=lambda name: total(phases[name]))
-    most = total(phases[highest])
-    kind = "CUDA" if n.cuda else "CPU"
+    highest = max(phases, key=lambda name: phases[name].total())
+    most = phases[highest].total()
+    kind = "CUDA" if s.cuda else "CPU"
     env.say(
-        f"planned, GB on each of {n.devices} {kind} device{'s' * (n.devices > 1)}, "
-        f"{'bf16' if n.wide == 2 else 'fp32'}; prompts of at most {texts.prompt} tokens, "
+        f"planned, GB on each of {s.devices} {kind} device{'s' * (s.devices > 1)}, "
+        f"{'bf16' if s.wide == 2 else 'fp32'}; prompts of at most {texts.prompt} tokens, "
         f"completions of {texts.completion}"
     )
     env.say(table(["phase", *parts, "total"], rows))
@@ -610,7 +589,7 @@ def report(
     if most <= limit:
         env.say("it fits")
         return 0
-    lines = advice(phases_of, cfg, n, limit, refuse)
+    lines = advice(phases_of, cfg, s, limit, refuse)
     for line in lines:
         env.say(f"with {line}")
     fitting = [line for line in lines if line.endswith("fits")]

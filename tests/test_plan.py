@@ -30,7 +30,7 @@ from training import fresh_model, train
 ROOT = Path(__file__).parents[1]
 STRONG, WEAK = str(ROOT / "data/base/strong"), str(ROOT / "data/base/weak")
 CPU = Env(torch.device("cpu"), torch.float32, False)
-FP32 = plan.Numbers(wide=4, master=4, cuda=False, fused=False)
+FP32 = plan.Settings(wide=4, master=4, cuda=False, fused=False)
 
 NEOX = {"norm": "layer", "norm_bias": True, "qkv_bias": True, "output_bias": True}
 NEOX |= {"gated_mlp": False, "mlp_bias": True, "parallel": "two norms", "num_key_value_heads": 4}
@@ -67,8 +67,8 @@ def test_what_autograd_keeps_of_a_block(make_model, family, dtype, length):
     model = make_model(0, dtype, max_position_embeddings=600, **FAMILIES[family])
     rows = 3
     x = torch.randn(rows, length, 64, dtype=dtype, requires_grad=True)
-    n = replace(FP32, wide=dtype.itemsize)
-    planned = plan.saved_by_block(model.config, length, n) * rows * length
+    settings = replace(FP32, wide=dtype.itemsize)
+    planned = plan.saved_by_block(model.config, length, settings) * rows * length
     assert bytes_saved(model.model.layers[0], x, model) == pytest.approx(planned, rel=0.01)
 
 
@@ -84,18 +84,18 @@ def test_the_whole_loss_of_a_model_keeps_what_is_planned(make_model, dtype):
             found[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
-    shape, n = plan.shape(model.config), replace(FP32, wide=dtype.itemsize)
-    texts = plan.Texts(40, 24, [(40, 24)])
-    tuning = plan.Tuning("adamw", batch=64, micro_tokens=2048)  # 32 rows of 64, twice
-    [batch, _] = plan.step_of(tuning, texts, n)
+    shape, texts = plan.shape(model.config), plan.Texts(40, 24, [(40, 24)])
+    settings = replace(FP32, wide=dtype.itemsize, optimizer="adamw")
+    settings = replace(settings, batch=64, micro_tokens=2048)  # 32 rows of 64, twice
+    [batch, _] = plan.step_of(texts, settings)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         sft_loss(model, batch)
     measured = sum(size for size, _ in found.values())
-    loss, *_ = plan.training(shape, tuning, texts, n)
+    loss, *_ = plan.training(shape, texts, settings)
     planned = loss["activations"] + loss["copies"]
     assert measured == pytest.approx(planned, rel=0.05)
 
-    checkpointed, *_ = plan.training(shape, replace(tuning, checkpointing=True), texts, n)
+    checkpointed, *_ = plan.training(shape, texts, replace(settings, checkpointing=True))
     found.clear()
     model.checkpointing = True
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -115,19 +115,19 @@ def test_masters_and_moments_are_those_of_the_optimisers(make_model, make_exampl
         pass
     states = [state for o in optimizers for state in o.state.values()]
     measured = sum(t.nbytes for state in states for t in state.values() if t.ndim)
-    shape, tuning = plan.shape(model.config), plan.Tuning(optimizer, 4, 1024)
-    rest = plan.at_rest(shape, tuning, FP32)
+    shape, settings = plan.shape(model.config), replace(FP32, optimizer=optimizer)
+    rest = plan.at_rest(shape, settings)
     assert rest["moments"] == measured
     assert rest["masters"] == sum(p.nbytes for p in model.parameters())
-    shared = plan.at_rest(shape, replace(tuning, shard=True), replace(FP32, devices=4))
+    shared = plan.at_rest(shape, replace(settings, shard=True, devices=4))
     assert shared["masters"] == rest["masters"] / 4
 
     # as it is read, divided: a share in the compute dtype, and the table at a time
-    bf16, table = replace(FP32, wide=2, devices=4), 300 * 64
-    opening = plan.opening(shape, replace(tuning, rank=4, shard=True), bf16)
+    bf16, table = replace(settings, wide=2, devices=4), 300 * 64
+    opening = plan.opening(shape, replace(bf16, rank=4, shard=True))
     assert opening == {"weights": 2 * shape.parameters / 4, "copies": 2 * table}
 
-    lean = plan.at_rest(shape, replace(tuning, rank=4), FP32)
+    lean = plan.at_rest(shape, replace(settings, rank=4))
     attach(model, 4, 8.0, (), seed=0)
     adapter = [p for p in model.parameters() if p.requires_grad]
     assert lean["masters"] == sum(p.nbytes for p in adapter)
@@ -139,7 +139,7 @@ def test_a_sampler_holds_the_planned_cache(make_model):
     sampler = Sampler(model, [-1], slots=6)
     sampler([[5] * 21, [6] * 3], max_new_tokens=30)
     texts = plan.Texts(21, 30, [])
-    planned = plan.sampling(plan.shape(model.config), texts, 6, FP32)
+    planned = plan.sampling(plan.shape(model.config), texts, replace(FP32, slots=6))
     assert planned["cache"] == sum(t.nbytes for t in sampler.keys + sampler.values)
     assert planned["weights"] == sum(p.nbytes for p in model.parameters())
 
@@ -148,7 +148,7 @@ def test_the_prefill_of_shorter_prompts_may_be_the_larger_one(make_model):
     """Of 4,096 tokens one prompt of 2,100 is padded to 2,304, and two of 2,048 are all of them."""
     shape = plan.shape(make_model(max_position_embeddings=4096).config)
     texts = plan.Texts(2100, 30, [(2100, 9), (2048, 9)])
-    planned = plan.of_sampler(shape, texts, 1, FP32)["activations"]
+    planned = plan.of_sampler(shape, texts, replace(FP32, slots=1))["activations"]
     assert planned == plan.of_prefill(shape, 2048, FP32) > plan.of_prefill(shape, 2304, FP32)
 
 
@@ -286,14 +286,14 @@ def test_log_probs_are_computed_beside_the_samplers_cache(tmp_path, capsys):
 
 def test_adapters_beside_few_matrices_are_planned(make_model):
     model = make_model()
-    shape, tuning = plan.shape(model.config), plan.Tuning("adamw", 4, 1024, rank=4)
-    texts = plan.Texts(40, 24, [(40, 24)])
-    some = replace(tuning, targets=("q_proj",))
+    shape, texts = plan.shape(model.config), plan.Texts(40, 24, [(40, 24)])
+    settings = replace(FP32, optimizer="adamw", batch=4, micro_tokens=1024, rank=4)
+    some = replace(settings, targets=("q_proj",))
     attach(model, 4, 8.0, ("q_proj",), seed=0)
     adapter = [p for p in model.parameters() if p.requires_grad]
-    assert plan.at_rest(shape, some, FP32)["masters"] == sum(p.nbytes for p in adapter)
+    assert plan.at_rest(shape, some)["masters"] == sum(p.nbytes for p in adapter)
     # the products that a step keeps are those of the layers with an adapter
-    everything, few = (plan.training(shape, t, texts, FP32)[0]["copies"] for t in (tuning, some))
+    everything, few = (plan.training(shape, texts, each)[0]["copies"] for each in (settings, some))
     matrices = sum(layer.self_attn.q_proj.weight.nbytes for layer in model.model.layers)
     assert few == matrices < everything
 
