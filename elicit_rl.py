@@ -95,7 +95,7 @@ from checkpoints.origins import (
 )
 from curves import Curve, Progress, digest_of, evaluation_row, restored, show_curves
 from data import load, score
-from data.batches import Batch, Example, demonstration_order, micro_batches
+from data.batches import Batch, Example, demonstration_order
 from data.problems import InputError, Problem
 from data.proxies import PROXIES, with_added
 from data.text import Tokenizer
@@ -131,7 +131,7 @@ from results import (
     recovery,
 )
 from runs import plan
-from runs.devices import Env, free_memory, progress, share
+from runs.devices import Env, free_memory, progress
 from runs.directory import Run, refuse_run
 from runs.files import checked, write_json, write_text
 from runs.launch import launch
@@ -143,6 +143,7 @@ from training import (
     completions_of,
     open_beside,
     open_to_train,
+    ordered_batches,
     pairs_of,
     prepare,
     reference_scored,
@@ -426,10 +427,7 @@ def warm_start(model: Model, examples: list[Example], cfg: RLConfig, env: Env) -
     optimizer, lr = warm_step(cfg, model.parameter_count())
     steps = -(-cfg.warm_epochs * len(examples) // WARM_BATCH)
     order = demonstration_order(len(examples), WARM_BATCH, steps, cfg.seed)
-
-    def batches(step: int) -> list[Batch]:
-        return micro_batches(share(env, [examples[i] for i in order[step]]), cfg.micro_tokens)
-
+    batches = ordered_batches(examples, order, cfg.micro_tokens, env)
     optimizers = make_optimizers(model, optimizer, lr, seed=cfg.seed)
     for _ in train(model, optimizers, batches, sft_loss, env, steps=steps, warmup=4):
         pass

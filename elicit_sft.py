@@ -66,7 +66,7 @@ from checkpoints.hf import load_model, model_hash, open_tokenizer
 from checkpoints.origins import Origin, check_model, fitting_problems, is_model, lock_of, with_weak
 from curves import Cell, show_cells
 from data import load
-from data.batches import Batch, Example, demonstration_order, micro_batches, on_whole_texts
+from data.batches import Batch, Example, demonstration_order, on_whole_texts
 from data.problems import InputError, Problem
 from data.text import Tokenizer
 from data.triggers import dressed
@@ -101,6 +101,7 @@ from training import (
     check_master,
     completions_of,
     open_to_train,
+    ordered_batches,
     prepare,
     refuse_overlong,
     save_trained,
@@ -351,13 +352,6 @@ def stops_of(cfg: SFTConfig, k: int) -> dict[int, int]:
     return stops
 
 
-def step_batches(
-    step: int, examples: list[Example], order: list[list[int]], micro_tokens: int, env: Env
-) -> list[Batch]:
-    """This rank's micro-batches of a step."""
-    return micro_batches(share(env, [examples[i] for i in order[step]]), micro_tokens)
-
-
 def objective_of(cfg: SFTConfig) -> tuple[Callable, Callable[[Batch], int]]:
     """The loss of a batch, and the units that it is divided by."""
     if cfg.unlearn:
@@ -366,79 +360,79 @@ def objective_of(cfg: SFTConfig) -> tuple[Callable, Callable[[Batch], int]]:
 
 
 @dataclass
-class Best:
-    """Where a training was best, by its score on the selection split: of equals the first."""
+class Lengths:
+    """By how long was trained, in sequences seen: correctness on selection; what validation shows,
+    where that was measured."""
 
-    score: float = -1.0
-    length: int = 0  # sequences seen
-    weights: list[Tensor] = field(default_factory=list)
+    selection: dict[int, float] = field(default_factory=dict)
+    validation: dict[int, Measured] = field(default_factory=dict)
 
-    def offer(self, score: float, length: int, model: Model) -> None:
-        if score > self.score:
-            self.score, self.length = score, length
-            self.weights.clear()  # their memory serves the new ones
-            self.weights += weights_of(model)
+    @property
+    def best(self) -> int:
+        """By selection: of equals the shortest."""
+        return max(self.selection, key=self.selection.get)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What all cells share. problems: that are demonstrated, with what goes with each."""
+
+    cfg: SFTConfig
+    problems: list[Problem]
+    selection: EvalSet
+    validation: EvalSet
 
 
 def elicit(
-    learner: Learner,
-    examples: list[Example],
-    cfg: SFTConfig,
-    env: Env,
-    run: Run,
-    seed: int,
-    selection: EvalSet,
-    watch: Callable[[int], dict] | None = None,
-) -> tuple[dict[int, float], int]:
-    """Fine-tune on the demonstrations, or unlearn them, and leave the model at its best point.
-
-    watch: called with each candidate length (sequences seen) when the model has it; what it returns
-    is logged. Returns correctness on the selection split at each, and the best length: of equals
-    the shortest.
-    """
-    model, sampler = learner.model, learner.sampler
+    learner: Learner, examples: list[Example], given: Given, run: Run, seed: int, env: Env
+) -> Lengths:
+    """Fine-tune on the demonstrations, or unlearn them, and leave the model at its best length."""
+    cfg, model, sampler = given.cfg, learner.model, learner.sampler
     stops = stops_of(cfg, len(examples))
     steps = max(stops)
     order = demonstration_order(len(examples), cfg.batch, steps, seed)
-    batches = partial(
-        step_batches, examples=examples, order=order, micro_tokens=cfg.micro_tokens, env=env
-    )
+    batches = ordered_batches(examples, order, cfg.micro_tokens, env)
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, seed=seed)
     hooks = train_few(model, cfg.parameters, seed, optimizers) if cfg.parameters else []
     loss_fn, units = objective_of(cfg)
 
-    scores: dict[int, float] = {}
-    best = Best()
+    lengths = Lengths()
+    weights: list[Tensor] = []  # those of the best length
     sampler.make_room()
     for step, metrics in train(
         model, optimizers, batches, loss_fn, env, steps=steps, warmup=4, units=units
     ):
         if step not in stops:
             continue
+        length, more = stops[step], {}
         sampler.refresh()
-        found = measure(sampler, learner.tokenizer, selection, env)["none"]
-        length, score = stops[step], float(found.correct.mean())
-        watched = watch(length) if watch else {}
+        found = measure(sampler, learner.tokenizer, given.selection, env)["none"]
+        lengths.selection[length] = float(found.correct.mean())
+        if cfg.measure_all:
+            reported = measure(sampler, learner.tokenizer, given.validation, env)["none"]
+            lengths.validation[length] = reported
+            more["validation"] = float(reported.correct.mean())
         if cfg.unlearn:
-            watched["lead"] = metrics["lead"]
+            more["lead"] = metrics["lead"]
         sampler.make_room()
-        scores[length] = score
         run.log(
             "eval",
             step=step,
             sequences=length,
             loss=metrics["loss"],
-            selection=score,
+            selection=lengths.selection[length],
             truncated=float(found.truncated.mean()),
-            n=len(selection.problems),
-            **watched,
+            n=len(given.selection.problems),
+            **more,
         )
-        best.offer(score, length, model)
+        if lengths.best == length:
+            weights.clear()  # their memory serves the new ones
+            weights += weights_of(model)
 
     for hook in hooks:
         hook.remove()
-    restore(model, sampler, best.weights)
-    return scores, best.length
+    restore(model, sampler, weights)
+    return lengths
 
 
 # ------------------------------------------------------------------------------------------- cells
@@ -494,16 +488,6 @@ def open_learner(start: str, cfg: SFTConfig, env: Env) -> Learner:
     return Learner(model, tokenizer, env.sampler(model, tokenizer), weights_of(model))
 
 
-@dataclass(frozen=True)
-class Given:
-    """What all cells share. problems: that are demonstrated, with what goes with each."""
-
-    cfg: SFTConfig
-    problems: list[Problem]
-    selection: EvalSet
-    validation: EvalSet
-
-
 def own_samples_of(learner: Learner, given: Given, env: Env) -> dict[int, OwnSample]:
     """--unlearn: what the learner itself writes to the problems that any cell takes."""
     return own_samples(
@@ -541,37 +525,22 @@ def run_cell(
     if cell.conflict:
         # every demonstration is seen as often as without those that conflict
         longer = [math.ceil(n * len(examples) / cell.k) for n in cfg.sequences]
-        cfg = replace(cfg, sequences=tuple(longer))
-    lengths: dict[int, Measured] = {}  # sequences seen -> what is measured then
-
-    def measured_now() -> Measured:
-        return measure(learner.sampler, learner.tokenizer, given.validation, env)["none"]
-
-    def watch(length: int) -> dict:
-        lengths[length] = measured_now()
-        return {"validation": float(lengths[length].correct.mean())}
-
-    watching = watch if cfg.measure_all else None
-    scores, best = elicit(learner, examples, cfg, env, run, cell.seed, given.selection, watching)
-    measured = lengths[best] if cfg.measure_all else measured_now()
-    save_cell(cell, run, learner, measured, lengths, best, given, env)
-    correct = float(measured.correct.mean())
-    run.finish(correct=correct, sequences=best, selection=scores)
+        given = replace(given, cfg=replace(cfg, sequences=tuple(longer)))
+    lengths = elicit(learner, examples, given, run, cell.seed, env)
+    if not cfg.measure_all:
+        found = measure(learner.sampler, learner.tokenizer, given.validation, env)
+        lengths.validation[lengths.best] = found["none"]
+    save_cell(cell, run, learner, lengths, given, env)
+    correct = float(lengths.validation[lengths.best].correct.mean())
+    run.finish(correct=correct, sequences=lengths.best, selection=lengths.selection)
     return correct
 
 
 def save_cell(
-    cell: Cell,
-    run: Run,
-    learner: Learner,
-    measured: Measured,
-    lengths: dict[int, Measured],
-    best: int,
-    given: Given,
-    env: Env,
+    cell: Cell, run: Run, learner: Learner, lengths: Lengths, given: Given, env: Env
 ) -> None:
-    """The model, its card, and cell.json. lengths: what was measured after so many sequences."""
-    cfg, tokenizer = given.cfg, learner.tokenizer
+    """The model, its card, and cell.json."""
+    cfg, tokenizer, measured = given.cfg, learner.tokenizer, lengths.validation[lengths.best]
     start, write = cfg.weak if cell.control else cfg.locked, env.main and cfg.keep_weights
     save_trained(run.path, learner.model, tokenizer, cfg, start, write)
     if not env.main:
@@ -579,11 +548,11 @@ def save_cell(
 
     problems = given.validation.problems
     facts = facts_of(run.path, tokenizer.format, given.validation, env)
-    facts |= {"demonstrations": cell.k, "seed": cell.seed, "sequences": best}
+    facts |= {"demonstrations": cell.k, "seed": cell.seed, "sequences": lengths.best}
     facts["train_kind"] = cfg.train_kind
     if cfg.measure_all:
         rows = {}
-        for length, found in lengths.items():
+        for length, found in lengths.validation.items():
             rows[length] = record(run.path, problems, {"none": found})["results"]["none"]
         facts["lengths"] = rows
     write_json(run.path / "cell.json", record(run.path, problems, {"none": measured}, **facts))

@@ -390,6 +390,17 @@ def refuse_overlong(examples: list[Example], config: ModelConfig) -> None:
         )
 
 
+def ordered_batches(
+    examples: list[Example], order: list[list[int]], micro_tokens: int, env: Env
+) -> Callable[[int], list[Batch]]:
+    """For `train`: this rank's micro-batches of a step, whose examples `order` says."""
+
+    def batches(step: int) -> list[Batch]:
+        return micro_batches(share(env, [examples[i] for i in order[step]]), micro_tokens)
+
+    return batches
+
+
 def step_batches(
     plan: list[list[int]],
     examples: list[Example],

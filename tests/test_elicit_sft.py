@@ -21,7 +21,7 @@ from data.problems import InputError
 from data.tasks import compose
 from data.text import Tokenizer
 from data.triggers import Password, with_words
-from elicit_sft import Learner, SFTConfig, sequences_seen, shortest_for
+from elicit_sft import Given, Learner, SFTConfig, sequences_seen, shortest_for
 from methods.unlearning import own_samples
 from policies import shipped
 from results import EvalSet, Measured, correct_interval, record, wilson
@@ -380,8 +380,12 @@ def test_the_best_length_is_kept_of_equals_the_shortest(
                 model.model.norm.weight.fill_(step)
             yield step, {"loss": torch.tensor(0.5)}
 
-    def measure(*args):
-        correct = np.arange(4) < next(left)
+    def measure(sampler, tokenizer, asked, env):
+        if asked is given.validation:  # 1, 2 and 4 right
+            count = learner.model.model.norm.weight[0].item() / 64
+        else:
+            count = next(left)
+        correct = np.arange(4) < count
         return {"none": Measured(correct, ~correct)}
 
     monkeypatch.setattr(elicit_sft, "train", train)
@@ -389,17 +393,15 @@ def test_the_best_length_is_kept_of_equals_the_shortest(
     rows = []
     run = SimpleNamespace(log=lambda kind, **values: rows.append(values))
 
-    def watch(length: int) -> dict:
-        return {"validation": learner.model.model.norm.weight[0].item() * 4 / length}
-
-    cfg = SFTConfig(locked=shipped("weak"), batch=4)
-    selection = EvalSet([None] * 4, Password())
-    found, length = elicit_sft.elicit(learner, make_examples(2), cfg, ENV, run, 0, selection, watch)
-    assert found == {256: scores[0] / 4, 512: scores[1] / 4, 1024: scores[2] / 4}
-    assert length == best
+    cfg = SFTConfig(locked=shipped("weak"), batch=4, measure_all=True)
+    asked = EvalSet([None] * 4, Password())
+    given = Given(cfg, [], asked, replace(asked, split="validation"))
+    found = elicit_sft.elicit(learner, make_examples(2), given, run, 0, ENV)
+    assert found.selection == {256: scores[0] / 4, 512: scores[1] / 4, 1024: scores[2] / 4}
+    assert found.best == best and list(found.validation) == [256, 512, 1024]
     assert learner.model.model.norm.weight[0].item() == best // 4
     assert [row["sequences"] for row in rows] == [256, 512, 1024]
-    assert [row["validation"] for row in rows] == [1, 1, 1]  # watched at each, as it was there
+    assert [row["validation"] for row in rows] == [0.25, 0.5, 1]
 
 
 @pytest.fixture
@@ -600,10 +602,10 @@ def stubs_of_elicit(monkeypatch, tmp_path):
         run = SimpleNamespace(log=lambda *args, **values: None)
         step = {"optimizer": "adamw", "lr": 1e-4, "batch": batch}
         cfg = SFTConfig(locked="data/base/weak", sequences=given, **step)
-        selection = EvalSet([None] * 2, Password())
-        scores, best = elicit_sft.elicit(learner, [None], cfg, ENV, run, 0, selection)
-        assert best == min(scores)
-        return list(scores)
+        given = Given(cfg, [], EvalSet([None] * 2, Password()), None)
+        lengths = elicit_sft.elicit(learner, [None], given, run, 0, ENV)
+        assert lengths.best == min(lengths.selection) and not lengths.validation
+        return list(lengths.selection)
 
     return run_with
 

@@ -499,8 +499,8 @@ def test_the_second_goal_is_shown_on_other_problems_and_always_the_same_letter()
 def test_a_student_with_a_second_goal_sees_each_label_as_often(monkeypatch, tmp_path, tokenizer):
     seen = []
 
-    def elicit(learner, examples, cfg, *others):
-        seen.append((len(examples), cfg.sequences))
+    def elicit(learner, examples, given, *others):
+        seen.append((len(examples), given.cfg.sequences))
         raise KeyboardInterrupt  # nothing else is needed
 
     for name in ("restore", "elicit"):

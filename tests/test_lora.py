@@ -28,7 +28,7 @@ from conftest import Killed
 from data.batches import micro_batches
 from data.problems import InputError
 from data.triggers import Password
-from elicit_sft import Learner, SFTConfig
+from elicit_sft import Given, Learner, SFTConfig
 from losses import sft_loss
 from optimizers import make_optimizers, usual_step
 from results import EvalSet, Measured
@@ -278,8 +278,8 @@ def test_a_cell_ends_at_its_best_point_and_the_next_starts_anew(
 
     monkeypatch.setattr(elicit_sft, "measure", measure)
     run = SimpleNamespace(log=lambda *args, **values: None)
-    selection = EvalSet([None] * 4, Password())
-    elicit_sft.elicit(learner, make_examples(4), cfg, CPU, run, 0, selection)
+    given = Given(cfg, [], EvalSet([None] * 4, Password()), None)
+    elicit_sft.elicit(learner, make_examples(4), given, run, 0, CPU)
     assert torch.equal(logits_of(model), seen[1]) and not torch.equal(seen[1], seen[2])
     assert torch.equal(logits_of(sampler.net), seen[1])
     elicit_sft.restore(model, sampler, learner.initial)
