@@ -91,7 +91,7 @@ from results import (
 )
 from runs import plan
 from runs.devices import Env, free_memory, most, progress, share
-from runs.directory import Run, refuse_run
+from runs.directory import Run, open_runs
 from runs.files import write_json
 from runs.launch import launch
 from runs.options import TextConfig, TuneConfig
@@ -468,18 +468,6 @@ def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env, write: bool = T
         weak_weights=lock.weak_weights,
         **facts,
     )
-
-
-def refuse_runs(cells: list[Cell], cfg: SFTConfig, lock: Origin, env: Env) -> None:
-    """Raises InputError where the directory of a cell is refused, before any is written."""
-    refuse_run(Path(cfg.out))
-    for cell in cells:
-        open_run(cell, cfg, lock, env, write=False)
-
-
-def open_runs(cells: list[Cell], cfg: SFTConfig, lock: Origin, env: Env) -> dict[Cell, Run]:
-    """The cells' directories."""
-    return {cell: open_run(cell, cfg, lock, env) for cell in cells}
 
 
 def open_learner(start: str, cfg: SFTConfig, env: Env) -> Learner:
@@ -923,8 +911,8 @@ def main(cfg: SFTConfig, env: Env) -> int:
     team, mine = env, cells
     if not cfg.shard:
         team, mine = replace(env, rank=0, world=1), share(env, cells)
-    env.together(refuse_runs, cells, cfg, lock, team)  # those of other ranks, too
-    runs = env.together(open_runs, mine, cfg, lock, team)
+    opened = partial(open_run, cfg=cfg, lock=lock, env=team)
+    runs = open_runs(folder, cells, mine, opened, env)
     todo = [cell for cell in mine if not runs[cell].finished]
 
     both = replace(validation, kinds=("none", "right"))

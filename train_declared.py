@@ -55,7 +55,7 @@ from model import ModelConfig
 from optimizers import make_optimizers
 from results import Estimate, check_ours, refuse_repeats, seed_noise
 from runs.devices import Env, progress, share
-from runs.directory import Run, named, refuse_run
+from runs.directory import Run, named, open_runs
 from runs.files import checked, read_json, write_json
 from runs.launch import launch
 from runs.options import Config
@@ -256,19 +256,6 @@ def open_run(cell: Cell, cfg: DeclaredConfig, env: Env, write: bool = True) -> R
     return Run(own, env, Path(cfg.out) / cell.name, resume=True, write=write, **facts)
 
 
-def open_runs(cells: list[Cell], cfg: DeclaredConfig, env: Env) -> dict[Cell, Run]:
-    return {cell: open_run(cell, cfg, env) for cell in cells}
-
-
-def refuse_runs(cells: list[Cell], cfg: DeclaredConfig, env: Env) -> None:
-    """Raises InputError for what cannot be run, before anything is written."""
-    folder = Path(cfg.out)
-    refuse_run(folder)
-    check_ours(folder / "summary.json", ("declared",))
-    for cell in cells:
-        open_run(cell, cfg, env, write=False)
-
-
 def main(cfg: DeclaredConfig, env: Env) -> int:
     refuse_repeats("--seeds", cfg.seeds)
     if len(cfg.seeds) < 2:
@@ -279,9 +266,11 @@ def main(cfg: DeclaredConfig, env: Env) -> int:
 
     # a run is one rank's
     alone = replace(env, rank=0, world=1)
-    env.together(refuse_runs, cells, cfg, alone)
+    folder = Path(cfg.out)
+    check_ours(folder / "summary.json", ("declared",))
     # with --overwrite all are cleared at once: interrupted, the same command goes on without it
-    runs = env.together(open_runs, share(env, cells), cfg, alone)
+    opened = partial(open_run, cfg=cfg, env=alone)
+    runs = open_runs(folder, cells, share(env, cells), opened, env)
     for cell, run in runs.items():
         if not run.finished:
             run.began = time.time()
@@ -294,7 +283,7 @@ def main(cfg: DeclaredConfig, env: Env) -> int:
         summary = summarised(values)
         settings = {"seeds": cfg.seeds, "asked": cfg.asked, "silent": cfg.silent}
         settings |= {"steps": cfg.steps, "lr": cfg.lr}
-        write_json(Path(cfg.out) / "summary.json", settings | summary)
+        write_json(folder / "summary.json", settings | summary)
         show(summary, env)
     return 0
 

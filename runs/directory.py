@@ -9,8 +9,10 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -395,6 +397,24 @@ def refuse_run(folder: Path) -> None:
         raise InputError(
             f"{folder} holds a run, so no others are put into it: choose another --out"
         )
+
+
+def open_runs(
+    folder: Path, cells: list, mine: list, opened: Callable[..., Run], env: Env
+) -> dict[Any, Run]:
+    """This rank's cells with their directories within the folder. cells: those of all ranks.
+
+    opened(cell) gives a cell's Run; with write=False it only refuses. Raises InputError, on every
+    rank, where any cell is refused, before one is written: --overwrite would have cleared others.
+    """
+
+    def refuse() -> None:
+        refuse_run(folder)
+        for cell in cells:
+            opened(cell, write=False)
+
+    env.together(refuse)
+    return env.together(lambda: {cell: opened(cell) for cell in mine})
 
 
 def named(dtype: torch.dtype) -> str:
