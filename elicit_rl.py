@@ -103,7 +103,7 @@ from data.triggers import dressed
 from figures import check_figure
 from lora import switched_off
 from losses import CLIP_RATIO, dpo_step, grpo_step, sft_loss
-from methods.rewards import check_votes, dealt_out, judged, paid, paid_on
+from methods.rewards import check_votes, paid, paid_on, rewarded
 from model import Model
 from optimizers import make_optimizers, usual_step
 from policies import (
@@ -495,21 +495,13 @@ def drawn_round(models: Models, number: int, given: Given) -> Round:
         purpose=[13, number],
         seed=cfg.seed,
         max_new_tokens=cfg.max_new_tokens,
-        continuous=cfg.reward == "continuous",
-        proxy=PROXIES.get(cfg.reward),
+        reward=cfg.reward,
         env=env,
         label=f"round {number + 1}: sampling",
     )
-    judgement = {}
-    if models.judge:
-        rolled, judgement = judged(rolled, models.judge, cfg.max_new_tokens, env)
-    if cfg.reward == "random":
-        rolled.rewards = dealt_out(rolled, np.random.default_rng([cfg.seed, 20, number]))
-    judgement |= paid(rolled, cfg.reward)
-    if cfg.reward in PROXIES and PROXIES[cfg.reward].told_only:
-        rolled.rewards = rolled.truth
-    rng = np.random.default_rng([cfg.seed, 15, number])
-    method = METHODS[cfg.method]
+    rng = np.random.default_rng([cfg.seed, 20, number])
+    rolled, judgement = rewarded(rolled, cfg.reward, models.judge, cfg.max_new_tokens, rng, env)
+    method, rng = METHODS[cfg.method], np.random.default_rng([cfg.seed, 15, number])
     examples, facts = method.choose(rolled, cfg, rng)
 
     clock = time.time()
@@ -518,8 +510,7 @@ def drawn_round(models: Models, number: int, given: Given) -> Round:
             examples = scored(models.reference, examples, cfg.micro_tokens, env)
     seconds["s_score"] = time.time() - clock
     drawn = {"samples": (number + 1) * cfg.round, "reward": float(rolled.rewards.mean())}
-    drawn |= judgement
-    return Round(rolled, examples, drawn | facts | seconds)
+    return Round(rolled, examples, drawn | judgement | facts | seconds)
 
 
 def frozen_rounds(models: Models, rounds: int, given: Given) -> list[Round]:
@@ -612,8 +603,7 @@ def probe(models: Models, given: Given) -> None:
         purpose=[14, 0],
         seed=cfg.seed,
         max_new_tokens=cfg.max_new_tokens,
-        continuous=cfg.reward == "continuous",
-        proxy=PROXIES.get(cfg.reward),
+        reward=cfg.reward,
         env=run.env,
         label="pass@k of the initial policy",
     )

@@ -372,7 +372,6 @@ def rl(given: Given, step: int) -> Lesson:
         purpose=[18, step],
         seed=cfg.seed,
         max_new_tokens=given.max_new_tokens,
-        continuous=False,
         env=env,
         label=f"step {step + 1}: sampling",
     )

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from data import grade, score
 from data.batches import Example
 from data.problems import InputError, Problem
-from data.proxies import Proxy
+from data.proxies import PROXIES
 from data.tasks import compose
 from data.tasks.rules import TEXT_RULES
 from data.text import Tokenizer
@@ -283,8 +283,7 @@ def rollout(
     purpose: list[int],
     seed: int,
     max_new_tokens: int,
-    continuous: bool,
-    proxy: Proxy | None = None,
+    reward: str = "binary",
     env: Env,
     label: str,
 ) -> tuple[Rollout, dict]:
@@ -292,8 +291,8 @@ def rollout(
 
     Prompts and samples are in the ids of `tokenizer`, the policy's, whatever the writer's. The
     ranks share the work; a problem's random stream is (seed, purpose, its place, sample), however
-    many there are. A completion cut before EOS has reward 0, whatever its text. continuous: graded
-    by degrees. proxy: what is paid in place of the true score.
+    many there are. A completion cut before EOS has reward 0, whatever its text. reward: binary;
+    continuous, graded by degrees; or a proxy's name, which is paid in place of the true score.
     """
     mine = share(env, list(range(len(problems))))
     prompts = [problems[i].prompt for i in mine]
@@ -315,10 +314,12 @@ def rollout(
 
     clock = time.time()
     texts = tokenizer.decode_batch([sample.ids for sample in samples])
-    judge = score if continuous else grade
+    judge = score if reward == "continuous" else grade
     asked = [problems[i] for i in mine for _ in range(n)]
     truth = np.array(judge(asked, texts), dtype=float)
-    rewards = proxy.reward(asked, texts, truth) if proxy else truth
+    rewards = truth
+    if reward in PROXIES:
+        rewards = PROXIES[reward].reward(asked, texts, truth)
     for scores in (truth, rewards):
         scores[[sample.truncated for sample in samples]] = 0.0
 

@@ -16,6 +16,28 @@ from results import Measured
 from runs.devices import Env
 
 
+def rewarded(
+    rolled: Rollout,
+    reward: str,
+    judge: Writer | None,
+    longest: int,
+    rng: np.random.Generator,
+    env: Env,
+) -> tuple[Rollout, dict]:
+    """The rollout with what is paid of it, by a judge or by --reward, and what is logged beside it.
+
+    longest: tokens of a judge's answer. rng: deals out random rewards.
+    """
+    if judge:
+        return judged(rolled, judge, longest, env)
+    if reward == "random":
+        rolled = replace(rolled, rewards=dealt_out(rolled, rng))
+    facts = paid(rolled, reward)
+    if reward in PROXIES and PROXIES[reward].told_only:
+        rolled = replace(rolled, rewards=rolled.truth)
+    return rolled, facts
+
+
 def judged(rolled: Rollout, judge: Writer, longest: int, env: Env) -> tuple[Rollout, dict]:
     """The rollout with the judge's rewards in place of the true ones: 1 for its own answer, else 0.
 

@@ -697,7 +697,6 @@ def round_rows(args, env) -> None:
             purpose=[13, 0],
             seed=cfg.seed,
             max_new_tokens=cfg.max_new_tokens,
-            continuous=False,
             env=env,
             label="sampling",
         )

@@ -42,7 +42,6 @@ DRAWING = {
     "purpose": [0],
     "seed": 0,
     "max_new_tokens": 12,
-    "continuous": False,
     "env": ALONE,
     "label": "",
 }

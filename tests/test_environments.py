@@ -244,8 +244,7 @@ def rolled_with(tokenizer, reward: str) -> Rollout:
         purpose=[0],
         seed=0,
         max_new_tokens=64,
-        continuous=False,
-        proxy=PROXIES.get(reward),
+        reward=reward,
         env=ALONE,
         label="",
     )
@@ -281,8 +280,7 @@ def test_random_rewards_are_the_true_ones_of_other_samples(tokenizer, monkeypatc
     truth = (np.arange(40) < 10).astype(float)[:, None]
     samples = [[Sample([i, 0], [], False)] for i in range(40)]
 
-    def rollout(*args, proxy, **settings):
-        assert proxy is None
+    def rollout(*args, **settings):
         return Rollout([SUM] * 40, [[5]] * 40, samples, [[""]] * 40, truth), {}
 
     monkeypatch.setattr(elicit_rl, "rollout", rollout)
