@@ -441,6 +441,22 @@ def digest_of(settings: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def curve_of(name: str, so_far: Progress, locked: dict[str, str], record: dict) -> Curve:
+    """That of a run that has ended. record: the content of its run.json."""
+    # computed otherwise, a run is of another curve
+    settings = record["settings"] | {"dtype": record["compute_dtype"]}
+    return Curve(
+        name,
+        digest_of(settings),
+        settings["seed"],
+        so_far.points,
+        so_far.stopped,
+        locked,
+        as_bits(so_far.measured.correct),
+        as_bits(so_far.measured.truncated),
+    )
+
+
 def read_curve(file: Path) -> Curve:
     """Raises InputError for anything but what a run of this stage writes."""
     found = read_json(file)

@@ -93,7 +93,7 @@ from checkpoints.origins import (
     open_writer,
     with_weak,
 )
-from curves import Curve, Progress, digest_of, evaluation_row, restored, show_curves
+from curves import Progress, curve_of, digest_of, evaluation_row, restored, show_curves
 from data import load, score
 from data.batches import Batch, Example, demonstration_order
 from data.problems import InputError, Problem
@@ -122,7 +122,6 @@ from policies import (
 )
 from results import (
     EvalSet,
-    as_bits,
     evaluate_checkpoint,
     facts_of,
     from_bits,
@@ -918,19 +917,7 @@ def finish(
         facts = facts_of(run.path, models.tokenizer.format, validation, env)
         evaluation = record(run.path, validation.problems, {"none": measured}, **facts)
         write_json(run.path / "evaluation.json", evaluation)
-        # computed otherwise, a run is of another curve
-        settings = run.record["settings"] | {"dtype": run.record["compute_dtype"]}
-        curve = Curve(
-            name,
-            digest_of(settings),
-            cfg.seed,
-            so_far.points,
-            so_far.stopped,
-            locked,
-            as_bits(measured.correct),
-            as_bits(measured.truncated),
-        )
-        write_json(run.path / "curve.json", vars(curve))
+        write_json(run.path / "curve.json", vars(curve_of(name, so_far, locked, run.record)))
         show_curves(run.path.parent, cfg.task, env)
     if so_far.stopped:
         env.say(
