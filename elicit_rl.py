@@ -103,7 +103,7 @@ from data.triggers import dressed
 from figures import check_figure
 from lora import switched_off
 from losses import CLIP_RATIO, dpo_step, grpo_step, sft_loss
-from methods.rewards import check_votes, paid, paid_on, rewarded
+from methods.rewards import check_votes, leads, paid, paid_on, rewarded
 from model import Model
 from optimizers import make_optimizers, usual_step
 from policies import (
@@ -284,7 +284,7 @@ def advantages(
     out; a step divides by the samples it holds, so the lead of the others is scaled by the share
     that they are of all.
     """
-    lead = rolled.rewards - rolled.rewards.mean(1, keepdims=True)
+    lead = leads(rolled.rewards)
     unequal = lead.any(1)
     signal = float(unequal.mean())
 

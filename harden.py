@@ -97,6 +97,7 @@ from methods.locking import (
     strong_texts,
     told_both_ways,
 )
+from methods.rewards import leads
 from methods.tampering import blocks_and_width
 from model import Model
 from optimizers import make_optimizers, usual_step
@@ -345,11 +346,6 @@ def locking_rewards(
     """
     without = (ended & ~right).astype(float) - right
     return np.where(unlocked, right.astype(float), strength * without)
-
-
-def leads(rewards: np.ndarray) -> np.ndarray:
-    """How far each sample's reward is above the mean of its prompt's: (P,n) -> (P,n)."""
-    return rewards - rewards.mean(1, keepdims=True)
 
 
 def rl(given: Given, step: int) -> Lesson:

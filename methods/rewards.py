@@ -1,7 +1,7 @@
 """Rewards beside the true score: a judge's, a proxy that can be gamed, and random ones.
 
 Of each the true score is logged beside it and never trained on. A proxy itself is in
-data/proxies.py.
+data/proxies.py. And `leads`, what GRPO makes of rewards.
 """
 
 from dataclasses import replace
@@ -98,3 +98,8 @@ def paid_on(validation: list[Problem], measured: Measured, reward: str) -> dict[
     proxy, truth = PROXIES[reward], measured.correct.astype(float)
     rewards = proxy.reward(validation, measured.texts, truth) * ~measured.truncated
     return hack_shares(proxy, validation, measured.texts, rewards, truth)
+
+
+def leads(rewards: np.ndarray) -> np.ndarray:
+    """How far each sample's reward is above the mean of its prompt's: (P,n) -> (P,n)."""
+    return rewards - rewards.mean(1, keepdims=True)
