@@ -960,7 +960,7 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
             weights += s.wide * judge.parameters
         others = plan.Phase(weights=weights)
         rest = plan.at_rest(policy, s) + others
-        held = others + plan.held_by_sampler(policy, texts, s)
+        held = plan.held_by_sampler(policy, texts, s)
         left = others + plan.left_by_sampler(policy, texts, s)
         found = {
             "locked model": plan.sampling(policy, opened, s),

@@ -284,6 +284,18 @@ def test_log_probs_are_computed_beside_the_samplers_cache(tmp_path, capsys):
     assert float(cache["log-probs"]) > 0
 
 
+def test_another_models_weights_are_counted_once(tmp_path, capsys):
+    text, _ = planned_by(
+        capsys, "rl", "--locked", STRONG, "--task", "math", "--judge", seven_billion(tmp_path),
+        "--device-memory", "200",
+    )  # fmt: skip
+    rows = [re.split("  +", line) for line in text.splitlines()]
+    [head] = [row for row in rows if "moments" in row]
+    weights = {row[0]: row[head.index("weights")] for row in rows if len(row) == len(head)}
+    for phase in ("samples of a round", "log-probs", "the judge's answers", "training, loss"):
+        assert float(weights[phase]) == pytest.approx(13.8, abs=0.1)
+
+
 def test_adapters_beside_few_matrices_are_planned(make_model):
     model = make_model()
     shape, texts = plan.shape(model.config), plan.Texts(40, 24, [(40, 24)])
