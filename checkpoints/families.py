@@ -89,6 +89,12 @@ def refuse_others(config: dict, file: str | Path) -> None:
                 "use a model that rotates the two halves of every layer's heads"
             )
 
+    if config.get("is_causal") is False:
+        raise InputError(
+            f"{file} has is_causal = False, and here no token sees those after it: "
+            "use a model that writes from left to right"
+        )
+
     for kind in checked(config, file, "layer_types", list, default=[]):
         if kind not in ("full_attention", "sliding_attention"):
             raise InputError(
@@ -116,6 +122,11 @@ def heads_of(config: dict, family: str, file: str | Path) -> tuple[int, int, int
         )
 
     head_dim = size("hidden_size") // heads
+    if family in LIKE_NEOX and config.get("head_dim") not in (None, head_dim):
+        raise InputError(
+            f"{file} has head_dim = {shortened(config['head_dim'])}, where heads are {head_dim} "
+            f"wide: a {family} model with other heads is not supported"
+        )
     if family == "qwen3" and "head_dim" not in config:
         head_dim = 128
     if family not in LIKE_NEOX and config.get("head_dim") is not None:
@@ -237,7 +248,7 @@ def rope_settings(config: dict, file: str | Path) -> dict:
                 f"{file} has {key} = {shortened(newer[key])} in rope_parameters and "
                 f"{shortened(older[key])} in rope_scaling: leave the wrong one out"
             )
-    rope = newer or older
+    rope = older | {key: value for key, value in newer.items() if value is not None}
     for key, value in rope.items():
         if key not in ROPE_KEYS and value is not None:
             raise InputError(
@@ -258,6 +269,12 @@ def rotary_of(config: dict, family: str, head_dim: int, file: str | Path) -> dic
         base, part = "rotary_emb_base", "rotary_pct"
     rope = rope_settings(config, file)
     beside = {"rope_theta": config.get(base), "partial_rotary_factor": config.get(part)}
+    for key, value in beside.items():
+        if None not in (value, rope.get(key)) and value != rope[key]:
+            raise InputError(
+                f"{file} has {key} twice, {shortened(value)} and {shortened(rope[key])}: "
+                "leave the wrong one out"
+            )
     rope = beside | rope
 
     theta = checked(rope, file, "rope_theta", float, 1, 1e15, default=10000.0)

@@ -110,13 +110,19 @@ def check_checkpoint(path: str | Path) -> None:
     for file in files:
         with opened(file, "cpu") as f:
             for key in f.keys():
-                check_finite(file, key, f.get_tensor(key))
+                if not is_harmless(key):  # a mask of -1e9 is infinite in fp16
+                    check_finite(file, key, f.get_tensor(key))
 
 
 def opened_checkpoint(
     path: Path, compute_dtype: torch.dtype
 ) -> tuple[Model, Tokenizer, list[Path]]:
     """The model on the meta device, its tokenizer, and the files of its weights, all checked."""
+    if os.path.lexists(path / "adapter_config.json"):
+        raise InputError(
+            f"{path} holds a whole model and adapter_config.json, so that it is two models: "
+            "move one of them to a directory of its own"
+        )
     config = from_hf(read_json(path / "config.json"), path / "config.json")
 
     tokenizer = Tokenizer.load(path)
@@ -163,6 +169,11 @@ def weight_files(path: Path) -> dict[Path, set[str] | None]:
                     "so fetch the checkpoint again"
                 )
             files.setdefault(path / name, set()).add(tensor)
+        if os.path.lexists(whole_file) and whole_file not in files:
+            raise InputError(
+                f"{path} has {whole_file.name} and {index.name} with other files, which may be "
+                "two models: remove the one that is not meant"
+            )
         return files
 
     pickled = [*path.glob("*.bin"), *path.glob("*.pth"), *path.glob("*.pt")]

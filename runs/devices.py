@@ -296,6 +296,12 @@ def device_of(name: str) -> torch.device:
     if name == "cpu" or not available:
         return torch.device("cpu")
 
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and torch.cuda.device_count() > 1
+    if several and "LOCAL_RANK" not in os.environ:
+        raise InputError(
+            "there are several ranks and CUDA devices, and no LOCAL_RANK that says which is whose: "
+            "start with torchrun"
+        )
     local = int(os.environ.get("LOCAL_RANK", 0))
     if local >= torch.cuda.device_count():
         raise InputError(

@@ -185,6 +185,11 @@ def index_of(path: Path, places) -> None:
     (path / "model.safetensors.index.json").write_text(json.dumps(places))
 
 
+def index_alone(path: Path, places) -> None:
+    index_of(path, places)
+    (path / "model.safetensors").unlink()
+
+
 def with_tensor(path: Path, value: torch.Tensor) -> None:
     file = path / "model.safetensors"
     save_file(load_file(file) | {"model.norm.weight": value}, file)
@@ -214,7 +219,9 @@ DAMAGES = [
     ),
     (lambda p: index_of(p, {"weight_map": {"a": "/etc/model.safetensors"}}), "beside it, so fetch"),
     (lambda p: index_of(p, {"weight_map": {"a": "config.json"}}), "beside it"),
-    (lambda p: index_of(p, {"weight_map": {"a": "gone.safetensors"}}), "gone.safetensors"),
+    (lambda p: index_of(p, {"weight_map": {"a": "gone.safetensors"}}), "may be two models"),
+    (lambda p: index_alone(p, {"weight_map": {"a": "gone.safetensors"}}), "gone.safetensors"),
+    (lambda p: (p / "adapter_config.json").write_text("{}"), "is two models: move one of them"),
     (lambda p: replaced_by_loop(p / "model.safetensors"), "model.safetensors cannot be read"),
     (lambda p: replaced_by_directory(p / "model.safetensors"), "model.safetensors is not a file"),
     (

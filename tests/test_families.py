@@ -408,6 +408,16 @@ REFUSED = [
     (config_of("llama", attention_bias="yes"), "attention_bias = 'yes': it must be true or false"),
     (config_of("qwen2", num_key_value_heads=3), "num_key_value_heads = 3"),
     (config_of("stablelm", layer_norm_eps=-1), "layer_norm_eps = -1"),
+    (config_of("qwen2", is_causal=False), "is_causal = False.*from left to right"),
+    (config_of("gpt_neox", head_dim=4), "head_dim = 4, where heads are 8 wide"),
+    (
+        config_of("llama", rope_theta=1e4, rope_parameters={"rope_theta": 5e5}),
+        "rope_theta twice, 10000.0 and 500000.0",
+    ),
+    (
+        config_of("gpt_neox", rotary_pct=0.5, rope_scaling={"partial_rotary_factor": 1.0}),
+        "partial_rotary_factor twice, 0.5 and 1.0",
+    ),
 ]
 
 
@@ -471,6 +481,9 @@ def test_known_copies_of_what_is_there_may_stand_in_a_file(published, family, ha
         copy = model.model.embed_tokens.weight.detach().clone()
     rewrite(path, **{harmless: copy})
     assert torch.equal(logits_of(load_model(path)[0]), expected)
+    if not is_head:  # -1e9 in fp16
+        rewrite(path, **{harmless: torch.full((), -torch.inf)})
+        hf.check_checkpoint(path)
 
     # a head that was trained apart would be lost
     if is_head:
@@ -591,6 +604,9 @@ def test_contradicting_numbers_of_rotary_settings_are_refused():
     with pytest.raises(InputError, match="factor = 4.0 in rope_parameters and 8.0 in rope_scal"):
         from_hf(config)
     original = "original_max_position_embeddings"
+    # what one alone has counts
+    either = {"rope_scaling": {"rope_theta": 100.0}, "rope_parameters": {"rope_type": "default"}}
+    assert from_hf(config_of("llama", rope_theta=..., **either)).rope_theta == 100.0
     config = config_of("llama", rope_scaling=llama3, **{original: 64})
     assert from_hf(config).rope_scaling[original] == 64
     config = config_of("llama", rope_scaling=llama3 | {original: 32}, **{original: 64})

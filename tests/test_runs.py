@@ -251,6 +251,12 @@ def test_fp32_is_no_tf32(monkeypatch, dtype, precision):
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(InputError, match="1 CUDA devices"):
         setup(Options())
+    # started by hand, all ranks would take the first
+    monkeypatch.delenv("LOCAL_RANK")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="no LOCAL_RANK that says which is whose"):
+        setup(Options())
 
 
 @pytest.mark.parametrize(
