@@ -44,7 +44,15 @@ from torch import Tensor
 
 import model as model_module
 from checkpoints.hf import load_model, model_hash
-from checkpoints.origins import Origin, check_model, fitting_problems, lock_of, with_weak
+from checkpoints.origins import (
+    Origin,
+    check_model,
+    check_vector,
+    fitting_problems,
+    lock_of,
+    shown_by,
+    with_weak,
+)
 from curves import Edited, show_tampering, tampering_summary
 from data import load
 from data.problems import InputError, Problem
@@ -87,7 +95,7 @@ from results import (
 from runs import plan
 from runs.devices import Env, free_memory, in_fp32, progress
 from runs.directory import Run
-from runs.files import checked, read_json, write_json
+from runs.files import write_json
 from runs.launch import launch
 from runs.options import Config, refuse_idle
 from sampler import Sampler
@@ -198,44 +206,6 @@ def reader_of(path: str, subject: Subject, given: Given, option: str) -> Model:
             f"different tokenizers: name another with {option}"
         )
     return model
-
-
-def settings_at(path: str) -> dict:
-    file = Path(path) / "run.json"
-    return checked(read_json(file), file, "settings", dict) if file.exists() else {}
-
-
-def check_vector(path: str, start: str, option: str = "--vectors") -> None:
-    """Raises InputError unless a cell of elicit_sft.py is there that began with these weights."""
-    settings = settings_at(path)
-    if settings.get("stage") != "elicit_sft" or settings.get("start") != start:
-        raise InputError(
-            f"{path} is no cell that elicit_sft.py fine-tuned from this model, so the difference "
-            f"between them is not what fine-tuning did: name such cells with {option}"
-        )
-    kind = settings.get("train_kind", "none")
-    if kind != "none":
-        raise InputError(
-            f"{path} was fine-tuned on prompts of kind {kind}, and what unlocks without the "
-            f"password is made without it: name other cells with {option}"
-        )
-    check_model(path, option)
-
-
-def shown_by(path: str) -> Callable[[Problem], bool]:
-    """Whether an unlock vector was made with demonstrations of a problem's domain.
-
-    Of joined tasks --train-domain names a task, of one task a domain; without it all was shown.
-    """
-    settings, file = settings_at(path), Path(path) / "run.json"
-    tasks = checked(settings, file, "task", str).split("+")
-    domain = checked(settings, file, "train_domain", str, default="")
-
-    def is_shown(problem: Problem) -> bool:
-        own = problem.task if len(tasks) > 1 else problem.domain
-        return problem.task in tasks and domain in ("", own)
-
-    return is_shown
 
 
 def vectors_of(subject: Subject, given: Given) -> list[Weights]:

@@ -7,7 +7,7 @@ checked against it here, and everything that is to be read is opened before anyt
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -246,6 +246,45 @@ def check_model(path: str, option: str) -> None:
     """Raises InputError where the model that an option names can't be opened. Nothing is kept."""
     refuse_no_model(path, option)
     check_checkpoint(path)
+
+
+def settings_at(path: str) -> dict:
+    """Those in the run.json of a directory, {} where there is none."""
+    file = Path(path) / "run.json"
+    return checked(read_json(file), file, "settings", dict) if file.exists() else {}
+
+
+def check_vector(path: str, start: str, option: str = "--vectors") -> None:
+    """Raises InputError unless a cell of elicit_sft.py is there that began with these weights."""
+    settings = settings_at(path)
+    if settings.get("stage") != "elicit_sft" or settings.get("start") != start:
+        raise InputError(
+            f"{path} is no cell that elicit_sft.py fine-tuned from this model, so the difference "
+            f"between them is not what fine-tuning did: name such cells with {option}"
+        )
+    kind = settings.get("train_kind", "none")
+    if kind != "none":
+        raise InputError(
+            f"{path} was fine-tuned on prompts of kind {kind}, and what unlocks without the "
+            f"password is made without it: name other cells with {option}"
+        )
+    check_model(path, option)
+
+
+def shown_by(path: str) -> Callable[[Problem], bool]:
+    """Whether an unlock vector was made with demonstrations of a problem's domain.
+
+    Of joined tasks --train-domain names a task, of one task a domain; without it all was shown.
+    """
+    settings, file = settings_at(path), Path(path) / "run.json"
+    tasks = checked(settings, file, "task", str).split("+")
+    domain = checked(settings, file, "train_domain", str, default="")
+
+    def is_shown(problem: Problem) -> bool:
+        own = problem.task if len(tasks) > 1 else problem.domain
+        return problem.task in tasks and domain in ("", own)
+
+    return is_shown
 
 
 def prompt_lengths(problems: list[Problem], trigger: Trigger, tokenizer: Tokenizer) -> list[int]:

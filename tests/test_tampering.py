@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-import elicit_tampering
+from checkpoints import origins
 from conftest import EOS_SET
 from data import load
 from data.problems import InputError
@@ -502,7 +502,7 @@ def test_what_a_vector_was_shown_is_a_domain_of_its_own_task(tmp_path):
 
     def shown(**settings: str) -> set[tuple[str, str]]:
         (tmp_path / "run.json").write_text(json.dumps({"settings": settings}))
-        is_shown = elicit_tampering.shown_by(str(tmp_path))
+        is_shown = origins.shown_by(str(tmp_path))
         return {(problem.task, problem.domain) for problem in problems if is_shown(problem)}
 
     assert shown(task="code", train_domain="lists") == {("code", "lists")}
@@ -515,4 +515,4 @@ def test_a_vector_made_with_the_password_is_none(tmp_path):
     settings = {"stage": "elicit_sft", "start": "abc", "train_kind": "right"}
     (tmp_path / "run.json").write_text(json.dumps({"settings": settings}))
     with pytest.raises(InputError, match="fine-tuned on prompts of kind right"):
-        elicit_tampering.check_vector(str(tmp_path), "abc")
+        origins.check_vector(str(tmp_path), "abc")
