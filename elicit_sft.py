@@ -881,7 +881,12 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
             "selection": plan.own_sampling(trained, texts, s) + kept,
         }
 
-    return plan.report(phases, cfg, texts, env, lambda changes: check_few(replace(cfg, **changes)))
+    def refuse(changes: dict) -> None:
+        check_few(replace(cfg, **changes))
+
+    s = plan.settings_of(cfg, env)
+    on_host = 2 * plan.at_rest(trained, s)["masters"] if s.cuda else 0.0
+    return plan.report(phases, cfg, texts, env, refuse, on_host)
 
 
 def main(cfg: SFTConfig, env: Env) -> int:

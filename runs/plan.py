@@ -558,11 +558,17 @@ def advice(
 
 
 def report(
-    phases_of: Plan, cfg: PlanConfig, texts: Texts, env: Env, refuse: Refuse = lambda changes: None
+    phases_of: Plan,
+    cfg: PlanConfig,
+    texts: Texts,
+    env: Env,
+    refuse: Refuse = lambda changes: None,
+    on_host: float = 0.0,
 ) -> int:
     """Print the plan; 0 where it fits. Raises InputError, saying what to change, where not.
 
-    refuse: of the stage, whose options are only advised where it takes them.
+    refuse: of the stage, whose options are only advised where it takes them. on_host: bytes that it
+    keeps in the host's memory for each CUDA device, which are told and not judged.
     """
     s = settings_of(cfg, env)
     limit = cfg.device_memory * GB or memory_of(env.device)
@@ -586,6 +592,8 @@ def report(
     )
     env.say(table(["phase", *parts, "total"], rows))
     env.say(f"largest: {highest}, {most / GB:.3f} GB of {limit / GB:.1f} GB")
+    if on_host:
+        env.say(f"and {on_host / GB:.3f} GB of the host's memory for each device")
     if most <= limit:
         env.say("it fits")
         return 0

@@ -284,6 +284,15 @@ def test_log_probs_are_computed_beside_the_samplers_cache(tmp_path, capsys):
     assert float(cache["log-probs"]) > 0
 
 
+def test_weights_that_are_kept_on_the_host_are_told(tmp_path, capsys):
+    """Those that every cell starts from, and the best so far: 6.9 G parameters of four bytes."""
+    given = ("sft", "--locked", seven_billion(tmp_path), "--task", "code", "--no-control")
+    text, _ = planned_by(capsys, *given, "--device-memory", "200")
+    [told] = [line for line in text.splitlines() if "host" in line]
+    assert float(told.split()[1]) == pytest.approx(2 * 27.6, abs=0.1)
+    assert "host" not in planned_by(capsys, "sft", "--locked", STRONG, "--task", "code")[0]
+
+
 def test_another_models_weights_are_counted_once(tmp_path, capsys):
     text, _ = planned_by(
         capsys, "rl", "--locked", STRONG, "--task", "math", "--judge", seven_billion(tmp_path),
