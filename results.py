@@ -607,7 +607,6 @@ def evaluate_checkpoint(
     del model
     free_memory()
 
-    facts = facts_of(path, tokenizer.format, asked, env)
     evaluation = record(path, problems, measured, **facts)
     if save and env.main:
         folder.mkdir(parents=True, exist_ok=True)
