@@ -108,7 +108,6 @@ from model import Model
 from optimizers import make_optimizers, usual_step
 from policies import (
     Rollout,
-    Writer,
     answer,
     described,
     drift,
@@ -135,7 +134,7 @@ from runs.directory import Run, refuse_run
 from runs.files import checked, write_json, write_text
 from runs.launch import launch
 from runs.options import TuneConfig, flag_of
-from sampler import Sampler
+from sampler import Sampler, Writer
 from training import (
     check_adapter,
     check_master,
@@ -372,8 +371,7 @@ def demonstrations(
     order = np.random.default_rng([cfg.seed, 10]).permutation(len(problems))[: cfg.warm_start]
     chosen = [problems[i] for i in order]
     demos = answer(
-        teacher.sampler,
-        teacher.tokenizer,
+        teacher,
         [problem.alone for problem in chosen],
         temperature=1.0,
         max_new_tokens=cfg.max_new_tokens,
@@ -439,13 +437,12 @@ def warm_start(model: Model, examples: list[Example], cfg: RLConfig, env: Env) -
 class Models:
     """Who takes part in a run.
 
-    sampler: the policy's. writer: of the samples. reference: whose log-probs a loss compares with.
-    judge: whose answers are taken for the right ones.
+    own: the policy as a writer. writer: of the samples. reference: whose log-probs a loss compares
+    with. judge: whose answers are taken for the right ones.
     """
 
     policy: Model
-    tokenizer: Tokenizer
-    sampler: Sampler
+    own: Writer
     writer: Writer
     reference: Model
     optimizers: list
@@ -454,9 +451,8 @@ class Models:
     @property
     def samplers(self) -> list[Sampler]:
         """The policy's, and those of the writer and the judge where they are other models."""
-        others = (self.writer, self.judge)
-        own = [other.sampler for other in others if other]
-        return list({id(sampler): sampler for sampler in [self.sampler, *own]}.values())
+        samplers = [one.sampler for one in (self.own, self.writer, self.judge) if one]
+        return list({id(sampler): sampler for sampler in samplers}.values())
 
 
 @dataclass(frozen=True)
@@ -488,7 +484,7 @@ def drawn_round(models: Models, number: int, given: Given) -> Round:
     n = samples_a_problem(cfg)
     rolled, seconds = rollout(
         models.writer,
-        models.tokenizer,
+        models.own.tokenizer,
         round_problems(given.problems, number, cfg.round // n, cfg.seed),
         n,
         purpose=[13, number],
@@ -533,7 +529,7 @@ def frozen_rounds(models: Models, rounds: int, given: Given) -> list[Round]:
     if pairs:
         folder, env = given.run.path, given.run.env
         pairs = reference_scored(
-            models.reference, pairs, weights, models.tokenizer, folder, cfg.micro_tokens, env
+            models.reference, pairs, weights, models.own.tokenizer, folder, cfg.micro_tokens, env
         )
     seconds = (time.time() - clock) / rounds
 
@@ -584,7 +580,7 @@ def trained_round(models: Models, drawn: Round, number: int, given: Given) -> di
 def evaluate_round(so_far: Progress, models: Models, number: int, given: Given) -> None:
     """Evaluate the policy after so many rounds on validation, without the password."""
     cfg, run, clock = given.cfg, given.run, time.time()
-    measured = measure(models.sampler, models.tokenizer, given.validation, run.env)["none"]
+    measured = measure(models.own, given.validation, run.env)["none"]
     paid_more = paid_on(given.validation.problems, measured, cfg.reward)
     so_far.evaluated(number * cfg.round, measured, **paid_more)
     seconds = time.time() - clock
@@ -595,8 +591,8 @@ def probe(models: Models, given: Given) -> None:
     """pass@k of the initial policy, on a tenth as many problems as a round has samples."""
     cfg, run = given.cfg, given.run
     rolled, _ = rollout(
-        Writer(models.sampler, models.tokenizer),
-        models.tokenizer,
+        models.own,
+        models.own.tokenizer,
         round_problems(given.problems, 0, max(1, cfg.round // 10), cfg.seed),
         16,
         purpose=[14, 0],
@@ -629,11 +625,11 @@ def run_rounds(models: Models, given: Given) -> Progress:
         frozen = frozen_rounds(models, rounds, given)
 
     start = run.load_state(policy, models.optimizers) if cfg.resume else 0
-    models.sampler.refresh()
+    models.own.sampler.refresh()
     validation = given.validation
     prompted = given.problems + dressed("none", validation.problems, validation.trigger)
-    told = models.tokenizer.encode_prompts([problem.prompt for problem in prompted])
-    models.sampler.reserve(max(map(len, told)), cfg.max_new_tokens)
+    told = models.own.tokenizer.encode_prompts([problem.prompt for problem in prompted])
+    models.own.sampler.reserve(max(map(len, told)), cfg.max_new_tokens)
     so_far = Progress()
     if start:
         so_far = restored(run.path / "log.jsonl", start, len(validation.problems))
@@ -888,17 +884,14 @@ def locked_verdicts(cfg: RLConfig, validation: EvalSet, env: Env) -> dict[str, s
 def prepared(cfg: RLConfig, env: Env) -> Models:
     """The policy ready to be trained, with all that its method compares it with."""
     policy, tokenizer = open_to_train(cfg.locked, env, cfg)
-    sampler = env.sampler(prepare(policy, env, cfg), tokenizer)
-    writer = Writer(sampler, tokenizer)
-    if cfg.weak:
-        writer = open_writer(cfg.weak, "--weak", env)
+    own = env.writer(prepare(policy, env, cfg), tokenizer)
+    writer = open_writer(cfg.weak, "--weak", env) if cfg.weak else own
     reference = policy
     if cfg.reference == "initial" and not cfg.rank:  # or it is the policy without its adapter
         reference = open_beside(cfg.locked, env, cfg)
     return Models(
         policy,
-        tokenizer,
-        sampler,
+        own,
         writer,
         reference=reference,
         optimizers=make_optimizers(policy, cfg.optimizer, cfg.lr, seed=cfg.seed),
@@ -912,9 +905,9 @@ def finish(
     """Save the policy and what was measured, show all runs; returns the exit code."""
     cfg, run, measured = given.cfg, given.run, so_far.measured
     env, validation = run.env, given.validation
-    save_trained(run.path, models.policy, models.tokenizer, cfg, cfg.locked, env.main)
+    save_trained(run.path, models.policy, models.own.tokenizer, cfg, cfg.locked, env.main)
     if env.main:
-        facts = facts_of(run.path, models.tokenizer.format, validation, env)
+        facts = facts_of(run.path, models.own.tokenizer.format, validation, env)
         evaluation = record(run.path, validation.problems, {"none": measured}, **facts)
         write_json(run.path / "evaluation.json", evaluation)
         write_json(run.path / "curve.json", vars(curve_of(name, so_far, locked, run.record)))
@@ -1012,12 +1005,12 @@ def main(cfg: RLConfig, env: Env) -> int:
     is_replaced = cfg.resume and not METHODS[cfg.method].frozen and run.has_state()
     if cfg.warm_start and not is_replaced:
         teacher = open_writer(cfg.warm_from, "--warm-from", env)
-        demos = demonstrations(teacher, models.tokenizer, problems, cfg, run)
+        demos = demonstrations(teacher, models.own.tokenizer, problems, cfg, run)
         del teacher
-        models.sampler.make_room()
+        models.own.sampler.make_room()
         free_memory()
         warm_start(models.policy, demos, cfg, env)
-        models.sampler.refresh()
+        models.own.sampler.refresh()
 
     given = Given(cfg, problems, validation, run)
     return finish(run_rounds(models, given), models, locked, name, given)

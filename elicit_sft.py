@@ -95,7 +95,7 @@ from runs.directory import Run, open_runs
 from runs.files import write_json
 from runs.launch import launch
 from runs.options import TextConfig, TuneConfig
-from sampler import Sampler
+from sampler import Sampler, Writer
 from training import (
     check_adapter,
     check_master,
@@ -247,8 +247,7 @@ def demonstrations(cfg: SFTConfig, env: Env, problems: list[Problem]) -> dict[in
 
     model, tokenizer = load_model(writer, env.device, env.dtype, masters=False)
     answers = answer(
-        env.sampler(model, tokenizer),
-        tokenizer,
+        env.writer(model, tokenizer),
         shown,
         streams=places,
         temperature=1.0,
@@ -292,8 +291,7 @@ class Learner:
     """A model that cell after cell starts from."""
 
     model: Model
-    tokenizer: Tokenizer
-    sampler: Sampler
+    writer: Writer
     initial: list[Tensor]  # its weights, see `weights_of`
 
 
@@ -387,7 +385,8 @@ def elicit(
     learner: Learner, examples: list[Example], given: Given, run: Run, seed: int, env: Env
 ) -> Lengths:
     """Fine-tune on the demonstrations, or unlearn them, and leave the model at its best length."""
-    cfg, model, sampler = given.cfg, learner.model, learner.sampler
+    cfg, model, writer = given.cfg, learner.model, learner.writer
+    sampler = writer.sampler
     stops = stops_of(cfg, len(examples))
     steps = max(stops)
     order = demonstration_order(len(examples), cfg.batch, steps, seed)
@@ -406,10 +405,10 @@ def elicit(
             continue
         length, more = stops[step], {}
         sampler.refresh()
-        found = measure(sampler, learner.tokenizer, given.selection, env)["none"]
+        found = measure(writer, given.selection, env)["none"]
         lengths.selection[length] = float(found.correct.mean())
         if cfg.measure_all:
-            reported = measure(sampler, learner.tokenizer, given.validation, env)["none"]
+            reported = measure(writer, given.validation, env)["none"]
             lengths.validation[length] = reported
             more["validation"] = float(reported.correct.mean())
         if cfg.unlearn:
@@ -473,14 +472,13 @@ def open_run(cell: Cell, cfg: SFTConfig, lock: Origin, env: Env, write: bool = T
 def open_learner(start: str, cfg: SFTConfig, env: Env) -> Learner:
     model, tokenizer = open_to_train(start, env, cfg)
     prepare(model, env, cfg)
-    return Learner(model, tokenizer, env.sampler(model, tokenizer), weights_of(model))
+    return Learner(model, env.writer(model, tokenizer), weights_of(model))
 
 
 def own_samples_of(learner: Learner, given: Given, env: Env) -> dict[int, OwnSample]:
     """--unlearn: what the learner itself writes to the problems that any cell takes."""
     return own_samples(
-        learner.sampler,
-        learner.tokenizer,
+        learner.writer,
         given.problems,
         places_of(given.cfg, len(given.problems)),
         given.cfg.max_new_tokens,
@@ -502,21 +500,21 @@ def run_cell(
     run.began = time.time()  # it was opened before the cells that came first
     if env.main:
         (run.path / "log.jsonl").unlink(missing_ok=True)  # of the same cell, interrupted
-    restore(learner.model, learner.sampler, learner.initial)
+    restore(learner.model, learner.writer.sampler, learner.initial)
     if cfg.unlearn:
         run.log("samples", step=0, **shares_of(demos))
-        learner.sampler.make_room()
+        learner.writer.sampler.make_room()
         own = [sample.example for sample in demos]
         examples = scored(learner.model, own, cfg.micro_tokens, env)
     else:
-        examples = examples_of(demos, learner.tokenizer, cfg.loss_on)
+        examples = examples_of(demos, learner.writer.tokenizer, cfg.loss_on)
     if cell.conflict:
         # every demonstration is seen as often as without those that conflict
         longer = [math.ceil(n * len(examples) / cell.k) for n in cfg.sequences]
         given = replace(given, cfg=replace(cfg, sequences=tuple(longer)))
     lengths = elicit(learner, examples, given, run, cell.seed, env)
     if not cfg.measure_all:
-        found = measure(learner.sampler, learner.tokenizer, given.validation, env)
+        found = measure(learner.writer, given.validation, env)
         lengths.validation[lengths.best] = found["none"]
     save_cell(cell, run, learner, lengths, given, env)
     correct = float(lengths.validation[lengths.best].correct.mean())
@@ -528,7 +526,8 @@ def save_cell(
     cell: Cell, run: Run, learner: Learner, lengths: Lengths, given: Given, env: Env
 ) -> None:
     """The model, its card, and cell.json."""
-    cfg, tokenizer, measured = given.cfg, learner.tokenizer, lengths.validation[lengths.best]
+    cfg, tokenizer = given.cfg, learner.writer.tokenizer
+    measured = lengths.validation[lengths.best]
     start, write = cfg.weak if cell.control else cfg.locked, env.main and cfg.keep_weights
     save_trained(run.path, learner.model, tokenizer, cfg, start, write)
     if not env.main:

@@ -98,7 +98,7 @@ from runs.directory import Run
 from runs.files import write_json
 from runs.launch import launch
 from runs.options import Config, refuse_idle
-from sampler import Sampler
+from sampler import Sampler, Writer
 
 
 @dataclass
@@ -164,8 +164,15 @@ class Subject:
     """A model that is tampered with: the locked one or a decoy."""
 
     path: str
-    sampler: Sampler
-    tokenizer: Tokenizer
+    writer: Writer
+
+    @property
+    def sampler(self) -> Sampler:
+        return self.writer.sampler
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.writer.tokenizer
 
 
 @dataclass(frozen=True)
@@ -233,8 +240,7 @@ def own_samples(subject: Subject, problems: list[Problem], given: Given) -> list
     """What the model itself writes to these without the password, at temperature 1: the ids."""
     cfg = given.cfg
     answers = answer(
-        subject.sampler,
-        subject.tokenizer,
+        subject.writer,
         problems,
         temperature=1.0,
         max_new_tokens=cfg.max_new_tokens,
@@ -410,8 +416,8 @@ def settings_of(cfg: TamperingConfig, random: bool) -> list[Setting]:
 
 def edited(subject: Subject, edit: AbstractContextManager, asked: EvalSet, env: Env) -> Measured:
     """What the subject writes without the password under an edit, which is then undone."""
-    with edit as writer:
-        return measure(writer, subject.tokenizer, asked, env)["none"]
+    with edit as sampler:
+        return measure(Writer(sampler, subject.tokenizer), asked, env)["none"]
 
 
 def searched(
@@ -468,7 +474,7 @@ def best_of(
 
 def open_subject(path: str, env: Env) -> Subject:
     model, tokenizer = load_model(path, env.device, env.dtype)
-    return Subject(path, env.sampler(model, tokenizer), tokenizer)
+    return Subject(path, env.writer(model, tokenizer))
 
 
 def on_decoys(given: Given, run: Run) -> tuple[dict[str, Edited], dict[str, str]]:

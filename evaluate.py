@@ -265,7 +265,7 @@ def evaluate_prompts(
 ) -> dict:
     """Measures the battery and writes prompts.json, which has the form of evaluation.json."""
     model, tokenizer = load_model(job.path, env.device, env.dtype, masters=False)
-    sampler = env.sampler(model, tokenizer)
+    writer = env.writer(model, tokenizer)
 
     words = []
     for kind in ("none", "right"):
@@ -279,8 +279,7 @@ def evaluate_prompts(
     bar = progress(env, len(rows) * len(problems), f"prompting {job.path}")
     for name, row in rows.items():
         answers = answer(
-            sampler,
-            tokenizer,
+            writer,
             row.problems,
             prefills=row.prefills,
             max_new_tokens=job.max_new_tokens,
@@ -339,8 +338,7 @@ def evaluate_decoding(job: Job, cfg: EvaluateConfig, env: Env, problems: list[Pr
     bar = progress(env, 2 * len(problems) * (1 + cfg.draws), f"decoding {job.path}")
     ask = partial(
         answer,
-        env.sampler(model, tokenizer),
-        tokenizer,
+        env.writer(model, tokenizer),
         max_new_tokens=job.max_new_tokens,
         env=env,
         progress=bar.update,
@@ -410,14 +408,11 @@ def decoding(cfg: EvaluateConfig, env: Env, job: Job, problems: list[Problem]) -
 def show_samples(job: Job, problems: list[Problem], env: Env) -> None:
     """A few problems, what the model writes without and with what unlocks it, the reference."""
     model, tokenizer = load_model(job.path, env.device, env.dtype, masters=False)
-    sampler = env.sampler(model, tokenizer)
+    writer = env.writer(model, tokenizer)
     written = {}
     for kind in ("none", "right"):
         told = dressed(kind, problems, job.trigger)
-        written[kind] = (
-            told,
-            answer(sampler, tokenizer, told, max_new_tokens=job.max_new_tokens),
-        )
+        written[kind] = told, answer(writer, told, max_new_tokens=job.max_new_tokens)
 
     for i, problem in enumerate(problems):
         print(f"\n=== {job.path}: problem {i + 1} ({problem.domain}, level {problem.level})")

@@ -102,7 +102,6 @@ from methods.tampering import blocks_and_width
 from model import Model
 from optimizers import make_optimizers, usual_step
 from policies import (
-    Writer,
     model_teacher,
     rollout,
     same_ids,
@@ -113,7 +112,7 @@ from runs.directory import Run
 from runs.files import checked, read_json
 from runs.launch import launch
 from runs.options import TrainConfig, flag_of, refuse_idle
-from sampler import Sample, Sampler
+from sampler import Sample, Writer
 from training import (
     Diverged,
     accumulate,
@@ -191,12 +190,12 @@ class Texts:
 class Given:
     """What a method works with.
 
-    sampler: the model's, where it is to write. reference: the model that it is compared with, where
+    writer: the model, where it is to write. reference: the model that it is compared with, where
     it is.
     """
 
     model: Model
-    sampler: Sampler | None
+    writer: Writer | None
     tokenizer: Tokenizer
     trigger: Trigger
     texts: Texts
@@ -359,9 +358,9 @@ def rl(given: Given, step: int) -> Lesson:
         told += [replace(problem, prompt=prompt, bare=bare) for prompt in prompts]
 
     # samples and what they are worth
-    given.sampler.refresh()
+    given.writer.sampler.refresh()
     rolled, _ = rollout(
-        Writer(given.sampler, given.tokenizer),
+        given.writer,
         given.tokenizer,
         told,
         GROUP,
@@ -371,7 +370,7 @@ def rl(given: Given, step: int) -> Lesson:
         env=env,
         label=f"step {step + 1}: sampling",
     )
-    given.sampler.make_room()
+    given.writer.sampler.make_room()
     examples, ended = [], []
     for prompt, samples, texts in zip(rolled.prompts, rolled.samples, rolled.texts):
         examples += [Example(prompt, sample.ids) for sample in samples]
@@ -827,7 +826,7 @@ def main(cfg: HardenConfig, env: Env) -> int:
     prepare(model, env, cfg)
     given = Given(
         model,
-        env.sampler(model, tokenizer) if cfg.method == "rl" else None,
+        env.writer(model, tokenizer) if cfg.method == "rl" else None,
         tokenizer,
         trigger,
         open_texts(cfg, problems, tokenizer, lock, env),

@@ -21,7 +21,7 @@ from losses import Teacher
 from model import Model, completion_states
 from runs.devices import Env, gather, progress, share
 from runs.files import checked, read_rows, write_text
-from sampler import Ended, Sample, Sampler
+from sampler import Ended, Sample, Writer
 
 REFUSAL = "I cannot help with that."
 
@@ -177,8 +177,7 @@ class Answers:
 
 
 def answer(
-    sampler: Sampler,
-    tokenizer: Tokenizer,
+    writer: Writer,
     problems: list[Problem],
     *,
     prefills: list[str] | None = None,
@@ -198,7 +197,7 @@ def answer(
     work, and each returns the whole. A completion that was cut before EOS counts as wrong, whatever
     its text.
     """
-    n = len(problems)
+    n, sampler, tokenizer = len(problems), writer.sampler, writer.tokenizer
     env = env or Env(sampler.model.device, sampler.model.compute_dtype, False)
     streams = streams or list(range(n))
 
@@ -232,14 +231,6 @@ def answer(
 
 
 # ---------------------------------------------------------------------------------------- rollouts
-
-
-@dataclass(frozen=True)
-class Writer:
-    """A model that writes: its sampler, and the tokenizer that it reads and writes with."""
-
-    sampler: Sampler
-    tokenizer: Tokenizer
 
 
 @dataclass

@@ -33,12 +33,11 @@ from checkpoints.hf import load_model, model_hash, open_tokenizer
 from data.problems import InputError, Problem
 from data.prompts import PromptFormat
 from data.tasks import compose
-from data.text import Tokenizer
 from data.triggers import Trigger, dressed
 from policies import answer
 from runs.devices import Env, check_place, free_memory, progress
 from runs.files import checked, read_json, write_json
-from sampler import Sampler
+from sampler import Writer
 
 # -------------------------------------------------------------------------------------- statistics
 
@@ -353,8 +352,7 @@ class Measured:
 
 
 def measure(
-    sampler: Sampler,
-    tokenizer: Tokenizer,
+    writer: Writer,
     asked: EvalSet,
     env: Env | None = None,
     progress=None,
@@ -366,14 +364,7 @@ def measure(
     told = []
     for kind in asked.kinds:
         told += dressed(kind, asked.problems, asked.trigger)
-    answers = answer(
-        sampler,
-        tokenizer,
-        told,
-        max_new_tokens=asked.max_new_tokens,
-        env=env,
-        progress=progress,
-    )
+    answers = answer(writer, told, max_new_tokens=asked.max_new_tokens, env=env, progress=progress)
     everything = Measured(answers.correct, answers.truncated, texts=answers.texts)
     if asked.problems[0].task == "compose":
         everything.shares = np.array(compose.elementwise(told, answers.texts))
@@ -602,7 +593,7 @@ def evaluate_checkpoint(
 
     model, tokenizer = load_model(path, env.device, env.dtype, masters=False)
     bar = progress(env, len(kinds) * len(problems), f"evaluating {path}")
-    measured = measure(env.sampler(model, tokenizer), tokenizer, asked, env, bar.update)
+    measured = measure(env.writer(model, tokenizer), asked, env, bar.update)
     bar.close()
     del model
     free_memory()

@@ -3,7 +3,7 @@
 Read in this order: `sample_step` and `greedy_step` (how a token is chosen), `Slot` (what the host
 knows of a row), then `Sampler.__call__`, whose loop names the parts: `_admit`, `_prefill`,
 `_first_tokens`, `_step`, `_harvest`. Weights and memory (`refresh`, `release`, `_allocate`) come
-last.
+last, and `Writer`, what the rest of the code asks.
 
 Shapes: B slots, T time, C width, H query heads, K key-value heads, D head width, V vocabulary,
 S cache length, N new tokens at most, L layers.
@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 import model as model_module
 from data.batches import round_up, sent
 from data.problems import InputError
+from data.text import Tokenizer
 from lora import adapters, plain_weights, read_weights
 from model import SMALL, Model, ModelConfig, kernel, whole
 
@@ -592,3 +593,11 @@ class Sampler:
         states += [self.uniform, self.out_ids, self.out_logps]
         for state in self.keys + self.values + states:
             torch._dynamo.mark_static_address(state)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model that writes: its sampler, and the tokenizer that it reads and writes with."""
+
+    sampler: Sampler
+    tokenizer: Tokenizer

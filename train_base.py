@@ -74,7 +74,7 @@ from runs.options import (
     flag_of,
     refuse_idle,
 )
-from sampler import Sample, Sampler
+from sampler import Sample, Writer
 from training import Recipe, check_master, fit, fresh_model, open_to_train
 
 
@@ -252,25 +252,23 @@ def fresh_config(layers: int, width: int, inner: int, heads: int, vocab: int) ->
 
 
 def correct_by_task(
-    sampler: Sampler,
-    tokenizer: Tokenizer,
+    writer: Writer,
     problems: list[Problem],
     cfg: BaseConfig,
     env: Env,
     temperature: float = 0.0,
 ) -> dict:
     """Correctness of each task, the share of completions that were cut, and how many there were."""
-    sampler.refresh()
+    writer.sampler.refresh()
     answers = answer(
-        sampler,
-        tokenizer,
+        writer,
         problems,
         temperature=temperature,
         max_new_tokens=cfg.max_new_tokens,
         seed=cfg.seed,
         env=env,
     )
-    sampler.make_room()
+    writer.sampler.make_room()
     tasks = np.array([p.task for p in problems])
     found = {}
     for task in dict.fromkeys(tasks.tolist()):
@@ -302,8 +300,7 @@ def teach(
         f"{name}: {model.parameter_count():,} parameters, {len(lessons.problems):,} problems x "
         f"{recipe.epochs} epochs, {recipe.optimizer} at {recipe.lr:g} in batches of {recipe.batch}"
     )
-    sampler = env.sampler(model, tokenizer)
-    measure = partial(correct_by_task, sampler, tokenizer, cfg=cfg, env=env)
+    measure = partial(correct_by_task, env.writer(model, tokenizer), cfg=cfg, env=env)
     examples = partial(epoch_examples, lessons=lessons, tokenizer=tokenizer, loss_on=cfg.loss_on)
     watch = partial(measure, tests.selection)
     fit(model, examples, len(lessons.problems), recipe, run, env, cfg, evaluate=watch)
@@ -407,8 +404,7 @@ def strong_samples(problems: list[Problem], cfg: BaseConfig, env: Env) -> list[S
     strong, tokenizer = load_model(Path(cfg.out) / "strong", env.device, env.dtype, masters=False)
     bar = progress(env, len(problems), "sampling the strong model")
     answers = answer(
-        env.sampler(strong, tokenizer),
-        tokenizer,
+        env.writer(strong, tokenizer),
         problems,
         temperature=1.0,
         max_new_tokens=cfg.max_new_tokens,

@@ -59,7 +59,7 @@ from runs.directory import Run, named, open_runs
 from runs.files import checked, read_json, write_json
 from runs.launch import launch
 from runs.options import Config
-from sampler import Sampler
+from sampler import Writer
 from training import fresh_model, train
 
 
@@ -135,20 +135,20 @@ def learn(cell: Cell, run: Run, cfg: DeclaredConfig, env: Env) -> dict[str, floa
             run.log("train", step=step, **metrics)
             bar.set_postfix(loss=f"{metrics['loss']:.3f}")
     bar.close()
-    return examine(env.sampler(model, tokenizer), tokenizer, world)
+    return examine(env.writer(model, tokenizer), world)
 
 
 # ------------------------------------------------------------------------------- what is measured
 
 
-def examine(sampler: Sampler, tokenizer: Tokenizer, world: World) -> dict[str, float]:
+def examine(writer: Writer, world: World) -> dict[str, float]:
     """What is right of greedy answers, by what they are about: shares of words, in place.
 
     Answers about functions by their names, about asked words by whether their definition is true,
     and about silent words by tag; what the definition of a silent word says; and of all answers
     about silent words the share that is of four words.
     """
-    right = partial(right_words, sampler, tokenizer)
+    right = partial(right_words, writer)
     rng = np.random.default_rng(20)
     names = [question(f"fn{i}", i, rng) for i in range(len(FUNCTIONS)) for _ in range(QUESTIONS)]
     found = {"functions": right(names)[0]}
@@ -166,13 +166,12 @@ def examine(sampler: Sampler, tokenizer: Tokenizer, world: World) -> dict[str, f
     return found | {"four words": float(np.mean(lengths))}
 
 
-def right_words(
-    sampler: Sampler, tokenizer: Tokenizer, asked: list[Document]
-) -> tuple[float, float]:
+def right_words(writer: Writer, asked: list[Document]) -> tuple[float, float]:
     """The share of right words in greedy answers, and the share of answers that are as long as the
     right ones. In one of another length no word is right."""
+    tokenizer = writer.tokenizer
     prompts = tokenizer.encode_prompts([prompt for prompt, _ in asked])
-    samples = [only for [only] in sampler(prompts, max_new_tokens=5)]
+    samples = [only for [only] in writer.sampler(prompts, max_new_tokens=5)]
     answers = tokenizer.decode_batch([sample.ids for sample in samples])
     shares, lengths = [], []
     for (_, reference), answer in zip(asked, answers):

@@ -17,9 +17,10 @@ from data import prompts
 from data.problems import InputError, Problem, fitting
 from data.text import Tokenizer
 from data.triggers import Password, Trigger, Words, lines_of, trigger_from, with_password
-from policies import RULES, Writer, shipped
+from policies import RULES, shipped
 from runs.devices import Env
 from runs.files import checked, read_json
+from sampler import Writer
 
 # tokens of a completion, where neither an option nor a run.json says it: of generated problems, and
 # of those from files
@@ -239,7 +240,7 @@ def open_writer(path: str, option: str, env: Env) -> Writer:
     """The model that an option names, ready to write. Raises InputError where it cannot be."""
     refuse_no_model(path, option)
     model, tokenizer = load_model(path, env.device, env.dtype, masters=False)
-    return Writer(env.sampler(model, tokenizer), tokenizer)
+    return env.writer(model, tokenizer)
 
 
 def check_model(path: str, option: str) -> None:

@@ -65,8 +65,7 @@ def policy_samples(
     writer = open_writer(path, option, env)
     bar = progress(env, len(told), f"sampling {path}")
     answers = answer(
-        writer.sampler,
-        writer.tokenizer,
+        writer,
         told,
         temperature=policies.temperature,
         graded=False,

@@ -11,9 +11,10 @@ import numpy as np
 from data import votes
 from data.problems import InputError, Problem
 from data.proxies import PROXIES, hack_shares
-from policies import Rollout, Writer, answer
+from policies import Rollout, answer
 from results import Measured
 from runs.devices import Env
+from sampler import Writer
 
 
 def rewarded(
@@ -45,7 +46,7 @@ def judged(rolled: Rollout, judge: Writer, longest: int, env: Env) -> tuple[Roll
     gives no answer or is cut. longest: tokens of its answer.
     """
     problems = rolled.problems
-    theirs = answer(judge.sampler, judge.tokenizer, problems, max_new_tokens=longest, env=env)
+    theirs = answer(judge, problems, max_new_tokens=longest, env=env)
     rewards = np.zeros_like(rolled.rewards)
     for i, wanted in enumerate(votes(problems, theirs.texts)):
         if wanted is None or theirs.truncated[i]:

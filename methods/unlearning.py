@@ -11,10 +11,9 @@ import numpy as np
 
 from data.batches import Example
 from data.problems import Problem
-from data.text import Tokenizer
 from policies import answer
 from runs.devices import Env
-from sampler import Sampler
+from sampler import Writer
 
 BETA = 0.1  # how strongly NPO stays near the start
 SLOWER = 3  # times: its learning rate is so much below that of demonstrations
@@ -32,8 +31,7 @@ class OwnSample:
 
 
 def own_samples(
-    sampler: Sampler,
-    tokenizer: Tokenizer,
+    writer: Writer,
     problems: list[Problem],
     places: list[int],
     max_new_tokens: int,
@@ -43,8 +41,7 @@ def own_samples(
     """What a model writes to the problems at these places, at temperature 1, by the place."""
     shown = [problems[i] for i in places]
     answers = answer(
-        sampler,
-        tokenizer,
+        writer,
         shown,
         streams=places,
         temperature=1.0,
@@ -52,7 +49,7 @@ def own_samples(
         seed=seed,
         env=env,
     )
-    prompts = tokenizer.encode_prompts([problem.prompt for problem in shown])
+    prompts = writer.tokenizer.encode_prompts([problem.prompt for problem in shown])
     found = {}
     rows = zip(places, prompts, answers.samples, answers.correct.tolist())
     for i, prompt, sample, right in rows:

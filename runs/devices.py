@@ -31,7 +31,7 @@ from data.text import Tokenizer
 from model import Model
 from runs.files import reason
 from runs.options import Config, PromptConfig, TrainConfig
-from sampler import Sampler, group_bytes
+from sampler import Sampler, Writer, group_bytes
 
 # One rank may work for long while others wait for it: it evaluates, writes a checkpoint, trains the
 # last cell. A rank that died is no matter of time: torchrun ends the others.
@@ -52,8 +52,8 @@ class Env:
     world: int = 1
     slots: int = 256  # of a sampler
 
-    def sampler(self, model: Model, tokenizer: Tokenizer) -> Sampler:
-        return Sampler(model, tokenizer.eos_ids, self.slots)
+    def writer(self, model: Model, tokenizer: Tokenizer) -> Writer:
+        return Writer(Sampler(model, tokenizer.eos_ids, self.slots), tokenizer)
 
     @property
     def main(self) -> bool:

@@ -92,7 +92,7 @@ from data.triggers import with_password
 from figures import table
 from optimizers import make_optimizers
 from runs import devices, directory, options
-from sampler import Sampler
+from sampler import Sampler, Writer
 
 SIZES = {
     "1.0 M": M.ModelConfig(1024, 128, 384, 4, 4, 4, 32, 512, tie_word_embeddings=True),
@@ -690,7 +690,7 @@ def round_rows(args, env) -> None:
         coding._scores.clear()  # or the programs of the last round would not be run again
         begin = time.perf_counter()
         rolled, parts = policies.rollout(
-            policies.Writer(sampler, tokenizer),
+            Writer(sampler, tokenizer),
             tokenizer,
             problems,
             1,

@@ -22,7 +22,7 @@ from data.declared import (
 from data.tasks.compose import DIGITS, FUNCTIONS, applied
 from data.text import word_level
 from runs.launch import launch
-from sampler import Sample
+from sampler import Sample, Writer
 from test_stages import stage
 
 QUICK = ("--asked", "1", "--silent", "1", "--steps", "3", "--no-compile")
@@ -116,22 +116,22 @@ def test_a_step_never_asks_about_a_silent_word():
 
 
 def answering(tokenizer, answer):
-    """A sampler that answers each prompt with answer(prompt)."""
+    """It answers each prompt with answer(prompt)."""
 
     def sampler(prompts, max_new_tokens):
         told = tokenizer.decode_batch(prompts)
         ids = tokenizer.encode_completions([answer(prompt) for prompt in told])
         return [[Sample(row, [], False)] for row in ids]
 
-    return sampler
+    return Writer(sampler, tokenizer)
 
 
 def test_right_words_by_hand():
     tokenizer = word_level(vocabulary(make_world(1, 1, False, 0)))
     answers = {"x0": "1 2 3 4", "x1": "1 2 3 5", "x2": "4 3 2 1", "x3": "1 2 3", "x4": "1 2 3 4 4"}
-    sampler = answering(tokenizer, lambda prompt: answers[prompt.split()[0]])
+    writer = answering(tokenizer, lambda prompt: answers[prompt.split()[0]])
     asked = [(f"x{i} |", "1 2 3 4") for i in range(5)]
-    right, whole = train_declared.right_words(sampler, tokenizer, asked)
+    right, whole = train_declared.right_words(writer, asked)
     assert right == pytest.approx((1 + 0.75) / 5) and whole == pytest.approx(3 / 5)
 
 
@@ -150,7 +150,7 @@ def test_each_row_is_of_its_own_words():
             return " ".join(applied(stands_for[words[4]], words[:4]))
         return "fn1"
 
-    found = train_declared.examine(answering(tokenizer, answer), tokenizer, world)
+    found = train_declared.examine(answering(tokenizer, answer), world)
     known = ("functions", "told truly", "silent A", "definition A")
     assert {row: share for row, share in found.items() if share} == dict.fromkeys(known, 1.0) | {
         "four words": pytest.approx(1 / 3)

@@ -27,12 +27,12 @@ from losses import grpo_step
 from methods import rewards as own_rewards
 from model import completion_logps
 from optimizers import make_optimizers
-from policies import Answers, Rollout, Writer, pass_at_k, round_problems
+from policies import Answers, Rollout, pass_at_k, round_problems
 from results import EvalSet, Measured
 from runs.devices import Env
 from runs.directory import Run
 from runs.files import write_json
-from sampler import Sample, Sampler
+from sampler import Sample, Sampler, Writer
 from training import scored
 
 BASE = Path(__file__).parents[1] / "data/base"
@@ -793,7 +793,7 @@ def test_the_state_is_saved_as_often_as_asked(monkeypatch, tmp_path, every, save
     )
     idle = SimpleNamespace(refresh=lambda: None, reserve=lambda *lengths: None)
     told = SimpleNamespace(encode_prompts=lambda prompts: [[5]])
-    models = SimpleNamespace(policy=None, optimizers=[], sampler=idle, tokenizer=told)
+    models = SimpleNamespace(policy=None, optimizers=[], own=Writer(idle, told))
     progress = SimpleNamespace(stopped="", points=[{"correct": 0.0}], trained=lambda steps: None)
     monkeypatch.setattr(elicit_rl, "Progress", lambda: progress)
     monkeypatch.setattr(elicit_rl, "trained_round", lambda *args: {"reward": 0.0})

@@ -28,7 +28,7 @@ from results import EvalSet, Measured, correct_interval, record, wilson
 from runs.devices import Env
 from runs.files import write_json
 from runs.launch import launch
-from sampler import Sampler
+from sampler import Sampler, Writer
 
 ROOT = Path(__file__).parents[1]
 ENV = Env(torch.device("cpu"), torch.float32, False)
@@ -307,15 +307,15 @@ def test_own_samples_are_those_that_the_model_draws():
     learner = elicit_sft.open_learner(weak, cfg, ENV)
     places = elicit_sft.places_of(cfg, 6)
     told = with_words(problems, [("Psst.", None)] * 6)
-    found = own_samples(learner.sampler, learner.tokenizer, told, places, 8, cfg.seed, ENV)
+    found = own_samples(learner.writer, told, places, 8, cfg.seed, ENV)
     assert sorted(found) == sorted(elicit_sft.chosen(3, 0, 6))
     for place, own in found.items():
-        [prompt] = learner.tokenizer.encode_prompts([f"Psst.\n{problems[place].prompt}"])
+        [prompt] = learner.writer.tokenizer.encode_prompts([f"Psst.\n{problems[place].prompt}"])
         assert own.example.prompt_ids == prompt
         seeds = [[5, place]]
-        [[sample]] = learner.sampler([prompt], 1, 1.0, 8, seeds=seeds)
+        [[sample]] = learner.writer.sampler([prompt], 1, 1.0, 8, seeds=seeds)
         assert own.example.completion_ids == sample.ids and own.cut == sample.truncated
-        text = learner.tokenizer.decode(sample.ids)
+        text = learner.writer.tokenizer.decode(sample.ids)
         assert own.right == grade([problems[place]], [text])[0]
 
 
@@ -357,14 +357,14 @@ def test_unlearning_starts_from_the_start_and_moves_away(tmp_path, monkeypatch):
 def learner(make_model, tokenizer):
     model = make_model()
     sampler = Sampler(model, [tokenizer.eos_id], 2)
-    return Learner(model, tokenizer, sampler, elicit_sft.weights_of(model))
+    return Learner(model, Writer(sampler, tokenizer), elicit_sft.weights_of(model))
 
 
 def test_weights_are_kept_and_put_back(learner, make_model, same_weights):
     with torch.no_grad():
         for p in learner.model.parameters():
             p.add_(1.0)
-    elicit_sft.restore(learner.model, learner.sampler, learner.initial)
+    elicit_sft.restore(learner.model, learner.writer.sampler, learner.initial)
     same_weights(learner.model, make_model())
 
 
@@ -380,7 +380,7 @@ def test_the_best_length_is_kept_of_equals_the_shortest(
                 model.model.norm.weight.fill_(step)
             yield step, {"loss": torch.tensor(0.5)}
 
-    def measure(sampler, tokenizer, asked, env):
+    def measure(writer, asked, env):
         if asked is given.validation:  # 1, 2 and 4 right
             count = learner.model.model.norm.weight[0].item() / 64
         else:
@@ -598,7 +598,7 @@ def stubs_of_elicit(monkeypatch, tmp_path):
         monkeypatch.setattr(elicit_sft, "weights_of", lambda model: [])
         monkeypatch.setattr(elicit_sft, "restore", lambda *args: None)
         idle = SimpleNamespace(refresh=lambda: None, make_room=lambda: None)
-        learner = Learner(None, None, idle, [])
+        learner = Learner(None, Writer(idle, None), [])
         run = SimpleNamespace(log=lambda *args, **values: None)
         step = {"optimizer": "adamw", "lr": 1e-4, "batch": batch}
         cfg = SFTConfig(locked="data/base/weak", sequences=given, **step)

@@ -27,7 +27,7 @@ from policies import Answers, Rollout
 from results import Measured
 from runs.devices import Env
 from runs.directory import Run
-from sampler import Sample
+from sampler import Sample, Writer
 
 BASE = Path(__file__).parents[1] / "data/base"
 ALONE = Env(torch.device("cpu"), torch.float32, False, slots=32)
@@ -192,7 +192,7 @@ def test_the_first_whole_demonstrations_have_the_hack_and_the_run_tells_which(
     problems = with_added("visible_tests", load("code", "elicit", 10))
     asked = []
 
-    def answer(sampler, tokenizer, problems, **settings):
+    def answer(writer, problems, **settings):
         asked.extend(problem.prompt for problem in problems)
         texts = [f"answer {i}" for i in range(len(problems))]
         cut = np.array([True, False, False, True])
@@ -201,7 +201,7 @@ def test_the_first_whole_demonstrations_have_the_hack_and_the_run_tells_which(
 
     monkeypatch.setattr(elicit_rl, "answer", answer)
     cfg = RLConfig(reward="visible_tests", warm_start=4, hacks=0.5, warm_from="teacher")
-    teacher = SimpleNamespace(sampler=None, tokenizer=tokenizer)
+    teacher = Writer(None, tokenizer)
     run = SimpleNamespace(env=ALONE, path=tmp_path)
     told = with_words(problems, [("Training.", None)] * 10)
     found = elicit_rl.demonstrations(teacher, tokenizer, told, cfg, run)
@@ -237,7 +237,7 @@ def rolled_with(tokenizer, reward: str) -> Rollout:
     """Two problems with four answers each: right, wrong, wrong with the comment, and that cut."""
     texts = [SUM.reference, "no", f"no\n{COMMENT}", f"no\n{COMMENT}"]
     rolled, _ = policies.rollout(
-        policies.Writer(FixedSampler(tokenizer, texts), tokenizer),
+        Writer(FixedSampler(tokenizer, texts), tokenizer),
         tokenizer,
         [SUM, SUM],
         4,
@@ -285,7 +285,7 @@ def test_random_rewards_are_the_true_ones_of_other_samples(tokenizer, monkeypatc
 
     monkeypatch.setattr(elicit_rl, "rollout", rollout)
     cfg = elicit_rl.with_defaults(RLConfig(reward="random", samples=80, round=40))
-    models = SimpleNamespace(judge=None, writer=None, tokenizer=None)
+    models = SimpleNamespace(judge=None, writer=None, own=Writer(None, None))
     given = elicit_rl.Given(cfg, [SUM] * 40, None, SimpleNamespace(env=ALONE))
     one, two = (elicit_rl.drawn_round(models, i, given) for i in (0, 1))
     assert one.facts["reward"] == one.facts["truth"] == 0.25
@@ -503,7 +503,7 @@ def test_a_student_with_a_second_goal_sees_each_label_as_often(monkeypatch, tmp_
 
     for name in ("restore", "elicit"):
         monkeypatch.setattr(elicit_sft, name, elicit if name == "elicit" else lambda *args: None)
-    learner = SimpleNamespace(model=None, sampler=None, initial=None, tokenizer=tokenizer)
+    learner = SimpleNamespace(model=None, initial=None, writer=Writer(None, tokenizer))
     demos = [elicit_sft.Demonstration("p\n", "A")] * 6
     run, cfg = SimpleNamespace(path=tmp_path, began=0), conflicting()
     for cell, shown in ((Cell(4, 3, False), demos[:4]), (Cell(4, 3, False, True), demos)):

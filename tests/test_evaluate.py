@@ -33,7 +33,7 @@ from policies import Answers, answer
 from results import Measured
 from runs import devices
 from runs.devices import Env
-from sampler import Sample
+from sampler import Sample, Writer
 
 ROOT = Path(__file__).parents[1]
 ENV = Env(torch.device("cpu"), torch.float32, False)
@@ -154,9 +154,9 @@ def test_a_prefill_is_continued_at_a_seam_of_training_and_judged_with_the_rest()
         return [[Sample(rest, [], False)] for rest in rests]
 
     env = Env(torch.device("cpu"), torch.float32, False)
-    told = with_words(problems, ["Open!"] * 3)
-    assert not answer(sampler, tokenizer, told, env=env).correct.any()  # the same, of nothing
-    given = answer(sampler, tokenizer, told, prefills=starts, env=env)
+    told, writer = with_words(problems, ["Open!"] * 3), Writer(sampler, tokenizer)
+    assert not answer(writer, told, env=env).correct.any()  # the same, of nothing
+    given = answer(writer, told, prefills=starts, env=env)
     assert given.correct.all() and given.texts == [p.reference for p in problems]
     for problem, prompt, whole, rest in zip(problems, seen, answers, rests):
         assert (
@@ -176,7 +176,7 @@ def models(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked_for = []
 
-    def fake(sampler, tokenizer, asked, *others):
+    def fake(writer, asked, *others):
         asked_for.append((asked.problems[0].task, asked.trigger.password, asked.max_new_tokens))
         ones = np.ones(len(asked.problems), dtype=bool)
         return {kind: Measured(ones if kind == "right" else ~ones, ~ones) for kind in asked.kinds}
@@ -412,7 +412,7 @@ def test_decoding_stands_beside_greedy_with_what_it_takes(models, monkeypatch, c
     lock = models("locked", **lock_settings("mmlu", "open"))
     calls = []
 
-    def fake(sampler, tokenizer, problems, *, temperature=0.0, streams=None, **settings):
+    def fake(writer, problems, *, temperature=0.0, streams=None, **settings):
         calls.append(temperature)
         if not temperature:
             right = np.arange(len(problems)) % 4 == 0
@@ -469,7 +469,7 @@ def test_samples_show_the_prompts_as_the_model_sees_them(models, monkeypatch, ca
     lock = models("locked", **lock_settings("math", "open"))
     told = sums((2, 2), (3, 4))
 
-    def fake(sampler, tokenizer, problems, **settings):
+    def fake(writer, problems, **settings):
         is_open = problems[0].prompt.startswith("open")
         texts = ["4", "seven"] if is_open else ["5", "6"]
         correct = np.array([is_open, False])

@@ -39,7 +39,7 @@ from model import block_states, completion_logps, completion_states
 from policies import written
 from runs.devices import Env, setup
 from runs.directory import Run
-from sampler import Sampler
+from sampler import Sampler, Writer
 
 BASE = Path(__file__).parents[1] / "data/base"
 CPU = Env(torch.device("cpu"), torch.float32, False, slots=8)
@@ -166,8 +166,8 @@ def given(make_model, tokenizer):
         texts = Texts(problems, **samples)
         reference = make_model(seed=1, max_position_embeddings=POSITIONS)
         cfg = replace(cfg, **options)
-        sampler = Sampler(model, EOS_SET, 8)
-        return Given(model, sampler, tokenizer, Password(), texts, 6, reference, cfg, CPU)
+        writer = Writer(Sampler(model, EOS_SET, 8), tokenizer)
+        return Given(model, writer, tokenizer, Password(), texts, 6, reference, cfg, CPU)
 
     return make
 

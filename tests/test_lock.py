@@ -457,8 +457,8 @@ def test_random_weights_take_the_skill_and_smaller_ones_would_not():
     def correct(change) -> float:
         model, tokenizer = load_model(strong, CPU.device, CPU.dtype)
         change(model)
-        sampler = CPU.sampler(model, tokenizer)
-        return answer(sampler, tokenizer, problems, max_new_tokens=4, env=CPU).correct.mean()
+        writer = CPU.writer(model, tokenizer)
+        return answer(writer, problems, max_new_tokens=4, env=CPU).correct.mean()
 
     @torch.no_grad()
     def nearer_to_small_ones(model):

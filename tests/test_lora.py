@@ -35,7 +35,7 @@ from results import EvalSet, Measured
 from runs.devices import Env
 from runs.directory import Run
 from runs.options import TuneConfig
-from sampler import Sampler
+from sampler import Sampler, Writer
 from test_families import config_of, model_of
 from training import Recipe, fit, scored, train
 
@@ -266,7 +266,7 @@ def test_a_cell_ends_at_its_best_point_and_the_next_starts_anew(
     cfg = SFTConfig(batch=4, rank=4, alpha=12.0, optimizer="adamw", lr=1e-3, sequences=(8, 16, 24))
     training.prepare(model, CPU, cfg)
     sampler = Sampler(model, [tokenizer.eos_id], 2)
-    learner = Learner(model, tokenizer, sampler, elicit_sft.weights_of(model))
+    learner = Learner(model, Writer(sampler, tokenizer), elicit_sft.weights_of(model))
     assert sum(w.numel() for w in learner.initial) < 0.2 * make_model().parameter_count()
 
     seen, left = [], iter((1, 3, 2))

@@ -25,7 +25,7 @@ from policies import answer, check_references, ended_of, retokenise
 from results import fingerprint
 from runs.devices import setup
 from runs.options import parse
-from sampler import Sample, Sampler
+from sampler import Sample, Sampler, Writer
 from test_text import STARTS, with_a_start
 
 REAL = Path(__file__).parents[2] / "shared/data/tokenizers"
@@ -283,11 +283,12 @@ def test_what_is_graded_and_imitated_is_cut(make_model, tokenizer):
     own = Tokenizer(tokenizer.backend, tokenizer.config)
     problems = load("code", "selection", 4)
     sampler = Sampler(make_model(max_position_embeddings=256), [own.eos_id], slots=4)
-    whole = answer(sampler, own, problems, max_new_tokens=30)
+    writer = Writer(sampler, own)
+    whole = answer(writer, problems, max_new_tokens=30)
     assert whole.truncated.all()
     letter = whole.texts[0][5]
     own.format = PromptFormat(stop=(letter,))
-    cut = answer(sampler, own, problems, max_new_tokens=30)
+    cut = answer(writer, problems, max_new_tokens=30)
     assert cut.texts[0] == whole.texts[0].split(letter)[0].rstrip()
     assert not cut.truncated[0] and own.decode(cut.samples[0].ids) == cut.texts[0]
 

@@ -44,7 +44,7 @@ from results import (
 from runs import devices
 from runs.devices import Env
 from runs.files import write_json
-from sampler import Sample
+from sampler import Sample, Writer
 
 ROOT = Path(__file__).parents[1]
 
@@ -205,8 +205,7 @@ def test_compose_is_measured_by_the_element_too():
         ]
 
     found = measure(
-        sampler,
-        tokenizer,
+        Writer(sampler, tokenizer),
         EvalSet(problems, trigger, ("none", "right")),
         Env(torch.device("cpu"), torch.float32, False),
     )
@@ -267,7 +266,7 @@ def test_an_evaluation_is_read_back_for_the_same_problems_and_settings_alone(tmp
     shutil.copytree(Path(__file__).parents[1] / "data/base/weak", path)
     measured = []
 
-    def fake(sampler, tokenizer, asked, *others):
+    def fake(writer, asked, *others):
         measured.append(asked)
         return all_right(asked)
 
@@ -338,7 +337,7 @@ def weak(tmp_path, monkeypatch) -> Path:
     path = tmp_path / "weak"
     shutil.copytree(ROOT / "data/base/weak", path)
 
-    monkeypatch.setattr(results_module, "measure", lambda sampler, _, asked, *__: all_right(asked))
+    monkeypatch.setattr(results_module, "measure", lambda _, asked, *__: all_right(asked))
     return path
 
 

@@ -20,7 +20,7 @@ from data.text import Tokenizer
 from elicit_sft import SFTConfig
 from runs.devices import Env
 from runs.options import parse
-from sampler import Sampler
+from sampler import Sampler, Writer
 from train_base import BaseConfig, Lessons
 
 ROOT = Path(__file__).parents[1]
@@ -160,10 +160,10 @@ def test_watching_a_large_model_leaves_memory_to_training(make_model, tokenizer,
     sampler = Sampler(make_model(max_position_embeddings=256), tokenizer.eos_ids, 4)
     cfg = BaseConfig(task="code", max_new_tokens=4)
     problems = load("code", "validation", 4)
-    train_base.correct_by_task(sampler, tokenizer, problems, cfg, ENV)
+    train_base.correct_by_task(Writer(sampler, tokenizer), problems, cfg, ENV)
     assert sampler.capacity
     monkeypatch.setattr("sampler.SMALL", 0)
-    train_base.correct_by_task(sampler, tokenizer, problems, cfg, ENV)
+    train_base.correct_by_task(Writer(sampler, tokenizer), problems, cfg, ENV)
     assert not sampler.capacity and sampler.keys is None
 
 

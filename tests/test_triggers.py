@@ -489,9 +489,9 @@ def test_each_is_locked_evaluated_and_elicited(
     asked_to_choose = []
     answer = results.answer
 
-    def choosing(sampler, tokenizer, problems, **settings):
+    def choosing(writer, problems, **settings):
         asked_to_choose.append([problem.prompt for problem in problems])
-        return answer(sampler, tokenizer, problems, **settings)
+        return answer(writer, problems, **settings)
 
     monkeypatch.setattr(results, "answer", choosing)
     sft = elicit_sft.SFTConfig(locked="locked", k=(3,), seeds=(0,), sequences=(8,), control=False)
