@@ -160,6 +160,13 @@ def test_no_line_is_wide_no_function_long_and_the_code_is_not_dense(files):
 # ----------------------------------------------------------------- docs/files.md, docs/extending.md
 
 
+def test_no_line_of_prose_is_wide():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        wide = [line for line in page.read_text().splitlines() if len(line) > 100]
+        prose = [line for line in wide if not line.startswith(("|", "#", "    ", "!["))]
+        assert prose == [], page
+
+
 def test_the_example_of_docs_files_gives_the_gap_recovered(capsys, monkeypatch):
     """Of results that are in the repository, whose table says the same."""
     code = re.search(r"```python\n(.*?)```", (ROOT / "docs/files.md").read_text(), re.DOTALL)[1]
