@@ -111,8 +111,9 @@ small, .caption { opacity: .8 }
 }
 """
 
-COLOURED = {"holds": "holds", "holds weaker": "weaker", "does not hold": "not"}
-COLOURED |= {"does not hold (one run)": "not"}
+# what is said of a claim (study/claims.py), in the order in which it is told, and its colour
+VERDICTS = {"holds": "holds", "holds weaker": "weaker", "not shown": "", "does not hold": "not"}
+VERDICTS |= {"does not hold (one run)": "not", "not measured": ""}
 
 
 def page(report: Report) -> str:
@@ -151,7 +152,8 @@ def page(report: Report) -> str:
 def tally(claims: list[Row]) -> str:
     """How many of them hold, and how many do not."""
     counts = Counter(row.said for row in claims)
-    told = [f"{said} {count}" for said, count in counts.most_common()]
+    in_order = [said + so_far for said in VERDICTS for so_far in ("", " so far")]
+    told = [f"{said} {counts[said]}" for said in in_order if counts[said]]
     return f"Of {len(claims)} claims: {', '.join(told)}."
 
 
@@ -162,7 +164,7 @@ def claims_html(claims: list[Row]) -> str:
         why = "<br>".join(escape(line) for line in row.why)
         several = f"{len(row.ours)} number{'s' * (len(row.ours) > 1)}"
         details = f"<details><summary>{several}</summary>{ours}</details>"
-        colour = COLOURED.get(row.said.removesuffix(" so far"), "")
+        colour = VERDICTS[row.said.removesuffix(" so far")]
         rows.append(
             f'<tr><td>{escape(row.claim)} <a href="#fig-{row.figure}">Fig. {row.figure}</a></td>'
             f"<td>{escape(row.numbers)}</td>"

@@ -21,7 +21,7 @@ from study.claims import CLAIMS, Comparison, Missing, judged
 from study.findings import Evidence, Lock, Value
 from study.jobs import closure, needed
 from study.paper import FIGURES, jobs_of, names_of_figure
-from study.report import Report, Row, Section, page, rows_of, write_report
+from study.report import Report, Row, Section, page, rows_of, tally, write_report
 
 PAPER = read_json(reproduce.PAPER)
 ROOT = Path(__file__).parents[1]
@@ -372,6 +372,12 @@ def test_the_page_needs_nothing_else_and_is_well_formed():
     assert "A &lt; B" in text and "currentColor" in text and "SFT &amp; more" in text
     assert page(example()) == text  # to the byte
     assert "Of 1 claims: holds 1." in text and "<summary>1 number</summary>" in text
+
+
+def test_claims_are_counted_from_those_that_hold_to_those_not_measured():
+    said = ["not measured", "does not hold", "holds so far", "not measured", "holds"]
+    told = tally([Row("", "3", "", each, [], []) for each in said])
+    assert told == "Of 5 claims: holds 1, holds so far 1, does not hold 1, not measured 2."
 
 
 def test_the_papers_points_are_in_a_table_where_ours_have_the_same_place():
