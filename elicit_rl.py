@@ -946,12 +946,11 @@ def planned(cfg: RLConfig, lock: Origin, env: Env) -> int:
         s = plan.settings_of(cfg, env)
         share = s.devices if cfg.shard else 1
         has_reference = cfg.reference == "initial" and not cfg.rank
-        weights = s.wide * policy.parameters / share if has_reference else 0
-        if writer:
-            weights += s.wide * writer.parameters
-        if judge:
-            weights += s.wide * judge.parameters
-        others = plan.Phase(weights=weights)
+        reference = s.wide * policy.parameters / share + policy.rotary if has_reference else 0
+        others = plan.Phase(weights=reference)
+        for other in (writer, judge):
+            if other:
+                others += plan.whole(other, s)
         rest = plan.at_rest(policy, s) + others
         held = plan.held_by_sampler(policy, texts, s)
         left = others + plan.left_by_sampler(policy, texts, s)

@@ -430,6 +430,14 @@ class Decoder(nn.Module):
         self.norm = make_norm(config)
 
 
+def rotary_rows(config: ModelConfig) -> int:
+    """Positions of the rotary tables.
+
+    Padded rows and the cache reach past the last one: by an eighth and 31 at most.
+    """
+    return config.max_position_embeddings * 9 // 8 + 32
+
+
 def inverse_frequencies(config: ModelConfig) -> Tensor:
     """Radians by which each pair of a head's numbers turns from one position to the next.
 
@@ -476,12 +484,9 @@ class Model(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-        # Padded rows and the cache reach past the last position: by an eighth and 31 at most.
-        rows = config.max_position_embeddings * 9 // 8 + 32
         device = self.lm_head.weight.device
-        if device.type == "meta":  # a config's long promise would take seconds
-            rows = 1
-
+        # on the meta device a config's long promise would take seconds
+        rows = 1 if device.type == "meta" else rotary_rows(config)
         positions = torch.arange(rows, dtype=torch.float32, device="cpu")
         angles = torch.outer(positions, inverse_frequencies(config))
         self.register_buffer("cos", angles.cos().to(device), persistent=False)

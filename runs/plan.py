@@ -2,7 +2,7 @@
 
 A run is a few phases, and each has parts, in bytes:
 
-    weights      of models that are not trained, in the compute dtype
+    weights      of models that are not trained, in the compute dtype; rotary tables
     masters      the trained weights, as --master has them
     gradients    as wide as the masters
     moments      the optimiser's: Lion one, AdamW two, Muon one of a block's matrices
@@ -34,7 +34,7 @@ from data.problems import InputError, Problem
 from data.triggers import Trigger, dressed
 from figures import table
 from lora import base_of
-from model import CHUNK, SHORT, Model, ModelConfig
+from model import CHUNK, SHORT, Model, ModelConfig, rotary_rows
 from runs.devices import Env, dtype_of, memory_of
 from runs.options import PlanConfig, TextConfig, TrainConfig, flag_of
 from sampler import cache_bucket, cache_bytes, padded_length, prefill_lines, stays
@@ -102,6 +102,11 @@ class Shape:
     @property
     def parameters(self) -> int:
         return self.matrices + self.tables + self.vectors
+
+    @property
+    def rotary(self) -> int:
+        """Bytes of the tables of cosines and sines: fp32, and whole on every device."""
+        return 4 * rotary_rows(self.config) * self.config.rotary_width
 
     def adapted(self, targets: tuple[str, ...]) -> tuple[int, int]:
         """Numbers and sides of the matrices that LoRA is put beside: all without targets."""
@@ -282,7 +287,7 @@ def at_rest(shape: Shape, s: Settings) -> Phase:
     if s.optimizer == "muon":
         moments += by_two  # AdamW on what is no matrix of a block
     return Phase(
-        weights=frozen / share,
+        weights=frozen / share + shape.rotary,
         masters=s.master * trained / share,
         moments=s.master * moments / share,
     )
@@ -296,13 +301,14 @@ def teaching(shapes: list[Shape], s: Settings) -> tuple[Phase, Phase]:
     """
     vocab = shapes[0].config.vocab_size
     weights = s.wide * sum(shape.parameters for shape in shapes)
+    rotary = sum(shape.rotary for shape in shapes)
     compared = Phase(logits=CHUNK * vocab * (s.wide + 4))
     if s.shard:
         tables = s.wide * sum(shape.tables for shape in shapes)
         weights = weights / s.devices + tables
         block = max(shape.matrices / shape.config.num_hidden_layers for shape in shapes)
         compared["copies"] = 4 * s.wide * block
-    return Phase(weights=weights), compared
+    return Phase(weights=weights + rotary), compared
 
 
 ENOUGH = 100_000  # examples of a step to look at: more are accumulated in more micro-batches
@@ -407,9 +413,14 @@ def of_prefill(shape: Shape, length: int, s: Settings) -> float:
     return s.wide * tokens * (kept + max(attention, mlp))
 
 
+def whole(shape: Shape, s: Settings) -> Phase:
+    """A model that is not trained and stands whole on the device."""
+    return Phase(weights=s.wide * shape.parameters + shape.rotary)
+
+
 def sampling(shape: Shape, texts: Texts, s: Settings) -> Phase:
     """A model that only samples, or is evaluated."""
-    return Phase(weights=s.wide * shape.parameters) + of_sampler(shape, texts, s)
+    return whole(shape, s) + of_sampler(shape, texts, s)
 
 
 def copy_of(shape: Shape, s: Settings) -> int:

@@ -119,8 +119,10 @@ def test_masters_and_moments_are_those_of_the_optimisers(make_model, make_exampl
     rest = plan.at_rest(shape, settings)
     assert rest["moments"] == measured
     assert rest["masters"] == sum(p.nbytes for p in model.parameters())
+    rotary = sum(table.nbytes for table in model.buffers())
+    assert rest["weights"] == rotary > 0
     shared = plan.at_rest(shape, replace(settings, shard=True, devices=4))
-    assert shared["masters"] == rest["masters"] / 4
+    assert shared["masters"] == rest["masters"] / 4 and shared["weights"] == rotary
 
     # as it is read, divided: a share in the compute dtype, and the table at a time
     bf16, table = replace(settings, wide=2, devices=4), 300 * 64
@@ -131,7 +133,8 @@ def test_masters_and_moments_are_those_of_the_optimisers(make_model, make_exampl
     attach(model, 4, 8.0, (), seed=0)
     adapter = [p for p in model.parameters() if p.requires_grad]
     assert lean["masters"] == sum(p.nbytes for p in adapter)
-    assert lean["weights"] == sum(p.nbytes for p in model.parameters()) - lean["masters"]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    assert lean["weights"] == sum(p.nbytes for p in frozen) + rotary
 
 
 def test_a_sampler_holds_the_planned_cache(make_model):
@@ -141,7 +144,8 @@ def test_a_sampler_holds_the_planned_cache(make_model):
     texts = plan.Texts(21, 30, [])
     planned = plan.sampling(plan.shape(model.config), texts, replace(FP32, slots=6))
     assert planned["cache"] == sum(t.nbytes for t in sampler.keys + sampler.values)
-    assert planned["weights"] == sum(p.nbytes for p in model.parameters())
+    held = [*model.parameters(), *model.buffers()]
+    assert planned["weights"] == sum(tensor.nbytes for tensor in held)
 
 
 def test_the_prefill_of_shorter_prompts_may_be_the_larger_one(make_model):
