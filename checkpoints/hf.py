@@ -380,16 +380,19 @@ LAYOUTS = (
 )
 
 
-def collected(tensors: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Tensor]:
+def collected(
+    tensors: Iterable[tuple[str, Tensor]], keep: bool, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
     """Whole tensors, by name, in the host memory of the rank that keeps them.
 
-    The others only take part in gathering what is sharded.
+    The others only take part in gathering what is sharded. dtype: they are converted to it one by
+    one, so that the host never has them all in another.
     """
     found = {}
     for name, tensor in tensors:
         full = whole(tensor.detach())
         if keep:
-            found[name] = full.contiguous().cpu()
+            found[name] = full.to(dtype or full.dtype).contiguous().cpu()
     return found
 
 
@@ -406,7 +409,8 @@ def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool
     """
     path = Path(path)
     staging = path / ".saving"
-    tensors = collected(plain_weights(model), write)  # a tied head appears once
+    dtype = dtype_to_store(model)
+    tensors = collected(plain_weights(model), write, dtype)  # a tied head appears once
     if not write:
         return
 
@@ -414,8 +418,7 @@ def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        dtype = dtype_to_store(model, tensors)
-        names = write_tensors(staging, stored_tensors(model.config, tensors, dtype))
+        names = write_tensors(staging, stored_tensors(model.config, tensors))
         tokenizer.save(staging)
         write_json(staging / "config.json", to_hf(model.config, tokenizer, dtype))
 
@@ -440,34 +443,35 @@ def save_model(path: str | Path, model: Model, tokenizer: Tokenizer, write: bool
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def dtype_to_store(model: Model, tensors: dict[str, Tensor]) -> torch.dtype:
+def dtype_to_store(model: Model) -> torch.dtype:
     """The dtype in which a model's weights are written: that of the files they were read from.
 
     But weights trained since are no longer numbers of 16 bits, and rounding could undo a small
     step. They are written in the model's compute dtype, in which every use of them rounds them
-    anyway: what is opened again computes what was measured.
+    anyway: what is opened again computes what was measured. All ranks call it.
     """
     stored = getattr(torch, model.config.stored_dtype)
-    if all(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):
+    masters = {tensor.dtype for tensor in read_weights(model).values()}
+    if masters == {torch.bfloat16}:
         return torch.bfloat16  # trained in it (--master bf16)
     if stored == torch.float32:
         return stored
-    for tensor in tensors.values():
-        if not torch.equal(tensor, tensor.to(stored).to(tensor.dtype)):
-            return model.compute_dtype
-    return stored
+    is_kept = True
+    for _, tensor in plain_weights(model):  # to the last: of a sharded model every rank gathers
+        full = whole(tensor.detach())
+        is_kept &= torch.equal(full, full.to(stored).to(full.dtype))
+    return stored if is_kept else model.compute_dtype
 
 
-def stored_tensors(
-    config: ModelConfig, tensors: dict[str, Tensor], dtype: torch.dtype
-) -> dict[str, Tensor]:
+def stored_tensors(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a checkpoint's files, from the parameters: the inverse of `fill`."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     found = {}
     for key, places in stored_places(config, tensors).items():
         if places == [Place(key)]:
-            found[key] = tensors[key].to(dtype)
+            found[key] = tensors[key]
             continue
+        dtype = tensors[places[0].parameter].dtype
         found[key] = torch.empty(stored_shape(config, places, shapes), dtype=dtype)
         for place in places:
             part = part_of_model(config, tensors[place.parameter], place)

@@ -147,7 +147,7 @@ def test_a_family_is_transformers(case, tokenizer, tmp_path):
     F.cross_entropy(logits.flatten(0, 1), TOKENS.flatten()).backward()
     F.cross_entropy(expected.flatten(0, 1), TOKENS.flatten()).backward()
     grads = {name: p.grad for name, p in ours.named_parameters()}
-    grads = hf.stored_tensors(ours.config, grads, torch.float32)
+    grads = hf.stored_tensors(ours.config, grads)
     for name, p in theirs.named_parameters():
         if family_of(case) == "gpt_neox":  # whose head has another name in files
             name = name.replace("lm_head", "embed_out")
