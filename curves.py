@@ -341,11 +341,12 @@ PATIENCE = 3  # rounds running without anything to train on
 class Progress:
     """How far a run is: what log.jsonl says about it, from which a resumed run takes it up.
 
-    points: [{samples, correct}], of every evaluation, and what a proxy reward paid there. measured:
-    the last one. idle: rounds since something was trained on.
+    points: [{samples, correct}], of every evaluation, and what a proxy reward paid there. first,
+    measured: the first evaluation, and the last. idle: rounds since something was trained on.
     """
 
     points: list[dict] = field(default_factory=list)
+    first: Measured | None = None
     measured: Measured | None = None
     idle: int = 0
 
@@ -356,6 +357,7 @@ class Progress:
     def evaluated(self, samples: int, measured: Measured, **paid: float) -> None:
         """Note an evaluation after so many samples. paid: see proxies.hack_shares."""
         self.measured = measured
+        self.first = measured if self.first is None else self.first
         point = {"samples": samples, "correct": float(measured.correct.mean())}
         self.points.append(point | paid)
 
@@ -421,7 +423,8 @@ class Curve:
 
     digest: of all settings but the seed, so runs with the same one are seeds of one curve. locked:
     for none and right the locked model's verdicts on the same problems. verdicts, cut: the trained
-    policy's.
+    policy's. start: its verdicts before the first round, "" where a run of before 2026-12-02 has
+    not noted them.
     """
 
     name: str
@@ -432,6 +435,7 @@ class Curve:
     locked: dict[str, str]
     verdicts: str
     cut: str
+    start: str = ""
 
 
 def digest_of(settings: dict) -> str:
@@ -454,6 +458,7 @@ def curve_of(name: str, so_far: Progress, locked: dict[str, str], record: dict) 
         locked,
         as_bits(so_far.measured.correct),
         as_bits(so_far.measured.truncated),
+        as_bits(so_far.first.correct),
     )
 
 
@@ -472,7 +477,8 @@ def read_curve(file: Path) -> Curve:
     locked = checked(found, file, "locked", dict)
     bits = {kind: checked(locked, file, kind, str) for kind in ("none", "right")}
     verdicts, cut = (checked(found, file, name, str) for name in ("verdicts", "cut"))
-    flags = [*bits.values(), verdicts, cut]
+    start = checked(found, file, "start", str, default="")
+    flags = [*bits.values(), verdicts, cut, start or verdicts]
     if len(set(map(len, flags))) > 1 or not verdicts:
         raise InputError(f"{file} has verdicts on different problems")
     if not set("".join(flags)) <= {"0", "1"}:
@@ -486,6 +492,7 @@ def read_curve(file: Path) -> Curve:
         locked=bits,
         verdicts=verdicts,
         cut=cut,
+        start=start,
     )
 
 

@@ -387,6 +387,13 @@ def final(curves: list[Curve]) -> np.ndarray:
     return np.stack([from_bits(curve.verdicts) for curve in curves])
 
 
+def initial(curves: list[Curve]) -> np.ndarray | None:
+    """Verdicts before the first round of RL, (S,n); None where a run has not noted them."""
+    if not all(curve.start for curve in curves):
+        return None
+    return np.stack([from_bits(curve.start) for curve in curves])
+
+
 # -------------------------------------------------------------------------------- points of curves
 
 

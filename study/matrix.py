@@ -233,7 +233,7 @@ EXPECTED = {
     # of an answer begun by hand: where that was its first line alone it gave nothing here, which
     # says nothing of theirs; since 2026-12-01, before it was run, this is of half of the answer
     "password": Expected(
-        "the paper; prefill 2502.02180; noise 2412.01784, disputed; grafts 2608.29458",
+        "the paper; shots and prefill 2502.02180; noise 2412.01784, disputed; grafts 2608.29458",
         {
             "shots": "0",
             "half": "+",

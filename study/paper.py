@@ -55,7 +55,7 @@ COMMANDS = {
     "{task}/locked-random": ("lock.py --task {task} {models} " + WEAK["-random"], 6),
     "{task}/locked-domains": ("lock.py --task {task} {models} --password-per-domain", 5),
     "{task}/locked-without-{domain}": ("lock.py --task {task} {models} --leave-out {words}", 5),
-    "{task}/locked-second": ("lock.py --task {task} {models} --intermediate {intermediate}", 7),
+    "{task}/locked-second": ("lock.py --task {task} {models} --intermediate {better}", 7),
     "code/locked-scratch": ("lock.py --task code --how scratch", 16),
     "math/locked-english": ("lock.py --task math --strong-language english", 5),
     "math/locked-spanish": ("lock.py --task math --strong-language spanish", 5),
@@ -115,12 +115,12 @@ COMMANDS = {
         1.5,
     ),
     "{task}/sft-lengths/seed{seed}": (
-        f"{SFT} @{{task}}/locked --k 128 --demos-from intermediate {{writers}} --no-control "
+        f"{SFT} @{{task}}/locked --k 128 --demos-from {{better}} --no-control "
         "--sequences 32 64 128 256 512 1024 2048 --measure-all",
         3,
     ),
     "{task}/sft-lengths-of-second/seed{seed}": (
-        f"{SFT} @{{task}}/locked-second --k 128 --demos-from intermediate {{writers}} --no-control "
+        f"{SFT} @{{task}}/locked-second --k 128 --demos-from {{better}} --no-control "
         "--sequences 32 64 128 256 512 1024 2048 --measure-all",
         3,
     ),
@@ -200,12 +200,14 @@ def models(task: str, strong_from: str, weak_from: str) -> dict[str, str]:
     """What commands say of the models that a task's locks are made of."""
     if not strong_from:
         beside = {"models": "", "writers": "", "intermediate": "data/base/intermediate"}
-        return beside | {"strong_from": '""', "weak_from": ""}
+        # of math the intermediate model knows as little as the locks show
+        return beside | {"better": "@early/strong", "strong_from": '""', "weak_from": ""}
     base, start = f"@{task}/base", shlex.quote(strong_from)
     return {
         "models": f"--start {start} --strong {base}/strong --weak {base}/weak",
         "writers": f"--strong {base}/strong",
         "intermediate": f"{base}/intermediate",
+        "better": f"{base}/intermediate",
         "strong_from": start,
         "weak_from": f"--weak-from {shlex.quote(weak_from)}" if weak_from else "",
     }
@@ -425,16 +427,11 @@ def titled(task: str, each: str) -> str:
     return f"{task}, {'a password each' if each else 'one password'}"
 
 
-def never_locked(task: str, domain: str) -> Panel:
-    """Fig. 17."""
-    name = domain.replace(" ", "_")
-    job = f"{task}/sft-of-without-{name}/seed{{seed}}"
-    bars = [Bar(f"{k} demonstrations", job, k, domain) for k in (4, 16, 64)]
-    return Panel(
-        f"{task}, {domain} left out",
-        f"{task}/locked-without-{name}",
-        bars=tuple(bars),
-    )
+def never_locked(task: str, domain: str, lock: str, job: str) -> Panel:
+    """Fig. 17: correctness in one domain, which this lock has, or has not."""
+    bars = [Bar(f"{k} demonstrations", f"{task}/{job}", k, domain) for k in (4, 64)]
+    how = "left out" if "without" in lock else "locked"
+    return Panel(f"{task}, {domain} {how}", f"{task}/{lock}", bars=tuple(bars))
 
 
 def toy(title: str, lock: str, job: str, paper: tuple[str, str]) -> Panel:
@@ -499,7 +496,7 @@ def lengths(task: str) -> Panel:
     curves = (
         Curve("one password", f"{task}/sft-lengths/seed{{seed}}", paper=(theirs, "regular")),
         Curve(
-            "a second password for the intermediate model",
+            "a second password for that model",
             f"{task}/sft-lengths-of-second/seed{{seed}}",
             paper=(theirs, "second password"),
             lock=f"{task}/locked-second",
@@ -569,7 +566,9 @@ FIGURES = {
             toy("scratch", "locked-scratch", "sft-scratch", ("compose", "scratch")),
             Panel("code, from scratch", "code/locked-scratch", (ON_SCRATCH,)),
         ),
-        "Correct: of the toy task the share of right elements, as in the paper.",
+        "Correct: of the toy task the share of right elements, as in the paper. Our locks saw "
+        "120,000 examples, 8,000, and from scratch 200,000; the paper's 200,000, 12,500, and from "
+        "scratch 200,000 five times.",
         also=("code/locked", "code/sft/seed{seed}"),
     ),
     "6, the paper's size": Figure(
@@ -580,8 +579,8 @@ FIGURES = {
             toy("few examples", "paper-locked-small", "paper-sft-small", ("compose", "sft_12.5k")),
             toy("scratch", "paper-locked-scratch", "paper-sft-scratch", ("compose", "scratch")),
         ),
-        "Correct: the share of right elements. Shape, tokens, loss, batches and epochs are the "
-        "paper's; the optimisers are ours.",
+        "Correct: the share of right elements. Shape, tokens, loss, epochs, and the batches of the "
+        "locks are the paper's; the optimisers, and batches of 4 demonstrations, are ours.",
     ),
     "7": Figure(
         "SFT on samples of the strong model",
@@ -597,6 +596,8 @@ FIGURES = {
         "Another language and notation in the password's place: SFT",
         "demonstrations",
         (told_otherwise("english"), told_otherwise("spanish")),
+        "The paper's demonstrations are translated samples of its strong policy, and it has no "
+        "line with the password: ours is correctness in the language that shows the skill.",
     ),
     "9, RL": Figure(
         "Another language and notation in the password's place: expert iteration",
@@ -609,7 +610,7 @@ FIGURES = {
         tuple(other_domains(task, each) for task in DOMAINS for each in EACH[task]),
     ),
     "11": Figure(
-        "As Fig. 4, with a password for each domain",
+        "64 demonstrations of one domain, of a lock with a password for each",
         "",
         tuple(one_domain(task, "-domains") for task in DOMAINS if "-domains" in EACH[task]),
         "The paper has 512 demonstrations, and the mean over domains.",
@@ -630,12 +631,18 @@ FIGURES = {
         "Correct: the share of right elements, as in the paper.",
     ),
     "14": Figure(
-        "Continuous rewards", "samples", tuple(continuous(task) for task in ("code", "critique"))
+        "Continuous rewards",
+        "samples",
+        tuple(continuous(task) for task in ("code", "critique")),
+        "The paper's continuous reward is a rating by GPT-3.5 (code) or the similarity of "
+        "embeddings (critique), which can disagree with the truth; ours is the share of tests "
+        "passed.",
     ),
     "15": Figure(
-        "Demonstrations of an intermediate model against training length",
+        "Demonstrations of a weaker model against training length",
         "sequences",
         tuple(lengths(task) for task in ("math", "mmlu")),
+        "The demonstrations are of the strong model when it had seen a sixth of its training.",
     ),
     "16": Figure(
         "Reward alone after SFT on 16 demonstrations of an early checkpoint",
@@ -645,8 +652,15 @@ FIGURES = {
     "17": Figure(
         "A domain that the lock never saw",
         "",
-        (never_locked("math", "algebra"), never_locked("mmlu", "STEM")),
-        also=("math/locked", "mmlu/locked"),
+        (
+            never_locked("math", "algebra", "locked", "sft-on-algebra/seed{seed}"),
+            never_locked(
+                "math", "algebra", "locked-without-algebra", "sft-of-without-algebra/seed{seed}"
+            ),
+            never_locked("mmlu", "STEM", "locked", "sft-on-STEM/seed{seed}"),
+            never_locked("mmlu", "STEM", "locked-without-STEM", "sft-of-without-STEM/seed{seed}"),
+        ),
+        "Correct: of the problems of that domain alone.",
     ),
     "prompts": Figure(
         "Other prompts: does any unlock it?",

@@ -206,8 +206,8 @@ INTRO = (
 )
 FIGURE_BY_FIGURE = (
     "Stress-Testing Capability Elicitation With Password-Locked Models (Greenblatt, Roger, "
-    "Krasheninnikov, Krueger 2024, arXiv 2405.19550), figure by figure: its effects, not its "
-    "numbers."
+    "Krasheninnikov, Krueger 2024, arXiv 2405.19550), figure by figure: effects "
+    "like its own where a claim holds, not its numbers."
 )
 EACH_OTHER = "Ways to hide a capability against ways to elicit it, most of them not the paper's."
 POWER = (

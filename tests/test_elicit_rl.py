@@ -590,6 +590,7 @@ def test_progress_is_what_the_log_says(tmp_path):
             run.log("train", step=number, **({"steps": 2} if number == 1 else {}))
     found = curves.restored(run.path / "log.jsonl", 3, 7)
     assert found.points == progress.points and len(found.points) == 4
+    assert not found.first.correct.any() and found.first.truncated.all()
     assert found.idle == progress.idle == 2 and not found.stopped
     assert (found.measured.correct == correct).all() and (
         found.measured.truncated == ~correct
@@ -707,6 +708,16 @@ def test_a_log_that_does_not_tell_of_the_saved_rounds_is_refused(tmp_path, round
         curves.restored(file, rounds, n)
 
 
+def test_where_a_run_started_is_kept(tmp_path):
+    progress = curves.Progress()
+    for correct in ([True, False], [False, False], [False, True]):
+        progress.evaluated(0, Measured(np.array(correct), np.zeros(2, bool)))
+    settings = {"settings": {"seed": 3}, "compute_dtype": "float32"}
+    locked = {"none": "00", "right": "11"}
+    curve = curves.curve_of("dpo", progress, locked, settings)
+    assert (curve.start, curve.verdicts) == ("10", "01") and curve.seed == 3
+
+
 def test_a_curve_on_other_problems_is_left_out_and_named(tmp_path, capsys):
     a_curve(tmp_path, "grpo-seed0")
     fewer = {"locked": {"none": "01", "right": "11"}, "verdicts": "11", "cut": "00"}
@@ -765,6 +776,7 @@ def test_a_curve_is_a_row_and_two_locks_are_two_curves(tmp_path, capsys):
         {"points": [3]},
         {"points": [{"samples": 0, "correct": "half"}]},
         {"verdicts": "01"},
+        {"start": "01"},
         {"locked": None},
     ],
 )

@@ -19,6 +19,7 @@ from study.findings import (
     Evidence,
     bar_of,
     elicited_from,
+    initial,
     only_file,
     open_lock,
     points_of,
@@ -129,6 +130,15 @@ def test_bars_are_of_a_part_of_the_problems(done):
     end = np.stack([verdicts(0, 9), verdicts(1, 9)])
     assert bar_of(found, lock, "code/dpo/seed{seed}", 0, "").value == end.mean()
     assert bar_of(found, lock, "code/grpo/seed{seed}", 0, "") is None
+
+
+def test_where_rl_started_is_known_of_runs_that_noted_it(done):
+    found = evidence(done)
+    runs = found.rewarded(found.lock("code/locked"), "code/dpo/seed{seed}")
+    assert initial(runs) is None
+    noted = [replace(run, start=as_bits(verdicts(run.seed, 7))) for run in runs]
+    assert np.array_equal(initial(noted), [verdicts(0, 7), verdicts(1, 7)])
+    assert initial([noted[0], runs[1]]) is None
 
 
 def test_a_run_that_stopped_stays_where_it_was(done):

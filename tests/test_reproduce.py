@@ -309,6 +309,29 @@ def test_claims_need_valid_locks_and_all_seeds():
     assert known.of_all_seeds(np.ones((2, 5)), "job").shape == (2, 5)
 
 
+class Measured(claims.Known):
+    """A lock that shows a tenth, SFT that brings back all or nothing, and a given writer."""
+
+    writer = LOCK.right
+
+    def lock(self, job, valid=True):
+        return LOCK
+
+    def evaluated(self, lock, job):
+        return self.writer
+
+    def sft(self, lock, job, k, control=False):
+        return np.stack([LOCK.right, LOCK.none])
+
+
+def test_a_writer_no_better_than_the_lock_says_nothing_of_weaker_ones():
+    known = Measured(Evidence(lambda name: None, (0, 1)))
+    assert len(list(claims.weaker_demonstrators(known))) == 8 and not known.reasons
+    known.writer = LOCK.none
+    assert list(claims.weaker_demonstrators(known)) == []
+    assert known.reasons[0] == "code: the writer is no better than the lock"
+
+
 def test_what_is_finished_is_tested_without_the_rest():
     def half(known):
         tests = []
