@@ -26,7 +26,8 @@ that was left out is compared with one that was not.
     not measured       jobs of it are not finished, or it cannot be tested here
 
 p is one-sided and adjusted for the number of tests (Holm) on either side.
-"so far" is added where parts of a claim could not be tested.
+"so far" is added where jobs of a claim are not finished, "where tested" where parts of it cannot be
+tested here.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -92,11 +93,19 @@ class Verdict:
     reasons: list[str]
 
 
+MISSING = " is not finished"
+
+
 class Missing(Exception):
     """A job that a test needs is not finished."""
 
     def __init__(self, job: str):
-        super().__init__(f"{job.format(seed='*')} is not finished")
+        super().__init__(job.format(seed="*") + MISSING)
+
+
+def is_missing(reason: str) -> bool:
+    """Whether a reason is that of `Missing`."""
+    return reason.endswith(MISSING)
 
 
 def judged(tests: list[Comparison]) -> tuple[str, list[Comparison]]:
@@ -555,5 +564,6 @@ def verdict(claim: str, evidence: Evidence) -> Verdict:
     if not tests:
         return Verdict("not measured", [], [], reasons)
     said, failed = judged(tests)
-    said += " so far" * bool(reasons)
+    if reasons:
+        said += " so far" if any(map(is_missing, reasons)) else " where tested"
     return Verdict(said, tests, failed, reasons)

@@ -114,6 +114,8 @@ small, .caption { opacity: .8 }
 # what is said of a claim (study/claims.py), in the order in which it is told, and its colour
 VERDICTS = {"holds": "holds", "holds weaker": "weaker", "not shown": "", "does not hold": "not"}
 VERDICTS |= {"does not hold (one run)": "not", "not measured": ""}
+# and what is added where it is of parts of the claim
+PARTLY = (" where tested", " so far")
 
 
 def page(report: Report) -> str:
@@ -151,10 +153,21 @@ def page(report: Report) -> str:
 
 def tally(claims: list[Row]) -> str:
     """How many of them hold, and how many do not."""
-    counts = Counter(row.said for row in claims)
-    in_order = [said + so_far for said in VERDICTS for so_far in ("", " so far")]
-    told = [f"{said} {counts[said]}" for said in in_order if counts[said]]
-    return f"Of {len(claims)} claims: {', '.join(told)}."
+    counts = Counter(whole_verdict(row.said) for row in claims)
+    told = [f"{said} {counts[said]}" for said in VERDICTS if counts[said]]
+    parts = []
+    for of_parts in PARTLY:
+        count = sum(row.said.endswith(of_parts) for row in claims)
+        parts += [f"{count}{of_parts}"] * bool(count)
+    of_these = f" Of these {', '.join(parts)}." if parts else ""
+    return f"Of {len(claims)} claims: {', '.join(told)}.{of_these}"
+
+
+def whole_verdict(said: str) -> str:
+    """Without whether it is of parts of the claim."""
+    for of_parts in PARTLY:
+        said = said.removesuffix(of_parts)
+    return said
 
 
 def claims_html(claims: list[Row]) -> str:
@@ -164,7 +177,7 @@ def claims_html(claims: list[Row]) -> str:
         why = "<br>".join(escape(line) for line in row.why)
         several = f"{len(row.ours)} number{'s' * (len(row.ours) > 1)}"
         details = f"<details><summary>{several}</summary>{ours}</details>"
-        colour = VERDICTS[row.said.removesuffix(" so far")]
+        colour = VERDICTS[whole_verdict(row.said)]
         rows.append(
             f'<tr><td>{escape(row.claim)} <a href="#fig-{row.figure}">Fig. {row.figure}</a></td>'
             f"<td>{escape(row.numbers)}</td>"

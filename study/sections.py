@@ -5,7 +5,7 @@ import time
 from data.problems import InputError
 from figures import Drawn
 from results import smallest_effect
-from study.claims import verdict
+from study.claims import MISSING, is_missing, verdict
 from study.findings import PROBLEMS, Evidence, bar_of, points_of, within
 from study.jobs import Job, Place, commit, without_seeds
 from study.paper import AT_PAPER_SCALE, TASKS, Figure, Panel
@@ -193,9 +193,8 @@ def rows_of_claims(figures: dict[str, Figure], evidence: Evidence, paper: dict) 
 
 def untested(reasons: list[str]) -> list[str]:
     """Why parts of a claim were not tested: jobs that are not finished by name, once; the rest."""
-    end = " is not finished"
-    names = [reason.removesuffix(end) for reason in reasons if reason.endswith(end)]
-    others = [reason for reason in reasons if not reason.endswith(end)]
+    names = [reason.removesuffix(MISSING) for reason in reasons if is_missing(reason)]
+    others = [reason for reason in reasons if not is_missing(reason)]
     told = [f"not finished: {', '.join(names)}"] if names else []
     return told + ([f"not tested: {'; '.join(others)}"] if others else [])
 

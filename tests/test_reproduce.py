@@ -332,20 +332,26 @@ def test_a_writer_no_better_than_the_lock_says_nothing_of_weaker_ones():
     assert known.reasons[0] == "code: the writer is no better than the lock"
 
 
-def test_what_is_finished_is_tested_without_the_rest():
+@pytest.mark.parametrize(
+    "why, said",
+    [
+        (Missing("b/seed{seed}"), "holds so far"),
+        (InputError("b is no valid lock"), "holds where tested"),
+    ],
+)
+def test_what_can_be_tested_is_without_the_rest(monkeypatch, why, said):
     def half(known):
         tests = []
         for name in ("a", "b"):
             with known.part():
                 if name == "b":
-                    raise Missing("b/seed{seed}")
+                    raise why
                 tests.append(Comparison(name, estimate(0.9), "above", 0.5))
         return tests
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(CLAIMS, "half", half)
-        found = claims.verdict("half", Evidence(lambda name: None, (0,)))
-    assert found.said == "holds so far" and found.reasons == ["b/seed* is not finished"]
+    monkeypatch.setitem(CLAIMS, "half", half)
+    found = claims.verdict("half", Evidence(lambda name: None, (0,)))
+    assert found.said == said and found.reasons == [str(why)]
 
 
 # ----------------------------------------------------------------------------------- the page
@@ -398,9 +404,10 @@ def test_the_page_needs_nothing_else_and_is_well_formed():
 
 
 def test_claims_are_counted_from_those_that_hold_to_those_not_measured():
-    said = ["not measured", "does not hold", "holds so far", "not measured", "holds"]
+    said = ["not measured", "does not hold where tested", "holds so far", "not measured", "holds"]
     told = tally([Row("", "3", "", each, [], []) for each in said])
-    assert told == "Of 5 claims: holds 1, holds so far 1, does not hold 1, not measured 2."
+    verdicts = "Of 5 claims: holds 2, does not hold 1, not measured 2."
+    assert told == f"{verdicts} Of these 1 where tested, 1 so far."
 
 
 def test_the_papers_points_are_in_a_table_where_ours_have_the_same_place():
