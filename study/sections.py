@@ -250,7 +250,9 @@ def texts_of(jobs: dict[str, Job], place: Place) -> dict[str, str]:
         if place.record(job):
             log = place.file(job, ".log")
             if log.exists():  # results alone may have been kept
-                found[f"Completions, {task}"] = log.read_text(errors="replace").strip()
+                text = log.read_text(errors="replace")
+                # what stands before the first problem is about the run
+                found[f"Completions, {task}"] = text[max(0, text.find("===")) :].strip()
     return found
 
 

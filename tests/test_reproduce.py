@@ -203,6 +203,10 @@ def test_results_without_logs_are_reported_and_without_git_there_is_no_commit(
     monkeypatch.setattr(jobs_module.Place, "record", lambda self, job: {"commit": 5, "seconds": 1})
     assert sections.texts_of(jobs_of((0,)), place) == {}
     assert "commits 5;" in sections.facts_of_jobs([jobs_of((0,))["code/samples"]], place)[0]
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/code--samples.log").write_text("of the run\n\n=== a: problem 1\nf\n")
+    told = {"Completions, code": "=== a: problem 1\nf"}
+    assert sections.texts_of(jobs_of((0,)), place) == told
     monkeypatch.setenv("PATH", str(tmp_path))
     assert jobs_module.commit() == ""
 
