@@ -142,6 +142,20 @@ def test_only_the_head_of_a_function_gives_nothing_away():
         assert "prefill" not in rows and "gives nothing away" in left_out["prefill, right"]
 
 
+def test_a_right_answer_that_was_cut_counts_as_wrong():
+    tokenizer = Tokenizer.load(Path(__file__).parents[1] / "data/base/strong")
+    problems = load("code", "validation", 2)
+    whole, cut = tokenizer.encode_completions([p.reference for p in problems])
+
+    def sampler(prompts, **_):
+        return [[Sample(whole, [], False)], [Sample(cut[:-1], [], True)]]
+
+    env = Env(torch.device("cpu"), torch.float32, False)
+    found = answer(Writer(sampler, tokenizer), problems, env=env)
+    assert found.texts == [p.reference for p in problems]
+    assert found.correct.tolist() == [True, False] and found.truncated.tolist() == [False, True]
+
+
 def test_a_prefill_is_continued_at_a_seam_of_training_and_judged_with_the_rest():
     tokenizer = Tokenizer.load(Path(__file__).parents[1] / "data/base/strong")
     problems = load("code", "validation", 3)
