@@ -27,7 +27,7 @@ from losses import grpo_step
 from methods import rewards as own_rewards
 from model import completion_logps
 from optimizers import make_optimizers
-from policies import Answers, Rollout, pass_at_k, round_problems
+from policies import Answers, Rollout, described, drift, pass_at_k, round_problems
 from results import EvalSet, Measured
 from runs.devices import Env
 from runs.directory import Run
@@ -706,6 +706,18 @@ def test_a_log_that_does_not_tell_of_the_saved_rounds_is_refused(tmp_path, round
         file.write_text("")
     with pytest.raises(InputError, match="does not tell of the|are not those of"):
         curves.restored(file, rounds, n)
+
+
+def test_what_is_logged_of_a_round_by_hand():
+    """Entropy is -log p of what was sampled, KL falls with what the update made less likely."""
+    samples = [[Sample([5, 1], [-1.0, -3.0], False), Sample([5], [-2.0], True)]]
+    rolled = Rollout([None], [[3]], samples, [["a", "a"]], np.zeros((1, 2)))
+    found = described(rolled, online=True)
+    assert found == {"length": 1.5, "truncated": 0.5, "duplicates": 0.5, "entropy": 2.0}
+    sampled, before, after = (
+        [Example([3], [5, 1], logps)] for logps in ([-1.0, -3.0], [-1.0, -3.5], [-2.0, -4.0])
+    )
+    assert drift(sampled, before, after) == {"kl": 1.5, "logp_gap": 0.5}
 
 
 def test_where_a_run_started_is_kept(tmp_path):
