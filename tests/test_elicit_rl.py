@@ -710,10 +710,12 @@ def test_a_log_that_does_not_tell_of_the_saved_rounds_is_refused(tmp_path, round
 
 def test_what_is_logged_of_a_round_by_hand():
     """Entropy is -log p of what was sampled, KL falls with what the update made less likely."""
-    samples = [[Sample([5, 1], [-1.0, -3.0], False), Sample([5], [-2.0], True)]]
-    rolled = Rollout([None], [[3]], samples, [["a", "a"]], np.zeros((1, 2)))
-    found = described(rolled, online=True)
-    assert found == {"length": 1.5, "truncated": 0.5, "duplicates": 0.5, "entropy": 2.0}
+    whole, cut = Sample([5, 1], [-1.0, -3.0], False), Sample([5, 2], [-2.0, -2.0], True)
+    drawn = Rollout(
+        [None], [[3]], [[whole, whole, cut, cut]], [["a", "a", "b", "c"]], np.zeros((1, 4))
+    )
+    found = described(drawn, online=True)
+    assert found == {"length": 2.0, "truncated": 0.5, "duplicates": 0.25, "entropy": 2.0}
     sampled, before, after = (
         [Example([3], [5, 1], logps)] for logps in ([-1.0, -3.0], [-1.0, -3.5], [-2.0, -4.0])
     )

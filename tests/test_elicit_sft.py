@@ -15,6 +15,7 @@ import curves
 import elicit_sft
 from checkpoints.hf import model_hash
 from checkpoints.origins import Origin
+from conftest import Killed
 from curves import Cell
 from data import grade, load
 from data.problems import InputError
@@ -366,6 +367,23 @@ def test_weights_are_kept_and_put_back(learner, make_model, same_weights):
             p.add_(1.0)
     elicit_sft.restore(learner.model, learner.writer.sampler, learner.initial)
     same_weights(learner.model, make_model())
+
+
+def test_every_cell_starts_where_the_first_did(
+    learner, make_model, same_weights, monkeypatch, tmp_path
+):
+    def elicit(learner, *others):
+        same_weights(learner.model, make_model())
+        with torch.no_grad():
+            learner.model.lm_head.weight.add_(1.0)
+        raise Killed
+
+    monkeypatch.setattr(elicit_sft, "elicit", elicit)
+    run, demos = SimpleNamespace(path=tmp_path, began=0), [elicit_sft.Demonstration("p\n", "A")]
+    for seed in (0, 1):
+        with pytest.raises(Killed):
+            given = Given(SFTConfig(), [], None, None)
+            elicit_sft.run_cell(Cell(1, seed, False), run, learner, demos, given, ENV)
 
 
 @pytest.mark.parametrize("scores, best", [((1, 3, 2), 512), ((2, 2, 1), 256), ((0, 0, 0), 256)])

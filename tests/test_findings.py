@@ -23,6 +23,7 @@ from study.findings import (
     only_file,
     open_lock,
     points_of,
+    scores_of,
     valued,
 )
 
@@ -260,3 +261,48 @@ def test_a_lock_measured_on_other_problems_is_refused(done):
     write_json(file, evaluation)
     with pytest.raises(InputError, match="does not hold the verdicts on the problems of code"):
         open_lock(done / "code/locked")
+
+
+def test_a_control_is_read_from_its_own_cells(done):
+    problems = load("code", "validation", N)
+    facts = {"split": "validation", "trigger": Password().record, "max_new_tokens": 96}
+    for seed in (0, 1):
+        folder = done / f"code/sft/seed{seed}"
+        cell = folder / f"control-k4-seed{seed}"
+        write_json(
+            cell / "cell.json",
+            record(cell, problems, {"none": measured(verdicts(seed, 1))}, **facts),
+        )
+        (folder / f"control-k1-seed{seed}").rename(folder / f"control-k9-seed{seed}")
+    found = evidence(done)
+    points = points_of(
+        found, found.lock("code/locked"), "code/sft/seed{seed}", "demonstrations", True
+    )
+    both = valued(np.stack([verdicts(0, 1), verdicts(1, 1)]))
+    assert points == {4: both, 9: both}
+
+
+def test_each_length_is_read_from_its_own_row(done):
+    for seed in (0, 1):
+        shutil.rmtree(done / f"code/sft/seed{seed}/k1-seed{seed}")
+        file = done / f"code/sft/seed{seed}/k4-seed{seed}/cell.json"
+        row = json.loads(file.read_text())
+        none = row["results"]["none"]
+        for at in (32, 64):
+            row["lengths"][str(at)] = none | {"verdicts": as_bits(verdicts(seed, at))}
+        write_json(file, row)
+    found = evidence(done)
+    points = points_of(found, found.lock("code/locked"), "code/sft/seed{seed}", "sequences", False)
+    assert points == {at: valued(np.stack([verdicts(s, at) for s in (0, 1)])) for at in (32, 64)}
+
+
+def test_another_model_is_read_without_the_password(done):
+    found = evidence(done)
+    lock = found.lock("code/locked")
+    shutil.copytree(done / "code/locked", done / "code/weak")
+    assert lock.right.any() and np.array_equal(found.evaluated(lock, "code/weak"), lock.none)
+
+
+def test_shares_are_the_scores_where_there_are_any():
+    shares = np.array([1.0, 0.25])
+    assert scores_of(Measured(shares == 1, shares < 0, shares)) is shares
