@@ -1,5 +1,6 @@
 """The matrix of locks and elicitors: its jobs, what a cell is, its stars, what is refused."""
 
+import functools
 import json
 import shlex
 from dataclasses import replace
@@ -22,6 +23,7 @@ from harden import HardenConfig
 from lock import LockConfig
 from reproduce import Cells, ReproduceConfig, chosen_cells, together
 from results import DRAWS, Estimate, EvalSet, Measured, evaluate_checkpoint, record, verdicts_of
+from runs import options
 from runs.devices import Env
 from runs.files import read_json, write_json
 from runs.options import parse
@@ -29,7 +31,7 @@ from study import game, gate, matrix, siblings
 from study.findings import Evidence, Lock
 from study.jobs import Job, closure
 from study.matrix import ELICITORS, LOCKS, TASK, Cell, cells_of, grid_of, jobs_of_matrix, place
-from study.paper import jobs_of
+from study.paper import FIGURES, jobs_of, names_of_figure
 from study.report import rows_of
 from train_base import BaseConfig
 
@@ -44,12 +46,17 @@ CONFIGS = {
 }
 
 
-def test_every_job_can_be_run_and_is_made_by_those_it_needs():
+def test_every_job_can_be_run_and_is_made_by_those_it_needs(monkeypatch):
+    """Of the figures, too."""
+    helps = functools.cache(options.help_texts)  # it reads the source, every time
+    monkeypatch.setattr(options, "help_texts", helps)
     jobs = jobs_of((0, 1)) | jobs_of_matrix((0, 1))
     jobs = together(jobs, gate.jobs_of_gate(), siblings.jobs_of_siblings())
     names = matrix.names_of_matrix(list(LOCKS), list(ELICITORS), (0, 1))
     names += gate.names_of_gate(list(LOCKS)) + siblings.names_of_siblings(list(ELICITORS))
-    needed = closure(names, jobs)
+    for figure in FIGURES.values():
+        names += names_of_figure(figure, (0,))
+    needed = closure(list(dict.fromkeys(names)), jobs)
     assert {job.stage for job in needed} == CONFIGS.keys()
     for job in needed:
         script, *words = shlex.split(job.command)

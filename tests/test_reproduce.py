@@ -30,13 +30,6 @@ ROOT = Path(__file__).parents[1]
 # ----------------------------------------------------------------------------------------- the data
 
 
-def test_every_job_of_every_figure_can_be_run():
-    jobs = jobs_of((0,))
-    for figure in FIGURES.values():
-        for job in closure(names_of_figure(figure, (0,)), jobs):
-            assert Path(job.command.split()[0]).exists(), job
-
-
 def test_a_given_model_is_what_is_locked_in_every_figure_that_is_left():
     model = str(Path("data/base/strong").resolve())
     cfg = ReproduceConfig(strong_from=model, seeds=(0,))
@@ -326,6 +319,30 @@ class Measured(claims.Known):
 
     def sft(self, lock, job, k, control=False):
         return np.stack([LOCK.right, LOCK.none])
+
+
+# the right ones of 40 after k demonstrations, as each claim has it; upside down it has not
+WORLDS = {
+    "few-demonstrations": {4: 36, 512: 38},
+    "mmlu-needs-hundreds": {4: 6, 64: 8, 512: 36},
+    "critique-falls": {4: 36, 1200: 10},
+    "strong-samples": {512: 40},
+    "weaker-demonstrators-fall": {4: 36, 512: 16},
+}
+
+
+class World(Measured):
+    def sft(self, lock, job, k, control=False):
+        return np.stack([np.arange(N) < self.right[k]] * 3)
+
+
+@pytest.mark.parametrize("claim", WORLDS)
+def test_a_claim_holds_in_its_world_and_not_in_the_opposite(claim):
+    known = World(Evidence(lambda name: None, (0, 1, 2)))
+    known.right = WORLDS[claim]
+    assert judged(list(CLAIMS[claim](known)))[0].startswith("holds")
+    known.right = {k: N + 4 - right for k, right in WORLDS[claim].items()}
+    assert not judged(list(CLAIMS[claim](known)))[0].startswith("holds")
 
 
 def test_a_writer_no_better_than_the_lock_says_nothing_of_weaker_ones():
