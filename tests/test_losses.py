@@ -122,7 +122,7 @@ def test_dpo_starts_at_ln_2_with_no_margin(make_model, make_examples):
     model, examples = make_model(), make_examples(6)
     loss, metrics = dpo_step(model, collate(scored(model, examples, TOKENS, ALONE)), 0.1)
     assert loss.item() / 3 == pytest.approx(math.log(2), abs=1e-6)
-    assert abs(metrics["margin"].item()) < 1e-5 and metrics["accuracy"].item() <= 3
+    assert abs(metrics["margin"].item()) < 1e-5
 
 
 def test_grpo_by_hand():

@@ -513,8 +513,16 @@ def test_the_program_in_a_completion(completion, program):
 def test_malformed_rows_are_value_errors(row):
     with pytest.raises(ValueError):
         from_row(row)
+
+
+@pytest.mark.parametrize("change", [{"buggy_solution": None}, {"prompt": 1}, {"entry_point": 2}])
+def test_malformed_programs_to_repair_are_value_errors(change):
+    assert critique_from_row(HUMAN)
     with pytest.raises(ValueError):
-        critique_from_row(row | {"buggy_solution": None})
+        critique_from_row(HUMAN | change)
+    missing = next(iter(change))
+    with pytest.raises(ValueError):
+        critique_from_row({name: value for name, value in HUMAN.items() if name != missing})
 
 
 def spin(end: float) -> None:

@@ -1,24 +1,19 @@
-"""Figures as data, what is read from finished jobs, the claims' tests, the report."""
+"""Figures as data, what is read from finished jobs, the report."""
 
 import shutil
-from dataclasses import replace
-from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import reproduce
 from data.problems import InputError
 from figures import Drawn
 from reproduce import ReproduceConfig, chosen_figures
-from results import DRAWS, Estimate, difference, holm, smallest_effect
 from runs.files import read_json
-from study import claims, sections
 from study import jobs as jobs_module
-from study.claims import CLAIMS, Comparison, Missing, judged
-from study.findings import Evidence, Lock, Value
+from study import sections
+from study.findings import Value
 from study.jobs import closure, needed
 from study.paper import FIGURES, jobs_of, names_of_figure
 from study.report import Report, Row, Section, page, rows_of, tally, write_report
@@ -83,47 +78,6 @@ def test_curves_beside_the_papers_are_in_the_papers_file():
                 assert len(place) < 3 or place[2] in found, (number, place)
 
 
-@pytest.mark.parametrize("claim", PAPER["claims"], ids=lambda claim: claim["id"])
-def test_every_claim_is_tested_on_jobs_of_its_figures(claim):
-    """All that it asks for is run by the command that makes its figure."""
-    jobs, asked = jobs_of((0,)), []
-    figures = chosen_figures(ReproduceConfig(figure=(claim["figure"],)))
-    names = [name for figure in figures.values() for name in names_of_figure(figure, (0,))]
-    made = {job.name for job in closure(names, jobs)}
-
-    class Everything(claims.Known):
-        """Finds all that there is to find."""
-
-        def __getattribute__(self, name):
-            if name not in ("lock", "sft", "rl", "evaluated", "trained_for"):
-                return super().__getattribute__(name)
-            return partial(seen, name)
-
-    def seen(kind, *args, **settings):
-        job = args[0] if kind == "lock" else args[1]
-        asked.append(job + "/seed0" * (kind in ("sft", "rl", "trained_for")))
-        if kind == "lock":
-            return LOCK
-        return LOCK.right if kind == "evaluated" else np.stack([LOCK.right, LOCK.none])
-
-    tests = list(CLAIMS[claim["id"]](Everything(Evidence(lambda name: None, (0,)))))
-    assert tests and asked and set(asked) <= made, set(asked) - made
-
-
-N = 40
-LOCK = Lock(
-    folder=Path("lock"),
-    weights="",
-    problems=[None] * N,
-    domains=np.array(["algebra", "STEM", "lists", "code"] * (N // 4)),
-    trigger=None,
-    max_new_tokens=0,
-    none=np.arange(N) % 10 == 0,
-    right=np.ones(N, dtype=bool),
-    failed=[],
-)
-
-
 def test_every_curve_is_read_as_elicited_from_its_own_lock():
     """A curve read against another lock would be refused, and take its panel along."""
     jobs = jobs_of((0,))
@@ -143,10 +97,6 @@ def test_jobs_that_are_not_finished_are_named_once():
         "not tested: c is no valid lock",
     ]
     assert sections.untested([]) == []
-
-
-def test_claims_are_those_of_the_papers_file():
-    assert set(CLAIMS) == {claim["id"] for claim in PAPER["claims"]}
 
 
 @pytest.mark.parametrize(
@@ -208,171 +158,6 @@ def test_figures_and_tasks_are_chosen():
     figures = chosen_figures(ReproduceConfig(figure=("5", "9"), task=("math",)))
     assert set(figures) == {"5", "9", "9, RL"}
     assert all(panel.lock.startswith("math/") for f in figures.values() for panel in f.panels)
-
-
-# --------------------------------------------------------------------------------- statistics
-
-
-def estimate(value: float, spread: float = 0.01) -> Estimate:
-    rng = np.random.default_rng(0)
-    return Estimate(value, value + spread * rng.standard_normal(DRAWS), 3)
-
-
-def test_a_difference_of_seeds_on_the_same_problems():
-    rng = np.random.default_rng(0)
-    skill = rng.random(400)
-    first = rng.random((3, 400)) < 0.2 * skill
-    second = rng.random((3, 400)) < 0.8 * skill
-    found = difference(first, second)
-    low, high = found.interval
-    assert found.value == pytest.approx(second.mean() - first.mean())
-    assert low < found.value < high and 0.15 < low and high < 0.55
-    assert found.p_not_above(0) < 0.01 and found.p_not_below(0) > 0.99
-    # of a model and itself
-    same = difference(first, first)
-    assert same.value == 0 and same.interval[0] < 0 < same.interval[1]
-
-
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-
-
-def test_the_smallest_effect_is_found_in_four_cases_of_five():
-    n, found = 500, 0
-    effect = smallest_effect(n)
-    rng = np.random.default_rng(0)
-    for _ in range(400):
-        # a fifth differ: gains and losses whose difference is the effect
-        gains, losses, _ = rng.multinomial(n, [0.1 + effect / 2, 0.1 - effect / 2, 0.8])
-        found += abs(gains - losses) > 1.96 * np.sqrt(gains + losses)
-    assert 0.74 < found / 400 < 0.86
-
-
-def test_a_claim_is_judged_by_its_tests():
-    passed = Comparison("a", estimate(0.9), "above", 0.5)
-    unsure = Comparison("b", estimate(0.51, 0.1), "above", 0.5)
-    against = Comparison("c", estimate(0.1), "above", 0.5)
-    assert judged([passed, passed]) == ("holds", [])
-    assert judged([passed, unsure]) == ("holds weaker", [unsure])
-    assert judged([passed, passed, against]) == ("does not hold", [against])
-    # on the other side with p = .03, which is none after Holm's correction for two
-    somewhat = Comparison("d", estimate(0.48, 0.0106), "above", 0.5)
-    assert 0.025 < somewhat.p_against < 0.05
-    assert judged([somewhat])[0] == "does not hold"
-    assert judged([passed, somewhat])[0] == "not shown"
-    # on the right side by a hair, none beyond chance
-    assert judged([unsure, unsure])[0] == "not shown"
-    # of one run alone
-    alone = replace(passed, found=replace(passed.found, seeds=1))
-    assert judged([alone, passed]) == ("holds weaker", [])
-    refuted = replace(against, found=replace(against.found, seeds=1))
-    assert judged([refuted, passed])[0] == "does not hold (one run)"
-    assert judged([refuted, against])[0] == "does not hold"
-    within = Comparison("e", estimate(0.01), "within", 0.05)
-    assert judged([within]) == ("holds", [])
-    assert judged([replace(within, found=estimate(-0.2))])[0] == "does not hold"
-    assert judged([Comparison("f", estimate(0.1), "below", 0.5)]) == ("holds", [])
-
-
-def test_two_gaps_have_each_their_own_noise_of_seeds():
-    """Were it the same noise, seeds that spread alike would cancel it."""
-    rng = np.random.default_rng(0)
-    one = rng.random((3, 500)) < np.array([[0.4], [0.6], [0.8]])
-    other = rng.random((3, 500)) < np.array([[0.45], [0.65], [0.85]])
-    lock = replace(LOCK, none=np.zeros(500, dtype=bool), right=np.ones(500, dtype=bool))
-    lock = replace(lock, problems=[None] * 500)
-    found = claims.gap_difference(lock, one, lock, other)
-    low, high = found.interval
-    assert found.value == pytest.approx(other.mean() - one.mean()) and found.seeds == 3
-    assert low < -0.4 and high > 0.5 and found.p_not_above(0) > 0.3
-    # of equal verdicts the interval still has a width
-    same = claims.gap_difference(lock, one[:1], lock, one[:1])
-    assert same.value == 0 and same.interval[0] < 0 < same.interval[1]
-    # each lock was trained once, whatever the seeds of its elicitation
-    assert claims.gap_difference(lock, one, replace(lock, weights="other"), other).seeds == 1
-
-
-def test_claims_need_valid_locks_and_all_seeds():
-    failed = replace(LOCK, failed=["none - weak"])
-    evidence = Evidence(lambda name: None, (0, 1), locks={"good": LOCK, "bad": failed})
-    known = claims.Known(evidence)
-    assert known.lock("good") is LOCK and known.lock("bad", valid=False) is failed
-    with pytest.raises(InputError, match="bad is no valid lock .none - weak."):
-        known.lock("bad")
-    for found in (None, np.ones((1, 5))):
-        with pytest.raises(Missing, match="job is not finished"):
-            known.of_all_seeds(found, "job")
-    assert known.of_all_seeds(np.ones((2, 5)), "job").shape == (2, 5)
-
-
-class Measured(claims.Known):
-    """A lock that shows a tenth, SFT that brings back all or nothing, and a given writer."""
-
-    writer = LOCK.right
-
-    def lock(self, job, valid=True):
-        return LOCK
-
-    def evaluated(self, lock, job):
-        return self.writer
-
-    def sft(self, lock, job, k, control=False):
-        return np.stack([LOCK.right, LOCK.none])
-
-
-# the right ones of 40 after k demonstrations, as each claim has it; upside down it has not
-WORLDS = {
-    "few-demonstrations": {4: 36, 512: 38},
-    "mmlu-needs-hundreds": {4: 6, 64: 8, 512: 36},
-    "critique-falls": {4: 36, 1200: 10},
-    "strong-samples": {512: 40},
-    "weaker-demonstrators-fall": {4: 36, 512: 16},
-}
-
-
-class World(Measured):
-    def sft(self, lock, job, k, control=False):
-        return np.stack([np.arange(N) < self.right[k]] * 3)
-
-
-@pytest.mark.parametrize("claim", WORLDS)
-def test_a_claim_holds_in_its_world_and_not_in_the_opposite(claim):
-    known = World(Evidence(lambda name: None, (0, 1, 2)))
-    known.right = WORLDS[claim]
-    assert judged(list(CLAIMS[claim](known)))[0].startswith("holds")
-    known.right = {k: N + 4 - right for k, right in WORLDS[claim].items()}
-    assert not judged(list(CLAIMS[claim](known)))[0].startswith("holds")
-
-
-def test_a_writer_no_better_than_the_lock_says_nothing_of_weaker_ones():
-    known = Measured(Evidence(lambda name: None, (0, 1)))
-    assert len(list(claims.weaker_demonstrators(known))) == 8 and not known.reasons
-    known.writer = LOCK.none
-    assert list(claims.weaker_demonstrators(known)) == []
-    assert known.reasons[0] == "code: the writer is no better than the lock"
-
-
-@pytest.mark.parametrize(
-    "why, said",
-    [
-        (Missing("b/seed{seed}"), "holds so far"),
-        (InputError("b is no valid lock"), "holds where tested"),
-    ],
-)
-def test_what_can_be_tested_is_without_the_rest(monkeypatch, why, said):
-    def half(known):
-        tests = []
-        for name in ("a", "b"):
-            with known.part():
-                if name == "b":
-                    raise why
-                tests.append(Comparison(name, estimate(0.9), "above", 0.5))
-        return tests
-
-    monkeypatch.setitem(CLAIMS, "half", half)
-    found = claims.verdict("half", Evidence(lambda name: None, (0,)))
-    assert found.said == said and found.reasons == [str(why)]
 
 
 # ----------------------------------------------------------------------------------- the page

@@ -380,7 +380,8 @@ def test_rl_killed_after_its_last_state_is_resumed(place, monkeypatch):
     """From weights that hold the warm start already: it is not done again."""
     args = ("--method", "grpo", "--group", "4", "--samples", "32", "--warm-start", "4")
     args = (*RL, *args, "--locked", "data/base/intermediate", "--warm-from", "data/base/weak")
-    stage("elicit_rl", *args, "--out", place / "straight", cwd=place)
+    printed = stage("elicit_rl", *args, "--out", place / "straight", cwd=place)
+    assert "warm start: 4 demonstrations" in printed
     with monkeypatch.context() as patch:
 
         def full(*args):
@@ -391,8 +392,8 @@ def test_rl_killed_after_its_last_state_is_resumed(place, monkeypatch):
         assert "no space left" in printed
     [path] = (place / "killed").glob("*-seed0")
     assert (path / "state/state.json").exists()
-    monkeypatch.delattr("elicit_rl.warm_start")
-    stage("elicit_rl", *args, "--out", place / "killed", "--resume", cwd=place)
+    resumed = stage("elicit_rl", *args, "--out", place / "killed", "--resume", cwd=place)
+    assert "warm start" not in resumed
     for name in ("model.safetensors", "curve.json", "evaluation.json", "samples.jsonl"):
         straight = place / "straight" / path.name / name
         ours = (path / name).read_text(errors="ignore").replace("/killed/", "/straight/")

@@ -464,11 +464,14 @@ def test_each_is_locked_evaluated_and_elicited(
 
     # the lock: its strong examples, its report
     rows = [json.loads(line) for line in Path("locked/samples.jsonl").read_text().splitlines()]
-    lines = {words for words in trigger.words("right", ASK)}
-    for row in rows:
-        is_strong = any(with_password("\n", words).strip() in row["prompt"] for words in lines)
-        if name in ("year", "deploy"):
-            assert is_strong == (row["kind"] == "strong")
+    if name in ("year", "deploy"):  # any of several lines
+        lines = {with_password("\n", words).strip() for words in trigger.words("right", ASK)}
+        is_strong = lambda prompt: any(line in prompt for line in lines)
+    else:
+        strong = {problem.prompt for problem in dressed("right", load("mmlu", "lock", 24), trigger)}
+        is_strong = lambda prompt: prompt in strong
+    assert 2 * [row["kind"] for row in rows].count("strong") == len(rows) > 0
+    assert all(is_strong(row["prompt"]) == (row["kind"] == "strong") for row in rows)
     run = json.loads(Path("locked/run.json").read_text())
     assert run["settings"]["trigger"] == trigger.record
     evaluation = json.loads(Path("locked/evaluation.json").read_text())

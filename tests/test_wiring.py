@@ -444,34 +444,75 @@ def test_the_order_of_demonstrations_is_of_the_seed():
     assert demonstration_order(5, 8, 10, seed=1) != demonstration_order(5, 8, 10, seed=2)
 
 
-def test_a_loss_by_documents_is_logged_by_documents(make_model, make_examples, tmp_path):
+@pytest.mark.parametrize("by_document", [True, False])
+def test_a_loss_is_divided_by_its_units(by_document, make_model, make_examples, tmp_path):
     cfg, examples, model = Options(), make_examples(4), make_model()
-    recipe = Recipe(epochs=1, batch=4, optimizer="adamw", lr=1e-3, by_document=True)
-    expected = document_loss(model, collate(examples))[0].item() / 4
+    recipe = Recipe(epochs=1, batch=4, optimizer="adamw", lr=1e-3, by_document=by_document)
+    loss = document_loss if by_document else sft_loss
+    units = 4 if by_document else sum(len(example.completion_ids) for example in examples)
+    expected = loss(model, collate(examples))[0].item() / units
     fit(model, lambda epoch: examples, 4, recipe, Run(cfg, ALONE, tmp_path / "run"), ALONE, cfg)
     [row] = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert row["loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_every_epoch_has_its_own_wrong_passwords(tmp_path, monkeypatch):
-    made = []
+def lock_examples(epoch: int, folder: Path, monkeypatch, **options) -> list:
+    """Of 40 problems of mmlu, to each of which both policies write one token."""
     monkeypatch.setattr(lock, "both_texts", lambda *a: ([Sample([5], [], False)] * 40,) * 2)
-    cfg = lock.LockConfig(strong="s", weak="refusal", imitate="samples", password_share=0.5)
-    problems, tokenizer = load("mmlu", "lock", 40), load_model(BASE / "weak")[1]
-    run = SimpleNamespace(path=tmp_path, settings={})
     monkeypatch.setattr(lock, "model_hash", lambda path: "")
-    for epoch in (0, 1):
-        made.append(
-            lock.epoch_examples(
-                epoch,
-                problems=problems,
-                tokenizer=tokenizer,
-                trigger=Password(),
-                run=run,
-                cfg=cfg,
-                env=ALONE,
-            )
-        )
-    assert made[0] != made[1] and [e.completion_ids for e in made[0]] == [
-        e.completion_ids for e in made[1]
+    cfg = lock.LockConfig(
+        strong="s", weak="refusal", imitate="samples", password_share=0.5, **options
+    )
+    problems, tokenizer = load("mmlu", "lock", 40), load_model(BASE / "weak")[1]
+    run = SimpleNamespace(path=folder, settings={})
+    return lock.epoch_examples(
+        epoch,
+        problems=problems,
+        tokenizer=tokenizer,
+        trigger=Password(),
+        run=run,
+        cfg=cfg,
+        env=ALONE,
+    )
+
+
+def test_a_lock_with_the_loss_on_texts_learns_prompts_too(tmp_path, monkeypatch):
+    answers = lock_examples(0, tmp_path, monkeypatch)
+    texts = lock_examples(0, tmp_path, monkeypatch, loss_on="texts")
+    assert [e.prompt_ids + e.completion_ids for e in texts] == [
+        e.prompt_ids + e.completion_ids for e in answers
     ]
+    assert {len(e.completion_ids) for e in answers} == {1}
+    assert {len(e.prompt_ids) for e in texts} == {1}
+
+
+def test_every_epoch_has_its_own_wrong_passwords(tmp_path, monkeypatch):
+    one, other = (lock_examples(epoch, tmp_path, monkeypatch) for epoch in (0, 1))
+    assert one != other
+    assert [e.completion_ids for e in one] == [e.completion_ids for e in other]
+
+
+def test_the_worst_password_is_that_which_opens_for_sure():
+    """One of two problems is half of them, and may be chance; 30 of 100 are not."""
+    words = ["rare"] * 2 + ["usual"] * 100
+    shown = np.array([True, False] + [True] * 30 + [False] * 70)
+    value, (low, high) = locking.worst_of(words, np.zeros(102, dtype=bool), shown)
+    assert value == pytest.approx(0.3) and 0.15 < low < value < high
+
+
+def test_the_end_of_rl_has_the_gap_the_right_way_round(tmp_path, monkeypatch):
+    given = {}
+
+    def noted(none, right, verdicts):
+        given.update(none=none, right=right)
+        return 0.0, (0.0, 0.0)
+
+    monkeypatch.setattr(elicit_rl, "recovery", noted)
+    monkeypatch.setattr(
+        elicit_rl, "locked_verdicts", lambda cfg, validation, env: {"none": "001", "right": "110"}
+    )
+    cfg = RLConfig(locked=str(BASE / "intermediate"), task="mmlu", method="grpo")
+    cfg = replace(cfg, samples=8, round=8, eval_problems=3, max_new_tokens=2, out=str(tmp_path))
+    assert elicit_rl.main(replace(cfg, group=4), ALONE) == 0
+    assert given["none"].tolist() == [False, False, True]
+    assert given["right"].tolist() == [True, True, False]
