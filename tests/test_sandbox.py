@@ -1260,3 +1260,15 @@ def test_it_ends_with_its_process():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
+
+
+def test_a_trainer_that_leaves_before_it_is_told_is_no_error():
+    script = os.path.join(SCRIPTS, "server.py")
+    command = [sys.executable, "-B", "-s", "-S", script, "1"]
+    server = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    server.stdout.close()
+    server.stdin.close()
+    assert server.wait(60) == 0 and server.stderr.read() == ""
+    server.stderr.close()

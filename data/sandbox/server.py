@@ -387,4 +387,7 @@ def outputs_of(program: str, name: str, inputs: list[list]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # the trainer has left; what is not told to it nobody waits for
+        os._exit(0)
