@@ -90,6 +90,7 @@ from data.tasks import coding
 from data.text import train_bpe
 from data.triggers import with_password
 from figures import table
+from methods import rewards
 from optimizers import make_optimizers
 from runs import devices, directory, options
 from sampler import Sampler, Writer
@@ -819,7 +820,8 @@ def memory_child(stage: str, argv: list[str]) -> None:
     module = importlib.import_module(stage)
     if stage == "elicit_rl":  # of two samples one is paid: as many pairs as a plan takes
         one_of_two = lambda rolled, rng: np.tile([1.0, 0.0], (len(rolled.problems), 1))
-        module.dealt_out = one_of_two
+        assert rewards.dealt_out
+        rewards.dealt_out = one_of_two
     names = {"lock": "Lock", "elicit_sft": "SFT", "elicit_rl": "RL", "evaluate": "Evaluate"}
     cfg = options.parse(getattr(module, names[stage] + "Config"), argv)
     env = devices.setup(cfg)
