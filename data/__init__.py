@@ -148,18 +148,20 @@ def load(
 
 def _check(tasks: list[str], split: str, n: int | None, files: Sequence[str], grader: str) -> None:
     """Raises InputError for what does not go together."""
+    whole = "+".join(tasks)
     for name in tasks:
-        if name not in TASKS or tasks.count(name) > 1:
+        if name not in TASKS:
             raise InputError(
-                f"unknown task {'+'.join(tasks)!r}: choose from {', '.join(TASKS)}, "
+                f"unknown task {whole!r}: choose from {', '.join(TASKS)}, "
                 "or join several as in code+math"
             )
+        if tasks.count(name) > 1:
+            raise InputError(f"task {whole!r} names {name!r} twice: name each task once")
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     if n is not None and n < 1:
         raise InputError(f"n must be at least 1, got {n}")
     if n is not None and n < len(tasks):
-        whole = "+".join(tasks)
         raise InputError(f"{n} problems of {whole} are too few: take one of each task at least")
 
     if "compose" in tasks and (files or len(tasks) > 1):

@@ -474,15 +474,28 @@ class Bar:
         self.taken += seconds / 60
         self.bar.update()
 
+    def minutes_left(self, spent: dict[Job, float]) -> float:
+        """spent: minutes so far, of each job that runs."""
+        factor = self.factor(spent)
+        minutes = factor * sum(self.left.values())
+        for job, so_far in spent.items():
+            minutes -= min(so_far, factor * job.minutes)
+        return minutes / self.workers
+
+    def factor(self, spent: dict[Job, float]) -> float:
+        """How many times their estimate jobs take: those that ended, and of those that run the
+        ones that already take longer than these say."""
+        so_far = self.taken / self.expected if self.expected else 1.0
+        overdue = {job: took for job, took in spent.items() if took > so_far * job.minutes}
+        expected = self.expected + sum(job.minutes for job in overdue)
+        taken = self.taken + sum(overdue.values())
+        return taken / expected if expected else so_far
+
     def show(self, running: list[Running]) -> None:
         if self.secret:
             self.bar.refresh()
             return
-        factor = self.taken / self.expected if self.expected else 1.0
-        minutes = factor * sum(self.left.values()) / self.workers
-        for one in running:
-            spent = (time.time() - one.began) / 60
-            minutes -= min(spent, factor * one.job.minutes) / self.workers
+        minutes = self.minutes_left({one.job: (time.time() - one.began) / 60 for one in running})
         names = ", ".join(one.job.name for one in running)
         text = f", about {minutes:.0f} minutes left; running {names}"
         if text != self.said:  # a log that it goes to is for reading, too

@@ -187,7 +187,7 @@ def test_tasks_joined_come_in_turn_and_as_alone():
     assert joined[:5] == load("code+math+mmlu", "elicit", 5)
     assert grade(joined, [p.reference for p in joined]) == [True] * 8
     assert len(load("math+mmlu", "selection")) == 2 * SPLITS["selection"]
-    for task in ("code+code", "code+", "code+x"):
+    for task in ("code+", "code+x"):
         with pytest.raises(InputError, match=re.escape(f"unknown task {task!r}")):
             load(task, "lock", 4)
 
@@ -203,6 +203,7 @@ def test_a_program_to_repair_is_in_the_split_of_the_program_to_write():
 def test_errors_are_one_clear_sentence(monkeypatch):
     for arguments, message in [
         (("x", "lock"), "unknown task 'x': choose from code"),
+        (("code+math+code", "lock"), "task 'code+math+code' names 'code' twice"),
         (("code", "test"), "unknown split 'test': choose from corpus, weak, lock"),
         (("code", "corpus"), "split 'corpus' has no default size: give n"),
         (("code", "lock", -1), "n must be at least 1"),

@@ -230,6 +230,18 @@ def test_what_lies_in_the_repository_is_named_from_there(place, tmp_path):
     assert inside.words(B)[2:] == ["--needs", "out/a", "--out", "out/b"]
 
 
+def test_minutes_left_grow_while_a_job_takes_longer_than_it_is_said_to():
+    short, long, third = (Job(name, "stage.py", 10) for name in ("short", "long", "third"))
+    bar = jobs_module.Bar([short, long, third], workers=1)
+    assert bar.minutes_left({}) == 30
+    assert bar.minutes_left({long: 4}) == 26
+    bar.ended(short, 20 * 60)  # twice what it was said to take
+    assert bar.minutes_left({long: 12}) == 28
+    # two jobs of 10 minutes took 20 and 40: the third takes 30, and this one is to end now
+    assert bar.minutes_left({long: 40}) == 30
+    bar.close()
+
+
 def test_the_second_on_a_directory_is_refused(place):
     with pytest.raises(InputError, match="another reproduce.py is at work"):
         Place(place.path).claim()
