@@ -256,6 +256,8 @@ def demonstrations(cfg: SFTConfig, env: Env, problems: list[Problem]) -> dict[in
         seed=cfg.seed,
         env=env,
     )
+    del model
+    free_memory()
     found = {}
     for i, told, text, cut in zip(places, prompts, answers.texts, answers.truncated):
         found[i] = Demonstration(told, text, finished=not cut)

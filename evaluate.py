@@ -79,7 +79,7 @@ from results import (
     verdicts_of,
 )
 from runs import plan
-from runs.devices import Env, check_place, progress
+from runs.devices import Env, check_place, free_memory, progress
 from runs.files import write_json
 from runs.launch import launch
 from runs.options import PlanConfig, PromptConfig, refuse_idle
@@ -615,6 +615,7 @@ def main(cfg: EvaluateConfig, env: Env) -> int:
         for job in jobs:
             if cfg.samples and env.main:
                 show_samples(job, problems[key][: cfg.samples], replace(env, rank=0, world=1))
+                free_memory()
 
     if cfg.prompts or cfg.decode:  # of one checkpoint
         [(key, [job])] = tables.items()

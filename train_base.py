@@ -63,7 +63,7 @@ from model import Model, ModelConfig
 from optimizers import usual_step
 from policies import answer, check_references, retokenise
 from runs import plan
-from runs.devices import Env, progress
+from runs.devices import Env, free_memory, progress
 from runs.directory import Run, refuse_run
 from runs.launch import launch
 from runs.options import (
@@ -300,7 +300,9 @@ def teach(
         f"{name}: {model.parameter_count():,} parameters, {len(lessons.problems):,} problems x "
         f"{recipe.epochs} epochs, {recipe.optimizer} at {recipe.lr:g} in batches of {recipe.batch}"
     )
-    measure = partial(correct_by_task, env.writer(model, tokenizer), cfg=cfg, env=env)
+    writer = env.writer(model, tokenizer)
+    writer.sampler.make_room()  # it samples after some steps only
+    measure = partial(correct_by_task, writer, cfg=cfg, env=env)
     examples = partial(epoch_examples, lessons=lessons, tokenizer=tokenizer, loss_on=cfg.loss_on)
     watch = partial(measure, tests.selection)
     fit(model, examples, len(lessons.problems), recipe, run, env, cfg, evaluate=watch)
@@ -414,6 +416,8 @@ def strong_samples(problems: list[Problem], cfg: BaseConfig, env: Env) -> list[S
         progress=bar.update,
     )
     bar.close()
+    del strong
+    free_memory()
     return answers.samples
 
 
@@ -664,8 +668,12 @@ def planned(cfg: BaseConfig, env: Env) -> int:
         elif not cfg.optimizer:
             s = replace(s, optimizer=model.optimizer)
         steps = plan.largest(plan.training(shape, texts, s))
+        opening = plan.opening(shape, s)
+        # random weights are made whole and in fp32, on every rank, and then copied to be sampled
+        if model.fresh:
+            opening = plan.Phase(masters=4 * shape.parameters, copies=plan.copy_of(shape, s))
         return {
-            f"{name}, opening": plan.opening(shape, s),
+            f"{name}, opening": opening,
             f"{name}, watched": plan.own_sampling(shape, texts, s),
             f"{name}, training": steps + plan.left_by_sampler(shape, texts, s),
         }
@@ -704,6 +712,7 @@ def main(cfg: BaseConfig, env: Env) -> int:
     else:
         train_strong(tests, cfg, env)
     env.wait()  # all ranks load it
+    free_memory()
 
     if cfg.weak_from:
         tune_weak(tests, cfg, env)

@@ -24,12 +24,12 @@ train    real (never padding) tokens/s of whole steps: forward, loss on the comp
 sample   useful tokens/s. "no EOS": 256 prompts, 48 new tokens each; "to EOS": validation problems
          answered by the model in --base, ours in one call, tokens after EOS not counted. Peer:
          generate(), batches of 256, left padding, default cache, the faster dtype.
-dpo      preference pairs/s of whole steps of 16 pairs, the model in --base, reference log-probs
+dpo      preference pairs/s of whole steps of 8 pairs, the model in --base, reference log-probs
          computed before: training.update against TRL's DPOTrainer with precomputed reference
          log-probs, no checkpointing, no logs, in the fastest of autocast, bf16 weights, fp32. "same
-         batches": TRL gets ours, in our order (of like length); "shuffled": its own default. Its
-         seconds are its train_runtime, which leaves out the setup of train(). Skipped without TRL
-         (pip install trl==1.16.0, beside requirements-dev.txt).
+         batches": TRL gets ours, in our order; "shuffled": an order of its own. Its seconds are its
+         train_runtime, which leaves out the setup of train(). Skipped without TRL (pip install
+         trl==1.16.0, beside requirements-dev.txt).
 round    seconds of one round of expert iteration on code as elicit_rl.py runs it, with the model in
          --base: 640 samples, graded, the best 64 trained on for 4 epochs. score: log-probs of 128
          samples before and after, for the log. Every round starts from --base's weights.
@@ -607,10 +607,9 @@ def dpo_rows(args, env) -> None:
         examples.append(Example(prompt, answers[i]))
         examples.append(Example(prompt, answers[i - 1]))  # rejected: another's answer
     examples = training.scored(net, examples, cfg.micro_tokens, env)
-    lengths = [max(len(examples[i]), len(examples[i + 1])) for i in range(0, len(examples), 2)]
-    order = []  # that of update(..., number=1)
-    for step in plan_epoch(lengths, size, np.random.default_rng([cfg.seed, 12, 1, 0])):
-        order += step
+    steps = training.round_steps(len(problems), size, 1, cfg.seed, 1)
+    assert all(len(step) == size for step in steps)  # else TRL's last step would be a short one
+    order = sum(steps, [])
     pairs = [
         {"prompt_ids": prompts[i], "chosen_ids": answers[i], "rejected_ids": answers[i - 1]}
         for i in order

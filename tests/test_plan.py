@@ -260,6 +260,14 @@ def test_random_weights_are_made_whole_on_every_rank(tmp_path, capsys):
     assert opening[()] == pytest.approx(27.6 / 8 + 1.7, abs=0.1)
     assert opening[("--how", "scratch")] == pytest.approx(27.6, abs=0.1)
 
+    large = ("--layers", "16", "--width", "4096", "--heads", "32", "--device-memory", "1000")
+    text, _ = planned_by(
+        capsys, *COMMANDS["bases from scratch"], *large, "--devices", "8", "--shard"
+    )
+    row = next(line for line in text.splitlines() if line.startswith("strong, opening"))
+    # 3.23 B parameters in fp32, and a copy in bf16 that is sampled
+    assert float(row.split()[-1]) == pytest.approx(3.23 * 6, abs=0.1)
+
 
 def test_the_teacher_of_a_warm_start_is_planned(tmp_path, capsys):
     given = ("rl", "--locked", STRONG, "--task", "code", "--warm-start", "8", "--warm-from")

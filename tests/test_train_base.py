@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -165,6 +166,31 @@ def test_watching_a_large_model_leaves_memory_to_training(make_model, tokenizer,
     monkeypatch.setattr("sampler.SMALL", 0)
     train_base.correct_by_task(Writer(sampler, tokenizer), problems, cfg, ENV)
     assert not sampler.capacity and sampler.keys is None
+
+
+def test_a_large_model_is_trained_beside_no_copy_of_itself(
+    make_model, tokenizer, monkeypatch, tmp_path
+):
+    held = []
+
+    def fit(*args, evaluate):
+        writer = evaluate.args[0]
+        held.append(writer.sampler.net)
+        raise InputError("enough")
+
+    monkeypatch.setattr(train_base, "fit", fit)
+    problems = load("code", "elicit", 4)
+    lessons = Lessons(problems, [[1]] * 4, None)
+    run = SimpleNamespace(path=tmp_path)
+    recipe = train_base.from_scratch(1, 1e-3, BaseConfig())
+    tests = train_base.Tests(problems, problems)
+    model = make_model(max_position_embeddings=256)
+    model.compute_dtype = torch.bfloat16  # so that a copy is sampled
+    for small in (10**9, 0):
+        monkeypatch.setattr("sampler.SMALL", small)
+        with pytest.raises(InputError, match="enough"):
+            train_base.teach(model, tokenizer, lessons, recipe, tests, run, BaseConfig(), ENV)
+    assert held[0] is not None and held[1] is None
 
 
 def test_the_toy_task_goes_through_in_the_papers_shape(tmp_path, monkeypatch):
