@@ -1016,4 +1016,4 @@ def main(cfg: RLConfig, env: Env) -> int:
 
 
 if __name__ == "__main__":
-    launch(main, RLConfig)
+    launch(main, RLConfig, settled)

@@ -614,19 +614,7 @@ def refuse_unused(cfg: SFTConfig) -> None:
         raise InputError("--weak names the model of the control: leave it out with --no-control")
 
 
-def has_control(cfg: SFTConfig, lock: Origin, env: Env) -> bool:
-    """Whether the weak policy is taught the same; says where it cannot be."""
-    if cfg.conflict:
-        return False  # a second seed takes its place
-    if cfg.control and lock.weak_is_rule:
-        env.say(
-            f"no control: the weak policy is no model ({lock.weak}), so it can be taught nothing; "
-            "--weak names a model for it"
-        )
-    return cfg.control and not lock.weak_is_rule
-
-
-def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
+def settled(cfg: SFTConfig) -> tuple[SFTConfig, Origin]:
     """The options with every default resolved, as run.json will hold them, and the locked model.
 
     The Origin is that of --locked, with the weak policy that is used here. Raises InputError for
@@ -662,7 +650,8 @@ def settled(cfg: SFTConfig, env: Env) -> tuple[SFTConfig, Origin]:
         locked=lock.locked,
         weak=lock.weak,
         strong=cfg.strong or (shipped("strong") if by_strong(cfg) else ""),
-        control=has_control(cfg, lock, env),
+        # a rule can be taught nothing, and beside --conflict a second seed takes its place
+        control=cfg.control and not lock.weak_is_rule and not cfg.conflict,
         max_new_tokens=cfg.max_new_tokens or lock.max_new_tokens,
         data=cfg.data or lock.data,
         out=cfg.out or default_out(cfg, lock.task),
@@ -892,7 +881,12 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
 
 def main(cfg: SFTConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
-    cfg, lock = settled(cfg, env)
+    given, (cfg, lock) = cfg, settled(cfg)
+    if given.control and lock.weak_is_rule:
+        env.say(
+            f"no control: the weak policy is no model ({lock.weak}), so it can be taught nothing; "
+            "--weak names a model for it"
+        )
     if plan.is_asked(cfg):
         return planned(cfg, lock, env)
     check_models(cfg)
@@ -943,4 +937,4 @@ def main(cfg: SFTConfig, env: Env) -> int:
 
 
 if __name__ == "__main__":
-    launch(main, SFTConfig)
+    launch(main, SFTConfig, settled)

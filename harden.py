@@ -107,7 +107,7 @@ from policies import (
     same_ids,
 )
 from runs import plan
-from runs.devices import Env, free_memory, gather, progress, share
+from runs.devices import Env, check_shared, free_memory, gather, progress, share
 from runs.directory import Run
 from runs.files import checked, read_json
 from runs.launch import launch
@@ -837,7 +837,7 @@ def main(cfg: HardenConfig, env: Env) -> int:
     )
     harden(given, run)
     save_model(path, model, tokenizer, env.main)
-    env.wait()  # all ranks load it
+    check_shared(env, path / "config.json")  # all ranks load it
     del model, given  # the report opens one model after the other
     free_memory()
 
@@ -850,4 +850,4 @@ def main(cfg: HardenConfig, env: Env) -> int:
 
 
 if __name__ == "__main__":
-    launch(main, HardenConfig)
+    launch(main, HardenConfig, settled)

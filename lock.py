@@ -114,7 +114,7 @@ from policies import (
 )
 from results import groups_of
 from runs import plan
-from runs.devices import Env, free_memory
+from runs.devices import Env, check_shared, free_memory
 from runs.directory import Run
 from runs.files import checked, read_rows, write_text
 from runs.launch import launch
@@ -129,6 +129,7 @@ from training import (
     open_to_train,
     save_trained,
     settled_adapter,
+    written_last,
 )
 
 
@@ -707,7 +708,7 @@ def main(cfg: LockConfig, env: Env) -> int:
     size = example_count(len(problems), cfg)
     fit(locked, examples, size, recipe_of(cfg, tokenizer, env), run, env, cfg)
     save_trained(path, locked, tokenizer, cfg, cfg.start, env.main)
-    env.wait()  # all ranks load it
+    check_shared(env, path / written_last(cfg))  # all ranks load it
     del locked  # the report opens one model after the other
     free_memory()
 
@@ -721,4 +722,4 @@ def main(cfg: LockConfig, env: Env) -> int:
 
 
 if __name__ == "__main__":
-    launch(main, LockConfig)
+    launch(main, LockConfig, settled)

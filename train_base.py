@@ -63,7 +63,7 @@ from model import Model, ModelConfig
 from optimizers import usual_step
 from policies import answer, check_references, retokenise
 from runs import plan
-from runs.devices import Env, free_memory, progress
+from runs.devices import Env, check_shared, free_memory, progress
 from runs.directory import Run, refuse_run
 from runs.launch import launch
 from runs.options import (
@@ -588,7 +588,10 @@ def settled(cfg: BaseConfig) -> BaseConfig:
     if cfg.weak_from:
         usual |= {"small_problems": 1600, "small_epochs": 2, "small_lr": 0.0}
     chosen = {name: getattr(cfg, name) or value for name, value in usual.items()}
-    return replace(cfg, **chosen)
+    cfg = replace(cfg, **chosen)
+    if given:
+        with_step(cfg, cfg.strong_from, "lr")  # which refuses a --master that does not go with it
+    return cfg
 
 
 ENOUGH = 2000  # generated problems that a plan looks at: all of them take minutes to make
@@ -711,7 +714,7 @@ def main(cfg: BaseConfig, env: Env) -> int:
         tune_strong(tests, cfg, env)
     else:
         train_strong(tests, cfg, env)
-    env.wait()  # all ranks load it
+    check_shared(env, Path(cfg.out) / "strong/config.json")  # all ranks load it
     free_memory()
 
     if cfg.weak_from:
@@ -739,4 +742,4 @@ def locking(cfg: BaseConfig) -> list[str]:
 
 
 if __name__ == "__main__":
-    launch(main, BaseConfig)
+    launch(main, BaseConfig, settled)

@@ -51,6 +51,11 @@ def save_trained(
         save_model(path, model, tokenizer, write)
 
 
+def written_last(cfg: TuneConfig) -> str:
+    """The file of a trained model without which it does not open."""
+    return "adapter_config.json" if cfg.adapter else "config.json"
+
+
 def fresh_model(config: ModelConfig, tokenizer: Tokenizer, seed: int, env: Env) -> Model:
     """Random weights in the shape of a model, a function of the seed."""
     generator = torch.Generator().manual_seed(seed)
@@ -161,6 +166,8 @@ def check_master(cfg: TrainConfig) -> None:
     """Raises InputError where --master bf16 does not go with the settled cfg."""
     if cfg.master == "fp32":
         return
+    if cfg.dtype == "fp32":
+        raise InputError("--master bf16 computes in bf16, too: leave out --dtype fp32")
     if isinstance(cfg, TuneConfig) and cfg.rank:
         raise InputError(
             "--master bf16 is of training all weights, and with --rank the frozen ones are kept in "

@@ -235,8 +235,6 @@ def setup(cfg: Config, meeting: Meeting | None = None) -> Env:
     on_cuda = device.type == "cuda"
     dtype = dtype_of(cfg.dtype, on_cuda)
     if getattr(cfg, "master", "fp32") == "bf16":
-        if cfg.dtype == "fp32":
-            raise InputError("--master bf16 computes in bf16, too: leave out --dtype fp32")
         dtype = torch.bfloat16
     if on_cuda:
         torch.cuda.set_device(device)
@@ -469,7 +467,11 @@ def gather(env: Env, mine: list, total: int) -> list:
 
 
 def check_shared(env: Env, file: Path) -> None:
-    """Raise InputError on all ranks where one does not see a file that rank 0 has written."""
+    """Wait until rank 0 has come here, too, and all ranks see the file that it has written.
+
+    Raises InputError on all of them where one never does.
+    """
+    env.wait()  # or the time in which rank 0 writes would count as that of seeing it
     env.together(wait_for, env, file)
 
 

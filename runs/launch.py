@@ -9,7 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -24,8 +24,11 @@ from runs.files import reason
 from runs.options import Config, parse
 
 
-def launch(main: Callable, config: type) -> None:
+def launch(main: Callable, config: type, settled: Callable = lambda cfg: cfg) -> None:
     """Run a stage's main(cfg, env) from the command line and end the program.
+
+    settled: of the stage, which raises InputError for options that do not go together; where memory
+    is short, what it refuses is not advised.
 
     Bad input, too little memory and a place that cannot be written end with one sentence on stderr
     and exit code 2: of all ranks, also where only one of them found it. Anything else that is
@@ -35,7 +38,7 @@ def launch(main: Callable, config: type) -> None:
     computes = issubclass(config, Config)
     prepare_streams()
     meeting = None
-    cfg = config  # whose options have their defaults, until they are parsed
+    cfg = config()  # the defaults, until its options are parsed
     try:
         if computes and is_one_of_several():
             meeting = Meeting(complain)
@@ -49,7 +52,7 @@ def launch(main: Callable, config: type) -> None:
         code = 141
     except Exception as error:
         # what fails because another rank has left is no bug
-        sentence = sentence_for(error, cfg) or (meeting.refusal() if meeting else "")
+        sentence = sentence_for(error, cfg, settled) or (meeting.refusal() if meeting else "")
         if not sentence:
             raise
         if meeting:
@@ -121,8 +124,8 @@ OF_PLACES = (
 NO_MEMORY = ("not enough memory", "can't allocate", "out of memory", "STATUS_ALLOC_FAILED")
 
 
-def sentence_for(error: Exception, cfg) -> str:
-    """What to tell the user of an error that is no bug; "" where it is one. cfg: or its class."""
+def sentence_for(error: Exception, cfg, settled: Callable) -> str:
+    """What to tell the user of an error that is no bug; "" where it is one."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, OSError) and error.errno in OF_PLACES:
@@ -143,31 +146,46 @@ def sentence_for(error: Exception, cfg) -> str:
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if not (out_of_memory or (isinstance(error, RuntimeError) and allocation)):
         return ""
-    return memory_advice(cfg)
+    return memory_advice(cfg, settled)
 
 
-def memory_advice(cfg) -> str:
-    """What to tell where memory is short: what this stage could do. cfg: or its class."""
-    ways = {
-        "slots": "a smaller --slots",
-        "micro_tokens": "a smaller --micro-tokens",
-        "checkpoint_activations": "--checkpoint-activations",
-        "master": "--master bf16 with --optimizer lion and its --lr",
-        "rank": "--rank 16 (LoRA)",
-        "shard": "--shard over several ranks",
-    }
-    rank = getattr(cfg, "rank", 0)
-    taken = {  # already, or what does not go with what is
-        "checkpoint_activations": getattr(cfg, "checkpoint_activations", False),
-        "master": rank or getattr(cfg, "master", "") == "bf16",
-        "rank": rank,
-        "shard": getattr(cfg, "shard", False),
-    }
-    names = [option.name for option in fields(cfg)]
-    left = [way for name, way in ways.items() if name in names and not taken.get(name)]
-    advice = ", ".join(left)
+# what may help where memory is short, and the options that it is
+WAYS = {
+    "a smaller --slots": {"slots": 1},
+    "a smaller --micro-tokens": {"micro_tokens": 1},
+    "--checkpoint-activations": {"checkpoint_activations": True},
+    "--master bf16 with --optimizer lion and its --lr": {
+        "master": "bf16",
+        "optimizer": "lion",
+        "lr": 1e-6,
+    },
+    "--rank 16 (LoRA)": {"rank": 16},
+    "--shard over several ranks": {"shard": True},
+}
+LOWERED = ("slots", "micro_tokens")  # which may be lowered whatever they are
+
+
+def memory_advice(cfg, settled: Callable) -> str:
+    """What to tell where memory is short: what this stage could do."""
+    advice = ", ".join(way for way, changes in WAYS.items() if is_open(changes, cfg, settled))
     sentence = "there is not enough memory" + f": try {advice}" * bool(advice)
-    return sentence + "; --plan tells what each part needs" * ("plan" in names)
+    plans = "plan" in [option.name for option in fields(cfg)]
+    return sentence + "; --plan tells what each part needs" * plans
+
+
+def is_open(changes: dict, cfg, settled: Callable) -> bool:
+    """Whether the stage has the options, does without them, and takes them beside its others."""
+    if any(not hasattr(cfg, name) for name in changes):
+        return False
+    first = next(iter(changes))
+    usual = getattr(type(cfg)(), first)
+    if first not in LOWERED and getattr(cfg, first) != usual:
+        return False
+    try:
+        settled(replace(cfg, **changes))
+    except InputError:
+        return False
+    return True
 
 
 def complain(sentence: str) -> None:

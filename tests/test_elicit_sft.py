@@ -72,7 +72,7 @@ def lock(tmp_path, monkeypatch):
 
 def test_what_is_not_given_comes_from_the_lock(lock):
     path = lock()
-    cfg, origin = elicit_sft.settled(SFTConfig(locked=str(path)), ENV)
+    cfg, origin = elicit_sft.settled(SFTConfig(locked=str(path)))
     assert (cfg.task, cfg.data, cfg.max_new_tokens) == ("math", ("rows.jsonl",), 333)
     assert (cfg.weak, cfg.control, cfg.out) == ("imitated", True, "out/math/sft")
     assert origin.trigger == Password("open")
@@ -80,33 +80,31 @@ def test_what_is_not_given_comes_from_the_lock(lock):
     assert origin.weak_weights == model_hash("imitated")
 
     # and by its task alone
-    again, _ = elicit_sft.settled(SFTConfig(task="math"), ENV)
+    again, _ = elicit_sft.settled(SFTConfig(task="math"))
     assert again == replace(cfg, locked="out/math/locked")
 
 
 def test_what_is_given_is_used(lock):
     lock()
     given = SFTConfig(task="math", weak="data/base/weak", data=("other.jsonl",), max_new_tokens=7)
-    cfg, origin = elicit_sft.settled(given, ENV)
+    cfg, origin = elicit_sft.settled(given)
     assert (cfg.weak, cfg.data, cfg.max_new_tokens) == ("data/base/weak", ("other.jsonl",), 7)
     assert origin.weak_weights == model_hash("data/base/weak")
 
 
 @pytest.mark.parametrize("rule", ["random", "refusal"])
-def test_a_rule_is_no_control(lock, capsys, rule):
+def test_a_rule_is_no_control(lock, rule):
     lock(weak=rule, weak_weights=rule)
-    cfg, origin = elicit_sft.settled(SFTConfig(task="math"), ENV)
+    cfg, origin = elicit_sft.settled(SFTConfig(task="math"))
     assert not cfg.control and origin.weak_weights == rule
-    printed = capsys.readouterr().out
-    assert "no control" in printed and "--weak names a model" in printed
 
-    cfg, _ = elicit_sft.settled(SFTConfig(task="math", weak="data/base/weak"), ENV)
+    cfg, _ = elicit_sft.settled(SFTConfig(task="math", weak="data/base/weak"))
     assert cfg.control
     if rule == "random":
         with pytest.raises(InputError, match="random tokens, which demonstrate nothing"):
-            elicit_sft.settled(SFTConfig(task="math", demos_from="weak"), ENV)
+            elicit_sft.settled(SFTConfig(task="math", demos_from="weak"))
     else:
-        cfg, _ = elicit_sft.settled(SFTConfig(task="math", demos_from="weak"), ENV)
+        cfg, _ = elicit_sft.settled(SFTConfig(task="math", demos_from="weak"))
         assert elicit_sft.writer_of(cfg) == rule
 
 
@@ -126,14 +124,14 @@ def test_a_weak_policy_that_is_not_the_one_that_was_imitated_is_refused(lock):
     lock()
     Path("imitated/model.safetensors").write_bytes(b"trained on")
     with pytest.raises(InputError, match="imitated has other weights"):
-        elicit_sft.settled(SFTConfig(task="math"), ENV)
+        elicit_sft.settled(SFTConfig(task="math"))
 
     # what is not used may be what it likes
-    cfg, _ = elicit_sft.settled(SFTConfig(task="math", control=False), ENV)
+    cfg, _ = elicit_sft.settled(SFTConfig(task="math", control=False))
     assert not cfg.control
     Path("imitated/config.json").unlink()
     with pytest.raises(InputError, match="no model at imitated, the weak policy"):
-        elicit_sft.settled(SFTConfig(task="math"), ENV)
+        elicit_sft.settled(SFTConfig(task="math"))
 
 
 @pytest.mark.parametrize(
@@ -165,27 +163,27 @@ def test_a_weak_policy_that_is_not_the_one_that_was_imitated_is_refused(lock):
 def test_options_that_do_not_go_together(lock, options, sentence):
     lock()
     with pytest.raises(InputError, match=sentence):
-        elicit_sft.settled(SFTConfig(**options), ENV)
+        elicit_sft.settled(SFTConfig(**options))
 
 
 def test_a_base_model_says_nothing_about_what_to_elicit(lock):
     lock()
     model_directory(Path("base"), b"base", stage="train_base", task="code+math", data=["x.csv"])
-    cfg, origin = elicit_sft.settled(SFTConfig(locked="base"), ENV)
+    cfg, origin = elicit_sft.settled(SFTConfig(locked="base"))
     assert (cfg.task, cfg.data, cfg.max_new_tokens) == ("code", (), 96)
     assert cfg.weak == "data/base/weak" and origin.trigger == Password()
 
 
 def test_the_task_may_be_a_part_of_a_joined_lock(lock):
     path = str(lock(task="code+math", data=[]))
-    assert elicit_sft.settled(SFTConfig(locked=path), ENV)[0].task == "code+math"
-    assert elicit_sft.settled(SFTConfig(locked=path, task="math"), ENV)[0].task == "math"
+    assert elicit_sft.settled(SFTConfig(locked=path))[0].task == "code+math"
+    assert elicit_sft.settled(SFTConfig(locked=path, task="math"))[0].task == "math"
 
 
 def test_a_lock_that_does_not_say_what_it_imitates_needs_weak(lock):
     lock(weak="", weak_weights="")
     with pytest.raises(InputError, match="does not say which weak policy it imitates.*--weak"):
-        elicit_sft.settled(SFTConfig(task="math"), ENV)
+        elicit_sft.settled(SFTConfig(task="math"))
 
 
 def test_demonstrations_of_any_model(lock):
@@ -195,15 +193,15 @@ def test_demonstrations_of_any_model(lock):
     writer_of = elicit_sft.writer_of
 
     by_name = SFTConfig(task="math", demos_from="intermediate")
-    cfg, _ = elicit_sft.settled(by_name, ENV)
+    cfg, _ = elicit_sft.settled(by_name)
     assert writer_of(cfg) == str(Path(shipped("strong")).parent / "intermediate")
     assert cfg.out == "out/math/sft-intermediate"
-    cfg, _ = elicit_sft.settled(replace(by_name, strong="base/strong"), ENV)
+    cfg, _ = elicit_sft.settled(replace(by_name, strong="base/strong"))
     assert writer_of(cfg) == "base/intermediate"
     with pytest.raises(InputError, match="no model at base/intermediate: .* --demos-from"):
         elicit_sft.check_models(replace(cfg, locked=str(ROOT / "data/base/weak"), control=False))
 
-    cfg, _ = elicit_sft.settled(SFTConfig(task="math", demos_from="base/strong/"), ENV)
+    cfg, _ = elicit_sft.settled(SFTConfig(task="math", demos_from="base/strong/"))
     assert (writer_of(cfg), cfg.strong, cfg.out) == ("base/strong/", "", "out/math/sft-strong")
 
 
@@ -279,10 +277,10 @@ def test_which_problems_are_demonstrated_and_their_references():
 
 def test_what_is_usual_of_unlearning(lock):
     path = str(lock())
-    cfg, _ = elicit_sft.settled(SFTConfig(locked=path, unlearn=True), ENV)
+    cfg, _ = elicit_sft.settled(SFTConfig(locked=path, unlearn=True))
     assert cfg.lr == pytest.approx(1.5e-4 / 3) and cfg.out == "out/math/sft-unlearn"
     assert list(elicit_sft.stops_of(cfg, 128).values()) == [32, 64, 128, 256, 512]
-    cfg, _ = elicit_sft.settled(SFTConfig(locked=path, unlearn=True, lr=1e-3), ENV)
+    cfg, _ = elicit_sft.settled(SFTConfig(locked=path, unlearn=True, lr=1e-3))
     assert cfg.lr == 1e-3
 
 
@@ -566,13 +564,13 @@ def test_verdicts_on_other_problems_are_refused(tmp_path):
 def test_epochs_are_those_of_each_number_of_demonstrations(lock):
     lock(data=[])
     both = SFTConfig(task="math", k=(2, 16), epochs=(129, 65))
-    cfg, origin = elicit_sft.settled(both, ENV)
+    cfg, origin = elicit_sft.settled(both)
     assert [elicit_sft.lengths_of(cfg, k) for k in cfg.k] == [[258], [1040]]
     assert elicit_sft.stops_of(cfg, 16) == {260: 1040}
     assert elicit_sft.stops_of(cfg, 2) == {65: 260}  # whole batches of four
 
     # a cell's settings have nothing of the others
-    alone, _ = elicit_sft.settled(replace(both, k=(16,), epochs=(65,)), ENV)
+    alone, _ = elicit_sft.settled(replace(both, k=(16,), epochs=(65,)))
     origin = replace(origin, locked_weights="hash", weak_weights="hash")
     runs = [
         elicit_sft.open_run(Cell(16, 0, False), one, origin, ENV, write=False)

@@ -462,11 +462,11 @@ def conflicting(**changes) -> SFTConfig:
 )
 def test_a_conflict_without_meaning_or_control_is_refused(changes, sentence):
     with pytest.raises(InputError, match=sentence):
-        elicit_sft.settled(conflicting(**changes), ALONE)
+        elicit_sft.settled(conflicting(**changes))
 
 
 def test_students_come_in_pairs_and_each_has_a_second_seed_as_control():
-    cfg, _ = elicit_sft.settled(conflicting(), ALONE)
+    cfg, _ = elicit_sft.settled(conflicting())
     assert not cfg.control and cfg.strong == policies.shipped("strong")
     assert cfg.out == "out/mmlu/sft-weak-conflict0.5"
     cells = elicit_sft.cells_of(cfg)

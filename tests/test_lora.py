@@ -557,7 +557,7 @@ STRONG = str(ROOT / "data/base/strong")
 def test_options_without_a_rank_are_refused(option):
     for settle in (
         lambda: lock.settled(lock.LockConfig(strong=STRONG, **option)),
-        lambda: elicit_sft.settled(SFTConfig(locked=STRONG, **option), CPU),
+        lambda: elicit_sft.settled(SFTConfig(locked=STRONG, **option)),
         lambda: elicit_rl.settled(elicit_rl.RLConfig(locked=STRONG, **option)),
     ):
         with pytest.raises(InputError, match=f"--{[*option][0]} .*--rank"):
@@ -590,13 +590,13 @@ def test_more_numbers_than_there_are_are_refused():
 )
 def test_what_few_numbers_do_not_go_with(options, sentence):
     with pytest.raises(InputError, match=sentence):
-        elicit_sft.settled(SFTConfig(locked=STRONG, parameters=10, **options), CPU)
+        elicit_sft.settled(SFTConfig(locked=STRONG, parameters=10, **options))
 
 
 def test_no_option_does_nothing(adapter):
     with pytest.raises(InputError, match="--no-keep-weights"):
         only = SFTConfig(locked=STRONG, rank=4, adapter=True, keep_weights=False)
-        elicit_sft.settled(only, CPU)
+        elicit_sft.settled(only)
     with pytest.raises(InputError, match="--rank does nothing with --how scratch"):
         lock.settled(lock.LockConfig(strong=STRONG, how="scratch", rank=4))
     with pytest.raises(InputError, match="is an adapter itself"):

@@ -19,7 +19,6 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from conftest import full_disk
 from data.problems import InputError
-from elicit_sft import SFTConfig
 from optimizers import make_optimizers
 from runs import devices, states
 from runs.devices import Env, progress, setup
@@ -124,10 +123,17 @@ def test_help_shows_the_comments_of_the_fields(capsys):
 
 # --------------------------------------------------------------------------------- how a stage ends
 
+
+def same(cfg):
+    return cfg
+
+
 RENDEZVOUS = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def ended(monkeypatch, capsys, raised: BaseException | None, config=Options, *argv) -> tuple:
+def ended(
+    monkeypatch, capsys, raised: BaseException | None, config=Options, *argv, settled=same
+) -> tuple:
     """launch() of a stage that raises this: the exit code and what stands on stderr."""
 
     def main(cfg, env):
@@ -136,7 +142,7 @@ def ended(monkeypatch, capsys, raised: BaseException | None, config=Options, *ar
 
     monkeypatch.setattr(sys, "argv", ["stage.py", *argv])
     with pytest.raises(SystemExit) as end:
-        launch(main, config)
+        launch(main, config, settled)
     return end.value.code, capsys.readouterr().err
 
 
@@ -169,14 +175,6 @@ def test_a_stage_ends_with_one_line(monkeypatch, capsys, raised, code, line):
     assert found == code and error.startswith(line) and error.count("\n") == bool(line)
 
 
-def test_memory_advice_is_what_was_not_done_yet(monkeypatch, capsys):
-    argv = ("--rank", "16", "--checkpoint-activations")
-    _, error = ended(monkeypatch, capsys, MemoryError(), SFTConfig, *argv)
-    assert "--slots, a smaller --micro-tokens, --shard over several ranks; --plan" in error
-    _, error = ended(monkeypatch, capsys, MemoryError(), SFTConfig)
-    assert "--checkpoint-activations, --master bf16" in error and "--rank 16" in error
-
-
 def test_a_reader_that_has_had_enough_ends_a_stage_quietly():
     program = (
         "from reproduce import ReproduceConfig\n"
@@ -205,6 +203,57 @@ def test_advice_names_only_what_the_stage_has(monkeypatch, capsys):
     assert "--slots" in theirs and "--micro-tokens" not in theirs and "--shard" not in theirs
     _, line = ended(monkeypatch, capsys, KeyboardInterrupt(), Config)
     assert line == "stage.py: interrupted\n"
+
+
+def advised(monkeypatch, capsys, stage: str, config: str, words: str) -> str:
+    module = importlib.import_module(stage)
+    monkeypatch.chdir(Path(__file__).parents[1])
+    options = getattr(module, config)
+    code, line = ended(
+        monkeypatch, capsys, MemoryError(), options, *words.split(), settled=module.settled
+    )
+    assert code == 2 and "a smaller --slots, a smaller --micro-tokens" in line
+    return line
+
+
+@pytest.mark.parametrize(
+    "stage, config, words, refused",
+    [
+        ("harden", "HardenConfig", "--locked data/base/strong --method tar", "--shard --master"),
+        ("lock", "LockConfig", "--how scratch", "--rank"),
+        ("lock", "LockConfig", "--start-mix 0.1", "--rank --shard"),
+        ("lock", "LockConfig", "--dtype fp32", "--master"),
+        ("lock", "LockConfig", "--master bf16 --optimizer lion --lr 1e-6", "--master --rank"),
+        (
+            "elicit_sft",
+            "SFTConfig",
+            "--locked data/base/strong --no-control --rank 4 --parameters 8",
+            "--shard",
+        ),
+        ("train_base", "BaseConfig", "", "--master"),
+    ],
+)
+def test_no_advice_that_the_stage_would_refuse(monkeypatch, capsys, stage, config, words, refused):
+    line = advised(monkeypatch, capsys, stage, config, words)
+    assert not [option for option in refused.split() if option in line]
+
+
+def test_memory_advice_is_what_was_not_done_yet(monkeypatch, capsys):
+    model = "--locked data/base/strong --no-control"
+    words = f"{model} --rank 16 --checkpoint-activations"
+    line = advised(monkeypatch, capsys, "elicit_sft", "SFTConfig", words)
+    assert "--slots, a smaller --micro-tokens, --shard over several ranks; --plan" in line
+    line = advised(monkeypatch, capsys, "elicit_sft", "SFTConfig", model)
+    assert "--checkpoint-activations, --master bf16" in line and "--rank 16" in line
+
+
+def test_advice_that_the_stage_takes(monkeypatch, capsys):
+    line = advised(monkeypatch, capsys, "lock", "LockConfig", "")
+    assert all(f" {option} " in line for option in ("--master", "--rank", "--shard"))
+    line = advised(
+        monkeypatch, capsys, "train_base", "BaseConfig", "--strong-from data/base/strong --out a"
+    )
+    assert " --master " in line and " --shard " in line
 
 
 def test_memory_that_a_cpu_does_not_have_ends_with_advice(monkeypatch, capsys):
@@ -361,6 +410,15 @@ def test_a_rank_that_does_not_see_the_directory_says_so(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="rank 1 .*does not see .*that all of them share"):
         Run(Options(), replace(CPU, rank=1, world=2), tmp_path / "here")
     assert not (tmp_path / "here").exists()
+
+
+def test_the_time_to_see_a_file_begins_when_it_is_written(tmp_path, monkeypatch):
+    """A model of 7 B takes longer to write than VISIBLE_WITHIN."""
+    monkeypatch.setattr(devices, "VISIBLE_WITHIN", 0)
+    file = tmp_path / "config.json"
+    monkeypatch.setattr(Env, "wait", lambda env: file.touch())  # until rank 0 is done
+    monkeypatch.setattr(Env, "together", lambda env, work, *args: work(*args))
+    devices.check_shared(replace(CPU, rank=1, world=2), file)
 
 
 # ------------------------------------------------------------------------------------------ places
