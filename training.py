@@ -251,8 +251,11 @@ def synchronise(parameters: list[Tensor], metrics: dict[str, Tensor]) -> dict[st
     return dict(zip(metrics, values))
 
 
-def sync_gradients(parameters: list[Tensor], bucket: int = 1 << 25) -> None:
-    """Sum gradients over ranks, in flat buckets of up to `bucket` elements.
+SUMMED = 1 << 25  # numbers of a bucket of gradients
+
+
+def sync_gradients(parameters: list[Tensor], bucket: int = SUMMED) -> None:
+    """Sum gradients over ranks, in flat buckets of `bucket` elements or one gradient more.
 
     Losses are divided by global counts, so a sum is right.
     """

@@ -38,6 +38,7 @@ from model import CHUNK, SHORT, Model, ModelConfig, rotary_rows
 from runs.devices import Env, dtype_of, memory_of
 from runs.options import PlanConfig, TextConfig, TrainConfig, flag_of
 from sampler import cache_bucket, cache_bytes, padded_length, prefill_lines, stays
+from training import SUMMED
 
 PARTS = ("weights", "masters", "gradients", "moments")
 PARTS += ("activations", "logits", "cache", "copies")
@@ -324,7 +325,10 @@ def step_of(texts: Texts, s: Settings) -> list[Batch]:
 
 
 def training(shape: Shape, texts: Texts, s: Settings) -> list[Phase]:
-    """The heights of an optimiser step: the loss, the last block's backward pass, the first's."""
+    """The heights of an optimiser step: the loss, the last block's backward pass, the first's.
+
+    And of ranks that hold a whole model each, the sum of their gradients.
+    """
     config, layers = shape.config, shape.config.num_hidden_layers
     rest = at_rest(shape, s)
     share = s.devices if s.shard else 1
@@ -369,7 +373,14 @@ def training(shape: Shape, texts: Texts, s: Settings) -> list[Phase]:
     last = Phase(activations=kept + ends + again + passing)
     last["gradients"] = before or (0 if s.rank else tables / share)
     first = Phase(activations=block + passing, gradients=everything)
-    return [rest + phase + Phase(copies=cast) for phase in (loss, last, first)]
+    heights = [rest + phase + Phase(copies=cast) for phase in (loss, last, first)]
+    if s.devices > 1 and not s.shard:
+        # a bucket of them (training.py, sync_gradients), or the largest one; in fp32
+        table = 0 if s.rank else config.vocab_size * config.hidden_size
+        numbers = min(trained, max(SUMMED, table))
+        bucket = numbers * (4 if s.master == 4 else s.master + 4)
+        heights.append(rest + Phase(gradients=everything, copies=bucket))
+    return heights
 
 
 # ---------------------------------------------------------------------------------------- sampling
@@ -449,6 +460,7 @@ def left_by_sampler(shape: Shape, texts: Texts, s: Settings) -> Phase:
 def training_phases(shape: Shape, texts: Texts, s: Settings, *others: Phase) -> dict[str, Phase]:
     """The heights of an optimiser step by name, each with what else is held meanwhile."""
     names = ("training, loss", "training, last block", "training, first block")
+    names += ("training, sum over ranks",)
     heights = training(shape, texts, s)
     return {name: sum(others, height) for name, height in zip(names, heights)}
 

@@ -14,12 +14,13 @@ import elicit_sft
 import evaluate
 import lock
 import train_base
+import training
 from data import load
 from data.batches import collate
 from data.problems import InputError
 from lora import attach
 from losses import sft_loss
-from model import Block, Model
+from model import Block, Model, ModelConfig
 from optimizers import make_optimizers
 from runs import plan
 from runs.devices import Env, setup
@@ -37,6 +38,37 @@ NEOX |= {"gated_mlp": False, "mlp_bias": True, "parallel": "two norms", "num_key
 NEOX |= {"activation": "gelu", "rotary_fraction": 0.25}
 STABLELM = {"norm": "layer", "norm_bias": True, "qk_norm": "layer", "parallel": "one norm"}
 FAMILIES = {"llama": {}, "qwen3": {"qk_norm": "rms"}, "gpt_neox": NEOX, "stablelm": STABLELM}
+
+
+@pytest.mark.parametrize("master", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [{}, {"vocab_size": 40_000, "hidden_size": 1024}])
+def test_gradients_are_summed_in_buckets_as_large_as_planned(monkeypatch, sizes, master):
+    """A small model in one bucket; of a larger one the table is the largest."""
+    sizes = {"vocab_size": 300, "hidden_size": 64} | sizes
+    config = ModelConfig(
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=64,
+        **sizes,
+    )
+    with torch.device("meta"):
+        model = Model(config).to(master)
+    summed = []
+    monkeypatch.setattr(training.dist, "all_reduce", lambda flat: summed.append(flat))
+    training.sync_gradients(list(model.parameters()))
+    assert all(flat.dtype == torch.float32 for flat in summed)
+    measured = max(flat.numel() for flat in summed) * (4 if master == torch.float32 else 6)
+
+    settings = replace(FP32, master=master.itemsize, optimizer="lion", devices=2)
+    texts = plan.Texts(8, 8, [(8, 8)])
+    *_, height = plan.training(plan.shape(config), texts, settings)
+    # the head, which is as large as the table, shares its bucket with the last matrices
+    assert height["copies"] == pytest.approx(measured, rel=0.05)
+    alone = plan.training(plan.shape(config), texts, replace(settings, devices=1))
+    assert len(alone) == 3
 
 
 def bytes_saved(block: Block, x: torch.Tensor, model: Model) -> int:

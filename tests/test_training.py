@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from conftest import Killed, anonymous_memory
 from data.batches import Example, micro_batches
 from data.problems import InputError
 from losses import distribution_loss, document_loss, sft_loss
-from model import Model
+from model import Model, compile_model
 from optimizers import (
     Lion,
     Muon,
@@ -507,6 +507,46 @@ def test_two_ranks_are_one_process(
             (o.state_dict() for o in fresh), (o.state_dict() for o in optimizers)
         )
     )
+
+
+def work_in_compiled_blocks(out: Path, steps: list[list[Example]]) -> None:
+    """Train on the steps, divided and compiled by block as on CUDA; a backend counts the graphs."""
+    cfg = Options(device="cpu", dtype="fp32", compile=False, shard=True)
+    env, graphs = setup(cfg), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled_by = partialmethod(torch.nn.Module.compile, backend=backend)
+    torch.nn.Module.compile, found = compiled_by, []
+    batches = lambda step: micro_batches(steps[step][env.rank :: env.world], 64)
+    for compiles in (False, True):
+        model, _ = load_model(out / "start")
+        if compiles:
+            compile_model(model, by_block=True)
+        training.shard(model, env, cfg)
+        optimizers = make_optimizers(model, "adamw", 1e-3)
+        for _, metrics in train(model, optimizers, batches, sft_loss, env, steps=len(steps)):
+            found.append((metrics["loss"], metrics["grad_norm"], len(graphs)))
+    if env.main:
+        (out / "found.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def test_divided_blocks_that_are_compiled_learn_the_same(
+    make_model, make_examples, tokenizer, start_ranks, tmp_path
+):
+    save_model(tmp_path / "start", make_model(), tokenizer)
+    examples = make_examples(16)
+    steps = [examples[:6], examples[6:10], examples[10:], examples[:5]]
+    ranks = start_ranks(partial(work_in_compiled_blocks, tmp_path, steps), 2)
+    assert ranks.wait() == 0, ranks.printed()[-3000:]
+    found = np.array(json.loads((tmp_path / "found.json").read_text()))
+    plain, compiled = found[:4], found[4:]
+    np.testing.assert_allclose(compiled[:, :2], plain[:, :2], rtol=1e-4)
+    # of one block, which all share; lengths and rows may change
+    assert plain[-1, 2] == 0 < compiled[-1, 2] <= 3 and compiled[-1, 2] == compiled[1, 2]
 
 
 def work_that_is_resumed(out: Path, steps: list[list[Example]], optimizer: str) -> None:
