@@ -830,7 +830,7 @@ class Peak:
 
 
 def memory_of_a_rank(out: Path, examples: list[Example], rank: int) -> None:
-    """Load, divided, and train two steps; note the peaks of rank 1, which gathers nothing to save.
+    """Load, divided, train two steps, sample, save; note the peaks of rank 1, which writes nothing.
 
     rank: LoRA's, 0 without.
     """
@@ -838,7 +838,7 @@ def memory_of_a_rank(out: Path, examples: list[Example], rank: int) -> None:
     cfg = TuneConfig(device="cpu", dtype="fp32", compile=False, **ways)
     env = setup(cfg)
     with Peak() as loading:
-        model, _ = open_to_train(out / "start", env, cfg)
+        model, tokenizer = open_to_train(out / "start", env, cfg)
     with Peak() as beside:
         other = open_beside(out / "start", env, cfg)
     optimizers = make_optimizers(prepare(model, env, cfg), "adamw", 1e-3)
@@ -847,8 +847,17 @@ def memory_of_a_rank(out: Path, examples: list[Example], rank: int) -> None:
             model, optimizers, lambda step: micro_batches(examples, 64), sft_loss, env, steps=2
         ):
             pass
+    for p in model.parameters():
+        p.grad = None
+    with Peak() as sampling:
+        sampler = Sampler(model, [0], slots=4)
+        sampler([[5, 6, 7], [8, 9]], max_new_tokens=8)
+        del sampler
+    with Peak() as saving:
+        save_model(out / "end", model, tokenizer, env.main)
     if env.rank == 1:
-        (out / "peaks.json").write_text(json.dumps([loading.bytes, beside.bytes, training.bytes]))
+        peaks = [each.bytes for each in (loading, beside, training, sampling, saving)]
+        (out / "peaks.json").write_text(json.dumps(peaks))
     del other
     torch.distributed.destroy_process_group()
 
@@ -864,7 +873,8 @@ def test_a_rank_holds_no_more_than_its_share_and_a_block(
     save_model(tmp_path / "start", model, tokenizer)
     ranks = start_ranks(partial(memory_of_a_rank, tmp_path, make_examples(2), rank), 2)
     assert ranks.wait() == 0, ranks.printed()[-3000:]
-    loading, beside, training = json.loads((tmp_path / "peaks.json").read_text())
+    peaks = json.loads((tmp_path / "peaks.json").read_text())
+    loading, beside, training, sampling, saving = peaks
     assert whole > 10 * block
     # (a forked process has some freed memory to begin with)
     assert 0.3 * whole < loading < whole / 2 + block
@@ -874,3 +884,6 @@ def test_a_rank_holds_no_more_than_its_share_and_a_block(
         assert whole < training < 3 * whole / 2 + 7 * block
     else:  # the block's W and its gradient, too; little else is trained
         assert training < 9 * block
+    # one whole copy in the compute dtype, as blocks are gathered for it; a matrix at a time
+    assert whole < sampling < whole + 3 * block
+    assert saving < 2 * block
