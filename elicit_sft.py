@@ -881,7 +881,8 @@ def planned(cfg: SFTConfig, lock: Origin, env: Env) -> int:
 
 def main(cfg: SFTConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
-    given, (cfg, lock) = cfg, settled(cfg)
+    given = cfg
+    cfg, lock = settled(given)
     if given.control and lock.weak_is_rule:
         env.say(
             f"no control: the weak policy is no model ({lock.weak}), so it can be taught nothing; "

@@ -220,7 +220,12 @@ LORA_FACTOR = 3
 
 
 def usual_step(
-    optimizer: str, lr: float, parameters: int, tiny: tuple[str, float], rank: int = 0
+    optimizer: str,
+    lr: float,
+    parameters: int,
+    tiny: tuple[str, float],
+    rank: int = 0,
+    flag: str = "--lr",
 ) -> tuple[str, float]:
     """Optimiser and learning rate as given, or the usual ones for a model of so many parameters.
 
@@ -233,7 +238,7 @@ def usual_step(
     the usual one belongs to the usual one.
     """
     if optimizer and not lr:
-        raise InputError(f"--optimizer {optimizer}: name its learning rate, too, with --lr")
+        raise InputError(f"--optimizer {optimizer}: name its learning rate, too, with {flag}")
     usual = tiny
     if parameters >= MEDIUM:
         usual = "adamw", 1e-4

@@ -334,7 +334,9 @@ def from_scratch(epochs: int, lr: float, cfg: BaseConfig) -> Recipe:
 def with_step(cfg: BaseConfig, path: str, lr: str) -> BaseConfig:
     """cfg with the optimiser and, in the field `lr`, the rate that suit a given base's size."""
     tiny = ("muon", 0.0035)  # as lock.py's
-    optimizer, rate = usual_step(cfg.optimizer, getattr(cfg, lr), parameters_at(path), tiny)
+    given = getattr(cfg, lr)
+    size = parameters_at(path)
+    optimizer, rate = usual_step(cfg.optimizer, given, size, tiny, flag=flag_of(lr))
     cfg = replace(cfg, optimizer=optimizer, **{lr: rate})
     check_master(cfg)
     return cfg
@@ -589,8 +591,10 @@ def settled(cfg: BaseConfig) -> BaseConfig:
         usual |= {"small_problems": 1600, "small_epochs": 2, "small_lr": 0.0}
     chosen = {name: getattr(cfg, name) or value for name, value in usual.items()}
     cfg = replace(cfg, **chosen)
-    if given:
-        with_step(cfg, cfg.strong_from, "lr")  # which refuses a --master that does not go with it
+    # a step that does not go with the weak base is not found after the strong one was trained
+    for path, lr in ((cfg.strong_from, "lr"), (cfg.weak_from, "small_lr")):
+        if path:
+            with_step(cfg, path, lr)
     return cfg
 
 

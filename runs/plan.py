@@ -375,11 +375,12 @@ def training(shape: Shape, texts: Texts, s: Settings) -> list[Phase]:
     first = Phase(activations=block + passing, gradients=everything)
     heights = [rest + phase + Phase(copies=cast) for phase in (loss, last, first)]
     if s.devices > 1 and not s.shard:
-        # a bucket of them (training.py, sync_gradients), or the largest one; in fp32
+        # a bucket of them (training.py, sync_gradients), or the largest one
         table = 0 if s.rank else config.vocab_size * config.hidden_size
         numbers = min(trained, max(SUMMED, table))
-        bucket = numbers * (4 if s.master == 4 else s.master + 4)
-        heights.append(rest + Phase(gradients=everything, copies=bucket))
+        # as they are, and in fp32, where that is another copy
+        wide = 4 if s.master == 4 else s.master + 4
+        heights.append(rest + Phase(gradients=everything, copies=wide * numbers))
     return heights
 
 
@@ -459,10 +460,9 @@ def left_by_sampler(shape: Shape, texts: Texts, s: Settings) -> Phase:
 
 def training_phases(shape: Shape, texts: Texts, s: Settings, *others: Phase) -> dict[str, Phase]:
     """The heights of an optimiser step by name, each with what else is held meanwhile."""
-    names = ("training, loss", "training, last block", "training, first block")
-    names += ("training, sum over ranks",)
+    names = ("loss", "last block", "first block", "sum over ranks")
     heights = training(shape, texts, s)
-    return {name: sum(others, height) for name, height in zip(names, heights)}
+    return {f"training, {name}": sum(others, height) for name, height in zip(names, heights)}
 
 
 def scoring(shape: Shape, texts: Texts, s: Settings) -> Phase:

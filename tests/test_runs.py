@@ -123,16 +123,11 @@ def test_help_shows_the_comments_of_the_fields(capsys):
 
 # --------------------------------------------------------------------------------- how a stage ends
 
-
-def same(cfg):
-    return cfg
-
-
 RENDEZVOUS = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def ended(
-    monkeypatch, capsys, raised: BaseException | None, config=Options, *argv, settled=same
+    monkeypatch, capsys, raised: BaseException | None, config=Options, *argv, **given
 ) -> tuple:
     """launch() of a stage that raises this: the exit code and what stands on stderr."""
 
@@ -142,7 +137,7 @@ def ended(
 
     monkeypatch.setattr(sys, "argv", ["stage.py", *argv])
     with pytest.raises(SystemExit) as end:
-        launch(main, config, settled)
+        launch(main, config, **given)
     return end.value.code, capsys.readouterr().err
 
 

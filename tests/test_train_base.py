@@ -132,6 +132,16 @@ def test_what_is_not_given_fits_what_is_made():
             {"strong_from": "data/base/strong", "weak_from": "data/base/weak", "vocab": 64},
             "--vocab does nothing with --weak-from",
         ),
+        (
+            {
+                "strong_from": "data/base/strong",
+                "weak_from": "data/base/weak",
+                "out": "x",
+                "optimizer": "lion",
+                "lr": 1e-5,
+            },
+            "--optimizer lion: .* with --small-lr",
+        ),
         ({"task": "compose", "strong_from": "m"}, "--strong-from does nothing with --task compose"),
     ],
 )
