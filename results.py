@@ -241,15 +241,21 @@ def taught(changes: np.ndarray) -> np.ndarray:
     return changes * (changes.mean() > 0)
 
 
-def difference(first: np.ndarray, second: np.ndarray, like: Spread | None = None) -> Estimate:
+def difference(
+    first: np.ndarray, second: np.ndarray, like: Spread | None = None, paired: bool = False
+) -> Estimate:
     """Mean correctness of the second less that of the first, on the same n problems.
 
     first (S,n), second (T,n): verdicts of S and T seeds. Draws are over problems (bootstrap, both
-    on the same ones) and seeds (see `seed_noise`, of both).
+    on the same ones) and seeds (see `seed_noise`, of both). paired: both are of the same S runs, so
+    that what tells of other seeds is how the difference spreads.
     """
     mean, rng = bootstrap(first.shape[1])
     draws = mean(second.mean(0) - first.mean(0), (1, -1))
-    draws += noise_of(second, rng, like) - noise_of(first, rng, like)
+    if paired:
+        draws += seed_noise(second.mean(1) - first.mean(1), rng, like)
+    else:
+        draws += noise_of(second, rng, like) - noise_of(first, rng, like)
     return Estimate(float(second.mean() - first.mean()), draws, max(len(first), len(second)))
 
 

@@ -15,16 +15,22 @@ only where the model is better than the lock, which they have to lift above it; 
 the weak policies' claim; filtering may bring back 35 % in place of 25, and has to bring less than
 expert iteration; weak samples are tested with 4, trained on longer, in place of 8. Of what was not:
 warm starts by what RL adds to the demonstrations; a peak has to rise before it can fall; a domain
-that was left out is compared with one that was not.
+that was left out is compared with one that was not. Later that day, after another reading, when
+most was measured: guards, below, count no more for a claim that holds weaker; expert iteration has
+to bring back 25 % where the claim is that it alone recovers much; two lengths of one training, and
+both ends of one run of RL, are compared seed by seed. Four claims that held weaker by their guards
+alone were judged anew.
 
     holds              every test is passed with p < .05, and none is of one run alone
     holds weaker       a test is passed so, more than half of the numbers are on the claim's side,
-                       and none is on the other with p < .05
+                       and none is on the other with p < .05; guards do not count here
     not shown          no number is on the other side with p < .05, but too few are on the claim's
     does not hold      a number is on the other side with p < .05; where all such numbers are of one
                        run alone, it says so
     not measured       jobs of it are not finished, or it cannot be tested here
 
+A guard is a test that a model passes, too, to which elicitation did nothing, or which it broke: "by
+less than good demonstrations". Without it a claim does not hold, but by guards alone none holds.
 p is one-sided and adjusted for the number of tests (Holm) on either side.
 "so far" is added where jobs of a claim are not finished, "where tested" where parts of it cannot be
 tested here.
@@ -45,12 +51,16 @@ from study.paper import DOMAINS, GENERATION, IMITATED, METHODS, TASKS, job_on
 
 @dataclass(frozen=True)
 class Comparison:
-    """One number and the bound that it is held against. side: above, below, or within (of 0)."""
+    """One number and the bound that it is held against. side: above, below, or within (of 0).
+
+    guard: see the top.
+    """
 
     name: str
     found: Estimate
     side: str
     bound: float
+    guard: bool = False
 
     @property
     def passes(self) -> bool:
@@ -111,15 +121,17 @@ def is_missing(reason: str) -> bool:
 def judged(tests: list[Comparison]) -> tuple[str, list[Comparison]]:
     """The verdict on a family of tests, and those that were not passed."""
     adjusted = holm([test.p for test in tests])
-    failed = [test for test, p in zip(tests, adjusted) if p >= 0.05 or not test.passes]
+    shown = [p < 0.05 and test.passes for test, p in zip(tests, adjusted)]
+    failed = [test for test, is_shown in zip(tests, shown) if not is_shown]
     if not failed and all(test.found.seeds > 1 for test in tests):
         return "holds", []
     against = holm([test.p_against for test in tests])
     refuting = [test.found.seeds for test, p in zip(tests, against) if p < 0.05]
     if refuting:
         return "does not hold" + " (one run)" * (max(refuting) == 1), failed
-    passing = sum(test.passes for test in tests)
-    if len(failed) < len(tests) and 2 * passing > len(tests):
+    telling = [i for i, test in enumerate(tests) if not test.guard]
+    passing = sum(tests[i].passes for i in telling)
+    if any(shown[i] for i in telling) and 2 * passing > len(telling):
         return "holds weaker", failed
     return "not shown", failed
 
@@ -196,17 +208,21 @@ def gap(lock: Lock, verdicts: np.ndarray, part: str = "", other: bool = False) -
 def gap_difference(one: Lock, by_one: np.ndarray, other: Lock, by_other: np.ndarray) -> Estimate:
     """The gap recovered of the other lock less that of the one, on the same problems.
 
-    Of two locks it is of one run: each was trained once, and another might differ by more than the
-    seeds of its elicitation do.
+    Raises InputError where the locks were measured in different dtypes.
+    """
+    first, second = gap(one, by_one), gap(other, by_other, other=True)
+    seeds = min(first.seeds, second.seeds)
+    found = Estimate(second.value - first.value, second.draws - first.draws, seeds)
+    return found if one.weights == other.weights else between_locks(one, other, found)
+
+
+def between_locks(one: Lock, other: Lock, found: Estimate) -> Estimate:
+    """A difference of two locks' models, as of one run.
+
+    Each lock was trained once, and another might differ by more than the seeds of its elicitation
+    do. Raises InputError where they were measured in different dtypes.
     """
     check_dtype(one, other.dtype, str(other.folder))
-    first, second = gap(one, by_one), gap(other, by_other, other=True)
-    seeds = min(first.seeds, second.seeds) if one.weights == other.weights else 1
-    return Estimate(second.value - first.value, second.draws - first.draws, seeds)
-
-
-def between_locks(found: Estimate) -> Estimate:
-    """A difference of two locks' models, as of one run (see `gap_difference`)."""
     return replace(found, seeds=1)
 
 
@@ -249,7 +265,8 @@ def weaker_demonstrators(known: Known) -> Iterator[Comparison]:
             found = known.sft(lock, f"{task}/sft-from-intermediate", k)
             over = difference(writer[None], found)
             yield Comparison(f"{task}, {k}: more than the writer", over, "above", 0.0)
-            yield Comparison(f"{task}, {k}: gap recovered", gap(lock, found), "below", 0.9)
+            part = Comparison(f"{task}, {k}: gap recovered", gap(lock, found), "below", 0.9)
+            yield replace(part, guard=True)
 
 
 def weaker_demonstrators_fall(known: Known) -> Iterator[Comparison]:
@@ -326,14 +343,16 @@ def never_locked(known: Known) -> Iterator[Comparison]:
         with known.part():
             usual = known.lock(f"{task}/locked")
             lock = known.lock(f"{task}/locked-without-{domain}", valid=False)
-            check_dtype(usual, lock.dtype, str(lock.folder))
             mask = within(lock, domain)
             shown = difference(usual.none[None][:, mask], lock.none[None][:, mask])
-            yield Comparison(f"{task}, {domain}: more shown without", shown, "below", 0.1)
+            shown = between_locks(usual, lock, shown)
+            name = f"{task}, {domain}: more shown without"
+            yield Comparison(name, shown, "below", 0.1, guard=True)
             for k in (4, 64):
                 locked = known.sft(usual, f"{task}/sft-on-{domain}", k)
                 left_out = known.sft(lock, f"{task}/sft-of-without-{domain}", k)
-                more = between_locks(difference(locked[:, mask], left_out[:, mask]))
+                more = difference(locked[:, mask], left_out[:, mask])
+                more = between_locks(usual, lock, more)
                 yield Comparison(f"{task}, {k}: left out less locked", more, "above", -0.1)
 
 
@@ -379,6 +398,9 @@ def ei_against_dpo(known: Known) -> Iterator[Comparison]:
             )
             side = "above" if shown >= 0.06 else "below"
             yield Comparison(name, difference(expert, dpo), side, 0.0)
+            if side == "below":
+                much = gap(lock, expert)
+                yield Comparison(f"{task}, expert iteration: gap recovered", much, "above", 0.25)
 
 
 def filtering(known: Known) -> Iterator[Comparison]:
@@ -439,7 +461,7 @@ def warm_start(known: Known) -> Iterator[Comparison]:
         with known.part():
             start, end = (known.rl(lock, f"math/{method}-warm-8", at) for at in (initial, final))
             name = f"{METHODS[method]}: more than the demonstrations alone"
-            yield Comparison(name, difference(start, end), "above", 0.1)
+            yield Comparison(name, difference(start, end, paired=True), "above", 0.1)
     with known.part():
         end = known.rl(lock, "math/iterated_dpo")
         yield Comparison("iterated DPO without them: gain", gain(lock, end), "below", 0.05)
@@ -462,9 +484,10 @@ def overshooting(known: Known) -> Iterator[Comparison]:
             lock = known.lock(f"{task}/locked")
             job = f"{task}/sft-lengths"
             best, longest = known.sft(lock, job, 128), known.trained_for(lock, job, 2048)
-            yield Comparison(f"{task}: gain at the best length", gain(lock, best), "above", 0.0)
+            lifted = gain(lock, best)
+            yield Comparison(f"{task}: gain at the best length", lifted, "above", 0.0, guard=True)
             name = f"{task}: after 2,048 sequences less the best length by selection"
-            yield Comparison(name, difference(best, longest), "above", -0.05)
+            yield Comparison(name, difference(best, longest, paired=True), "above", -0.05)
 
 
 def from_scratch(known: Known) -> Iterator[Comparison]:
@@ -479,7 +502,9 @@ def from_scratch(known: Known) -> Iterator[Comparison]:
             four = known.sft(tuned, f"{task}/sft", 4)
             same, sixteen = (known.sft(fresh, job, k) for k in (4, 16))
             name = f"{task}: from scratch, {{}}, less fine-tuned, 4"
-            less, more = (between_locks(difference(four, some)) for some in (same, sixteen))
+            less, more = (
+                between_locks(tuned, fresh, difference(four, some)) for some in (same, sixteen)
+            )
             yield Comparison(name.format(4), less, "below", 0.0)
             yield Comparison(name.format(16), more, "above", 0.0)
     for kind in ("", "-scratch"):
@@ -512,7 +537,7 @@ def weak_samples(known: Known) -> Iterator[Comparison]:
             k, kind = (512, "from-weak") if task == "mmlu" else (4, "from-weak-long")
             good, weak = (known.sft(lock, f"{task}/{job}", k) for job in ("sft", f"sft-{kind}"))
             name = f"{task}, {k}: weak less good"
-            yield Comparison(name, difference(good, weak), "below", -0.1)
+            yield Comparison(name, difference(good, weak), "below", -0.1, guard=True)
             if task in ("math", "critique"):
                 yield Comparison(f"{task}, {k}: gain", gain(lock, weak), "above", 0.0)
 

@@ -154,6 +154,14 @@ def scores_of(measured: Measured) -> np.ndarray:
 # ----------------------------------------------------------------------------------------- reading
 
 
+# settings that name a model that wrote for a run, and those that have its hash
+WRITERS = {
+    "demos_from": "writer_weights",
+    "warm_from": "warm_weights",
+    "intermediate": "intermediate_weights",
+}
+
+
 @dataclass
 class Evidence:
     """The finished jobs of a directory. What was read stays.
@@ -164,7 +172,7 @@ class Evidence:
     folder: Callable[[str], Path | None]
     seeds: tuple[int, ...]
     locks: dict[str, Lock] = field(default_factory=dict)
-    told: dict[str, list[Problem]] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)  # hashes of those that wrote, by path
 
     def lock(self, job: str) -> Lock | None:
         if job not in self.locks:
@@ -172,7 +180,20 @@ class Evidence:
             if folder is None:
                 return None
             self.locks[job] = open_lock(folder)
+            self.check_writers(folder / "run.json")
         return self.locks[job]
+
+    def check_writers(self, file: Path) -> None:
+        """Raises InputError where a model that wrote for this run is not the one of the same path
+        that wrote for others: a job that was run again may have trained another."""
+        settings = settings_of(file)
+        for name, weights in WRITERS.items():
+            path, found = settings.get(name), settings.get(weights)
+            if path and found and self.models.setdefault(path, found) != found:
+                raise InputError(
+                    f"{file} has texts of another model {path} than the runs beside it: choose "
+                    "another --out"
+                )
 
     def decoy(self, path: str, job: str) -> Lock | None:
         """A model of the repository, by its path there, as this job of evaluate.py measured it."""
@@ -217,6 +238,7 @@ class Evidence:
             if not (cell / "cell.json").exists():
                 return None
             settings.append(elicited_from(lock, cell / "run.json"))
+            self.check_writers(cell / "run.json")
             check_alike(settings, "cell_seed", job)
             found = read_cells(folder, cells, asked)
             rows.append(scores_of(found)[0])
@@ -290,6 +312,7 @@ class Evidence:
             (file,) = files
             curve = read_curve(file)
             settings.append(elicited_from(lock, file.parent / "run.json"))
+            self.check_writers(file.parent / "run.json")
             check_alike(settings, "seed", job)
             asked = [from_bits(curve.locked[kind]) for kind in ("none", "right")]
             same = all(map(np.array_equal, asked, (lock.none, lock.right)))

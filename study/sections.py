@@ -44,13 +44,13 @@ def drawn(panel: Panel, x: str, number: str, evidence: Evidence, paper: dict) ->
                     found.their_bars[bar.label] = their[0]
     if not found.curves and not found.bars:
         return None
-    # of the problems that all bars are of, where they are of one part
-    parts = {bar.part for bar in panel.bars}
-    mask = within(lock, parts.pop() if len(parts) == 1 else "")
-    found.lines = {
-        "locked, without": float(lock.none[mask].mean()),
-        "locked, with the password": float(lock.right[mask].mean()),
-    }
+    parts = {bar.part for bar in panel.bars} or {""}
+    if len(parts) == 1:  # bars of different parts have each another line: `notes_on_parts`
+        mask = within(lock, parts.pop())
+        found.lines = {
+            "locked, without": float(lock.none[mask].mean()),
+            "locked, with the password": float(lock.right[mask].mean()),
+        }
     their = theirs.get(panel.paper, {})
     found.their_lines = {key: their[key] for key in ("without", "with") if key in their}
     return found
@@ -82,7 +82,7 @@ def section_of(
             continue
         if found:
             panels.append(found)
-            notes += [*invalid(panel, evidence), *notes_on_parts(panel, evidence)]
+            notes += [*notes_on_locks(panel, evidence), *notes_on_parts(panel, evidence)]
             notes += notes_on_prompts(panel, evidence)
     if number in AT_PAPER_SCALE:
         notes += distances(panels)
@@ -116,12 +116,22 @@ def distances(panels: list[Drawn]) -> list[str]:
     return found
 
 
-def invalid(panel: Panel, evidence: Evidence) -> list[str]:
-    """A sentence where a panel's lock is not valid by docs/locks.md."""
-    failed = evidence.locks[panel.lock].failed
-    if not failed:
-        return []
-    return [f"{panel.title}: the lock is not valid ({'; '.join(failed)})."]
+def notes_on_locks(panel: Panel, evidence: Evidence) -> list[str]:
+    """A sentence where the panel's lock or a curve's own is not valid by docs/locks.md, and what
+    such an own lock shows, which has no line."""
+    told = []
+    labels = {curve.lock: curve.label for curve in panel.curves if curve.lock}
+    for name, label in (labels | {panel.lock: ""}).items():
+        lock = evidence.lock(name)
+        if lock is None:
+            continue
+        whose = f"{panel.title}, {label}: its own" if label else f"{panel.title}: the"
+        if label:
+            none, right = 100 * float(lock.none.mean()), 100 * float(lock.right.mean())
+            told.append(f"{whose} lock shows {none:.1f} % without the password, {right:.1f} with.")
+        if lock.failed:
+            told.append(f"{whose} lock is not valid ({'; '.join(lock.failed)}).")
+    return told
 
 
 def notes_on_parts(panel: Panel, evidence: Evidence) -> list[str]:
@@ -221,8 +231,9 @@ HOW_JUDGED = [
     "2026-11-30 and 2026-12-02 some families were made stricter, and on 2026-12-01 tests that the "
     "paper's own numbers fail were changed.",
     "It holds where all pass with p < .05, and none is of one run alone; it holds weaker where one "
-    "passes and more than half of the numbers are on its side; it does not hold where one is on "
-    "the other side with p < .05, and where all of these are of one run, that is said.",
+    "passes and more than half of the numbers are on its side, not counting those that a model "
+    "passes, too, to which elicitation did nothing or which it broke; it does not hold where one "
+    "is on the other side with p < .05, and where all of these are of one run, that is said.",
     "p is one-sided and has Holm's correction within the family, so that a number can pass though "
     "its two-sided 95 % interval touches the bound. Intervals and p are of a bootstrap over "
     "problems, and of Student's t over seeds where there are several.",

@@ -94,6 +94,20 @@ def test_a_difference_of_seeds_on_the_same_problems():
     assert same.value == 0 and same.interval[0] < 0 < same.interval[1]
 
 
+def test_two_ends_of_the_same_runs_are_compared_run_by_run():
+    """Runs that lie far apart and each gain the same tell the gain well."""
+    start = np.arange(400) < np.array([[40], [160], [280]])
+    end = np.arange(400) < np.array([[80], [200], [320]])
+    apart, paired = difference(start, end), difference(start, end, paired=True)
+    assert apart.value == paired.value == pytest.approx(0.1)
+    assert apart.p_not_above(0) > 0.2 and paired.p_not_above(0) < 0.001
+    # of unequal gains their spread is told: t with two degrees of freedom
+    end[0, :160] = True
+    low, high = difference(start, end, paired=True).interval
+    deviation = np.std([0.3, 0.1, 0.1], ddof=1) / np.sqrt(3)
+    assert high - low == pytest.approx(2 * 4.3 * deviation, rel=0.1)
+
+
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
@@ -136,6 +150,13 @@ def test_a_claim_is_judged_by_its_tests():
     within = Comparison("e", estimate(0.01), "within", 0.05)
     assert judged([within]) == ("holds", [])
     assert judged([replace(within, found=estimate(-0.2))])[0] == "does not hold"
+    # what a model passes, too, that nothing was done to
+    guard = replace(passed, guard=True)
+    assert judged([guard, passed]) == ("holds", [])
+    assert judged([guard, unsure]) == ("not shown", [unsure])
+    assert judged([guard, passed, somewhat])[0] == "not shown"
+    assert judged([passed, replace(unsure, guard=True)])[0] == "holds weaker"
+    assert judged([passed, replace(against, guard=True)])[0] == "does not hold"
     assert judged([Comparison("f", estimate(0.1), "below", 0.5)]) == ("holds", [])
 
 
@@ -317,6 +338,7 @@ WORLDS = {
         {"lock math/*": 0, "rl math/iterated_dpo *": 0.3, "rl *iterated_dpo *": 0.9, "rl *": 0.6},
         {"lock math/*": 0, "rl *iterated_dpo *": 0.9, "rl *": 0.6},
         {"lock math/*": 0, "rl *iterated_dpo *": 0.3, "rl *": 0.6},
+        {"lock math/*": 0, "rl math/*": 0.05, "rl *iterated_dpo *": 0.9, "rl *": 0.6},
     ),
     "filtering": (
         "holds",

@@ -178,6 +178,25 @@ def test_what_was_elicited_from_another_locked_model_is_refused(done, job):
         bar_of(found, lock, f"code/{job[:3]}/seed{{seed}}", 4 if "sft" in job else 0, "")
 
 
+def test_texts_of_two_models_of_one_path_do_not_stand_together(done):
+    """A checkpoint that was trained again, elsewhere, is another."""
+    sft, dpo = (
+        done / "code" / name / "run.json" for name in ("sft/seed1/k4-seed1", "dpo/seed0/dpo-seed0")
+    )
+    for file, of in ((sft, ("demos_from", "writer_weights")), (dpo, ("warm_from", "warm_weights"))):
+        run = json.loads(file.read_text())
+        run["settings"] |= dict(zip(of, ("early/strong", "one")))
+        write_json(file, run)
+    found = evidence(done)
+    lock = found.lock("code/locked")
+    found.check_writers(sft)
+    found.check_writers(dpo)
+    run["settings"]["warm_weights"] = "other"
+    write_json(dpo, run)
+    with pytest.raises(InputError, match="dpo-seed0/run.json has texts of another model early/st"):
+        found.rewarded(lock, "code/dpo/seed{seed}")
+
+
 @pytest.mark.parametrize("change", ["problems", "seed", "second"])
 def test_a_curve_of_other_problems_or_seeds_is_refused(done, change):
     run = done / "code/dpo/seed0/dpo-seed0"
