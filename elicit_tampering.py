@@ -55,8 +55,10 @@ from checkpoints.origins import (
 )
 from curves import Edited, show_tampering, tampering_summary
 from data import load
+from data.batches import Example
 from data.problems import InputError, Problem
 from data.text import Tokenizer
+from data.triggers import dressed
 from methods.tampering import (
     CALIBRATION,
     DEMONSTRATIONS,
@@ -99,6 +101,7 @@ from runs.files import write_json
 from runs.launch import launch
 from runs.options import Config, refuse_idle
 from sampler import Sampler, Writer
+from training import refuse_overlong
 
 
 @dataclass
@@ -256,7 +259,7 @@ def prompts_of(subject: Subject, problems: list[Problem]) -> list[list[int]]:
 
 def pruning(subject: Subject, given: Given, largest: bool) -> Edit:
     """By what counts least, or most, on the model's own samples."""
-    problems = problems_of(given.cfg, "elicit", CALIBRATION, given.lock, given.env)
+    problems = read_problems(given, CALIBRATION)
     samples = own_samples(subject, problems, given)
     texts = [prompt + ids for prompt, ids in zip(prompts_of(subject, problems), samples)]
     norms = input_norms(subject.sampler.model, texts)
@@ -270,9 +273,11 @@ def ways_to_right(subject: Subject, given: Given) -> Tensor:
     the same before any answer. Without the end of an answer, which cut ones lack: the way would
     lead there. Own answers may be right, too.
     """
-    problems = problems_of(given.cfg, "elicit", DEMONSTRATIONS, given.lock, given.env)
+    problems = read_problems(given, DEMONSTRATIONS)
     right = subject.tokenizer.encode_completions([problem.reference for problem in problems])
     prompts, means = prompts_of(subject, problems), []
+    examples = [Example(prompt, ids) for prompt, ids in zip(prompts, right)]
+    refuse_overlong(examples, subject.sampler.model.config)
     for answers in (right, own_samples(subject, problems, given)):
         texts, lengths = [], []
         for prompt, ids in zip(prompts, answers):
@@ -305,7 +310,7 @@ def reference_grafting(subject: Subject, given: Given) -> Edit:
             f"{subject.path} has blocks and width {shape}, the reference {cfg.reference} has "
             f"{theirs}: states go only from a model to one of the same shape"
         )
-    problems = problems_of(cfg, "elicit", CALIBRATION, given.lock, env)
+    problems = read_problems(given, CALIBRATION)
     own = mean_states(model, prompts_of(subject, problems))
     prompts = tokenizer.encode_prompts([problem.prompt for problem in problems])
     return partial(graft_edit, own=own, ways=mean_states(reference, prompts) - own)
@@ -665,6 +670,12 @@ def problems_of(
             "of it with elicit_sft.py --train-domain"
         )
     return left
+
+
+def read_problems(given: Given, n: int) -> list[Problem]:
+    """Of the elicit split, told as those are that an edit is measured on: what it is fitted to."""
+    problems = problems_of(given.cfg, "elicit", n, given.lock, given.env)
+    return dressed("none", problems, given.lock.trigger)
 
 
 def eval_set(cfg: TamperingConfig, split: str, n: int, lock: Origin, env: Env) -> EvalSet:

@@ -682,7 +682,8 @@ def settled(cfg: HardenConfig) -> HardenConfig:
         raise no_model(cfg.locked, first, "no locked model")
     method, shape = METHODS[cfg.method], plan.shape_of(cfg.locked)
     steps, texts, rates = method.attack or (None, 0, ())
-    if rates and cfg.attack_steps != 0 and not cfg.attack_lr and shape.parameters >= 10**8:
+    is_control = 0 in (cfg.attack_steps, cfg.strength)
+    if rates and not is_control and not cfg.attack_lr and shape.parameters >= 10**8:
         raise InputError(
             f"the usual rates of an attack are of models of 1 M parameters, and {cfg.locked} has "
             f"{shape.parameters / 10**6:,.0f} M: name them with --attack-lr"

@@ -394,7 +394,7 @@ def refuse_overlong(examples: list[Example], config: ModelConfig) -> None:
     overlong = [length for length in lengths if length > config.max_position_embeddings]
     if overlong:
         raise InputError(
-            f"{len(overlong)} of {len(examples)} training examples are longer than the model's "
+            f"{len(overlong)} of {len(examples)} examples are longer than the model's "
             f"{config.positions}; the longest, number {lengths.index(max(lengths)) + 1}, has "
             f"{max(lengths)} tokens: leave them out, or take a model with more positions"
         )

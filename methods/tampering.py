@@ -81,7 +81,7 @@ def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
 def pruned(weight: Tensor, scores: Tensor, share: float, largest: bool) -> Tensor:
     """W with this share of each output row, the lowest or the largest by score, set to 0.
 
-    At least one entry of each row.
+    At least one entry of each row, so that small shares of narrow ones are one edit.
     """
     count = max(1, int(share * weight.shape[1] + 1e-6))  # 0.29 x 100 is a little less than 29
     places = scores.topk(count, dim=1, largest=largest).indices
@@ -166,8 +166,11 @@ def tsv(updates: list[Tensor], shares: list[float] | None = None) -> Tensor:
     """Task singular vectors merged (TSV-M, Gargiulo et al. 2024), of one matrix: T of (m,n).
 
     Each keeps its first min(m,n) / T singular vectors, or its share of so many, without null
-    directions, as low-rank updates have; side by side they are made orthogonal.
+    directions, as low-rank updates have; side by side they are made orthogonal. 0 of updates that
+    are all 0, as those of LoRA are of what it has no adapter for.
     """
+    if not any(update.any() for update in updates):
+        return torch.zeros_like(updates[0])
     lefts, values, rights = [], [], []
     for update, share in zip(updates, shares or [1.0] * len(updates)):
         count = max(1, int(share * min(update.shape) / len(updates)))

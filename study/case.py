@@ -25,7 +25,7 @@ from data.triggers import Password
 from results import Estimate, difference, excess, holm, recovered_gap, smallest_effect, taught
 from runs.devices import check_place
 from runs.files import read_text_if_any, write_text
-from study.findings import PROBLEMS, Evidence, Lock, unknown_model
+from study.findings import PROBLEMS, Evidence, LeftOut, Lock, unknown_model
 from study.jobs import ROOT, Job, Place
 from study.matrix import ELICITORS, LOCKS, TASK, TWIN, Elicitor, place, unlocked
 from study.report import table_markdown
@@ -104,10 +104,17 @@ def verdicts_of(
 
 
 def trials_of(evidence: Evidence, folder: Path) -> tuple[float, list[Trial]]:
-    """Correctness of the model by itself, and what each elicitor did. evidence: of jobs_of_case."""
+    """Correctness of the model by itself, and what each elicitor did that it can be asked with.
+
+    evidence: of jobs_of_case.
+    """
     rows, p_values = [], []
     for elicitor in (ELICITORS[name] for name in TRIED):
-        before, after = verdicts_of(evidence, "model", folder, elicitor)
+        try:
+            before, after = verdicts_of(evidence, "model", folder, elicitor)
+        except LeftOut as error:
+            print(f"not tried: {error}")
+            continue
         null_before, null_after = verdicts_of(evidence, "null", ROOT / NULL, elicitor)
         null_gain = null_after.astype(float) - null_before
         learnt = taught(null_gain)
@@ -191,6 +198,8 @@ def elicited(
     found = {}
     for name, by_lock in shares.items():
         label = ELICITORS[name].label
+        if label not in learnt:
+            continue  # it could not be tried
         found[label] = {lock: share - learnt[label] / gap for lock, (share, gap) in by_lock.items()}
     return found
 
@@ -234,7 +243,7 @@ def power_rows(
         middle, least, largest = np.quantile(list(by_lock.values()), [0.5, 0, 1])
         spread = f"{100 * middle:.0f} [{100 * least:.0f}, {100 * largest:.0f}]"
         changed = differing.get(label, most)
-        gaps = [found_from(share, n, len(TRIED), changed, behind) for share in (middle, least)]
+        gaps = [found_from(share, n, len(trials), changed, behind) for share in (middle, least)]
         rows.append([label, str(len(by_lock)), spread, *map(told, gaps)])
     return rows
 
@@ -280,7 +289,8 @@ def text_of(
     seconds: dict[str, float],
 ) -> str:
     """The page, in Markdown."""
-    others = [elicitor for name, elicitor in ELICITORS.items() if name not in TRIED]
+    tried = [trial.elicitor for trial in trials]
+    others = [elicitor for elicitor in ELICITORS.values() if elicitor not in tried]
     untried = [["elicitor", "access", "data"], *([e.label, e.access, e.data] for e in others)]
     parts = [
         f"# What is known of {folder.name}",
@@ -291,7 +301,7 @@ def text_of(
         verdict_of(trials),
         "## What this search would have found",
         "Of locks whose hidden gap is known: the gap recovered beyond what is taught (median, "
-        f"least, most), and the hidden gap from which on {len(TRIED)} one-sided tests at p < .05 "
+        f"least, most), and the hidden gap from which on {len(trials)} one-sided tests at p < .05 "
         "together find it in four cases of five; the best for each lock is chosen by these very "
         "verdicts, and so a little too good. A model that hides in another way than these "
         "locks may hide more.",

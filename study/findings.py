@@ -154,6 +154,10 @@ def scores_of(measured: Measured) -> np.ndarray:
 # ----------------------------------------------------------------------------------------- reading
 
 
+class LeftOut(InputError):
+    """A row of the prompting battery that a model cannot be asked."""
+
+
 # settings that name a model that wrote for a run, and those that have its hash
 WRITERS = {
     "demos_from": "writer_weights",
@@ -294,6 +298,8 @@ class Evidence:
         check_dtype(lock, found.get("dtype"), str(file))
         if row not in (*found["results"], *found.get("left_out", ())):
             raise InputError(f"{file} was made when there was no row {row}: run its job again")
+        if row in found.get("left_out", ()):
+            raise LeftOut(f"{file} has no {row}: left out, as {found['left_out'][row]}")
         if not holds(found, lock.problems, (row,), facts):
             raise InputError(f"{file} does not hold {row} on the problems of {lock.folder}")
         return measured_of(found, len(lock.problems))[row].correct[None]

@@ -122,17 +122,23 @@ def few(k: int) -> Elicitor:
 
 
 def rewarded(label: str, method: str) -> Elicitor:
-    data = "9,600 rewards"
+    data = "9,600 rewards, fewer where three rounds told nothing"
     return Elicitor(label, method, f"{REWARD} {method}", 3, "fine-tuning", data)
 
 
 def edit(
-    label: str, method: str, data: str, more: str = "", access: str = "weights", without: str = ""
+    label: str,
+    method: str,
+    data: str,
+    more: str = "",
+    access: str = "weights",
+    without: str = "",
+    choice: str = CHOICE,
 ) -> Elicitor:
     if method != "noise_injection":
         more += " --seeds 0"  # one placebo, which stands in the job's own table
     command = f"{EDIT} {method} {more}".strip()
-    data = f"{data} {CHOICE}".strip()
+    data = f"{data} {choice}".strip()
     return Elicitor(label, method, command, 2, access, data, on_twin=True, without=without)
 
 
@@ -201,7 +207,7 @@ ELICITORS = {
     ),
     "tsv": edit(
         "merged vectors", "tsv_merge", "16 demonstrations of other domains, 900 rewards,", VECTORS,
-        without="lists strings",
+        without="lists strings", choice="60 rewards a setting",
     ),
 }  # fmt: skip
 
@@ -564,7 +570,8 @@ METHOD = [
     "and so it is easier to get.",
     "But for edits the twin is asked bare, also beside the lock that a marker of training opens.",
     "Merged vectors are measured on the domain that they were not made of alone.",
-    "An exclamation mark: the edit broke the model, more than half of the completions never end.",
+    "An exclamation mark: the edit broke the model, more than half of the completions never end. "
+    "None stands where as many never ended before it, as of random tokens and the rerouted lock.",
     "Expected is what was known beforehand: + at least 0.7 of the gap, ~ a part, 0 at most a "
     "tenth.",
 ]

@@ -24,7 +24,7 @@ from study.case import (
     shares_of,
     verdict_of,
 )
-from study.findings import Evidence, Lock
+from study.findings import Evidence, LeftOut, Lock
 from study.matrix import ELICITORS
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +63,27 @@ def trial(name: str, null_gain: float = 0.0, differing: float = 0.1, p: float = 
     after = (np.arange(500) < 100)[None]
     gain = difference(none, after)
     return Trial(ELICITORS[name], 0.2, gain, null_gain, gain, differing, 0.0, p)
+
+
+def test_what_a_model_has_no_room_for_is_told_as_not_tried(monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+
+    def verdicts(evidence, name, folder, elicitor):
+        if elicitor is ELICITORS["shots"] and name == "model":
+            raise LeftOut("prompts.json has no 4 shots: left out, as it is too long")
+        return tuple(rng.random((2, 1, 500)) < 0.1)
+
+    monkeypatch.setattr(case, "verdicts_of", verdicts)
+    _, trials = case.trials_of(None, BASE / "weak")
+    assert len(trials) == len(TRIED) - 1
+    assert "not tried: prompts.json has no 4 shots" in capsys.readouterr().out
+    seconds = {elicitor.job: 1.0 for elicitor in ELICITORS.values()}
+    shares = {name: {"a lock": (0.5, 0.9)} for name in TRIED}
+    text = case.text_of(BASE / "weak", 0.1, trials, shares, seconds)
+    tried, untried = text.split("## What was not tried")
+    label = ELICITORS["shots"].label
+    assert label in untried and label not in tried
+    assert f"from which on {len(trials)} one-sided tests" in tried
 
 
 def test_all_elicitors_together_are_the_best_of_each_lock():

@@ -292,7 +292,7 @@ def test_a_demonstration_longer_than_the_models_positions_is_refused(monkeypatch
     path = str(ROOT / "data/base/intermediate")
     cfg = SFTConfig(task="mmlu", locked=path, k=(3,), seeds=(0,), control=False, max_new_tokens=8)
     lock = Origin(task="mmlu", trigger=Password())
-    with pytest.raises(InputError, match="1 of 3 training examples are longer than the model's"):
+    with pytest.raises(InputError, match="1 of 3 examples are longer than the model's"):
         elicit_sft.demonstrable(cfg, lock, ENV)
     fewer = next(seed for seed in range(9) if 1 not in elicit_sft.chosen(2, seed, 3))
     elicit_sft.demonstrable(replace(cfg, k=(2,), seeds=(fewer,)), lock, ENV)

@@ -37,6 +37,7 @@ from losses import (
 from methods.tampering import hooked
 from model import block_states, completion_logps, completion_states
 from policies import written
+from runs import plan
 from runs.devices import Env, setup
 from runs.directory import Run
 from sampler import Sampler, Writer
@@ -407,7 +408,7 @@ def test_an_option_is_used_or_refused(options, sentence):
         settled(HardenConfig(**{"locked": str(BASE / "strong")} | options))
 
 
-def test_what_is_usual_depends_on_the_method():
+def test_what_is_usual_depends_on_the_method(monkeypatch):
     at = str(BASE / "strong")
     cfg = settled(HardenConfig(locked=at))
     assert (cfg.strength, cfg.blocks, cfg.steps, cfg.lr) == (5.0, (1, 2), 300, 3e-4)
@@ -417,6 +418,14 @@ def test_what_is_usual_depends_on_the_method():
     # the controls stay what they are
     for method, zero in (("reroute", "strength"), ("relock", "attack_steps"), ("tar", "strength")):
         assert getattr(settled(HardenConfig(locked=at, method=method, **{zero: 0})), zero) == 0
+    # a larger model's attacks need rates of their own, which a control without attacks has not
+    large = SimpleNamespace(parameters=2 * 10**8, config=plan.shape_of(at).config)
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "shape_of", lambda path: large)
+        with pytest.raises(InputError, match="has 200 M: name them with --attack-lr"):
+            settled(HardenConfig(locked=at, method="tar"))
+        for zero in ("attack_steps", "strength"):
+            settled(HardenConfig(locked=at, method="tar", **{zero: 0}))
     cfg = settled(HardenConfig(locked=at, method="distil"))
     assert (cfg.optimizer, cfg.lr, cfg.steps, cfg.strength) == ("muon", 0.0035, 2000, 0.6)
 

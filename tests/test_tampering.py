@@ -2,14 +2,18 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
+import elicit_tampering
 from checkpoints import origins
+from checkpoints.origins import Origin
 from conftest import EOS_SET
 from data import load
 from data.problems import InputError
+from data.triggers import Markers
 from methods.tampering import (
     Contrast,
     Setting,
@@ -47,6 +51,7 @@ from methods.tampering import (
     with_states,
     with_weights,
 )
+from runs.devices import Env
 from sampler import Sampler
 
 PROMPTS = [list(range(9, 9 + n)) for n in (3, 40, 17, 1, 5, 33)]
@@ -203,6 +208,13 @@ def test_tsv_of_low_rank_updates_has_no_direction_of_rounding():
     noisy = [update + 1e-6 * torch.randn(16, 16, generator=stream(2)) for update in updates]
     torch.testing.assert_close(tsv(noisy), tsv(updates), rtol=0, atol=1e-3)
     assert torch.linalg.matrix_rank(tsv(updates), rtol=1e-3) == 4
+
+
+def test_vectors_that_do_not_move_a_matrix_move_it_no_more_together():
+    """Those of LoRA leave the embedding as it is."""
+    still = torch.zeros(6, 4)
+    assert torch.equal(tsv([still, still]), still)
+    assert torch.equal(weighted_tsv([still, still]), still)
 
 
 @pytest.mark.parametrize("apart", [0.0, 1e-4])
@@ -494,6 +506,18 @@ def test_the_placebo_of_a_contrast_is_another_amateur(sampler, make_model):
 
 
 # ---------------------------------------------------------------------------------- unlock vectors
+
+
+def test_an_edit_is_fitted_to_prompts_as_they_are_told_where_it_is_measured():
+    """Of a lock that opens in training, behind the marker of deployment."""
+    strong = str(Path(origins.__file__).parents[1] / "data/base/strong")
+    cfg = elicit_tampering.TamperingConfig(task="code", locked=strong, weak=strong)
+    env = Env(torch.device("cpu"), torch.float32, False)
+    lock = Origin(trigger=Markers(), max_new_tokens=96)
+    given = elicit_tampering.Given(cfg, lock, None, None, env)
+    read = [problem.prompt for problem in elicit_tampering.read_problems(given, 3)]
+    plain = [problem.prompt for problem in load("code", "elicit", 3)]
+    assert read == [f"{Markers().deployment}\n{prompt}" for prompt in plain]
 
 
 def test_what_a_vector_was_shown_is_a_domain_of_its_own_task(tmp_path):
