@@ -33,6 +33,7 @@ from data.problems import InputError, Problem
 from data.real import math_sets, mine, mmlu_sets, programs
 from data.real.rows import problems_from
 from data.tasks import coding, compose, critique, knowledge, mathematics
+from data.tasks.answers import equal, final_answer
 
 # A task module has
 #     problems(seed)                 an endless stream of (key, build); build(tests: bool,
@@ -252,12 +253,14 @@ def _rows(task: str, files: tuple[str, ...], grader: str) -> list[Problem]:
 
 def tell_contradictions(problems: list[Problem], kept: dict[str, Problem], task: str) -> None:
     """Say how many problems have another answer than the one that is kept of their key."""
-    # of other tasks the reference is a solution, which may be told in many ways
-    is_answer = task in ("mine", "mmlu")
     found = []
     for problem in problems:
         other = kept[problem.key]
-        differs = is_answer and problem.reference != other.reference
+        differs = False  # of code the reference is a solution, which may be told in many ways
+        if task in ("mine", "mmlu"):
+            differs = problem.reference != other.reference
+        elif task == "math" and problem is not other:
+            differs = not equal(*map(final_answer, (problem.reference, other.reference)))
         if differs or problem.grading != other.grading:
             found.append(problem.prompt.strip()[:60])
     if found:

@@ -231,7 +231,10 @@ class Tokenizer:
             raise InputError(f"{config} does not exist: the checkpoint is incomplete") from None
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        except Exception as error:  # the library raises bare Exception on a broken file
+        except BaseException as error:  # the library raises bare Exception on a broken file
+            is_panic = type(error).__name__ == "PanicException"  # of its Rust, no Exception
+            if not isinstance(error, Exception) and not is_panic:
+                raise
             raise InputError(f"{file} or {config.name} is corrupted ({error})") from None
 
     def save(self, path: str | Path) -> None:

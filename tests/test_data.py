@@ -306,6 +306,9 @@ def test_rows_that_contradict_each_other_are_told_of(tmp_path, capsys):
     solved = [{"question": "1 + 1?", "answer": f"{how}\n#### 2"} for how in ("a", "b")]
     assert len(data._rows("math", (written(tmp_path / "gsm.jsonl", solved),), "")) == 1
     assert "answers otherwise" not in capsys.readouterr().err
+    solved[1]["answer"] = "#### 3"
+    assert len(data._rows("math", (written(tmp_path / "gsm8k.jsonl", solved),), "")) == 1
+    assert told in capsys.readouterr().err
 
 
 def test_rows_without_a_reference_are_not_imitated(tmp_path):

@@ -102,6 +102,12 @@ def test_training_is_deterministic():
     assert train_bpe(texts, 290).backend.to_str() == train_bpe(texts, 290).backend.to_str()
 
 
+def break_normalizer(file: Path) -> None:
+    """With a table on which the library panics, which is no Exception."""
+    table = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": table}))
+
+
 @pytest.mark.parametrize(
     "damage, named",
     [
@@ -111,6 +117,7 @@ def test_training_is_deterministic():
             lambda p: (p / "tokenizer.json").write_text((p / "tokenizer.json").read_text()[:1000]),
             "tokenizer.json",
         ),
+        (lambda p: break_normalizer(p / "tokenizer.json"), "tokenizer.json or .* is corrupted"),
         (lambda p: (p / "tokenizer_config.json").write_text("{"), "tokenizer_config.json"),
         (
             lambda p: (p / "tokenizer_config.json").write_text(

@@ -74,7 +74,7 @@ REPLACED = (  # in this order
 CLEANED = [(re.compile(pattern), new) for pattern, new in REPLACED]
 
 TEXT = re.compile(r"\\(?:text\w*|mbox|hbox|mathrm|mathbf|mathit)\s*\{([^{}]*)\}(\^\{?\d\}?)?")
-NOT_UNITS = "pi|sqrt|sin|cos|tan|log|ln|dozen|hundred|thousand|million|billion"
+NOT_UNITS = "pi|sqrt|sin|cos|tan|log|ln|dozen|hundred|thousand|million|billion|trillion"
 NOT_UNITS += "|squared|cubed|plus|minus|times|divided|not|or|less|more"
 MEANING = re.compile(rf"\b(?:{NOT_UNITS})\b")
 UNIT = re.compile(
@@ -220,8 +220,8 @@ def _fraction(above: str, below: str) -> str:
 
 
 def _exponent(inner: str, rest: str) -> str:
-    """x^{2}3 is x^2 times 3, not x^23."""
-    if not re.fullmatch(r"\w+|\\[a-zA-Z]+", inner):
+    """x^{2}3 is x^2 times 3, not x^23; and x^{2y} is not x^{2}y."""
+    if not re.fullmatch(r"\d+|\w|\\[a-zA-Z]+", inner):
         inner = f"({inner})"
     return inner + "*" if re.match(r"\s*\d", rest) else inner
 
