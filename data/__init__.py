@@ -303,10 +303,15 @@ LACKING = {
 }
 
 
+# what stands before it no model means as its answer: of Qwen3, R1 and others that think first
+THOUGHT = "</think>"
+
+
 def _judged(how: str, problems: list[Problem], completions: list[str]) -> list:
     """What grade, score or votes says, whichever `how` names, each by the module that knows how.
 
-    That is the module of the problem's task, but data/real/programs.py for a real program.
+    That is the module of the problem's task, but data/real/programs.py for a real program. Of a
+    completion that thinks first what follows the thought is judged.
     """
     if len(problems) != len(completions):
         raise InputError(f"{len(problems)} problems but {len(completions)} completions")
@@ -320,7 +325,8 @@ def _judged(how: str, problems: list[Problem], completions: list[str]) -> list:
         if not hasattr(module, how):
             raise InputError(f"these problems of task {task!r} {LACKING[how]}")
         judge = getattr(module, how)
-        found = judge([problems[i] for i in rows], [completions[i] for i in rows])
+        answers = [completions[i].rpartition(THOUGHT)[2] for i in rows]
+        found = judge([problems[i] for i in rows], answers)
         for i, verdict in zip(rows, found):
             verdicts[i] = verdict
     return verdicts

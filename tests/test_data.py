@@ -421,6 +421,16 @@ def test_one_shot_examples_do_not_depend_on_the_order_of_rows(tmp_path):
         assert load("mmlu", split, files=[shuffled]) == load("mmlu", split, files=REAL["mmlu"])
 
 
+@pytest.mark.parametrize("task", ["code", "math", "mmlu", "critique"])
+def test_what_is_thought_first_is_no_part_of_the_answer(task):
+    one, *others = load(task, "validation", 9)
+    other = next(problem for problem in others if problem.reference != one.reference)
+    thought = f"<think>\n{other.reference}\n</think>\n\n"
+    assert grade([one], [thought + one.reference]) == [True]
+    swapped = f"<think>\n{one.reference}\n</think>\n\n{other.reference}"
+    assert grade([one], [swapped]) == [False]
+
+
 def test_real_programs_have_their_own_grader(tmp_path):
     rows = []
     for n in range(20):
