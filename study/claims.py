@@ -265,8 +265,8 @@ def weaker_demonstrators(known: Known) -> Iterator[Comparison]:
             found = known.sft(lock, f"{task}/sft-from-intermediate", k)
             over = difference(writer[None], found)
             yield Comparison(f"{task}, {k}: more than the writer", over, "above", 0.0)
-            part = Comparison(f"{task}, {k}: gap recovered", gap(lock, found), "below", 0.9)
-            yield replace(part, guard=True)
+            part = gap(lock, found)
+            yield Comparison(f"{task}, {k}: gap recovered", part, "below", 0.9, guard=True)
 
 
 def weaker_demonstrators_fall(known: Known) -> Iterator[Comparison]:

@@ -183,8 +183,8 @@ class Evidence:
             folder = self.folder(job)
             if folder is None:
                 return None
-            self.locks[job] = open_lock(folder)
             self.check_writers(folder / "run.json")
+            self.locks[job] = open_lock(folder)
         return self.locks[job]
 
     def check_writers(self, file: Path) -> None:
