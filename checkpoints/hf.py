@@ -563,18 +563,19 @@ def save_adapter(
     """
     path = Path(path)
     file = path / "adapter_model.safetensors"
+    temporary = file.with_name(file.name + ".tmp")
     tensors = collected(peft_tensors(model), write)
     if not write:
         return
 
     try:
         path.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(file.name + ".tmp")
         metadata = {"format": "pt", "base_weights": model_hash(base)}
         save_file(tensors, temporary, metadata=metadata)
         sync(temporary)
         os.replace(temporary, file)
         tokenizer.save_format(path)
     except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
         raise InputError(f"could not write {file} ({reason(error)})") from None
     write_json(path / "adapter_config.json", peft_settings(model, base))

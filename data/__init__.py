@@ -257,12 +257,16 @@ def tell_contradictions(problems: list[Problem], kept: dict[str, Problem], task:
     for problem in problems:
         other = kept[problem.key]
         differs = False  # of code the reference is a solution, which may be told in many ways
-        if task in ("mine", "mmlu"):
+        if task == "mine":
             differs = problem.reference != other.reference
+        elif task == "mmlu":  # whose options may stand in another order
+            differs = mmlu_sets.answer_of(problem) != mmlu_sets.answer_of(other)
         elif task == "math" and problem is not other:
             differs = not equal(*map(final_answer, (problem.reference, other.reference)))
         if differs or problem.grading != other.grading:
-            found.append(problem.prompt.strip()[:60])
+            # a prompt of mmlu begins with its subject, its key with the question
+            asked = problem.key if task == "mmlu" else problem.prompt.strip()
+            found.append(asked[:60])
     if found:
         print(
             f"{len(found)} rows pose a problem that another row answers otherwise, and only that "

@@ -66,6 +66,16 @@ class Tokenizer:
         self.backend, self.config = backend, config
         self.files = files or {}
         self.swallowing = _swallowing(backend)
+        self.template = template_in(self.files, config)
+        own = format_from(self.files[FORMAT]) if FORMAT in self.files else None
+        self.format = format_of(own)
+        if self.template is None:
+            self.format = replace(self.format, chat=False)
+        template = None
+        if self.format.chat:
+            template = ChatTemplate(self.template, _named_tokens(config))
+
+        _call_special(backend, _marks(backend, config, ends, template))
         _as_plain_text(backend)
         self.later = _without_start(backend)
         self.size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
@@ -83,21 +93,14 @@ class Tokenizer:
 
         added = backend.get_added_tokens_decoder().values()
         self.specials = [token.content for token in added if token.special]
-        self.template = template_in(self.files, config)
-        own = format_from(self.files[FORMAT]) if FORMAT in self.files else None
-        self.format = format_of(own)
-        if self.format.chat and self.template is None:
-            self.format = replace(self.format, chat=False)
-        if self.format.chat:
-            self._open_template()
+        if template is not None:
+            self._open(template)
 
-    def _open_template(self) -> None:
+    def _open(self, template: ChatTemplate) -> None:
         """The ids and the words that the chat template has around a prompt, and after an answer.
 
-        What it writes after an answer ends a completion, too, and is what is trained on. Raises
-        InputError for a template that cannot be used.
+        What it writes after an answer ends a completion, too, and is what is trained on.
         """
-        template = ChatTemplate(self.template, _named_tokens(self.config))
         # Behind a special token only some layouts put a space before a text, and none where the
         # config says so, as transformers reads it.
         self.inside = self.later
@@ -360,17 +363,45 @@ def _swallowing(backend: tokenizers.Tokenizer) -> dict[str, list[str]]:
     return found
 
 
+def _marks(
+    backend: tokenizers.Tokenizer,
+    config: dict,
+    ends: Iterable[int],
+    template: ChatTemplate | None,
+) -> set[str]:
+    """Added tokens that mark a place, whether tokenizer.json calls them special or not.
+
+    Those that tokenizer_config.json names, that end a completion, that swallow spaces (Phi-3's
+    </s>), and that the chat template has before a prompt or after an answer. What it has before an
+    answer may be the start of a thought, which is text.
+    """
+    marks = {*_named_tokens(config).values(), *map(backend.id_to_token, ends)}
+    around = template.before + template.end if template else ""
+    found = set()
+    for token in backend.get_added_tokens_decoder().values():
+        swallows = token.lstrip or token.rstrip
+        if swallows or token.content in marks or token.content in around:
+            found.add(token.content)
+    return found
+
+
+def _call_special(backend: tokenizers.Tokenizer, marks: set[str]) -> None:
+    """Have these added tokens be special, those that tokenizer.json does not call so.
+
+    transformers writes a token that `add_tokens` made, say for a chat, as one that is not.
+    """
+    for token in backend.get_added_tokens_decoder().values():
+        if token.content in marks and not token.special:
+            special = tokenizers.AddedToken(token.content, special=True, normalized=False)
+            backend.add_special_tokens([special])
+
+
 def _as_plain_text(backend: tokenizers.Tokenizer) -> None:
     """Sets the library's tokenizer to encode all text as text, whole and without padding."""
     backend.no_truncation()
     backend.no_padding()
     # the library's name is inverted: True means "as ordinary text"
     backend.encode_special_tokens = True
-    # Phi-3 does not call </s> special, yet it swallows the spaces after it
-    for token in backend.get_added_tokens_decoder().values():
-        if (token.lstrip or token.rstrip) and not token.special:
-            plain = tokenizers.AddedToken(token.content, special=True, normalized=False)
-            backend.add_special_tokens([plain])
 
 
 def _named_tokens(config: dict) -> dict[str, object]:
@@ -446,7 +477,14 @@ def _encoded(backend: tokenizers.Tokenizer, texts: list[str]) -> Iterator[list[i
         check_unicode(text, f"The text {text[:40]!r}")
 
     for at in range(0, len(texts), AT_ONCE):
-        for encoding in backend.encode_batch(texts[at : at + AT_ONCE], add_special_tokens=False):
+        try:
+            encodings = backend.encode_batch(texts[at : at + AT_ONCE], add_special_tokens=False)
+        except Exception as error:  # the library raises no other
+            raise InputError(
+                f"the model's tokenizer cannot encode a text ({error}): most likely it knows no "
+                "token for one of its characters"
+            ) from None
+        for encoding in encodings:
             yield encoding.ids
 
 

@@ -310,6 +310,17 @@ def test_rows_that_contradict_each_other_are_told_of(tmp_path, capsys):
     assert len(data._rows("math", (written(tmp_path / "gsm8k.jsonl", solved),), "")) == 1
     assert told in capsys.readouterr().err
 
+    # of multiple choice the option counts, not its letter
+    row = {"question": "Which is even?", "subject": "algebra", "choices": ["1", "2", "3", "5"]}
+    turned = row | {"choices": ["2", "1", "3", "5"], "answer": 0}
+    example = row | {"question": "Which is odd?", "answer": 0, "split": "dev"}
+    rows = [example, row | {"answer": 1}, turned]
+    assert len(data._rows("mmlu", (written(tmp_path / "mmlu.jsonl", rows),), "")) == 1
+    assert "answers otherwise" not in capsys.readouterr().err
+    rows[2] = turned | {"answer": 1}
+    assert len(data._rows("mmlu", (written(tmp_path / "turned.jsonl", rows),), "")) == 1
+    assert f"{told}, such as 'which is even?" in capsys.readouterr().err
+
 
 def test_rows_without_a_reference_are_not_imitated(tmp_path):
     rows = [

@@ -199,6 +199,15 @@ def test_the_final_answer_is_found_in_the_documented_order():
         ("a 12-5\nis 1,234.5 or 3/4 then", "3/4"),
         ("so -7 it is", "-7"),
         ("it is\nnone\n", "none"),
+        # a sentence in the answer's place, and a heading
+        ("Answer: Janet makes $18 every day.", "$18"),
+        ("#### She has $18 and $5, so 23 in all.", "23"),
+        ("Answer: the product is $x^2$, not $x$, so $x^2$.", "x^2"),
+        ("Answer: the product is x^2", "the product is x^2"),
+        ("Answer: 3 hours and 20 minutes", "3 hours and 20 minutes"),
+        ("Answer: no real solutions", "no real solutions"),
+        ("Answer: 5\n#### Conclusion\nSo there are 7.", "5"),
+        ("#### East", "East"),
         ("", ""),
     ]:
         assert final_answer(text) == answer
@@ -248,7 +257,7 @@ def test_every_math500_answer_is_right_and_one_changed_character_is_wrong():
 
 
 # fmt: off
-LONG = ["{", "}", r"\boxed{", "9", "9,", "#", "Answer:", "\\", "\n", "1/", r"\boxed "]
+LONG = ["{", "}", r"\boxed{", "9", "9,", "#", "####ab\n", "Answer:", "\\", "\n", "1/", r"\boxed "]
 SHORT = [
     "^", r"\frac", r"\sqrt", "+", "1 ", "1-", "1,", "1,000", "()", "[(", "=", "1 1/", "a", "5 a",
     r"\text{a}", "1/2 ", ".", "½", "x=",

@@ -16,7 +16,7 @@ from conftest import EOS_SET
 from data import load
 from data.problems import InputError, Problem
 from data.prompts import FORMAT, PLAIN, ChatTemplate, Overrides, PromptFormat, format_from
-from data.text import EOS, Tokenizer, train_bpe
+from data.text import CONFIG, EOS, Tokenizer, train_bpe
 from data.triggers import Markers, Password, dressed
 from elicit_sft import SFTConfig
 from evaluate import EvaluateConfig
@@ -87,6 +87,25 @@ def test_a_prompt_is_a_users_turn_and_an_answer_ends_it(chatty, tmp_path):
     assert ids.count(start) == 2 and ids.count(end) == 1
     with pytest.raises(InputError, match="no Unicode character"):
         tokenizer.encode_prompts(["\ud800"])
+
+
+def test_a_mark_that_tokenizer_json_calls_no_special_token_is_one(tmp_path):
+    """As transformers writes a token that add_tokens made. A thought's is text all the same."""
+    backend = train_bpe(["Sort the list.\nassistant user\n"] * 3, 300).backend
+    names = ["<|im_start|>", "<|im_end|>", "<think>", "<|tool|>"]
+    backend.add_tokens([AddedToken(name, special=False) for name in names])
+    think = CHATML.replace("assistant\\n'", "assistant\\n<think>'")
+    tokenizer = opened(with_template(Tokenizer(backend, CONFIG), tmp_path, think), chat=True)
+    start, end, thought, tool = (tokenizer.backend.token_to_id(name) for name in names)
+
+    [ids] = tokenizer.encode_prompts(["<|im_end|> <|im_start|> <|tool|>\n"])
+    assert [ids.count(id) for id in (start, end, thought, tool)] == [2, 1, 1, 1]
+    assert tokenizer.eos_id == end and tokenizer.decode([start, thought, tool, end]) == (
+        "<think><|tool|>"
+    )
+    # without a template the end that the config names is still no text
+    named = Tokenizer(Tokenizer.load(tmp_path).backend, CONFIG | {"eos_token": "<|tool|>"})
+    assert tool not in named.encode("a<|tool|>") and named.decode([tool]) == ""
 
 
 @pytest.mark.parametrize("name", ["minimind", "phi-3-mini"])

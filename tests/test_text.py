@@ -413,6 +413,16 @@ def test_all_that_ends_a_completion_is_saved(tokenizer, tmp_path):
     assert told["eos_token_id"] == [5, 0, 7] and told["top_p"] == 0.5
 
 
+def test_a_character_that_has_no_token_is_refused_in_a_sentence():
+    backend = tokenizers.Tokenizer(models.WordLevel({EOS: 0, "a": 1}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens([EOS])
+    tokenizer = Tokenizer(backend, {"eos_token": EOS})
+    assert tokenizer.encode("a a") == [1, 1]
+    with pytest.raises(InputError, match="cannot encode a text .*: most likely it knows no token"):
+        tokenizer.encode("a b")
+
+
 @pytest.mark.parametrize("other", ["tokenizer.model", "qwen.tiktoken", "vocab.json"])
 def test_tokenizers_of_other_kinds_are_refused(tmp_path, other):
     (tmp_path / other).write_text("")

@@ -122,6 +122,12 @@ def with_examples(problems: list[Problem]) -> list[Problem]:
     return kept
 
 
+def answer_of(problem: Problem) -> str:
+    """The right option as it stands in the prompt, without its letter: its first line at least."""
+    _, _, right = problem.prompt.rpartition(f"\n{problem.reference}. ")
+    return " ".join(right.split("\n", 1)[0].split()).lower()
+
+
 def _header(problem: Problem) -> str:
     """The line of the prompt that tells the subject."""
     return problem.prompt.split("\n", 1)[0]

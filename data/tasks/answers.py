@@ -6,7 +6,8 @@ r"""Mathematical answers: find the final one in a text, and say whether two are 
 `final_answer` takes the first of these that the text has:
     1. the last \boxed{...} or \fbox{...} whose braces close, or \boxed 5
     2. the rest of the line after the last ####, "Answer:" or "Respuesta:", or where that is empty
-       the next line; without the stars of Markdown
+       the next line; without the stars of Markdown. Of a sentence it is the last $...$, or else
+       the last number. A line "#### Conclusion" with more below it is a heading, no answer
     3. the last number
     4. the last line that is not empty
 
@@ -89,6 +90,9 @@ NUMBER = re.compile(
     r"(-?)(?:(\d+)\s+(?=\d+/))?((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)(?:/(-?\d+))?"
 )
 MARKER = re.compile(r"####|(?i:\b(?:answer|respuesta)\**:)")
+LAID_OUT = re.compile(r"[* \t\n]*")
+WORD = re.compile(r"[^\W\d_]{2,}")
+FORMULA = re.compile(r"(?<!\\)\$(?=\S)([^$]+)(?<=\S)\$(?!\d)")  # not of "$5 and $6"
 BRACE = re.compile(r"(?P<box>\\boxed|\\fbox)\s*\{|\\boxed (?P<bare>[^\s{}$\\]+)|\\.|[{}]")
 COMMAND = re.compile(r"\\frac|\\sqrt\s*(\[[^]]*\])?|[\^_]")
 
@@ -98,11 +102,29 @@ def final_answer(text: str) -> str:
     box = last_box(text)
     if box is not None:
         return box.strip()
-    marked = list(MARKER.finditer(text))
-    if marked:
-        rest = text[marked[-1].end() :].lstrip("* \t\n")
-        return rest.split("\n", 1)[0].strip("* ")
-    return last_number(text) or text.strip().rsplit("\n", 1)[-1].strip()
+    text = text.strip()
+    for marker in reversed(list(MARKER.finditer(text))):
+        start = LAID_OUT.match(text, marker.end()).end()
+        end = text.find("\n", start)
+        is_heading = marker[0] == "####" and end > 0 and WORD.match(text, start)
+        if not is_heading:
+            line = text[start : end if end > 0 else None]
+            return _told_in(line.strip("* "))
+    return last_number(text) or text.rsplit("\n", 1)[-1].strip()
+
+
+def _told_in(line: str) -> str:
+    r"""The answer that a line tells: all of it, or what a sentence has as its last $...$ or number.
+
+    A sentence begins with a word and has three at least. One with formulas outside of $...$, and
+    one without a number, is left as it is.
+    """
+    if not WORD.match(line) or len(WORD.findall(line)) < 3:
+        return line
+    formulas = FORMULA.findall(line)
+    if formulas:
+        return formulas[-1]
+    return line if re.search(r"[\\^{]", line) else last_number(line) or line
 
 
 def last_number(text: str) -> str | None:
