@@ -25,29 +25,13 @@ SHOWN = 5  # rows that are left out, before the rest is only counted
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # a lone surrogate is in no UTF-8 file, a NUL in no text
 
 
-def read(paths: list[str]) -> list[tuple[dict, str]]:
-    """All rows of the files in their order, each with its place: ({"text": ...}, "mbpp.jsonl:12").
-
-    Raises InputError for a file that cannot be read.
-    """
-    kept, left_out = [], []
-    for row, place in _rows(paths):
-        if isinstance(row, ValueError):
-            left_out.append(f"{place}: {row}")
-        else:
-            kept.append((row, place))
-    if left_out:
-        report(left_out, len(kept))
-    return kept
-
-
 def problems_from(paths: list[str], from_row: Callable[[dict], Problem]) -> list[Problem]:
     """A problem for each row; from_row raises ValueError for a row that makes none.
 
     Raises InputError for a file that cannot be read, and where no row makes a problem.
     """
     problems, left_out = [], []
-    for row, place in _rows(paths):
+    for row, place in read(paths):
         try:
             if isinstance(row, ValueError):
                 raise row
@@ -86,8 +70,12 @@ def report(left_out: list[str], kept: int) -> None:
 
 
 # ---- files
-def _rows(paths: list[str]) -> list[tuple[dict | ValueError, str]]:
-    """As `read`, with the error in the place of a row that is none."""
+def read(paths: list[str]) -> list[tuple[dict | ValueError, str]]:
+    """All rows of the files in their order, each with its place: ({"text": ...}, "mbpp.jsonl:12").
+
+    Where a row is damaged, a ValueError that says how stands in its place. Raises InputError for a
+    file that cannot be read.
+    """
     rows = []
     for path in map(Path, paths):
         name = path.name.removesuffix(".gz")
