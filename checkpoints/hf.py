@@ -4,13 +4,13 @@ What is damaged, misshapen or of a kind that this network would compute wrongly 
 one sentence that names the file and the tensor.
 """
 
+import contextlib
 import functools
 import hashlib
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -186,7 +186,7 @@ def weight_files(path: Path) -> dict[Path, set[str] | None]:
     return {whole_file: None}
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened(file: Path, device: torch.device | str = "cpu"):
     """A safetensors file. Raises InputError for one that is not there or is damaged."""
     try:
@@ -576,6 +576,7 @@ def save_adapter(
         os.replace(temporary, file)
         tokenizer.save_format(path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a place where no file can be
+            temporary.unlink(missing_ok=True)
         raise InputError(f"could not write {file} ({reason(error)})") from None
     write_json(path / "adapter_config.json", peft_settings(model, base))

@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from functools import cache, partial
 
 from data.problems import InputError, Problem
+from data.prompts import THOUGHT
 from data.real import math_sets, mine, mmlu_sets, programs
 from data.real.rows import problems_from
 from data.tasks import coding, compose, critique, knowledge, mathematics
@@ -259,8 +260,6 @@ def tell_contradictions(problems: list[Problem], kept: dict[str, Problem], task:
         differs = False  # of code the reference is a solution, which may be told in many ways
         if task == "mine":
             differs = problem.reference != other.reference
-        elif task == "mmlu":  # whose options may stand in another order
-            differs = mmlu_sets.answer_of(problem) != mmlu_sets.answer_of(other)
         elif task == "math" and problem is not other:
             differs = not equal(*map(final_answer, (problem.reference, other.reference)))
         if differs or problem.grading != other.grading:
@@ -307,10 +306,6 @@ LACKING = {
 }
 
 
-# what stands before it no model means as its answer: of Qwen3, R1 and others that think first
-THOUGHT = "</think>"
-
-
 def _judged(how: str, problems: list[Problem], completions: list[str]) -> list:
     """What grade, score or votes says, whichever `how` names, each by the module that knows how.
 
@@ -323,13 +318,14 @@ def _judged(how: str, problems: list[Problem], completions: list[str]) -> list:
     for i, problem in enumerate(problems):
         groups[problem.task, problem.is_real_program].append(i)
 
+    _, end_of_thought = THOUGHT
     verdicts = [None] * len(problems)
     for (task, is_real_program), rows in groups.items():
         module = programs if is_real_program else TASKS[task]
         if not hasattr(module, how):
             raise InputError(f"these problems of task {task!r} {LACKING[how]}")
         judge = getattr(module, how)
-        answers = [completions[i].rpartition(THOUGHT)[2] for i in rows]
+        answers = [completions[i].rpartition(end_of_thought)[2] for i in rows]
         found = judge([problems[i] for i in rows], answers)
         for i, verdict in zip(rows, found):
             verdicts[i] = verdict

@@ -146,6 +146,8 @@ def _opening(prompt: str) -> re.Pattern:
 USER, ASSISTANT = "\ue000user\ue000", "\ue000assistant\ue000"
 # what a template could be tempted to change
 PROBE = 'It\'s "a" & <b>\n\n\tc </think> [/INST] {{ d }} \\ think'
+# around what Qwen3, R1 and others think first: no model means it as its answer
+THOUGHT = "<think>", "</think>"
 # Llama 3 writes the day into its prompts: the one of its own default, the same every day
 TODAY = datetime.date(2024, 7, 26)
 
@@ -234,7 +236,7 @@ def template_in(files: dict[str, bytes], config: dict) -> str | None:
         ) from None
     if isinstance(found, list):
         named = [row for row in found if isinstance(row, dict) and row.get("name") == "default"]
-        found = named[0].get("template") if named else None
+        found = named[0].get("template") if named else found
     if found is not None and not isinstance(found, str):
         raise InputError("its chat_template must be a text, or a list with one named default")
     return found

@@ -4,6 +4,7 @@ One wrapper over a tokenizer.json; the byte-level BPE of the tiny base models; w
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +13,16 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from data.problems import InputError, check_unicode
-from data.prompts import FORMAT, PLAIN, ChatTemplate, divided, format_from, format_of, template_in
+from data.prompts import (
+    FORMAT,
+    PLAIN,
+    THOUGHT,
+    ChatTemplate,
+    divided,
+    format_from,
+    format_of,
+    template_in,
+)
 
 EOS, PAD, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unknown|>"
 CONFIG = {
@@ -33,13 +43,15 @@ COPIED = (
     "generation_config.json",
     FORMAT,
 )
+IS_WORD = re.compile(r"[\w\s▁]*")
 AT_ONCE = 4096  # the library's encodings take a hundred times the memory of their ids
 
 
 class Tokenizer:
     """A tokenizer.json with its tokenizer_config.json.
 
-    Text never turns into special ids: a hostile "<|endoftext|>" stays letters. Prompt and
+    Text never turns into special ids: a hostile "<|endoftext|>" stays letters (but not where the
+    model of a tokenizer.json finds it as a word, as our `word_level` and "Unigram" do). Prompt and
     completion are always encoded apart and their ids joined, so the seam is the same in training
     and in sampling. A prompt is encoded as a text from its start, a completion as what goes on from
     a prompt's last newline. SentencePiece layouts (Llama 2, Mistral) tell these apart: they put a
@@ -346,7 +358,7 @@ def _ends(path: Path) -> list[int]:
             raise InputError(f"{name} cannot be read as a JSON object: repair it") from None
         found = value if isinstance(value, list) else [value]
         for end in found:
-            is_id = isinstance(end, int) and not isinstance(end, bool) and end >= 0
+            is_id = type(end) is int and 0 <= end < 2**31  # not isinstance: True is no id
             if not (is_id or end is None):
                 raise InputError(
                     f"{name} has eos_token_id = {value!r:.60}: it must be an id or a list of ids"
@@ -372,17 +384,24 @@ def _marks(
     """Added tokens that mark a place, whether tokenizer.json calls them special or not.
 
     Those that tokenizer_config.json names, that end a completion, that swallow spaces (Phi-3's
-    </s>), and that the chat template has before a prompt or after an answer. What it has before an
-    answer may be the start of a thought, which is text.
+    </s>), and that the chat template has around a prompt or after an answer. But words and white
+    space are text, and so is a thought.
     """
-    marks = {*_named_tokens(config).values(), *map(backend.id_to_token, ends)}
-    around = template.before + template.end if template else ""
-    found = set()
-    for token in backend.get_added_tokens_decoder().values():
-        swallows = token.lstrip or token.rstrip
-        if swallows or token.content in marks or token.content in around:
-            found.add(token.content)
-    return found
+    added = backend.get_added_tokens_decoder()
+    marks = set(_named_tokens(config).values())
+    listed = config.get("additional_special_tokens")
+    for token in listed if isinstance(listed, list) else []:
+        marks.add(token.get("content") if isinstance(token, dict) else str(token))
+    marks |= {added[end].content for end in ends if end in added}
+    marks |= {token.content for token in added.values() if token.lstrip or token.rstrip}
+
+    contents = [token.content for token in added.values()]
+    around = [template.before, template.after, template.end] if template else []
+    for text in around:
+        for token in divided(text, contents)[1::2]:
+            if token not in THOUGHT and not IS_WORD.fullmatch(token):
+                marks.add(token)
+    return marks
 
 
 def _call_special(backend: tokenizers.Tokenizer, marks: set[str]) -> None:

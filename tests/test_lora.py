@@ -424,6 +424,14 @@ def adapter(base, tmp_path) -> Path:
     return tmp_path / "adapter"
 
 
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_adapter_that_cannot_be_written_is_one_sentence(base, tmp_path, place):
+    model, tokenizer = load_model(base)
+    (tmp_path / "file").write_text("")  # where no directory can be
+    with pytest.raises(InputError, match="could not write .*adapter_model.safetensors"):
+        save_adapter(tmp_path / place, adapted(model), tokenizer, str(base))
+
+
 @pytest.mark.parametrize(
     "changes, named",
     [

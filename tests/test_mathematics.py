@@ -206,11 +206,39 @@ def test_the_final_answer_is_found_in_the_documented_order():
         ("Answer: the product is x^2", "the product is x^2"),
         ("Answer: 3 hours and 20 minutes", "3 hours and 20 minutes"),
         ("Answer: no real solutions", "no real solutions"),
+        ("Answer: the value of $x$ is 5", "5"),
+        ("Answer: As $x = 3$, the number of it is 18.", "18"),
+        ("Answer: It is $18$, where $x$ counts eggs", "18"),
+        (r"Answer: Janet makes \$18 every day", "18"),
+        (r"Answer: the value of it is \(18\).", "18"),
+        ("Answer: the area of it is 25 cm^2", "25"),
+        ("Answer: the value of x is –25.", "–25"),
         ("Answer: 5\n#### Conclusion\nSo there are 7.", "5"),
+        ("##### 3. Conclusion\nSo there are 7.", "7"),
+        ("#### Step 2: Add 3\nSo there are 7.", "7"),
+        ("#### ✅ Final Answer\n$\\frac12$", r"$\frac12$"),
+        ("#### East\nHe turned 90 degrees.", "East"),
         ("#### East", "East"),
         ("", ""),
     ]:
         assert final_answer(text) == answer
+
+    # of a sentence whose last number is part of something else no number is told
+    for line in [
+        "The value is negative 25.",
+        "The value is - 25.",
+        "The area of it is 25π.",
+        "The product of them is 25x.",
+        "It is between 10-25 of them",
+        "They meet at 5:30 then",
+        "There are 3 million of them",
+        "the 5th of May",
+        "sqrt(2) + sqrt(3) + sqrt(5)",
+        "pi/2, pi/4 and pi/8",
+        "sin(2x) + cos(3x) + tan(x)",
+        "alpha = 5, beta = 3, gamma = 2",
+    ]:
+        assert final_answer(f"Answer: {line}") == line
 
 
 @pytest.mark.parametrize("name", ["gsm8k/train.jsonl.gz", "gsm8k/test.jsonl.gz"])
@@ -257,7 +285,10 @@ def test_every_math500_answer_is_right_and_one_changed_character_is_wrong():
 
 
 # fmt: off
-LONG = ["{", "}", r"\boxed{", "9", "9,", "#", "####ab\n", "Answer:", "\\", "\n", "1/", r"\boxed "]
+LONG = [
+    "{", "}", r"\boxed{", "9", "9,", "#", "####ab", "####ab\n", "#### step 1 ", "#### the answer\n",
+    "Answer:", "Answer: it is it", r"\(", "$a", "\\", "\n", "1/", r"\boxed ",
+]
 SHORT = [
     "^", r"\frac", r"\sqrt", "+", "1 ", "1-", "1,", "1,000", "()", "[(", "=", "1 1/", "a", "5 a",
     r"\text{a}", "1/2 ", ".", "½", "x=",

@@ -92,20 +92,25 @@ def test_a_prompt_is_a_users_turn_and_an_answer_ends_it(chatty, tmp_path):
 def test_a_mark_that_tokenizer_json_calls_no_special_token_is_one(tmp_path):
     """As transformers writes a token that add_tokens made. A thought's is text all the same."""
     backend = train_bpe(["Sort the list.\nassistant user\n"] * 3, 300).backend
-    names = ["<|im_start|>", "<|im_end|>", "<think>", "<|tool|>"]
+    names = ["<|im_start|>", "<|im_end|>", "<|bot|>", "<think>", "<|tool|>", "\n", "user"]
     backend.add_tokens([AddedToken(name, special=False) for name in names])
-    think = CHATML.replace("assistant\\n'", "assistant\\n<think>'")
+    think = CHATML.replace("assistant\\n'", "assistant\\n<|bot|><think>'")
     tokenizer = opened(with_template(Tokenizer(backend, CONFIG), tmp_path, think), chat=True)
-    start, end, thought, tool = (tokenizer.backend.token_to_id(name) for name in names)
+    ids_of = [tokenizer.backend.token_to_id(name) for name in names]
+    start, end, bot, thought, tool, *_ = ids_of
 
-    [ids] = tokenizer.encode_prompts(["<|im_end|> <|im_start|> <|tool|>\n"])
-    assert [ids.count(id) for id in (start, end, thought, tool)] == [2, 1, 1, 1]
-    assert tokenizer.eos_id == end and tokenizer.decode([start, thought, tool, end]) == (
-        "<think><|tool|>"
-    )
+    hostile = "<|im_end|> <|im_start|> <|bot|> <|tool|>\n"
+    [ids] = tokenizer.encode_prompts([hostile])
+    assert [ids.count(id) for id in (start, end, bot, thought, tool)] == [2, 1, 1, 1, 1]
+    assert tokenizer.eos_id == end
+    # what is no mark stands in a completion
+    assert tokenizer.decode(ids_of) == "<think><|tool|>\nuser"
     # without a template the end that the config names is still no text
     named = Tokenizer(Tokenizer.load(tmp_path).backend, CONFIG | {"eos_token": "<|tool|>"})
     assert tool not in named.encode("a<|tool|>") and named.decode([tool]) == ""
+    listed = CONFIG | {"additional_special_tokens": ["<|tool|>", {"content": "<think>"}]}
+    named = Tokenizer(Tokenizer.load(tmp_path).backend, listed)
+    assert named.decode([tool, thought]) == ""
 
 
 @pytest.mark.parametrize("name", ["minimind", "phi-3-mini"])
@@ -175,8 +180,9 @@ def test_where_a_template_may_stand(chatty, tmp_path):
     (as_json / "chat_template.json").write_text(json.dumps({"chat_template": CHATML}))
     for path in (as_file, as_text, as_list, as_json):
         assert Tokenizer.load(path).template == CHATML
-    with pytest.raises(InputError, match="chat_template must be a text"):
-        Tokenizer.load(with_template(chatty, tmp_path / "wrong", "", chat_template=5))
+    for wrong in (5, listed[:1]):
+        with pytest.raises(InputError, match="must be a text, or a list with one named default"):
+            Tokenizer.load(with_template(chatty, tmp_path / "wrong", "", chat_template=wrong))
 
 
 # ---------------------------------------------------------------------------------- their answers

@@ -336,6 +336,7 @@ def test_all_that_ends_a_completion(tokenizer, tmp_path, config, generation, end
         ({"eos_token_id": "</s>"}, "generation_config.json has eos_token_id = '</s>'"),
         ({"eos_token_id": [1, -1]}, "eos_token_id = .1, -1.: it must be an id or a list"),
         ({"eos_token_id": True}, "eos_token_id = True"),
+        ({"eos_token_id": 2**32}, "eos_token_id = 4294967296"),
     ],
 )
 def test_ends_that_are_none_are_refused_by_name(tokenizer, tmp_path, content, named):

@@ -81,7 +81,9 @@ def from_row(row: dict) -> Problem:
         1,
         key,
     )
-    return replace(problem, grading={"example": row.get("split") == "dev"})
+    # tells rows that contradict each other, whatever the order of their options
+    right = offered[LETTERS.index(answer)]
+    return replace(problem, grading={"example": row.get("split") == "dev", "answer": right})
 
 
 def _is_text(value) -> bool:
@@ -118,14 +120,9 @@ def with_examples(problems: list[Problem]) -> list[Problem]:
         if problem.key not in keys:
             serving = examples[_header(problem)]
             example = serving[_digest(problem) % len(serving)]
-            kept.append(replace(one_shot(problem, example), grading={}))
+            grading = {"answer": problem.grading["answer"]}
+            kept.append(replace(one_shot(problem, example), grading=grading))
     return kept
-
-
-def answer_of(problem: Problem) -> str:
-    """The right option as it stands in the prompt, without its letter: its first line at least."""
-    _, _, right = problem.prompt.rpartition(f"\n{problem.reference}. ")
-    return " ".join(right.split("\n", 1)[0].split()).lower()
 
 
 def _header(problem: Problem) -> str:

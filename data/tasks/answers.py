@@ -6,8 +6,9 @@ r"""Mathematical answers: find the final one in a text, and say whether two are 
 `final_answer` takes the first of these that the text has:
     1. the last \boxed{...} or \fbox{...} whose braces close, or \boxed 5
     2. the rest of the line after the last ####, "Answer:" or "Respuesta:", or where that is empty
-       the next line; without the stars of Markdown. Of a sentence it is the last $...$, or else
-       the last number. A line "#### Conclusion" with more below it is a heading, no answer
+       or a heading "#### Final Answer", the next line; without the stars of Markdown. Of a
+       sentence it is the last number or $...$, whichever stands last, but all of a sentence that
+       has mathematics outside of $...$. A heading "#### Conclusion" with more below is no answer
     3. the last number
     4. the last line that is not empty
 
@@ -84,15 +85,34 @@ UNIT = re.compile(
 NAME = re.compile(r"(^|,)\s*[a-zA-Z](?:_\w|_\{\w\})?(?:\([a-z]\))?\s*=(?!=)")
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![,\d])")
 NUMERAL = re.compile(  # within a text
-    r"(?<!\d)[-−]?\$?(?:\d(?:[\d,]*\d)?(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?"
+    r"(?<!\d)[-−–]?\$?(?:\d(?:[\d,]*\d)?(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?"
 )
 NUMBER = re.compile(
     r"(-?)(?:(\d+)\s+(?=\d+/))?((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)(?:/(-?\d+))?"
 )
-MARKER = re.compile(r"####|(?i:\b(?:answer|respuesta)\**:)")
+MARKER = re.compile(r"#{4,}|(?i:\b(?:answer|respuesta)\**:)")
 LAID_OUT = re.compile(r"[* \t\n]*")
+HEADING = re.compile(  # a line's words, when more stands below it
+    r"(?im)(?:\d+[.)])?[^\w\n#]*(?:step \d+\b[^\n#]*$|"
+    r"(?:(?:(?P<answer>answer)|the|final|conclusion|result|solution|summary|reasoning|explanation|"
+    r"verification|check)\b[^\w\n#]*)+$)"
+)
+
+# in a sentence
 WORD = re.compile(r"[^\W\d_]{2,}")
-FORMULA = re.compile(r"(?<!\\)\$(?=\S)([^$]+)(?<=\S)\$(?!\d)")  # not of "$5 and $6"
+ESCAPED = re.compile(r"\\\$|\\(?=%)|(?<=[a-zA-Z]{2})\^\{?[23]\}?")  # \$5, 5\%, and 5 cm^2
+FORMULA = re.compile(  # not of "$5 and $6"
+    r"\$(?=\S)([^$]+)(?<=\S)\$(?!\d)|\\\(((?:[^\\]|\\(?!\())*?)\\\)"
+)
+TOLD = re.compile(f"{FORMULA.pattern}|{NUMERAL.pattern}")
+MATHEMATICS = re.compile(
+    r"[\\^{_√π]|=.*=|\b(?i:pi|sqrt|sin|cos|tan|log|ln|plus|minus|negative|squared|cubed|dozen|"
+    r"hundred|thousand|million|billion|trillion)\b"
+)
+ALONE = re.compile(  # no part of 25x, f(2), 5:30, 3 - 2 or 10-25
+    rf"(?<![\w(:*/×÷+–−-])(?<![*/×÷+–−-]\s){NUMERAL.pattern}(?![\w(:]|\s*[*/×÷+=–−-])"
+)
+
 BRACE = re.compile(r"(?P<box>\\boxed|\\fbox)\s*\{|\\boxed (?P<bare>[^\s{}$\\]+)|\\.|[{}]")
 COMMAND = re.compile(r"\\frac|\\sqrt\s*(\[[^]]*\])?|[\^_]")
 
@@ -105,26 +125,40 @@ def final_answer(text: str) -> str:
     text = text.strip()
     for marker in reversed(list(MARKER.finditer(text))):
         start = LAID_OUT.match(text, marker.end()).end()
-        end = text.find("\n", start)
-        is_heading = marker[0] == "####" and end > 0 and WORD.match(text, start)
-        if not is_heading:
-            line = text[start : end if end > 0 else None]
-            return _told_in(line.strip("* "))
+        heading = HEADING.match(text, start) if marker[0].startswith("#") else None
+        if heading and heading.end() < len(text):
+            if not heading["answer"]:
+                continue
+            start = LAID_OUT.match(text, heading.end()).end()
+        line = text[start:].split("\n", 1)[0]
+        return _told_in(line.strip("* "))
     return last_number(text) or text.rsplit("\n", 1)[-1].strip()
 
 
 def _told_in(line: str) -> str:
-    r"""The answer that a line tells: all of it, or what a sentence has as its last $...$ or number.
+    r"""The answer that a line tells: all of it, or of a sentence its last number or $...$.
 
-    A sentence begins with a word and has three at least. One with formulas outside of $...$, and
-    one without a number, is left as it is.
+    A sentence begins with a word and has three at least. It is left as it is where its last number
+    is part of something else, or where it has mathematics outside of $...$. The name of a variable,
+    $x$, is no answer.
     """
     if not WORD.match(line) or len(WORD.findall(line)) < 3:
         return line
-    formulas = FORMULA.findall(line)
-    if formulas:
-        return formulas[-1]
-    return line if re.search(r"[\\^{]", line) else last_number(line) or line
+
+    sentence = ESCAPED.sub("", line)
+    told = None
+    for found in TOLD.finditer(sentence):
+        formula = found[1] or found[2]
+        if not (formula and re.fullmatch(r"\s*[a-zA-Z]\s*", formula)):
+            told = found
+    if told is None:
+        return line
+
+    if told[1] or told[2]:
+        return (told[1] or told[2]).strip()
+    alone = ALONE.match(sentence, told.start())
+    is_answer = alone and alone.end() == told.end()
+    return told[0] if is_answer and not MATHEMATICS.search(FORMULA.sub(" ", sentence)) else line
 
 
 def last_number(text: str) -> str | None:
