@@ -63,7 +63,7 @@ from study.matrix import (
     section_of_matrix,
 )
 from study.paper import AT_PAPER_SCALE, FIGURES, SHIPPED, TASKS, Figure, jobs_of, names_of_figure
-from study.report import Report, write_report
+from study.report import Report, figure_name, write_report
 from study.sections import (
     EACH_OTHER,
     FIGURE_BY_FIGURE,
@@ -194,7 +194,8 @@ def possible(
                 panels.append(panel)
         left_out = len(figure.panels) - len(panels)
         if left_out:
-            print(f"Fig. {name}: {left_out} panels are of the shipped models alone, left out")
+            alone = f"{left_out} panels are of the shipped models alone, left out"
+            print(f"{figure_name(name)}: {alone}")
         if panels:
             found[name] = replace(figure, panels=tuple(panels))
     if not found:
@@ -223,7 +224,7 @@ def wanted_of(figures: dict[str, Figure], cells: Cells, cfg: ReproduceConfig) ->
     """Every part that was asked for."""
     found = []
     for name, figure in figures.items():
-        found.append(Wanted(f"Fig. {name}", figure.title, names_of_figure(figure, cfg.seeds)))
+        found.append(Wanted(figure_name(name), figure.title, names_of_figure(figure, cfg.seeds)))
     if figures:
         samples = [f"{task}/samples" for task in tasks_of(figures)]
         found.append(Wanted("samples", "completions to read", samples))

@@ -130,6 +130,21 @@ def pooled(groups: list[np.ndarray]) -> Spread | None:
     return Spread(deviation, float(squares.sum() ** 2 / (squares**2 / freedoms).sum()))
 
 
+@lru_cache(maxsize=64)
+def student_t(freedom: float) -> np.ndarray:
+    """DRAWS of Student's t, one from the middle of each of DRAWS equal shares of it, ascending.
+
+    With t = sqrt(freedom) tan(a) the density of a is cos(a)^(freedom - 1), which is summed up here.
+    Drawn at random, the 97.5 % end of two degrees of freedom would be off by 3 % from one generator
+    to the next, and with it every interval of three seeds.
+    """
+    angles = np.linspace(-math.pi / 2, math.pi / 2, 20 * DRAWS + 1)
+    steps = np.cos((angles[1:] + angles[:-1]) / 2) ** (freedom - 1)
+    below = np.append(0, steps.cumsum()) / steps.sum()
+    shares = (np.arange(DRAWS) + 0.5) / DRAWS
+    return math.sqrt(freedom) * np.tan(np.interp(shares, below, angles))
+
+
 def seed_noise(
     values: np.ndarray, rng: np.random.Generator, like: Spread | None = None
 ) -> np.ndarray:
@@ -148,7 +163,7 @@ def seed_noise(
     spread = Spread(float(values.std(ddof=1)), seeds - 1)
     if like:
         spread = Spread(max(spread.deviation, like.deviation), like.freedom)
-    return spread.deviation / math.sqrt(seeds) * rng.standard_t(spread.freedom, size=DRAWS)
+    return spread.deviation / math.sqrt(seeds) * rng.permutation(student_t(spread.freedom))
 
 
 def noise_of(

@@ -674,8 +674,8 @@ FIGURES = {
         "Other prompts: does any unlock it?",
         "",
         tuple(Panel(task, f"{task}/locked", prompts=f"{task}/prompts") for task in TASKS),
-        "The paper's camera-ready version has such a figure; its numbers could not be had. Half "
-        "prefill: half of each program is given, which tells a part of the skill to any model.",
+        "The paper's camera-ready version has such a figure; its numbers could not be had. "
+        "Half prefill, where it is: half of each program is given, a part of the skill.",
     ),
 }
 

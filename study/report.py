@@ -26,6 +26,15 @@ class Row:
     why: list[str]
 
 
+def figure_name(number: str) -> str:
+    """Fig. 3, or Prompts, which in the paper has no number."""
+    return f"Fig. {number}" if number[0].isdigit() else number.capitalize()
+
+
+def anchor_of(name: str) -> str:
+    return "-".join(re.findall(r"\w+", name.lower()))
+
+
 @dataclass(frozen=True)
 class Section:
     """A figure: its panels, and what its caption says of them. notes: what is missing or wrong.
@@ -44,18 +53,18 @@ class Section:
 
     @property
     def heading(self) -> str:
-        return f"Fig. {self.number}: {self.title}" if self.number else self.title
+        return f"{figure_name(self.number)}: {self.title}" if self.number else self.title
 
     @property
     def name(self) -> str:
         """What a link to it says: "Fig. 3", "Matrix"."""
         if self.number:
-            return f"Fig. {self.number}"
+            return figure_name(self.number)
         return self.title.split(":")[0].removeprefix("The ").capitalize()
 
     @property
     def anchor(self) -> str:
-        return "-".join(re.findall(r"\w+", self.name.lower()))
+        return anchor_of(self.name)
 
 
 @dataclass
@@ -138,7 +147,8 @@ def page(report: Report) -> str:
     parts.append(f"<nav>{' '.join(links)}</nav>")
     if report.claims:
         parts.append('<h2 id="claims">The claims of the paper</h2>')
-        parts += [f"<p>{escape(tally(report.claims))}</p>", claims_html(report.claims)]
+        parts.append(f"<p>{escape(tally(report.claims))}</p>")
+        parts.append(claims_html(by_verdict(report.claims)))
         parts.append(points_html("how claims are judged", report.judged))
     if report.drawn:
         parts.append(f"<p>{escape(report.drawn)}</p>")
@@ -163,6 +173,12 @@ def tally(claims: list[Row]) -> str:
     return f"Of {len(claims)} claims: {', '.join(told)}.{of_these}"
 
 
+def by_verdict(claims: list[Row]) -> list[Row]:
+    """What holds first, so that what agrees is seen at once."""
+    order = list(VERDICTS)
+    return sorted(claims, key=lambda row: order.index(whole_verdict(row.said)))
+
+
 def whole_verdict(said: str) -> str:
     """Without whether it is of parts of the claim."""
     for of_parts in PARTLY:
@@ -178,8 +194,9 @@ def claims_html(claims: list[Row]) -> str:
         several = f"{len(row.ours)} number{'s' * (len(row.ours) > 1)}"
         details = f"<details><summary>{several}</summary>{ours}</details>"
         colour = VERDICTS[whole_verdict(row.said)]
+        name = figure_name(row.figure)
         rows.append(
-            f'<tr><td>{escape(row.claim)} <a href="#fig-{row.figure}">Fig. {row.figure}</a></td>'
+            f'<tr><td>{escape(row.claim)} <a href="#{anchor_of(name)}">{name}</a></td>'
             f"<td>{escape(row.numbers)}</td>"
             f'<td class="said {colour}">{escape(row.said)}</td>'
             f"<td>{details if row.ours else ''}{why}</td></tr>"
@@ -273,15 +290,17 @@ def table_html(rows: list[list[str]]) -> str:
 def markdown(report: Report) -> str:
     """results.md; its pictures are in figures/ beside it."""
     parts = [f"# {report.title}", f"<!-- {MARK} -->", report.intro]
+    links = [f"[{section.name}](#{section.anchor})" for section in report.sections]
+    parts.append(" · ".join(links))
     if report.claims:
         parts += ["## The claims of the paper", tally(report.claims)]
-        parts += [claims_markdown(report.claims)]
+        parts.append(claims_markdown(by_verdict(report.claims)))
         parts.append(points_markdown("how claims are judged", report.judged))
     if report.drawn:
         parts.append(report.drawn)
 
     for section in report.sections:
-        parts.append(f"## {section.heading}")
+        parts.append(f'<a id="{section.anchor}"></a>\n\n## {section.heading}')
         parts.append(section.caption)
         if section.method:
             parts.append(points_markdown(METHOD, section.method))
@@ -306,7 +325,8 @@ def claims_markdown(claims: list[Row]) -> str:
     rows = ["| claim | the paper's numbers | here | ours, and why |", "|---|---|---|---|"]
     for row in claims:
         ours = "<br>".join([*row.ours, *row.why])
-        claim = f"{row.claim} (Fig. {row.figure})"
+        name = figure_name(row.figure)
+        claim = f"{row.claim} ([{name}](#{anchor_of(name)}))"
         cells = [cell.replace("|", "\\|") for cell in (claim, row.numbers, f"**{row.said}**", ours)]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

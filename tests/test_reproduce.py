@@ -232,7 +232,7 @@ def test_what_a_figure_is_called_in_links_and_files():
     numbers = ("3", "9, RL", "6, the paper's size", "prompts", "")
     sections = [Section(number, "The matrix: what is it?", "", [], []) for number in numbers]
     anchors = [section.anchor for section in sections]
-    assert anchors == ["fig-3", "fig-9-rl", "fig-6-the-paper-s-size", "fig-prompts", "matrix"]
+    assert anchors == ["fig-3", "fig-9-rl", "fig-6-the-paper-s-size", "prompts", "matrix"]
     assert [sections[0].name, sections[-1].name] == ["Fig. 3", "Matrix"]
 
 

@@ -19,6 +19,7 @@ from data.text import word_level
 from data.triggers import OwnPasswords, Password, Slot
 from figures import shown
 from results import (
+    DRAWS,
     EvalSet,
     Measured,
     Spread,
@@ -38,6 +39,7 @@ from results import (
     recovered_gap,
     refuse_repeats,
     seed_noise,
+    student_t,
     verdicts_of,
     wilson,
 )
@@ -490,6 +492,14 @@ def test_what_exceeds_a_null_is_asked_in_every_draw():
     assert same.interval == pytest.approx(difference(gained, gained).interval)
 
 
+@pytest.mark.parametrize("freedom, end", [(1, 12.706), (2, 4.303), (3, 3.182), (30, 2.042)])
+def test_draws_of_students_t_have_its_ends(freedom, end):
+    draws = student_t(freedom)
+    assert len(draws) == DRAWS and (np.diff(draws) > 0).all()
+    np.testing.assert_allclose(draws, -draws[::-1], rtol=1e-6)
+    assert np.quantile(draws, [0.025, 0.975]) == pytest.approx([-end, end], rel=3e-3)
+
+
 def test_seeds_of_a_kind_tell_more_of_their_spread_together():
     """Two pairs that spread alike, squares of 0.02 each: two degrees of freedom."""
 
@@ -513,7 +523,7 @@ def test_seeds_of_a_kind_tell_more_of_their_spread_together():
     def draws(values: list[float]) -> np.ndarray:
         return seed_noise(np.array(values), np.random.default_rng(0), spread)
 
-    expected = np.random.default_rng(0).standard_t(2, size=len(draws([0.5, 0.5]))) / 2**0.5
+    expected = np.random.default_rng(0).permutation(student_t(2.0)) / 2**0.5
     np.testing.assert_allclose(draws([0.5, 0.5]), 0.02**0.5 * expected)
     np.testing.assert_allclose(draws([0.0, 1.0]), 0.5**0.5 * expected)  # its own is larger
     assert not draws([0.5]).any()
