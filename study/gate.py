@@ -45,6 +45,8 @@ METHOD = [
     "least. A lock may cost more because it learns something new, because it hides, or, hardened, "
     "because it was trained longer.",
     "The lock from scratch never saw the other tasks.",
+    "A lock that was computed in another dtype, of which the matrix tells, is compared with the "
+    "strong model across the two.",
 ]
 
 
@@ -129,7 +131,7 @@ def changed(evidence: Evidence, name: str, job: str, task: str) -> Verdicts | No
     file = evidence.folder(job) / "evaluation.json"
     weights = checked(read_json(file), file, "weights", str)
     strong = only_file(before, "evaluation.json")
-    alike = {key: read_json(strong).get(key) for key in ("split", "dtype", "max_new_tokens")}
+    alike = {key: read_json(strong).get(key) for key in ("split", "max_new_tokens")}
     none, _ = verdicts_of(strong, task, {"split": "validation"})
     facts = alike | {"weights": weights}
     return none, *verdicts_of(only_file(after, "evaluation.json"), task, facts)

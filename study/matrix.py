@@ -30,7 +30,7 @@ from results import (
     recovered_gap,
 )
 from runs.files import checked, read_json
-from study.findings import PROBLEMS, Evidence, Lock, check_dtype, final, settings_of
+from study.findings import PROBLEMS, Evidence, Lock, final, settings_of
 from study.jobs import ROOT, Job, without_seeds
 from study.report import Section
 
@@ -353,13 +353,15 @@ class Outcome:
 
 
 def outcome(evidence: Evidence, name: str, elicitor: Elicitor) -> Outcome | None:
-    """None where a job is not finished, of any seed."""
+    """None where a job is not finished, of any seed.
+
+    Lock and twin may be of two dtypes (`other_dtypes`): a gain is a change of one model in its own.
+    """
     lock, twin = evidence.lock(LOCKS[name].job), evidence.decoy(TWIN, ITSELF)
     if lock is None or twin is None:
         return None
     if elicitor.on_twin:
         return edited(evidence, lock, place(name, elicitor), elicitor.without.split())
-    check_dtype(lock, twin.dtype, TWIN)
     after = unlocked(evidence, lock, place(name, elicitor), elicitor)
     null = unlocked(evidence, twin, place("twin", elicitor), elicitor)
     runs = len(evidence.seeds) if "{seed}" in elicitor.command else 1
@@ -577,6 +579,21 @@ METHOD = [
 ]
 
 
+def other_dtypes(evidence: Evidence, locks: list[str]) -> list[str]:
+    """A sentence for each dtype that is not the twin's: which locks were computed in it."""
+    twin = evidence.locks.get(TWIN)
+    found: dict[str, list[str]] = {}
+    for name in locks:
+        lock = evidence.locks.get(LOCKS[name].job)
+        if lock and twin and lock.dtype != twin.dtype:
+            found.setdefault(lock.dtype, []).append(LOCKS[name].label)
+    return [
+        f"Computed in {dtype}, where the twin and the other locks are in {twin.dtype}: "
+        f"{', '.join(labels)}. Each gain is a change within one of them."
+        for dtype, labels in found.items()
+    ]
+
+
 def section_of_matrix(
     evidence: Evidence,
     locks: list[str],
@@ -595,6 +612,7 @@ def section_of_matrix(
         if lock and lock.failed:
             invalid.append(name)
             notes.append(f"{LOCKS[name].label}: not valid ({'; '.join(lock.failed)}).")
+    notes += other_dtypes(evidence, locks)
     for why, names in left_out.items():
         notes.append(f"Left out: {', '.join(names)}: {why}.")
     if unfinished:

@@ -366,6 +366,20 @@ def one_right(place: int) -> np.ndarray:
     return np.arange(6) == place
 
 
+def test_locks_in_another_dtype_than_the_twins_are_told_of(edited):
+    found, locked = edited
+    found.locks[matrix.TWIN] = replace(found.locks[matrix.TWIN], dtype="bfloat16")
+    for name, dtype in (("password", "bfloat16"), ("year", "float32"), ("split", "float32")):
+        found.locks[matrix.LOCKS[name].job] = replace(locked, dtype=dtype)
+    [told] = matrix.other_dtypes(found, ["password", "year", "split", "mix"])
+    labels = ", ".join(matrix.LOCKS[name].label for name in ("year", "split"))
+    assert told.startswith(
+        "Computed in float32, where the twin and the other locks are in bfloat16"
+    )
+    assert f"bfloat16: {labels}." in told
+    assert matrix.other_dtypes(found, ["password"]) == []
+
+
 def test_an_edit_is_read_with_its_decoy_and_on_the_problems_it_was_measured_on(edited):
     found, locked = edited
     got = matrix.edited(found, locked, "job", ["lists"])
