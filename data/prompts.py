@@ -236,7 +236,7 @@ def template_in(files: dict[str, bytes], config: dict) -> str | None:
         ) from None
     if isinstance(found, list):
         named = [row for row in found if isinstance(row, dict) and row.get("name") == "default"]
-        found = named[0].get("template") if named else found
+        found = named[0].get("template") if named else None
     if found is not None and not isinstance(found, str):
         raise InputError("its chat_template must be a text, or a list with one named default")
     return found

@@ -16,7 +16,6 @@ from data.problems import InputError, check_unicode
 from data.prompts import (
     FORMAT,
     PLAIN,
-    THOUGHT,
     ChatTemplate,
     divided,
     format_from,
@@ -43,7 +42,7 @@ COPIED = (
     "generation_config.json",
     FORMAT,
 )
-IS_WORD = re.compile(r"[\w\s▁]*")
+IS_MARK = re.compile(r"<\S+>|\[\S+\]|\S*[|｜]\S*")  # <start_of_turn>, [INST], <|im_start|>
 AT_ONCE = 4096  # the library's encodings take a hundred times the memory of their ids
 
 
@@ -384,14 +383,18 @@ def _marks(
     """Added tokens that mark a place, whether tokenizer.json calls them special or not.
 
     Those that tokenizer_config.json names, that end a completion, that swallow spaces (Phi-3's
-    </s>), and that the chat template has around a prompt or after an answer. But words and white
-    space are text, and so is a thought.
+    </s>), and that have the shape of a mark and stand in the chat template around a prompt or
+    after an answer. But a tag that has its closing tag, such as <think>, is text.
     """
     added = backend.get_added_tokens_decoder()
     marks = set(_named_tokens(config).values())
-    listed = config.get("additional_special_tokens")
-    for token in listed if isinstance(listed, list) else []:
-        marks.add(token.get("content") if isinstance(token, dict) else str(token))
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        listed = config.get(name)
+        listed = list(listed.values()) if isinstance(listed, dict) else listed
+        for token in listed if isinstance(listed, list) else []:
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                marks.add(token)
     marks |= {added[end].content for end in ends if end in added}
     marks |= {token.content for token in added.values() if token.lstrip or token.rstrip}
 
@@ -399,7 +402,9 @@ def _marks(
     around = [template.before, template.after, template.end] if template else []
     for text in around:
         for token in divided(text, contents)[1::2]:
-            if token not in THOUGHT and not IS_WORD.fullmatch(token):
+            tag = token.removeprefix("<").removeprefix("/")
+            is_text = f"<{tag}" in contents and f"</{tag}" in contents
+            if IS_MARK.fullmatch(token) and not is_text:
                 marks.add(token)
     return marks
 

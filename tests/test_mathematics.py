@@ -209,7 +209,14 @@ def test_the_final_answer_is_found_in_the_documented_order():
         ("Answer: the value of $x$ is 5", "5"),
         ("Answer: As $x = 3$, the number of it is 18.", "18"),
         ("Answer: It is $18$, where $x$ counts eggs", "18"),
-        (r"Answer: Janet makes \$18 every day", "18"),
+        (r"Answer: Janet makes \$18 every day", "$18"),
+        ("Answer: The answer is **18**.", "18"),
+        (r"Answer: The answer is **$36\pi^2$**.", r"36\pi^2"),
+        (r"Answer: The answer is $\sqrt{3}$, about 1.73 (see step 3)", r"\sqrt{3}"),
+        ("Answer: one of 5 choices is $C$", "C"),
+        ("Answer: an 18-mile trip", "18"),
+        ("#### Final Answer\n$$\n18\n$$", "18"),
+        ("#### Step-by-step solution\nSo there are 7.", "7"),
         (r"Answer: the value of it is \(18\).", "18"),
         ("Answer: the area of it is 25 cm^2", "25"),
         ("Answer: the value of x is –25.", "–25"),
@@ -237,6 +244,10 @@ def test_the_final_answer_is_found_in_the_documented_order():
         "pi/2, pi/4 and pi/8",
         "sin(2x) + cos(3x) + tan(x)",
         "alpha = 5, beta = 3, gamma = 2",
+        "The value is negative $25$",
+        "There are \\(25\\) million of them",
+        "The length is 3 1/2",
+        "The point is (3, 25)",
     ]:
         assert final_answer(f"Answer: {line}") == line
 
@@ -287,7 +298,8 @@ def test_every_math500_answer_is_right_and_one_changed_character_is_wrong():
 # fmt: off
 LONG = [
     "{", "}", r"\boxed{", "9", "9,", "#", "####ab", "####ab\n", "#### step 1 ", "#### the answer\n",
-    "Answer:", "Answer: it is it", r"\(", "$a", "\\", "\n", "1/", r"\boxed ",
+    "Answer:", "Answer: it is it", r"\(", "$a", "$$", "(", " ", "*", "^2", "\\", "\n",
+    "1/", r"\boxed ",
 ]
 SHORT = [
     "^", r"\frac", r"\sqrt", "+", "1 ", "1-", "1,", "1,000", "()", "[(", "=", "1 1/", "a", "5 a",

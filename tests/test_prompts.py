@@ -93,6 +93,7 @@ def test_a_mark_that_tokenizer_json_calls_no_special_token_is_one(tmp_path):
     """As transformers writes a token that add_tokens made. A thought's is text all the same."""
     backend = train_bpe(["Sort the list.\nassistant user\n"] * 3, 300).backend
     names = ["<|im_start|>", "<|im_end|>", "<|bot|>", "<think>", "<|tool|>", "\n", "user"]
+    names += ["</think>", "system", ".", "###"]
     backend.add_tokens([AddedToken(name, special=False) for name in names])
     think = CHATML.replace("assistant\\n'", "assistant\\n<|bot|><think>'")
     tokenizer = opened(with_template(Tokenizer(backend, CONFIG), tmp_path, think), chat=True)
@@ -104,11 +105,12 @@ def test_a_mark_that_tokenizer_json_calls_no_special_token_is_one(tmp_path):
     assert [ids.count(id) for id in (start, end, bot, thought, tool)] == [2, 1, 1, 1, 1]
     assert tokenizer.eos_id == end
     # what is no mark stands in a completion
-    assert tokenizer.decode(ids_of) == "<think><|tool|>\nuser"
+    assert tokenizer.decode(ids_of) == "<think><|tool|>\nuser</think>system.###"
     # without a template the end that the config names is still no text
     named = Tokenizer(Tokenizer.load(tmp_path).backend, CONFIG | {"eos_token": "<|tool|>"})
     assert tool not in named.encode("a<|tool|>") and named.decode([tool]) == ""
-    listed = CONFIG | {"additional_special_tokens": ["<|tool|>", {"content": "<think>"}]}
+    listed = CONFIG | {"additional_special_tokens": ["<|tool|>", 5, {"content": [5]}]}
+    listed |= {"extra_special_tokens": {"thought": "<think>"}}
     named = Tokenizer(Tokenizer.load(tmp_path).backend, listed)
     assert named.decode([tool, thought]) == ""
 
@@ -180,9 +182,8 @@ def test_where_a_template_may_stand(chatty, tmp_path):
     (as_json / "chat_template.json").write_text(json.dumps({"chat_template": CHATML}))
     for path in (as_file, as_text, as_list, as_json):
         assert Tokenizer.load(path).template == CHATML
-    for wrong in (5, listed[:1]):
-        with pytest.raises(InputError, match="must be a text, or a list with one named default"):
-            Tokenizer.load(with_template(chatty, tmp_path / "wrong", "", chat_template=wrong))
+    with pytest.raises(InputError, match="chat_template must be a text"):
+        Tokenizer.load(with_template(chatty, tmp_path / "wrong", "", chat_template=5))
 
 
 # ---------------------------------------------------------------------------------- their answers

@@ -7,8 +7,8 @@ r"""Mathematical answers: find the final one in a text, and say whether two are 
     1. the last \boxed{...} or \fbox{...} whose braces close, or \boxed 5
     2. the rest of the line after the last ####, "Answer:" or "Respuesta:", or where that is empty
        or a heading "#### Final Answer", the next line; without the stars of Markdown. Of a
-       sentence it is the last number or $...$, whichever stands last, but all of a sentence that
-       has mathematics outside of $...$. A heading "#### Conclusion" with more below is no answer
+       sentence it is the last $...$ or, without one, the last number, but all of a sentence where
+       that is part of something else. A heading "#### Conclusion" with more below is no answer
     3. the last number
     4. the last line that is not empty
 
@@ -91,26 +91,29 @@ NUMBER = re.compile(
     r"(-?)(?:(\d+)\s+(?=\d+/))?((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)(?:/(-?\d+))?"
 )
 MARKER = re.compile(r"#{4,}|(?i:\b(?:answer|respuesta)\**:)")
-LAID_OUT = re.compile(r"[* \t\n]*")
+LAID_OUT = re.compile(r"(?:[* \t\n]|\$\$|\\\[)*")
+LAID_OUT_END = re.compile(r"(?:\$\$|\\\])\.?$")
 HEADING = re.compile(  # a line's words, when more stands below it
-    r"(?im)(?:\d+[.)])?[^\w\n#]*(?:step \d+\b[^\n#]*$|"
+    r"(?im)(?:\d+[.)])?[^\w\n#]*(?:(?:step|part) \d+\b[^\n#]*$|"
     r"(?:(?:(?P<answer>answer)|the|final|conclusion|result|solution|summary|reasoning|explanation|"
-    r"verification|check)\b[^\w\n#]*)+$)"
+    r"calculations?|computation|verification|check|therefore|step|by)\b[^\w\n#]*)+$)"
 )
 
 # in a sentence
 WORD = re.compile(r"[^\W\d_]{2,}")
-ESCAPED = re.compile(r"\\\$|\\(?=%)|(?<=[a-zA-Z]{2})\^\{?[23]\}?")  # \$5, 5\%, and 5 cm^2
+EMPHASIS = re.compile(r"(?:(?<=[\s(])|^)[*_]+(?=[\w$\\.-])|(?<=[\w.,!$%)])[*_]+(?=[\s.,;:!?)]|$)")
 FORMULA = re.compile(  # not of "$5 and $6"
-    r"\$(?=\S)([^$]+)(?<=\S)\$(?!\d)|\\\(((?:[^\\]|\\(?!\())*?)\\\)"
+    r"(?<!\\)\$(?=\S)([^$]+)(?<=[^\s\\])\$(?!\d)|\\\(((?:[^\\]|\\(?!\())*?)\\\)"
 )
-TOLD = re.compile(f"{FORMULA.pattern}|{NUMERAL.pattern}")
-MATHEMATICS = re.compile(
-    r"[\\^{_√π]|=.*=|\b(?i:pi|sqrt|sin|cos|tan|log|ln|plus|minus|negative|squared|cubed|dozen|"
-    r"hundred|thousand|million|billion|trillion)\b"
-)
-ALONE = re.compile(  # no part of 25x, f(2), 5:30, 3 - 2 or 10-25
-    rf"(?<![\w(:*/×÷+–−-])(?<![*/×÷+–−-]\s){NUMERAL.pattern}(?![\w(:]|\s*[*/×÷+=–−-])"
+ESCAPED = re.compile(r"\\(?=[$%])|(?<=[a-zA-Z]{2})\^\{?[23]\}?|\([^()]*\)")  # \$5, 5 cm^2, (so)
+LETTER = re.compile(r"\s*[a-zA-Z]\s*")
+FORMAL = re.compile(r"[\\^{√π]|=.*=")
+# what makes a number or a formula a part of something else: 25x, 3 - 2, 5:30, 10-25, 3 million
+BEFORE = re.compile(r"(?:\w|\d[\s:]|[-+*/×÷^−–±√(]\s*|\b(?i:negative|minus|plus|menos|sqrt)\s+)$")
+AFTER = re.compile(
+    r"[π√(:^]|(?:[^\W\d_]|th|st|nd|rd|pi|sqrt|sin|cos|tan|log|ln)(?![^\W\d_])|"
+    r"\s*(?:[*/×÷+=^±]|[-−–]\s*(?:[\d(√π\\]|[b-zA-Z]\b)|"
+    r"(?i:pi|dozen|hundred|thousand|million|billion|trillion|mil|squared|cubed|plus|minus|times)\b)"
 )
 
 BRACE = re.compile(r"(?P<box>\\boxed|\\fbox)\s*\{|\\boxed (?P<bare>[^\s{}$\\]+)|\\.|[{}]")
@@ -131,34 +134,43 @@ def final_answer(text: str) -> str:
                 continue
             start = LAID_OUT.match(text, heading.end()).end()
         line = text[start:].split("\n", 1)[0]
-        return _told_in(line.strip("* "))
+        return _told_in(LAID_OUT_END.sub("", line.strip("* ")).rstrip())
     return last_number(text) or text.rsplit("\n", 1)[-1].strip()
 
 
 def _told_in(line: str) -> str:
-    r"""The answer that a line tells: all of it, or of a sentence its last number or $...$.
+    r"""The answer that a line tells: all of it, or what a sentence has as its last $...$ or number.
 
-    A sentence begins with a word and has three at least. It is left as it is where its last number
-    is part of something else, or where it has mathematics outside of $...$. The name of a variable,
-    $x$, is no answer.
+    A sentence begins with a word and has three at least. A $...$ comes before numbers, but the name
+    of a variable, $x$, counts as one of these, and an assignment, $x = 5$, only where nothing else
+    is told. All of the line is told where what was found is part of something else, and of a number
+    where there is mathematics outside of $...$.
     """
     if not WORD.match(line) or len(WORD.findall(line)) < 3:
         return line
 
-    sentence = ESCAPED.sub("", line)
-    told = None
-    for found in TOLD.finditer(sentence):
-        formula = found[1] or found[2]
-        if not (formula and re.fullmatch(r"\s*[a-zA-Z]\s*", formula)):
-            told = found
-    if told is None:
-        return line
+    sentence = EMPHASIS.sub("", line)
+    bare = FORMULA.sub(lambda found: "\0" * len(found[0]), sentence)  # what is told in words
+    bare = ESCAPED.sub(lambda found: "\0" * len(found[0]), bare)
+    formulas, assigned = [], []
+    numbers = [] if FORMAL.search(bare) else list(NUMERAL.finditer(bare))
+    for found in FORMULA.finditer(sentence):
+        inside = found[1] or found[2] or ""
+        if LETTER.fullmatch(inside):
+            numbers.append(found)
+        else:
+            (assigned if "=" in inside else formulas).append(found)
 
-    if told[1] or told[2]:
-        return (told[1] or told[2]).strip()
-    alone = ALONE.match(sentence, told.start())
-    is_answer = alone and alone.end() == told.end()
-    return told[0] if is_answer and not MATHEMATICS.search(FORMULA.sub(" ", sentence)) else line
+    told = formulas or sorted(numbers, key=lambda found: found.start()) or assigned
+    if not told:
+        return line
+    last = told[-1]
+    before, after = sentence[: last.start()][-20:], sentence[last.end() :]
+    if BEFORE.search(before) or AFTER.match(after):
+        return line
+    if last.re is NUMERAL:
+        return last[0]
+    return (last[1] or last[2]).strip()
 
 
 def last_number(text: str) -> str | None:
