@@ -30,7 +30,6 @@ from collections.abc import Sequence
 from functools import cache, partial
 
 from data.problems import InputError, Problem
-from data.prompts import THOUGHT
 from data.real import math_sets, mine, mmlu_sets, programs
 from data.real.rows import problems_from
 from data.tasks import coding, compose, critique, knowledge, mathematics
@@ -306,6 +305,10 @@ LACKING = {
 }
 
 
+# what stands before it no model means as its answer: of Qwen3, R1 and others that think first
+THOUGHT = "</think>"
+
+
 def _judged(how: str, problems: list[Problem], completions: list[str]) -> list:
     """What grade, score or votes says, whichever `how` names, each by the module that knows how.
 
@@ -318,14 +321,13 @@ def _judged(how: str, problems: list[Problem], completions: list[str]) -> list:
     for i, problem in enumerate(problems):
         groups[problem.task, problem.is_real_program].append(i)
 
-    _, end_of_thought = THOUGHT
     verdicts = [None] * len(problems)
     for (task, is_real_program), rows in groups.items():
         module = programs if is_real_program else TASKS[task]
         if not hasattr(module, how):
             raise InputError(f"these problems of task {task!r} {LACKING[how]}")
         judge = getattr(module, how)
-        answers = [completions[i].rpartition(end_of_thought)[2] for i in rows]
+        answers = [completions[i].rpartition(THOUGHT)[2] for i in rows]
         found = judge([problems[i] for i in rows], answers)
         for i, verdict in zip(rows, found):
             verdicts[i] = verdict

@@ -146,8 +146,6 @@ def _opening(prompt: str) -> re.Pattern:
 USER, ASSISTANT = "\ue000user\ue000", "\ue000assistant\ue000"
 # what a template could be tempted to change
 PROBE = 'It\'s "a" & <b>\n\n\tc </think> [/INST] {{ d }} \\ think'
-# around what Qwen3, R1 and others think first: no model means it as its answer
-THOUGHT = "<think>", "</think>"
 # Llama 3 writes the day into its prompts: the one of its own default, the same every day
 TODAY = datetime.date(2024, 7, 26)
 

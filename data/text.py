@@ -387,14 +387,7 @@ def _marks(
     after an answer. But a tag that has its closing tag, such as <think>, is text.
     """
     added = backend.get_added_tokens_decoder()
-    marks = set(_named_tokens(config).values())
-    for name in ("additional_special_tokens", "extra_special_tokens"):
-        listed = config.get(name)
-        listed = list(listed.values()) if isinstance(listed, dict) else listed
-        for token in listed if isinstance(listed, list) else []:
-            token = token.get("content") if isinstance(token, dict) else token
-            if isinstance(token, str):
-                marks.add(token)
+    marks = {*_named_tokens(config).values(), *_listed_tokens(config)}
     marks |= {added[end].content for end in ends if end in added}
     marks |= {token.content for token in added.values() if token.lstrip or token.rstrip}
 
@@ -437,6 +430,18 @@ def _named_tokens(config: dict) -> dict[str, object]:
         if name.endswith("_token") and isinstance(token, str):
             found[name] = token
     return found
+
+
+def _listed_tokens(config: dict) -> list[str]:
+    """Further special tokens of tokenizer_config.json, under its older and its newer name."""
+    found = []
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        listed = config.get(name)
+        if isinstance(listed, dict):
+            listed = list(listed.values())
+        for token in listed if isinstance(listed, list) else []:
+            found.append(token.get("content") if isinstance(token, dict) else token)
+    return [token for token in found if isinstance(token, str)]
 
 
 def _without_start(backend: tokenizers.Tokenizer, everywhere: bool = True) -> tokenizers.Tokenizer:
