@@ -38,9 +38,12 @@ def shown(result: dict) -> str:
 
 # ----------------------------------------------------------------------------------------- figures
 
+# told apart by readers who are colour-blind (Okabe and Ito 2008)
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+BLUE, VERMILION, GREEN, PINK, AMBER, SKY = PALETTE
 # of a kind of password; of what only resembles the right one
-COLOURS = {"none": "tab:red", "right": "tab:green"}
-BETWEEN = "tab:orange"
+COLOURS = {"none": VERMILION, "right": BLUE}
+BETWEEN = AMBER
 
 
 def new_figure(width: float, height: float):
@@ -140,7 +143,7 @@ def plot_bars(evaluations: list[dict], file: Path) -> None:
 
 
 def colour_of(row: str) -> str:
-    """Of a row of the prompting battery: green with the right password, red without any."""
+    """Of a row of the prompting battery: blue with the right password, vermilion without any."""
     if row.endswith("right"):
         return COLOURS["right"]
     return BETWEEN if row in KINDS[1:] else COLOURS["none"]
@@ -161,8 +164,8 @@ def plot_prompts(evaluation: dict, file: Path) -> None:
     write_figure(figure, file)
 
 
-CURVES = ("tab:blue", "tab:gray", "tab:purple", "tab:olive", "tab:cyan", "tab:pink", "black")
-LINES = ("tab:green", "tab:red", "tab:orange")
+CURVES = (BLUE, "tab:gray", PINK, AMBER, SKY, "black", VERMILION)
+LINES = ((GREEN, "--"), (VERMILION, "-."), (AMBER, ":"))
 
 
 def plot_curves(
@@ -185,8 +188,8 @@ def plot_curves(
         lowest = [v.min() for v in values]
         highest = [v.max() for v in values]
         axes.fill_between(x, lowest, highest, color=colour, alpha=0.2)
-    for (name, value), colour in zip(lines.items(), LINES):
-        axes.axhline(value, ls="--", color=colour, label=name)
+    for (name, value), (colour, style) in zip(lines.items(), LINES):
+        axes.axhline(value, ls=style, color=colour, label=name)
 
     axes.set(ylim=(-0.02, 1.02), xlabel=xlabel, title=title)
     axes.set_ylabel("correct without the password (greedy)")
@@ -204,8 +207,6 @@ def plot_curves(
 
 # ------------------------------------------------------------------------- panels of the report
 
-# told apart by readers who are colour-blind (Okabe and Ito 2008)
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK = "#123456"  # stands for the page's own colour of text
 
 

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 
 from data.problems import InputError
-from figures import colour_of, plot_bars, plot_curves, plot_prompts, shown, table, told_apart
+from figures import (
+    AMBER,
+    BLUE,
+    VERMILION,
+    colour_of,
+    plot_bars,
+    plot_curves,
+    plot_prompts,
+    shown,
+    table,
+    told_apart,
+)
 
 RESULT = {"correct": 0.5, "interval": [0.4, 0.6], "truncated": 0.0}
 
@@ -64,10 +75,5 @@ def test_a_figure_that_cannot_be_written_is_one_sentence(tmp_path, kind):
 
 def test_colours_of_the_prompting_battery():
     rows = ("none", "typo", "right", "4 shots", "4 shots, right")
-    assert [colour_of(row).removeprefix("tab:") for row in rows] == [
-        "red",
-        "orange",
-        "green",
-        "red",
-        "green",
-    ]
+    colours = [VERMILION, AMBER, BLUE, VERMILION, BLUE]
+    assert [colour_of(row) for row in rows] == colours
