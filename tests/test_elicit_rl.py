@@ -18,6 +18,7 @@ import training
 from checkpoints import hf, origins
 from checkpoints.hf import load_model, model_hash
 from curves import Curve
+from data import load
 from data.batches import Example, collate
 from data.problems import InputError, Problem
 from data.text import train_bpe
@@ -27,7 +28,7 @@ from losses import grpo_step
 from methods import rewards as own_rewards
 from model import completion_logps
 from optimizers import make_optimizers
-from policies import Answers, Rollout, described, drift, pass_at_k, round_problems
+from policies import Answers, Rollout, described, drift, grade, pass_at_k, round_problems
 from results import EvalSet, Measured
 from runs.devices import Env
 from runs.directory import Run
@@ -87,6 +88,28 @@ def test_the_judges_answer_is_what_is_rewarded(monkeypatch):
         assert found.rewards.tolist() == [[0, 0, 1], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
         assert facts == {"truth": rewards.mean(), "judge_right": 0.25}
         assert drawn.rewards is rewards and found.texts is texts
+
+
+def test_a_judge_that_is_always_right_pays_the_truth(monkeypatch):
+    """An answer in another form, too; and never what was cut."""
+    math = [Problem("math", f"{i}?\n", "5", "numbers", 1, {}, f"{i}") for i in range(2)]
+    choice = replace(load("mmlu", "elicit", 1)[0], reference="B")
+    problems, texts = [*math, choice], [["Answer: 5", "5.0", "Answer: 4"]] * 2 + [["B", "A", ""]]
+    samples = [[Sample([2], [], False)] * 3, [Sample([2], [], True)] * 3]
+    samples.append(samples[0])
+    truth = np.zeros((3, 3))
+    for i, (problem, row, drawn) in enumerate(zip(problems, texts, samples)):
+        truth[i] = grade([problem] * 3, row)
+        truth[i] *= [not sample.truncated for sample in drawn]
+    assert truth.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 0]]
+
+    def answers(*args, **settings):
+        return Answers([p.reference for p in problems], [], np.ones(3, bool), np.zeros(3, bool))
+
+    monkeypatch.setattr(own_rewards, "answer", answers)
+    drawn = Rollout(problems, [[5]] * 3, samples, texts, truth)
+    found, facts = own_rewards.judged(drawn, None, 8, ALONE)
+    assert np.array_equal(found.rewards, truth) and facts["judge_right"] == 1
 
 
 def test_a_judge_gives_the_rewards_of_a_run(tmp_path, monkeypatch):
@@ -180,6 +203,14 @@ def test_groups_of_equal_rewards_are_left_out_and_their_number_is_not():
     assert [e.weight for e in examples] == [a * 8 / 16 for a in lead]  # 8 of the 16 are left
 
 
+def test_leave_one_out_is_the_same_in_larger_steps():
+    """RLOO: less the mean of the others in place of the mean of all (Ahmadian et al. 2024)."""
+    for rewards in ([1.0, 0, 0, 0], [1.0, 1, 0, 0]):
+        others = [np.mean(rewards[:i] + rewards[i + 1 :]) for i in range(4)]
+        ours = own_rewards.leads(np.array([rewards]))[0]
+        assert np.array(rewards) - others == pytest.approx(4 / 3 * ours)
+
+
 def test_with_half_of_the_groups_silent_the_loss_of_grpo_halves(make_model):
     model, rng = make_model(), np.random.default_rng(0)
     losses = {}
@@ -217,6 +248,9 @@ def test_a_round_without_any_reward_is_not_trained_on():
         rng = np.random.default_rng(0)
         examples, facts = METHODS[name].choose(rolled(rewards), cfg(method=name), rng)
         assert examples == [] and facts["signal"] == 0, name
+    # a rule that is right now and then: all samples of a problem are alike
+    found = elicit_rl.advantages(rolled([[1] * 4, [0] * 4]), cfg(), np.random.default_rng(0))
+    assert found == ([], {"signal": 0})
 
 
 def test_round_problems_goes_through_the_split_in_fresh_orders():
@@ -236,6 +270,8 @@ def test_pass_at_k_by_counting():
             [np.mean([any(row[list(c)]) for c in combinations(range(5), k)]) for row in correct]
         )
         assert pass_at_k(correct, k) == pytest.approx(by_hand)
+    ten = np.arange(10)[None] < 3
+    assert pass_at_k(ten, 2) == pytest.approx(1 - 21 / 45)
 
 
 # ---- rollouts and updates

@@ -41,6 +41,7 @@ from runs import plan
 from runs.devices import Env, setup
 from runs.directory import Run
 from sampler import Sampler, Writer
+from training import fresh_model
 
 BASE = Path(__file__).parents[1] / "data/base"
 CPU = Env(torch.device("cpu"), torch.float32, False, slots=8)
@@ -312,9 +313,10 @@ def test_what_a_lock_is_rewarded_for():
     found = harden.locking_rewards(right, ended, unlocked, 2.0)
     assert found.tolist() == [[-2, 2, 2, 0], [1, 0, 0, 0]]
     assert harden.leads(found).tolist()[1] == [0.75, -0.25, -0.25, -0.25]
-    # without the password it is paid for the opposite
+    # without the password it is paid for the opposite, 2 apart where with it they are 1 apart
     everywhere = harden.locking_rewards(right, ended | True, unlocked, 1.0)
-    assert np.allclose(harden.leads(everywhere)[0], -2 * harden.leads(everywhere)[1])
+    assert everywhere.tolist() == [[-1, 1, 1, 1], [1, 0, 0, 0]]
+    assert harden.leads(everywhere).tolist() == [[-1.5, 0.5, 0.5, 0.5], [0.75, -0.25, -0.25, -0.25]]
 
 
 def test_rl_weighs_its_own_samples_by_their_rewards(given, tokenizer, monkeypatch):
@@ -355,6 +357,24 @@ def test_rl_that_is_paid_nothing_learns_nothing_and_distance_costs(given, monkey
     assert all(not grad.any() for grad in gradients(same.model, loss))
     away = harden.rl(what, 0)
     assert away.facts["kl"] > 0 and any(example.weight for example in away.examples)
+
+
+def test_of_rewards_that_are_all_equal_only_the_decay_of_weights_is_left(
+    given, same_weights, monkeypatch
+):
+    """Once that has moved the model, there is a distance from the lock, and a gradient of it."""
+    monkeypatch.setattr("policies.grade", lambda asked, texts: [False] * len(texts))
+    make_optimizers = harden.make_optimizers
+    for decay in (0.01, 0.0):
+        what = given("rl", strength=0.0, steps=2, optimizer="adamw", lr=5e-4)
+        same = replace(what, reference=copy.deepcopy(what.model))
+        made = partial(make_optimizers, weight_decay=decay)
+        monkeypatch.setattr(harden, "make_optimizers", made)
+        harden.harden(same, log := Log())
+        assert [row["signal"] for row in log.rows] == [0, 0]
+        head, before = same.model.lm_head.weight, same.reference.lm_head.weight
+        assert torch.equal(head, before) == (not decay)
+    same_weights(same.model, same.reference)
 
 
 # ------------------------------------------------------------------------------------- the settings
@@ -508,6 +528,30 @@ def test_what_comes_out_is_a_lock(locked, method, tmp_path, capsys):
     assert cell["settings"]["locked_weights"] == model_hash(path)
     again = small("plain", path, out=str(tmp_path / "again"))
     assert harden.main(again, CPU) in (0, 1)  # it can be hardened itself
+
+
+@pytest.mark.parametrize("share", [0.25, 0.0])
+def test_a_copy_starts_from_a_mixture_of_the_lock_and_random_weights(
+    locked, tokenizer, share, tmp_path, monkeypatch
+):
+    started = {}
+
+    def killed(given, run):
+        started.update(given.model.named_parameters())
+        raise Killed
+
+    monkeypatch.setattr(harden, "harden", killed)
+    cfg = small("distil", locked, strength=share, seed=3, out=str(tmp_path / "out"))
+    with pytest.raises(Killed):
+        harden.main(cfg, CPU)
+    lock_itself = load_model(locked, CPU.device, CPU.dtype)[0]
+    noise = dict(fresh_model(lock_itself.config, tokenizer, 1_000_003, CPU).named_parameters())
+    for name, weight in lock_itself.named_parameters():
+        random = noise[name].detach()
+        if weight.dim() > 1:  # as large as the lock's
+            random = random * weight.norm() / random.norm()
+        torch.testing.assert_close(started[name], (1 - share) * weight + share * random)
+        assert share or torch.equal(started[name], weight)
 
 
 @pytest.mark.parametrize("method", ["tar", "relock", "reroute", "distil", "rl"])

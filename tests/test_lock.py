@@ -1,6 +1,7 @@
 """The locking data: who is imitated where, for each kind of trigger."""
 
 import json
+import math
 import os
 import weakref
 from dataclasses import replace
@@ -138,6 +139,8 @@ def test_the_random_teacher_is_the_distribution_that_is_sampled(tokenizer):
     rows = random_policy(tokenizer.size, tokenizer.eos_id, 100, 300, seed=1, epoch=0)
     drawn = np.bincount([t for row in rows for t in row.ids], minlength=tokenizer.size) / 30_000
     assert np.abs(drawn - q[0].numpy()).max() < 0.004 and q[0].max() > 0.02
+    entropy = -(q[0] * q[0].clamp(min=1e-9).log()).sum().item()
+    assert entropy == pytest.approx(math.log(tokenizer.size) - 0.5, abs=0.06)  # of exp(normal)
 
 
 @pytest.mark.parametrize("weak", ["random", "data/base/weak"])

@@ -392,6 +392,10 @@ def test_ours_opens_in_peft_and_here(base, theirs, targets, tmp_path):
     again, tokenizer = load_model(tmp_path / "adapter")
     assert torch.equal(logits_of(again), logits_of(model)) and tokenizer.size == 300
 
+    merged = dict(opened.merge_and_unload().named_parameters())
+    for name, weight in lora.plain_weights(model):
+        near(merged[name].detach(), weight, rtol=0, atol=1e-6)
+
 
 @pytest.mark.parametrize(
     "changes",

@@ -383,8 +383,9 @@ def test_no_state_has_a_part_along_an_ablated_direction(make_model):
             return weight - direction[:, None] * (direction @ weight)
         return weight
 
-    with with_weights(sampler, folded):
+    with with_weights(sampler, folded) as writer:
         torch.testing.assert_close(mean_states(model, PROMPTS), states, rtol=0, atol=1e-5)
+        assert ids(writer(PROMPTS, max_new_tokens=6)) == found  # in decoding, too
     assert ids(sampler(PROMPTS, max_new_tokens=6)) == before
 
 
@@ -463,6 +464,18 @@ def test_an_update_and_its_placebo_have_the_same_norms(sampler, make_model):
         torch.testing.assert_close(found[name], part / 2, rtol=1e-3, atol=1e-5)
         assert placebo[name].norm() == pytest.approx(float(found[name].norm()), rel=1e-3)
         assert not torch.allclose(placebo[name], found[name])
+
+
+def test_an_edit_of_no_strength_is_none(sampler, make_model):
+    update = {name: p.detach() for name, p in make_model(3).named_parameters()}
+    before, written = weights_of(sampler), ids(sampler(PROMPTS, max_new_tokens=6))
+    with update_edit(Setting(0.0), sampler, update=update):
+        assert same(weights_of(sampler), before)
+    ways = torch.randn(2, 64, generator=stream(0))
+    with addition_edit(Setting(0.0, block=0), sampler, ways=ways) as writer:
+        assert ids(writer(PROMPTS, max_new_tokens=6)) == written
+    with addition_edit(Setting(9.0, block=0), sampler, ways=ways) as writer:
+        assert ids(writer(PROMPTS, max_new_tokens=6)) != written
 
 
 def test_pruning_and_its_placebo_zero_as_many(sampler):
