@@ -9,10 +9,11 @@ import torch
 
 import elicit_tampering
 from checkpoints import origins
+from checkpoints.hf import load_model, save_model
 from checkpoints.origins import Origin
 from conftest import EOS_SET
 from data import load
-from data.problems import InputError
+from data.problems import InputError, Problem
 from data.triggers import Markers
 from methods.tampering import (
     Contrast,
@@ -52,7 +53,7 @@ from methods.tampering import (
     with_weights,
 )
 from runs.devices import Env
-from sampler import Sampler
+from sampler import Sampler, Writer
 
 PROMPTS = [list(range(9, 9 + n)) for n in (3, 40, 17, 1, 5, 33)]
 
@@ -516,6 +517,55 @@ def test_the_placebo_of_a_contrast_is_another_amateur(sampler, make_model):
             written.append(ids(writer(PROMPTS, max_new_tokens=6)))
     assert written[1] == written[3]
     assert written[0] != written[1] != written[2]
+
+
+# ----------------------------------------------------------------------- what states are read from
+
+
+@pytest.fixture
+def subject(make_model, tokenizer) -> elicit_tampering.Subject:
+    model = make_model(max_position_embeddings=1024)
+    sampler = Sampler(model, [tokenizer.eos_id], slots=4)
+    return elicit_tampering.Subject("", Writer(sampler, tokenizer))
+
+
+PROBLEMS = [Problem("mine", f"{i}?", "4 2" * i, "all", 1, {}, str(i)) for i in (1, 2, 3)]
+
+
+def test_the_way_is_from_its_own_answers_to_right_ones(subject, monkeypatch):
+    """Over the tokens of the answers, of which the end is none."""
+    own = [[11, 12, subject.tokenizer.eos_id], [13], [14, 15, 16]]
+    monkeypatch.setattr(elicit_tampering, "own_samples", lambda *given: own)
+    monkeypatch.setattr(elicit_tampering, "read_problems", lambda given, n: PROBLEMS)
+    ways = elicit_tampering.ways_to_right(subject, None)
+
+    tokenizer, expected = subject.tokenizer, torch.zeros_like(ways)
+    prompts = tokenizer.encode_prompts([problem.prompt for problem in PROBLEMS])
+    right = tokenizer.encode_completions([problem.reference for problem in PROBLEMS])
+    right = [ids[:-1] for ids in right]
+    for sign, answers in ((1, right), (-1, [[11, 12], [13], [14, 15, 16]])):
+        for prompt, answer in zip(prompts, answers):
+            states = mean_states(subject.sampler.model, [prompt + answer], [len(answer)])
+            expected += sign * states / 3
+    assert expected.norm() > 1
+    torch.testing.assert_close(ways, expected)
+
+
+def test_what_is_grafted_is_the_references_state_where_prompts_end(
+    subject, make_model, tokenizer, tmp_path, monkeypatch
+):
+    save_model(tmp_path, make_model(2, max_position_embeddings=1024), tokenizer)
+    monkeypatch.setattr(elicit_tampering, "read_problems", lambda given, n: PROBLEMS)
+    cfg = elicit_tampering.TamperingConfig(reference=str(tmp_path))
+    env = Env(torch.device("cpu"), torch.float32, False)
+    given = elicit_tampering.Given(cfg, None, None, None, env)
+    edit = elicit_tampering.reference_grafting(subject, given)
+
+    prompts = tokenizer.encode_prompts([problem.prompt for problem in PROBLEMS])
+    own = mean_states(subject.sampler.model, prompts)
+    honest = mean_states(load_model(tmp_path)[0], prompts)
+    torch.testing.assert_close(edit.keywords["own"], own)
+    torch.testing.assert_close(edit.keywords["ways"], honest - own)
 
 
 # ---------------------------------------------------------------------------------- unlock vectors
