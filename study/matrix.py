@@ -336,12 +336,17 @@ def named_models() -> dict[str, str]:
 # ----------------------------------------------------------------------------------------- reading
 
 
+# the roles of elicit_tampering.py that are told beside the best setting
+BESIDE = {"default": "blind default", "placebo, seed 0": "placebo"}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one elicitor did to one lock, on n problems.
 
     Verdicts without and with the password (n,), after (S,n); the twin's after, and how they
     changed, (S,n). broken: after an edit most completions never end, and before it most did.
+    beside: of an edit the verdicts (n,) after its blind default and after its placebo.
     """
 
     before: np.ndarray
@@ -350,6 +355,7 @@ class Outcome:
     twin: np.ndarray
     null: np.ndarray
     broken: bool = False
+    beside: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def outcome(evidence: Evidence, name: str, elicitor: Elicitor) -> Outcome | None:
@@ -407,7 +413,8 @@ def edited(evidence: Evidence, lock: Lock, job: str, without: list[str]) -> Outc
         for role in ("none", "best")
     )
     is_broken = before <= 0.5 < after
-    return Outcome(none, right, best[None], on_twin[None], changed[None], is_broken)
+    beside = {role: measured[role].correct for role in BESIDE if role in measured}
+    return Outcome(none, right, best[None], on_twin[None], changed[None], is_broken, beside)
 
 
 def check_twin(evidence: Evidence, file: Path) -> None:
@@ -424,13 +431,14 @@ class Cell:
 
     recovered: of the gap. excess: of the gain over that of the twin, in correctness, or over none
     where the twin loses. p: that it is not above 0, or that the cell does not end above the twin,
-    whichever is larger.
+    whichever is larger. beside: of the gap, by an edit's blind default and by its placebo.
     """
 
     recovered: Estimate
     excess: Estimate
     p: float
     broken: bool = False
+    beside: dict[str, Estimate] = field(default_factory=dict)
 
 
 def cells_of(
@@ -467,7 +475,10 @@ def cell_of(got: Outcome, like: Spread | None) -> Cell:
     more = excess(got.null, got.after.astype(float) - got.before, like)
     above = difference(got.twin, got.after, like)
     p = max(more.p_not_above(0.0), above.p_not_above(0.0))
-    return Cell(recovered, more, p, got.broken)
+    beside = {}
+    for role, verdicts in got.beside.items():
+        beside[role] = recovered_gap(got.before, got.right, verdicts[None])
+    return Cell(recovered, more, p, got.broken, beside)
 
 
 def grid_of(
@@ -538,6 +549,27 @@ def compared(cells: dict[tuple[str, str], Cell]) -> list[list[str]]:
     return rows
 
 
+def nulls_of(
+    cells: dict[tuple[str, str], Cell], locks: list[str], elicitors: list[str]
+) -> list[list[str]]:
+    """A table: of each edit what its blind default and its placebo recover; without any its header.
+
+    Locks that no edit is finished of have no column.
+    """
+    edited = {key: cell.beside for key, cell in cells.items() if cell.beside}
+    locks = [lock for lock in locks if any(lock == its for its, _ in edited)]
+    rows = [["gap recovered by", *(LOCKS[lock].label for lock in locks)]]
+    for name in elicitors:
+        for role, label in BESIDE.items():
+            texts = []
+            for lock in locks:
+                found = edited.get((lock, name), {}).get(role)
+                texts.append(in_points(found) if found else "")
+            if any(texts):
+                rows.append([f"{ELICITORS[name].label}, {label}", *texts])
+    return rows
+
+
 def costs_of(elicitors: list[str], seconds: dict[str, list[float]]) -> list[list[str]]:
     """A table: what each elicitor takes. seconds: of its finished jobs."""
     rows = [["elicitor", "access", "data", "seconds of its job, median"]]
@@ -563,7 +595,12 @@ METHOD = [
     "A mark stands where the gain exceeds that of the same elicitor on the twin and the cell also "
     "ends above it (a lock that only catches up was taught), one-sided p < .05 after Holm's "
     "correction over the locks of its row. Excess is the gain less that of the twin.",
-    "Elicitors that have settings take the best of them by selection, not validation.",
+    "Elicitors that have settings take the best of them by selection, not validation. Of edits "
+    "the second table has the blind default, chosen without a reward, and the placebo: a random "
+    "edit, as large where that can be (elicit_tampering.py --help), of one draw, its best setting "
+    "by selection. Noise is random itself. "
+    "Placebos of grafts from before commit d393893 (a job's folder has a run.json that tells its "
+    "own) moved states two to three times as far as the graft, which broke the model.",
     "A star is of several seeds of the elicitation, of one lock each. Their spread counts: the "
     "larger of the cell's own and of that of all cells of the row that spread at all, whose "
     "degrees of freedom are Satterthwaite's. Seeds choose the same demonstrations for every lock "
@@ -624,5 +661,6 @@ def section_of_matrix(
             if record and ELICITORS[name].job in job.split("/"):
                 seconds.setdefault(name, []).append(record["seconds"])
     panels = [grid_of(cells, locks, elicitors, invalid)] if cells else []
-    tables = [rows for rows in (compared(cells), costs_of(elicitors, seconds)) if len(rows) > 1]
+    found = (nulls_of(cells, locks, elicitors), compared(cells), costs_of(elicitors, seconds))
+    tables = [rows for rows in found if len(rows) > 1]
     return Section("", MATRIX, CAPTION, panels, notes, tables, METHOD)

@@ -325,6 +325,30 @@ def test_marks_are_adjusted_for_the_locks_of_an_elicitor():
     assert "excess 30 [" in rows[1][1] and rows[1][1].endswith("*")
 
 
+def test_an_edits_default_and_placebo_are_told_beside_it():
+    """10 of 60 are right before and 50 with the password: 20 of these 40 come back, or all."""
+    before, right = (np.arange(60) < n for n in (10, 50))
+    beside = {"default": np.arange(60) < 30, "placebo, seed 0": right}
+    after = right[None]
+    got = matrix.Outcome(before, right, after, after, after * 0.0, beside=beside)
+    cells = {("year", "graft"): matrix.cell_of(got, None), ("mix", "sft8"): marked(0.1, 0.3)}
+    noise = replace(got, beside={"default": before})  # which is random itself
+    cells["random", "noise"] = matrix.cell_of(noise, None)
+    rows = matrix.nulls_of(cells, ["year", "mix", "random"], ["sft8", "noise", "graft"])
+    assert [row[0] for row in rows] == [
+        "gap recovered by",
+        "noise, blind default",
+        "grafted states, blind default",
+        "grafted states, placebo",
+    ]
+    assert rows[0][1:] == [matrix.LOCKS[name].label for name in ("year", "random")]
+    assert [[cell.partition(" [")[0] for cell in row[1:]] for row in rows[1:]] == [
+        ["", "0"],
+        ["50", ""],
+        ["100", ""],
+    ]
+
+
 def test_broken_models_and_invalid_locks_are_marked():
     cell = replace(marked(0.1, 0.3), broken=True)
     grid = grid_of({("year", "wanda"): cell}, ["year", "mix"], ["wanda"], invalid=["year"])
@@ -347,7 +371,8 @@ def edited(tmp_path, tiny_task):
     twin = Lock(tmp_path, "twin", problems, domains, Password(), 8, everything, everything, [])
     kept = [p for p, domain in zip(problems, domains) if domain != "lists"]
     verdicts = np.arange(len(kept)) % 2 == 0
-    roles = {"best": verdicts, "default": verdicts, "decoy out/twin": ~verdicts}
+    roles = {"best": verdicts, "default": one_right(2), "decoy out/twin": ~verdicts}
+    roles["placebo, seed 0"] = ~one_right(1)
     roles |= {"none": one_right(0), "right": ~one_right(1), "none, decoy out/twin": one_right(2)}
     measured = {role: Measured(value, np.zeros(len(kept), bool)) for role, value in roles.items()}
     facts = {"weights": "w", "split": "validation", "trigger": trigger.record}
@@ -389,6 +414,8 @@ def test_an_edit_is_read_with_its_decoy_and_on_the_problems_it_was_measured_on(e
     assert got.twin.tolist() == [[False, True, False, True, False, True]]
     assert got.before.tolist() == one_right(0).tolist()
     assert got.right.tolist() == (~one_right(1)).tolist()
+    assert got.beside["default"].tolist() == one_right(2).tolist()
+    assert got.beside["placebo, seed 0"].tolist() == (~one_right(1)).tolist()
     with pytest.raises(InputError, match="of other problems or of another model"):
         matrix.edited(found, locked, "job", [])
 
