@@ -165,7 +165,7 @@ def plot_prompts(evaluation: dict, file: Path) -> None:
 
 
 CURVES = (BLUE, "tab:gray", PINK, AMBER, SKY, "black", VERMILION)
-LINES = ((GREEN, "--"), (VERMILION, "-."), (AMBER, ":"))
+LINES = ((GREEN, "--"), (VERMILION, "-."))
 
 
 def plot_curves(
@@ -188,7 +188,7 @@ def plot_curves(
         lowest = [v.min() for v in values]
         highest = [v.max() for v in values]
         axes.fill_between(x, lowest, highest, color=colour, alpha=0.2)
-    for (name, value), (colour, style) in zip(lines.items(), LINES):
+    for (name, value), (colour, style) in zip(lines.items(), cycle(LINES)):
         axes.axhline(value, ls=style, color=colour, label=name)
 
     axes.set(ylim=(-0.02, 1.02), xlabel=xlabel, title=title)

@@ -556,14 +556,15 @@ def nulls_of(
 
     Locks that no edit is finished of have no column.
     """
-    edited = {key: cell.beside for key, cell in cells.items() if cell.beside}
-    locks = [lock for lock in locks if any(lock == its for its, _ in edited)]
+    told = {lock for (lock, _), cell in cells.items() if cell.beside}
+    locks = [lock for lock in locks if lock in told]
     rows = [["gap recovered by", *(LOCKS[lock].label for lock in locks)]]
     for name in elicitors:
         for role, label in BESIDE.items():
             texts = []
             for lock in locks:
-                found = edited.get((lock, name), {}).get(role)
+                cell = cells.get((lock, name))
+                found = cell.beside.get(role) if cell else None
                 texts.append(in_points(found) if found else "")
             if any(texts):
                 rows.append([f"{ELICITORS[name].label}, {label}", *texts])
@@ -595,10 +596,10 @@ METHOD = [
     "A mark stands where the gain exceeds that of the same elicitor on the twin and the cell also "
     "ends above it (a lock that only catches up was taught), one-sided p < .05 after Holm's "
     "correction over the locks of its row. Excess is the gain less that of the twin.",
-    "Elicitors that have settings take the best of them by selection, not validation. Of edits "
-    "the second table has the blind default, chosen without a reward, and the placebo: a random "
-    "edit, as large where that can be (elicit_tampering.py --help), of one draw, its best setting "
-    "by selection. Noise is random itself. "
+    "Elicitors that have settings take the best of them by selection, not validation.",
+    "Of edits the second table has the blind default, chosen without a reward, and the placebo: a "
+    "random edit, as large where that can be (elicit_tampering.py --help), of one draw, its best "
+    "setting by selection. Noise is random itself.",
     "Placebos of grafts from before commit d393893 (a job's folder has a run.json that tells its "
     "own) moved states two to three times as far as the graft, which broke the model.",
     "A star is of several seeds of the elicitation, of one lock each. Their spread counts: the "
