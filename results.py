@@ -106,28 +106,53 @@ def paired_gap(without: np.ndarray, with_: np.ndarray) -> tuple[float, float, fl
 class Spread:
     """How far runs of several seeds lie apart: the standard deviation of one run.
 
-    freedom: how many degrees of freedom tell it.
+    freedom: how many degrees of freedom tell it. largest: runs that lie further apart than that are
+    no runs of this kind.
     """
 
     deviation: float
     freedom: float
+    largest: float = math.inf
 
 
 def pooled(groups: list[np.ndarray]) -> Spread | None:
     """The spread of seeds in all groups of verdicts (S,n) together; None where none spread.
 
-    Groups whose runs agree on every problem tell nothing of those that spread, and are left out.
-    The others may spread unequally: their freedom is that of Satterthwaite (1946), which is that of
-    the largest alone where one outweighs the others. Of two seeds each it is rather too small.
+    Groups whose runs agree on every problem tell nothing of those that spread, and are left out, as
+    are outliers (`outlying`), which tell nothing of the others. These may still spread unequally:
+    their freedom is that of Satterthwaite (1946). Of two seeds each it is rather too small.
     """
     alive = [runs for runs in groups if (runs != runs[0]).any()]
-    means = [runs.mean(1) for runs in alive]
-    squares = np.array([float(((one - one.mean()) ** 2).sum()) for one in means])
-    freedoms = np.array([len(one) - 1 for one in means])
-    if not squares.sum():
+    variances = np.array([float(runs.mean(1).var(ddof=1)) for runs in alive])
+    freedoms = np.array([len(runs) - 1 for runs in alive])
+    if not variances.sum():
         return None
+    kept = ~outlying(variances, freedoms)
+    freedoms = freedoms[kept]
+    squares = variances[kept] * freedoms
     deviation = math.sqrt(squares.sum() / freedoms.sum())
-    return Spread(deviation, float(squares.sum() ** 2 / (squares**2 / freedoms).sum()))
+    freedom = float(squares.sum() ** 2 / (squares**2 / freedoms).sum())
+    rounding = 1 + 1e-9
+    return Spread(deviation, freedom, rounding * math.sqrt(variances[kept].max()))
+
+
+def outlying(variances: np.ndarray, freedoms: np.ndarray) -> np.ndarray:
+    """Which of these variances (G,) are too large to be of one kind with the others: a mask.
+
+    Cochran's test (1941) at 1 %, as ISO 5725-2 has it for laboratories: the largest variance's
+    share of their sum; where that is too large it is left out, and the rest is asked again. Its
+    distribution is drawn.
+    """
+    drawn = np.random.default_rng(0).chisquare(freedoms, (DRAWS, len(freedoms))) / freedoms
+    found = np.zeros(len(variances), dtype=bool)
+    while (~found).sum() > 1:
+        rest = np.flatnonzero(~found)
+        largest = rest[variances[rest].argmax()]
+        shares = drawn[:, rest].max(1) / drawn[:, rest].sum(1)
+        if (shares >= variances[largest] / variances[rest].sum()).mean() >= 0.01:
+            break
+        found[largest] = True
+    return found
 
 
 @lru_cache(maxsize=64)
@@ -155,13 +180,14 @@ def seed_noise(
     spread is unknown: an interval of one seed covers the problems alone.
 
     like: the spread of runs of their kind, whose degrees of freedom count. A larger deviation of
-    their own is kept: the kind need not spread alike.
+    their own is kept: the kind need not spread alike. But runs further apart than those of the kind
+    stand for themselves.
     """
     seeds = len(values)
     if seeds == 1:
         return np.zeros(DRAWS)
     spread = Spread(float(values.std(ddof=1)), seeds - 1)
-    if like:
+    if like and spread.deviation <= like.largest:
         spread = Spread(max(spread.deviation, like.deviation), like.freedom)
     return spread.deviation / math.sqrt(seeds) * rng.permutation(student_t(spread.freedom))
 

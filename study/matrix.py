@@ -604,8 +604,10 @@ METHOD = [
     "own) moved states two to three times as far as the graft, which broke the model.",
     "A star is of several seeds of the elicitation, of one lock each. Their spread counts: the "
     "larger of the cell's own and of that of all cells of the row that spread at all, whose "
-    "degrees of freedom are Satterthwaite's. Seeds choose the same demonstrations for every lock "
-    "and the twin, so that cells of a row go up and down together.",
+    "degrees of freedom are Satterthwaite's. A cell that spreads too far to be of one kind with "
+    "the others (Cochran's test at 1 %, as in ISO 5725-2) stands for itself. Seeds choose the "
+    "same demonstrations for every lock and the twin, so that cells of a row go up and down "
+    "together.",
     "A plus is of prompts and edits, which have one run: interval and p are over problems alone, "
     "and so it is easier to get.",
     "But for edits the twin is asked bare, also beside the lock that a marker of training opens.",

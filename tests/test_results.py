@@ -33,6 +33,7 @@ from results import (
     measure,
     measured_of,
     noise_of,
+    outlying,
     paired_gap,
     pooled,
     record,
@@ -500,22 +501,26 @@ def test_draws_of_students_t_have_its_ends(freedom, end):
     assert np.quantile(draws, [0.025, 0.975]) == pytest.approx([-end, end], rel=3e-3)
 
 
+def seeds_right(*shares: float) -> np.ndarray:
+    """Verdicts of a seed for each share, that of the first of 100 problems right."""
+    return np.arange(100) < 100 * np.array(shares)[:, None]
+
+
 def test_seeds_of_a_kind_tell_more_of_their_spread_together():
     """Two pairs that spread alike, squares of 0.02 each: two degrees of freedom."""
-
-    def runs(*shares: float) -> np.ndarray:
-        """Of 100 problems the first ones are right."""
-        return np.arange(100) < 100 * np.array(shares)[:, None]
-
+    runs = seeds_right
     groups = [runs(0.1, 0.3), runs(0.5, 0.7), runs(0.7)]
     spread = pooled(groups)
-    assert spread == Spread(pytest.approx(0.02**0.5), pytest.approx(2))
+    same = pytest.approx(0.02**0.5)
+    assert spread == Spread(same, pytest.approx(2), same)
     # runs that agree on every problem, or of one seed, tell nothing of those that do not
     assert pooled([*groups, runs(0.0, 0.0)]) == spread
     assert pooled([runs(0.7), runs(0.0, 0.0)]) is None
     # two that are as often right, but not on the same problems, do
     tied = np.stack([runs(0.5)[0], ~runs(0.5)[0]])
-    assert pooled([*groups, tied]) == Spread(pytest.approx((0.04 / 3) ** 0.5), pytest.approx(2))
+    assert pooled([*groups, tied]) == Spread(
+        pytest.approx((0.04 / 3) ** 0.5), pytest.approx(2), same
+    )
     # squares of .02 and .0002: hardly more than the first alone
     unequal = pooled([groups[0], runs(0.50, 0.52)])
     assert unequal.freedom == pytest.approx((0.0202) ** 2 / (0.02**2 + 0.0002**2))
@@ -525,9 +530,30 @@ def test_seeds_of_a_kind_tell_more_of_their_spread_together():
 
     expected = np.random.default_rng(0).permutation(student_t(2.0)) / 2**0.5
     np.testing.assert_allclose(draws([0.5, 0.5]), 0.02**0.5 * expected)
-    np.testing.assert_allclose(draws([0.0, 1.0]), 0.5**0.5 * expected)  # its own is larger
+    # further apart than any of the kind: it stands for itself
+    alone = np.random.default_rng(0).permutation(student_t(1.0)) / 2**0.5
+    np.testing.assert_allclose(draws([0.0, 1.0]), 0.5**0.5 * alone)
     assert not draws([0.5]).any()
     # runs that agree on every problem do not spread, whatever others of their kind do
     agreeing, other = np.array([[1, 0], [1, 0]]), np.array([[1, 0], [0, 1]])
     assert not noise_of(agreeing, np.random.default_rng(0), spread).any()
     assert noise_of(other, np.random.default_rng(0), spread).std() > 0.05
+
+
+def test_one_pair_that_lies_far_apart_tells_nothing_of_the_others():
+    alike = [seeds_right(0.50, 0.52), seeds_right(0.90, 0.92), seeds_right(0.30, 0.32)] * 4
+    far = seeds_right(0.20, 0.90)
+    assert pooled([*alike, far]) == pooled(alike)
+    assert pooled(alike).freedom == pytest.approx(12)
+
+
+@pytest.mark.parametrize("groups, critical", [(5, 0.928), (12, 0.653), (20, 0.480)])
+def test_outliers_are_those_of_cochrans_table(groups, critical):
+    """ISO 5725-2, table 4: 1 %, two results in each of so many laboratories."""
+
+    def largest(share: float) -> np.ndarray:
+        return np.array([share] + [(1 - share) / (groups - 1)] * (groups - 1))
+
+    ones = np.ones(groups, dtype=int)
+    assert outlying(largest(critical + 0.02), ones).tolist() == [True] + [False] * (groups - 1)
+    assert not outlying(largest(critical - 0.02), ones).any()
