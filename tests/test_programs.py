@@ -469,6 +469,15 @@ def test_the_program_in_a_completion(completion, program):
     assert program_in(completion) == program
 
 
+def test_a_hostile_fence_costs_little():
+    start = time.perf_counter()
+    for filling in ("a", " ", " a", "\n"):
+        text = "```" + filling * 100_000
+        program_in(text)
+    # milliseconds; quadratic work would take minutes
+    assert time.perf_counter() - start < 10
+
+
 @pytest.mark.parametrize(
     "row",
     [

@@ -9,7 +9,8 @@ r"""Mathematical answers: find the final one in a text, and say whether two are 
        or a heading "#### Final Answer", the next line; without the stars of Markdown. Of a
        sentence it is the last $...$ or, without one, the last number, but all of a sentence where
        that is part of something else. A heading "#### Conclusion" with more below is no answer
-    3. the last number
+    3. the last number; of a last line that has it within $...$ or \[...\], all of that, or what
+       follows the equals sign there
     4. the last line that is not empty
 
 `equal` compares two answers in one normal form, computed from the text alone: nothing is evaluated,
@@ -75,12 +76,14 @@ REPLACED = (  # in this order
 # fmt: on
 CLEANED = [(re.compile(pattern), new) for pattern, new in REPLACED]
 
-TEXT = re.compile(r"\\(?:text\w*|mbox|hbox|mathrm|mathbf|mathit)\s*\{([^{}]*)\}(\^\{?\d\}?)?")
+_TEXT = r"\\(?:text\w*|mbox|hbox|mathrm|mathbf|mathit)\s*\{([^{}]*)\}"
+TEXT = re.compile(_TEXT + r"(\^\{?\d\}?)?")
+SUBSCRIPT = re.compile(rf"_(\{{)?{_TEXT}(?(1)\}})")  # x_{\text{max}}
 NOT_UNITS = "pi|sqrt|sin|cos|tan|log|ln|dozen|hundred|thousand|million|billion|trillion"
 NOT_UNITS += "|squared|cubed|plus|minus|times|divided|not|or|less|more"
-MEANING = re.compile(rf"\b(?:{NOT_UNITS})\b")
+MEANING = re.compile(rf"\b(?i:(?:{NOT_UNITS})s?)\b")
 UNIT = re.compile(
-    rf"^([-+\d.,/ ]*\d[.\d]*)\s+(?!(?:{NOT_UNITS})\b)[a-zA-Z]{{2}}[a-zA-Z /]*(\^[23])?$"
+    rf"^([-+\d.,/ ]*\d[.\d]*)\s+(?!.*{MEANING.pattern})[a-zA-Z]{{2}}[a-zA-Z /]*(\^[23])?$"
 )
 NAME = re.compile(r"(^|,)\s*[a-zA-Z](?:_\w|_\{\w\})?(?:\([a-z]\))?\s*=(?!=)")
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![,\d])")
@@ -101,7 +104,9 @@ HEADING = re.compile(  # a line's words, when more stands below it
 
 # in a sentence
 WORD = re.compile(r"[^\W\d_]{2,}")
-EMPHASIS = re.compile(r"(?:(?<=[\s(])|^)[*_]+(?=[\w$\\.-])|(?<=[\w.,!$%)])[*_]+(?=[\s.,;:!?)]|$)")
+EMPHASIS = re.compile(
+    r"(?:(?<=[\s(])|^)[*_]+(?=[\w$\\.-])|(?<=[\w.,!$%)])(?<![*_])[*_]+(?=[\s.,;:!?)]|$)"
+)
 FORMULA = re.compile(  # not of "$5 and $6"
     r"(?<!\\)\$(?=\S)([^$]+)(?<=[^\s\\])\$(?!\d)|\\\(((?:[^\\]|\\(?!\())*?)\\\)"
 )
@@ -125,7 +130,7 @@ def final_answer(text: str) -> str:
     box = last_box(text)
     if box is not None:
         return box.strip()
-    text = text.strip()
+    text = text.replace("\r\n", "\n").strip()
     for marker in reversed(list(MARKER.finditer(text))):
         start = LAID_OUT.match(text, marker.end()).end()
         heading = HEADING.match(text, start) if marker[0].startswith("#") else None
@@ -135,7 +140,8 @@ def final_answer(text: str) -> str:
             start = LAID_OUT.match(text, heading.end()).end()
         line = text[start:].split("\n", 1)[0]
         return _told_in(LAID_OUT_END.sub("", line.strip("* ")).rstrip())
-    return last_number(text) or text.rsplit("\n", 1)[-1].strip()
+    last_line = text.rsplit("\n", 1)[-1].strip()
+    return _last_formula(last_line) or last_number(text) or last_line
 
 
 def _told_in(line: str) -> str:
@@ -171,6 +177,19 @@ def _told_in(line: str) -> str:
     if last.re is NUMERAL:
         return last[0]
     return (last[1] or last[2]).strip()
+
+
+def _last_formula(line: str) -> str | None:
+    r"""Of the $...$ or \[...\] that has a line's last number, what follows the last equals sign."""
+    line = re.sub(r"\s*\\[\[\]]\s*", "$", line)
+    last = None
+    for found in FORMULA.finditer(line):
+        if NUMERAL.search(found[0]):
+            last = found
+    if not last or NUMERAL.search(line, last.end()):
+        return None
+    value = re.split(r"(?<![<>])=|\\approx\b", last[1] or last[2])[-1].strip()
+    return value if NUMERAL.search(value) else None
 
 
 def last_number(text: str) -> str | None:
@@ -237,6 +256,7 @@ def clean(text: str) -> str:
         text = text.replace(character, plain)
     text = re.sub(r"\\?\$|(?<!\\)\\[()\[\]]", "", text)
     text = re.sub(r"\s+", " ", text.strip().rstrip(".")).strip()
+    text = SUBSCRIPT.sub(r"_{\2}", text)
 
     # \text{} is a list's "and", or a unit, or all there is
     text = TEXT.sub(lambda m: ", " if m[1].strip() in ("and", "or") else m[0], text)
@@ -270,7 +290,8 @@ def one_line(text: str) -> str:
         if command == r"\frac":
             below, text = argument(text)
             mixed = before.rstrip()[-1:].isdigit()  # the space tells 1 4/5 from 14/5
-            out += before + " " * mixed + _fraction(inner, below)
+            product = "*" * text.lstrip()[:1].isdigit()  # \frac{1}{2}3 is not 1/23
+            out += before + " " * mixed + _fraction(inner, below) + product
         elif command in "^_":
             out += before + command + _exponent(inner, rest=text)
         else:
@@ -364,6 +385,7 @@ def normal(text: str) -> object:
     # words, and at last sums
     if re.fullmatch(r"[^\W\d_]{2,}( [^\W\d_]+)*", text):
         return text.casefold()
+    text = re.sub(r"(?<=\d) (?=\d)", "_", text)  # 1 1/2x is not 11/2x
     text = re.sub(r"[\s\\]", "", text)
     text = re.sub(r"(?<!\d)\*|\*(?!\d)", "", text)  # 2*5 keeps its sign: it is not 25
     sides = re.split(r"([<>≠]?=|[<>≠])", text)

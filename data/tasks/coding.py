@@ -341,7 +341,7 @@ def random_argument(domain: str, rng: random.Random) -> list[int] | str | int:
 
 # ---- grading
 FENCE = re.compile(
-    r"^[ \t]*```[ \t]*(\w*)[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL
+    r"^[ \t]*+```[ \t]*+(\w*+)[^\n`]*+\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL
 )
 PYTHON = ("", "py", "python", "python3")  # what a fence's language may be
 

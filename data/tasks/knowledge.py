@@ -249,7 +249,8 @@ def letter_of(completion: str) -> str | None:
     """B of "B", "(B)", "B." and "B)", any of them after "Answer:"; None for anything else.
 
     There may be text after the last three, but no second letter at once: "B. C." is no answer, nor
-    is "B. or C.". Further on a letter may end a sentence. Stars of Markdown do not count.
+    is "B. or C."; a bare letter there is a word, "B. A dog". Further on a letter may end a
+    sentence. Stars of Markdown do not count.
     """
     words = completion.replace("*", "").strip().removeprefix("Answer:").split()
     if len(words) == 1 and words[0] in LETTERS:
