@@ -728,7 +728,9 @@ def write_cell(
 def main(cfg: TamperingConfig, env: Env) -> int:
     # whatever can be refused is, before anything is written
     cfg, lock = settled(cfg)
-    method, env = METHODS[cfg.method], in_fp32(env)
+    method = METHODS[cfg.method]
+    # as many slots as a setting has rows: an idle one costs as much as one that writes
+    env = replace(in_fp32(env), slots=min(env.slots, cfg.selection_problems))
     if method.eager:
         model_module.compile_kernels = False
     selection = eval_set(cfg, "selection", cfg.selection_problems, lock, env)
